@@ -1,0 +1,40 @@
+"""Slot 5, what is done to the combined gradient before the base optimizer sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from pugdft.optim import tensors
+
+
+class Normalize(Protocol):
+    """Changes the combined gradient in place."""
+
+    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Normalise in place; returns ‖h‖ before, a 0-dim tensor that is finite exactly if h is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The gradient as it is."""
+
+    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+        return tensors.global_norm(gradients)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One global unit vector: h / (‖h‖ + 1e-12), over all parameter groups.
+
+    The base optimizer adds a coupled weight decay after this, and its momentum sees the unit gradient.
+    """
+
+    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+        norm = tensors.global_norm(gradients)
+        tensors.scale_(gradients, tensors.ratio(1.0, norm))
+        return norm

@@ -1,0 +1,240 @@
+"""The recipe: everything that decides a run, in one strict YAML file.
+
+A recipe is read in three steps: text to mapping (``yaml_text``), overrides laid over it, mapping to
+:class:`Recipe`. Every fault is collected before any is reported. Nothing here imports torch: sections
+whose names only torch or timm know (optimizers, models) are checked by functions handed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
+
+from pugdft import yaml_text
+from pugdft.errors import Fault, FaultsError, UserError, close_match
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+SectionCheck = Callable[[Any], Sequence[Fault]]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(_Section):
+    """The backbone."""
+
+    name: StrictStr = Field(description="timm model, with its weights tag where pretrained: resnet18.tv_in1k")
+    pretrained: StrictBool | StrictStr = Field(
+        True, description="true: the tag's weights; false: random; or a path to .safetensors or .pth"
+    )
+
+
+class DataSection(_Section):
+    """The images."""
+
+    name: StrictStr = Field(
+        description="cifar10, cifar100, tiny_imagenet, bundled, or a path to a folder of parquet files or images"
+    )
+    image_size: Annotated[int, Field(ge=8, le=4096)] = Field(
+        224, description="side of the square that the backbone sees, in pixels"
+    )
+    validation: Fraction = Field(
+        0.0, description="fraction of the train split held out, seeded and class-balanced"
+    )
+    crop_padding: Annotated[int, Field(ge=0, le=512)] = Field(
+        4, description="pixels added on each side, at stored size, before the random crop; 0 turns it off"
+    )
+    flip: StrictBool = Field(True, description="flip half of the training images left to right")
+
+
+class ScheduleSection(_Section):
+    """The learning rate over the run, as a factor of the base optimizer's lr, changed at every step."""
+
+    name: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to 0 at the last step")
+    warmup_epochs: Annotated[Number, Field(ge=0)] = Field(0.0, description="linear rise from 0 to lr, in epochs")
+
+
+class TrainSection(_Section):
+    """The training loop."""
+
+    epochs: PositiveInt = Field(100, description="passes over the train split")
+    max_steps: PositiveInt | None = Field(None, description="stop after so many updates; the schedule ends there")
+    batch_size: PositiveInt = Field(100, description="images per update, over all processes")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="images per forward pass and process; the same update with less memory"
+    )
+    eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
+    eval_every: PositiveInt = Field(1, description="epochs between evaluations on the test split")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; weights stay fp32")
+    label_smoothing: Fraction = Field(0.0, description="in the training loss only")
+    freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the new head alone")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="of the validation split, the order, the augmentation, the new head"
+    )
+
+
+class Recipe(_Section):
+    """One run, resolved. The optimizer stays a mapping: its options belong to the optimizer core."""
+
+    model: ModelSection
+    data: DataSection
+    optimizer: dict[str, Any] = Field(
+        description="name, the method's options, and base: {name, lr, …}; or a base optimizer alone"
+    )
+    schedule: ScheduleSection = Field(default_factory=lambda: ScheduleSection.model_validate({}))
+    train: TrainSection = Field(default_factory=lambda: TrainSection.model_validate({}))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data in the order of the schema: what ``--dry-run`` prints and the record keeps."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """sha256 (hex) of the resolved recipe: equal digests mean equal runs."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    checks: Mapping[str, SectionCheck] | None = None,
+) -> Recipe:
+    """Read a recipe from a file, a bundled recipe's name, or a mapping.
+
+    Args:
+        source: path, bundled name, or the mapping itself.
+        overrides: ``KEY=VALUE`` texts, see :func:`apply_override`.
+        checks: section name to a function that returns the section's further faults.
+
+    Raises:
+        UserError: the file cannot be read or is no mapping.
+        FaultsError: with every fault of the recipe and of the overrides.
+    """
+    label, data = _read(source)
+    faults: list[Fault] = []
+    for text in overrides:
+        faults += apply_override(data, text)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        faults += [_as_fault(details, data) for details in error.errors()]
+    for section, check in (checks or {}).items():
+        # A section that is missing or of the wrong kind already has its fault from the schema.
+        if isinstance(data.get(section), Mapping):
+            faults += check(data[section])
+    if recipe is not None:
+        faults += _cross_faults(recipe)
+    if faults:
+        raise FaultsError(label, faults)
+    assert recipe is not None
+    return recipe
+
+
+def recipe_folder() -> Path:
+    """Where the bundled recipes are: inside an installed package, or at the top of a checkout."""
+    installed = Path(__file__).parent / "bundled_recipes"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def bundled_recipes() -> list[str]:
+    """Names of the recipes that come with pugdft."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a path or of a bundled recipe's name.
+
+    Raises:
+        UserError: neither a file nor a bundled name.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    bundled = recipe_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
+    # `recipes/x.yaml` is how the documents name a recipe; it works outside a checkout too.
+    if bundled.is_file() and path.parent in (Path("."), Path("recipes")):
+        return bundled
+    if path.is_dir():
+        raise UserError(f"{source}: is a folder; a recipe is a YAML file")
+    hint = close_match(path.name.removesuffix(".yaml"), bundled_recipes())
+    raise UserError(f"{source}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
+
+
+def apply_override(data: dict[str, Any], text: str) -> list[Fault]:
+    """Lay ``section.key=VALUE`` over a recipe in place; VALUE is YAML; returns what is wrong with it.
+
+    Giving ``optimizer.name`` another method keeps the base, since that is what one compares; the old
+    method's options stay and are refused by the check if the new one does not have them.
+    """
+    key, equals, value_text = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        return [Fault(f'override "{text}"', "expected KEY=VALUE, such as optimizer.rho=0.1")]
+    try:
+        value = yaml_text.parse(value_text)
+    except UserError as error:
+        return [Fault(f'override "{text}"', str(error))]
+    node = data
+    for depth, part in enumerate(parts[:-1], start=1):
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            return [Fault(f'override "{text}"', f"{'.'.join(parts[:depth])} is a value, not a section")]
+    node[parts[-1]] = value
+    return []
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(source, Mapping):
+        return "", json.loads(json.dumps(source))
+    path = find_recipe(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    data = yaml_text.parse(text, str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping with the sections {', '.join(Recipe.model_fields)}")
+    return str(path), data
+
+
+def _as_fault(details: Mapping[str, Any], data: Mapping[str, Any]) -> Fault:
+    """Pydantic's error in our words, with the known keys and a close match for an unknown one."""
+    location = [str(part) for part in details["loc"] if part not in ("bool", "str", "function-after[...]")]
+    where = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        section = Recipe.model_fields.get(location[0]) if len(location) > 1 else None
+        schema = section.annotation if section else Recipe
+        known = list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+        return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}")
+    if details["type"] == "missing":
+        return Fault(where, "is required")
+    message = details["msg"].removeprefix("Input should be ")
+    if details["type"] in ("bool_type", "string_type"):
+        message = "true, false or a path" if where == "model.pretrained" else message
+    given = details["input"]
+    shown = f", not {json.dumps(given)}" if isinstance(given, str | int | float | bool | None) else ""
+    return Fault(where, f"must be {message}{shown}")
+
+
+def _cross_faults(recipe: Recipe) -> list[Fault]:
+    """What no single field can see."""
+    faults = []
+    train = recipe.train
+    if train.micro_batch_size and train.micro_batch_size > train.batch_size:
+        faults.append(
+            Fault("train.micro_batch_size", f"{train.micro_batch_size} is more than batch_size {train.batch_size}")
+        )
+    if recipe.schedule.warmup_epochs >= train.epochs:
+        faults.append(
+            Fault("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})")
+        )
+    return faults
