@@ -68,8 +68,10 @@ def parse(text: str, source: str = "") -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(f"{prefix}{place}{error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{prefix}not readable as YAML: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # PyYAML's constructors let these out on values such as `!!bool word` or a mapping as a key.
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{prefix}not readable as YAML: {type(error).__name__}: {reason}") from None
 
 
 class _Dumper(yaml.SafeDumper):

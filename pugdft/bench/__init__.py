@@ -1,0 +1,1 @@
+"""Comparisons: the cells of a plan, run one after another, each leaving its record."""

@@ -1,0 +1,67 @@
+"""The ``pugdft`` command. Results go to stdout, progress and messages to stderr.
+
+Exit codes: 0 done; 1 the run failed or diverged; 2 usage or recipe error; 4 a bench is incomplete;
+130 interrupted; 143 terminated.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pugdft import __version__
+from pugdft.cli import bench, data, finetune, leaderboard, optimizers, recipes
+from pugdft.errors import RunFailed, UserError
+
+app = typer.Typer(
+    help="Fine-tune pretrained timm backbones with sharpness-aware and unit-gradient optimizers, "
+    "and compare them honestly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("finetune")(finetune.command)
+app.command("bench")(bench.command)
+app.command("leaderboard")(leaderboard.command)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(optimizers.app, name="optimizers")
+app.add_typer(data.app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pugdft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        _end(str(error), 2)
+    except RunFailed as error:
+        _end(str(error), 1)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"pugdft: {message}", file=sys.stderr)
+    sys.exit(code)

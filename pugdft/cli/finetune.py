@@ -1,0 +1,64 @@
+"""``pugdft finetune``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pugdft import yaml_text
+
+
+_EXIT_CODES = {"completed": 0, "diverged": 1, "failed": 1, "oom": 1}
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a bundled recipe's name.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: optimizer.rho=0.1", show_default=False),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default="runs/ID")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for train.seed=N.", show_default=False)] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes to start, such as one a GPU.", show_default="1")
+    ] = None,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Start anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+) -> None:
+    """Fine-tune a backbone as a recipe says.
+
+    Prints the record's path. The same command goes on with an interrupted run.
+    """
+    from pugdft.finetune import finetune, read_recipe
+    from pugdft.cli.launch import is_main_process, launch
+
+    texts = list(overrides or [])
+    if seed is not None:
+        texts.append(f"train.seed={seed}")
+    resolved = read_recipe(recipe, texts)
+    if dry_run:
+        typer.echo(yaml_text.dump(resolved.as_dict()), nl=False)
+        return
+    if num_processes is not None and num_processes > 1:
+        options = ["--output", str(output)] if output else []
+        options += ["--no-resume"] if no_resume else []
+        raise typer.Exit(launch(num_processes, ["finetune", recipe, *texts, *options]))
+    from pugdft.cli.progress import ProgressLog, print_summary
+    from pugdft.observer import Observer
+
+    observer = ProgressLog() if is_main_process() else Observer()
+    record, path = finetune(resolved, output, resume=not no_resume, observer=observer)
+    if is_main_process():
+        print_summary(record)
+        typer.echo(str(path))
+        sys.stdout.flush()
+    if record.status == "interrupted":
+        raise typer.Exit(143 if "signal 15" in (record.error or "") else 130)
+    if record.status != "completed" and is_main_process():
+        print(f"pugdft: the run ended as {record.status}: {record.error}", file=sys.stderr)
+    raise typer.Exit(_EXIT_CODES[record.status])
+
+

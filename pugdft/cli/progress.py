@@ -1,0 +1,130 @@
+"""A run on the terminal: a live line with loss, accuracy, speed and time left, and a table at the end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pugdft.loop import Position, Totals
+from pugdft.observer import Observer
+from pugdft.record import RunRecord
+
+_LIVE_SECONDS = 0.5
+_LOG_SECONDS = 10.0
+
+
+class ProgressLog(Observer):
+    """Progress on stderr: live on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._live: Progress | None = None
+        self._total_steps = 0
+        self._images_per_step = 0
+        self._first_step = 0
+        self._begin = self._shown = 0.0
+
+    def on_message(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False)
+
+    def on_start(self, total_steps: int, images_per_step: int, position: Position) -> None:
+        """Start the clock and the bar."""
+        self._total_steps, self._images_per_step = total_steps, images_per_step
+        self._first_step = position.steps
+        self._begin = self._shown = time.monotonic()
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+            )
+            self._live = Progress(*columns, console=self._console)
+            self._task = self._live.add_task("epoch 1", total=total_steps, completed=position.steps, facts="")
+            self._live.start()
+
+    def on_step(self, position: Position, totals: Totals) -> None:
+        """Show the state now and then; only then the device is waited for."""
+        elapsed = time.monotonic() - self._shown
+        if elapsed < (_LIVE_SECONDS if self._live else _LOG_SECONDS):
+            return
+        self._shown = time.monotonic()
+        loss, top1 = totals.means()
+        speed = (position.steps - self._first_step) * self._images_per_step / (self._shown - self._begin)
+        facts = f"loss {loss:.3f}  train top-1 {top1:.1%}  {speed:.0f} images/s"
+        if self._live:
+            description = f"epoch {position.epoch + 1}"
+            self._live.update(self._task, description=description, completed=position.steps, facts=facts)
+        else:
+            left = (self._total_steps - position.steps) * self._images_per_step / max(speed, 1e-9)
+            self.on_message(
+                f"epoch {position.epoch + 1}  update {position.steps}/{self._total_steps}  {facts}  "
+                f"{_duration(left)} left"
+            )
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """One line an epoch."""
+        if self._live:
+            self._live.update(self._task, completed=row["steps"])
+        test = f"  test top-1 {row['test_top1']:.2%}" if "test_top1" in row else ""
+        self.on_message(
+            f"epoch {row['epoch']} done: train loss {row['train_loss']:.3f}  "
+            f"train top-1 {row['train_top1']:.2%}{test}"
+        )
+
+    def on_end(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+
+def print_summary(record: RunRecord) -> None:
+    """The run in a table on stderr."""
+    console = Console(stderr=True, highlight=False)
+    table = Table(title=f"{record.id}: {record.status}", show_header=False, title_justify="left")
+    for name, value in _summary(record):
+        table.add_row(name, value)
+    console.print(table, markup=False)
+
+
+def _summary(record: RunRecord) -> list[tuple[str, str]]:
+    rows = []
+    if record.metrics:
+        test = record.metrics.test
+        rows += [
+            ("test top-1 (last epoch)", f"{test.top1:.2%}"),
+            ("test top-5", f"{test.top5:.2%}"),
+            ("test loss", f"{test.loss:.4f}"),
+            ("calibration error", f"{test.ece:.4f}"),
+        ]
+        if record.metrics.validation:
+            rows.append(("validation top-1", f"{record.metrics.validation.top1:.2%}"))
+        if best := record.metrics.best_test:
+            rows.append(("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})"))
+    cost, method = record.cost, record.method
+    rows += [
+        ("updates", f"{cost.steps:,} in {cost.epochs} epochs"),
+        ("gradient passes", f"{cost.gradient_passes:,.0f}"),
+        ("training time", f"{_duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"),
+        ("evaluation time", _duration(cost.eval_seconds)),
+        ("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB"),
+        ("two-pass updates", f"{method.two_pass_fraction:.0%}"),
+    ]
+    if method.mean_perturbation_norm is not None and method.mean_gradient_cosine is not None:
+        rows.append(("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}"))
+        rows.append(("mean cos(g, g*)", f"{method.mean_gradient_cosine:.3f}"))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

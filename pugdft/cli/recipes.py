@@ -1,0 +1,82 @@
+"""``pugdft recipes``: look at recipes, make them one's own, check them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pugdft.errors import FaultsError, UserError
+
+app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(help="A bundled recipe's name, or a file.", show_default=False)]
+
+
+@app.command("ls")
+def list_recipes() -> None:
+    """List the bundled recipes with their purpose."""
+    from pugdft.recipe import bundled_recipes, find_recipe
+
+    names = bundled_recipes()
+    width = max(map(len, names))
+    for name in names:
+        first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
+        typer.echo(f"{name:<{width}}  {first.removeprefix('#').strip()}")
+
+
+@app.command("show")
+def show_recipe(name: Name) -> None:
+    """Print a recipe as it stands."""
+    from pugdft.recipe import find_recipe
+
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+
+
+@app.command("copy")
+def copy_recipe(
+    name: Name,
+    target: Annotated[Path, typer.Argument(help="The new file, or a folder.", show_default="here")] = Path(),
+) -> None:
+    """Copy a bundled recipe to change it."""
+    from pugdft.recipe import find_recipe
+
+    source = find_recipe(name)
+    path = target / source.name if target.is_dir() else target
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; choose another name") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    typer.echo(str(path))
+
+
+@app.command("validate")
+def validate_recipes(
+    names: Annotated[list[str], typer.Argument(help="Recipe files or bundled names.", show_default=False)],
+) -> None:
+    """Check recipes without running them; every fault is reported."""
+    from pugdft.finetune import read_recipe
+
+    errors = []
+    for name in names:
+        try:
+            read_recipe(name)
+        except (FaultsError, UserError) as error:
+            errors.append(str(error))
+        else:
+            typer.echo(f"{name}: ok")
+    if errors:
+        raise UserError("\n".join(errors))
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """Print the recipes' JSON schema, for editors."""
+    from pugdft.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))

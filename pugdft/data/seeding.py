@@ -1,0 +1,61 @@
+"""Every random draw of a run as a function of (seed, what for, epoch, step): nothing depends on history.
+
+That is why a resumed run equals an unbroken one, the same recipe gives the same global batches on one
+process or many, and every optimizer of a comparison sees the same images.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Draw(IntEnum):
+    """What a stream of random numbers is for; the numbers are part of what a seed means."""
+
+    SPLIT = 0
+    ORDER = 1
+    AUGMENT = 2
+    MODEL = 3
+
+
+def generator(seed: int, draw: Draw, *when: int) -> np.random.Generator:
+    """A generator that gives the same numbers for the same arguments, everywhere."""
+    return np.random.default_rng((seed, int(draw), *when))
+
+
+def torch_seed(seed: int, *when: int) -> int:
+    """A seed for torch's generators (dropout, drop-path) in 0..2^63."""
+    state = np.random.SeedSequence((seed, int(Draw.MODEL), *when)).generate_state(1, np.uint64)
+    return int(state[0] >> 1)
+
+
+def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices that stay in training and indices held out, both sorted; the same share of every class.
+
+    Args:
+        labels: int, (images,).
+        fraction: of each class, in [0, 1); rounded, at least one image a class if above 0.
+        seed: decides which.
+
+    Raises:
+        ValueError: a class is too small to give an image and keep one.
+    """
+    if fraction == 0:
+        return np.arange(len(labels)), np.empty(0, np.int64)
+    random = generator(seed, Draw.SPLIT)
+    held_out = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(fraction * len(members)))
+        if count >= len(members):
+            raise ValueError(f"class {label} has {len(members)} training images: too few to hold out {count}")
+        held_out.append(random.permutation(members)[:count])
+    validation = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of ``size`` training images in an epoch."""
+    return generator(seed, Draw.ORDER, epoch).permutation(size)

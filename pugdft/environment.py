@@ -1,0 +1,59 @@
+"""What a run ran on: versions, device, memory. Facts about software and hardware, none about people."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "timm", "accelerate", "numpy")
+
+
+def environment_facts(device: torch.device, num_processes: int, precision: str) -> dict[str, Any]:
+    """The record's ``environment``, but for the times."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "pugdft": version("pugdft"),
+        "git": git_revision(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "platform": platform.system().lower(),
+        "device": device.type,
+        "device_name": name,
+        "processes": num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout that pugdft runs from, with ``-dirty``; None in an installed copy."""
+    top = Path(__file__).parent.parent
+    if not (top / ".git").exists():
+        return None
+    command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory so far: allocated on a CUDA device, resident in this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,80 @@
+"""One run, from a recipe to its record. Read :func:`finetune` first, then ``loop.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pugdft.checkpoint import remove_checkpoints
+from pugdft.errors import UserError
+from pugdft.models import model_faults
+from pugdft.observer import Observer
+from pugdft.optim import resolve_spec, spec_faults
+from pugdft.output import claim, run_id
+from pugdft.parts import assemble, make_accelerator
+from pugdft.recipe import Recipe, load_recipe
+from pugdft.record import RECORD_NAME, RunRecord, read_record
+from pugdft.run import Run
+
+
+def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe, checked against torch's and timm's names too, with every optimizer option written out.
+
+    Args:
+        source: path, bundled name, or mapping.
+        overrides: ``KEY=VALUE`` texts.
+
+    Raises:
+        UserError: with every fault of the file and the overrides.
+    """
+    recipe = load_recipe(source, overrides, {"optimizer": spec_faults, "model": model_faults})
+    return recipe.model_copy(update={"optimizer": resolve_spec(recipe.optimizer)})
+
+
+def finetune(
+    recipe: Recipe, output: Path | None = None, *, resume: bool = True, observer: Observer | None = None
+) -> tuple[RunRecord, Path]:
+    """Fine-tune as the recipe says and leave a record.
+
+    A finished run of the same recipe in the same folder is returned as it is; an unfinished one goes on
+    from its checkpoint. Once training has begun, a record is left whatever happens.
+
+    Args:
+        recipe: from :func:`read_recipe`.
+        output: the run's folder; by default ``runs/ID``.
+        resume: False starts anew.
+        observer: hears of the progress.
+
+    Returns:
+        The record and its path; the status is ``completed``, ``interrupted``, ``diverged`` or ``oom``.
+
+    Raises:
+        UserError: the recipe, the data, the weights or the folder cannot be used.
+    """
+    identity = run_id(recipe)
+    folder = output or Path("runs") / identity
+    watcher = observer or Observer()
+    accelerator = make_accelerator(recipe)
+    if accelerator.is_main_process:
+        claim(folder, recipe)
+    if resume and (finished := _finished(folder)):
+        watcher.on_message("this run is complete already; --no-resume runs it again")
+        return finished, folder / RECORD_NAME
+    watcher.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
+    with accelerator.main_process_first():  # one process decodes or fetches, the others find it done
+        parts = assemble(recipe, accelerator)
+    run = Run(recipe, folder, identity, parts, watcher)
+    if resume:
+        run.restore()
+    elif accelerator.is_main_process:
+        remove_checkpoints(folder)
+    return run.conclude(*run.train()), folder / RECORD_NAME
+
+
+def _finished(folder: Path) -> RunRecord | None:
+    try:
+        record = read_record(folder / RECORD_NAME)
+    except UserError:
+        return None
+    return record if record.status == "completed" else None

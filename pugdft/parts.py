@@ -1,0 +1,125 @@
+"""From a recipe to the parts of a run: data, model, optimizer, on the device that Accelerate chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from pugdft.data.batches import EvaluationBatches, Images, Share, TrainingBatches
+from pugdft.data.seeding import validation_split
+from pugdft.data.sources import open_source
+from pugdft.data.store import Store, prepare
+from pugdft.data.transforms import ToInput
+from pugdft.errors import UserError, counted
+from pugdft.models import Backbone, build_model, freeze_backbone
+from pugdft.optim import PerturbedOptimizer, build_optimizer
+from pugdft.recipe import Recipe
+
+_EVAL_BATCH = 200
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of.
+
+    Attributes:
+        model: wrapped by Accelerate for its device, precision and processes.
+        evaluations: ``test`` and, if the recipe holds out images, ``validation``.
+    """
+
+    accelerator: Accelerator
+    store: Store
+    backbone: Backbone
+    model: nn.Module
+    optimizer: PerturbedOptimizer
+    training: TrainingBatches
+    evaluations: dict[str, EvaluationBatches]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.accelerator.device
+
+    @property
+    def evaluation_model(self) -> nn.Module:
+        """The model in its precision, without what keeps processes in step: they evaluate unequal shares."""
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate for the recipe's precision; a second run in one process may have another."""
+    AcceleratorState._reset_state()
+    precision = recipe.train.precision
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+
+def assemble(recipe: Recipe, accelerator: Accelerator) -> Parts:
+    """Prepare the data, load the weights, build the optimizer.
+
+    Raises:
+        UserError: the data or the weights cannot be used.
+    """
+    data, train = recipe.data, recipe.train
+    store = prepare(open_source(data.name), data.image_size)
+    splits = _splits(recipe, store)
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    _check_batch(recipe, len(splits["train"]), share.world)
+    backbone = build_model(recipe.model, len(store.classes), data.image_size, train.seed)
+    if train.freeze == "backbone":
+        freeze_backbone(backbone.model)
+    model = accelerator.prepare_model(backbone.model)
+    optimizer = build_optimizer(recipe.optimizer, backbone.model, closure_accumulates=True)
+    stored_size = splits["train"].pixels.shape[1]
+    device = accelerator.device
+    to_input = ToInput(
+        stored_size, data.image_size, backbone.interpolation, backbone.mean, backbone.std, device
+    )
+    own_images = -(-train.batch_size // share.world)
+    training = TrainingBatches(
+        images=splits["train"],
+        to_input=to_input,
+        device=device,
+        share=share,
+        batch_size=train.batch_size,
+        micro_batch_size=train.micro_batch_size or own_images,
+        crop_padding=data.crop_padding,
+        flip=data.flip,
+        seed=train.seed,
+    )
+    batch_size = train.eval_batch_size or max(_EVAL_BATCH, own_images)
+    evaluations = {
+        name: EvaluationBatches(images, to_input, device, share, batch_size)
+        for name, images in splits.items()
+        if name != "train" and len(images)
+    }
+    return Parts(accelerator, store, backbone, model, optimizer, training, evaluations)
+
+
+def _splits(recipe: Recipe, store: Store) -> dict[str, Images]:
+    pixels, labels = store.images("train"), store.labels("train")
+    try:
+        train, validation = validation_split(labels, recipe.data.validation, recipe.train.seed)
+    except ValueError as error:
+        raise UserError(f"data.validation: {error}") from None
+    test_labels = store.labels("test")
+    return {
+        "train": Images(pixels, labels, train),
+        "validation": Images(pixels, labels, validation),
+        "test": Images(store.images("test"), test_labels, np.arange(len(test_labels))),
+    }
+
+
+def _check_batch(recipe: Recipe, num_images: int, world: int) -> None:
+    size = recipe.train.batch_size
+    if size > num_images:
+        raise UserError(
+            f"train.batch_size: {size} is more than the {counted(num_images, 'training image')} "
+            f"of {recipe.data.name}"
+        )
+    if size < world:
+        raise UserError(f"train.batch_size: {size} cannot be shared by {world} processes")

@@ -1,0 +1,64 @@
+"""What the model said of every image of a split, and the metrics that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from pugdft.record import SplitMetrics, write_atomically
+
+NUM_BINS = 15
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Arrays of one entry an image, in the split's order; kept beside the record as ``predictions.npz``.
+
+    Attributes:
+        label: the true class, int64.
+        prediction: the class with the largest logit, int64.
+        in_top5: whether the true class is among the five largest logits, bool.
+        confidence: softmax probability of ``prediction``, float32.
+        loss: cross-entropy, float32.
+    """
+
+    label: np.ndarray
+    prediction: np.ndarray
+    in_top5: np.ndarray
+    confidence: np.ndarray
+    loss: np.ndarray
+
+    def metrics(self) -> SplitMetrics:
+        """Top-1, top-5 and calibration error as fractions, and the mean cross-entropy."""
+        return SplitMetrics(
+            top1=float((self.prediction == self.label).mean()),
+            top5=float(self.in_top5.mean()),
+            loss=float(self.loss.astype(np.float64).mean()),
+            ece=self.calibration_error(),
+        )
+
+    def calibration_error(self) -> float:
+        """Expected calibration error: mean |accuracy − confidence| over 15 equal bins, weighted by size.
+
+        Source: Guo et al., arXiv 1706.04599, eq. 3, whose bins are open at the lower end.
+        """
+        correct = (self.prediction == self.label).astype(np.float64)
+        confidence = self.confidence.astype(np.float64)
+        bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+        gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_BINS)
+        return float(np.abs(gaps).sum() / len(correct))
+
+    def write(self, path: Path) -> None:
+        """Write ``.npz`` atomically."""
+        buffer = BytesIO()
+        np.savez_compressed(buffer, **vars(self))
+        write_atomically(path, buffer.getvalue())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read ``predictions.npz``; never unpickles."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})

@@ -1,0 +1,55 @@
+"""Fixtures shared by the tests: a cache of their own, and a small data set with a small model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for the whole session, inherited by the processes that tests start."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["PUGDFT_CACHE"] = str(folder)
+    return folder
+
+
+def write_image_folder(root: Path, per_class: dict[str, int], side: int = 16, seed: int = 0) -> Path:
+    """``train`` and ``test`` class folders of PNG images whose colour tells the class."""
+    random = np.random.default_rng(seed)
+    classes = ("ant", "bee", "cat")
+    for split, count in per_class.items():
+        for number, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 90, (side, side, 3), dtype=np.uint8)
+                pixels[..., number] += 120
+                Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training and 11 test images a class: neither is a multiple of usual batch sizes."""
+    return write_image_folder(tmp_path_factory.mktemp("data") / "insects", {"train": 24, "test": 11})
+
+
+@pytest.fixture()
+def small_recipe(image_folder: Path) -> dict[str, Any]:
+    """A run of seconds: a small ViT (no BatchNorm) from random weights on 16-pixel images."""
+    return {
+        "model": {"name": "test_vit", "pretrained": False},
+        "data": {"name": str(image_folder), "image_size": 32, "crop_padding": 2},
+        "optimizer": {"name": "sam", "base": {"name": "sgd", "lr": 0.05, "momentum": 0.9}},
+        "train": {"epochs": 2, "batch_size": 24},
+    }

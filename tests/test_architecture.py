@@ -1,0 +1,98 @@
+"""The project's shape: imports point down, start-up is light, no grab-bag modules."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pugdft"
+
+# Lowest first; a module may import from its own layer and from those before it.
+LAYERS = [
+    ["errors", "folders", "__init__"],
+    ["yaml_text", "record", "recipe", "hub"],
+    ["optim"],
+    ["data", "models", "schedule", "predictions"],
+    ["loop", "observer"],
+    ["checkpoint", "environment", "interruption", "output", "parts", "run", "finetune"],
+    ["bench", "leaderboard"],
+    ["cli", "__main__"],
+]
+# Within the optimizer core, likewise.
+OPTIM_LAYERS = [
+    ["tensors", "context", "options", "passes", "evidence", "base"],
+    ["direction", "radius", "trigger", "combine", "normalize"],
+    ["presets"],
+    ["perturbed"],
+    ["registry"],
+    ["__init__"],
+]
+WITHOUT_TORCH = ["pugdft.recipe", "pugdft.record", "pugdft.leaderboard", "pugdft.cli"]
+
+
+def modules(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of pugdft modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pugdft"):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("pugdft")}
+    return {name for name in names if name}
+
+
+def layer_of(part: str, layers: list[list[str]]) -> int | None:
+    return next((number for number, layer in enumerate(layers) if part in layer), None)
+
+
+@pytest.mark.parametrize("path", modules(PACKAGE), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    own_layer = layer_of(own, LAYERS)
+    assert own_layer is not None, f"{own} has no layer: give it one"
+    for name in imported(path):
+        part = name.split(".")[1] if "." in name else "__init__"
+        layer = layer_of(part, LAYERS)
+        if layer is not None:
+            assert layer <= own_layer, f"{path} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", modules(PACKAGE / "optim"), ids=lambda path: path.name)
+def test_imports_in_the_optimizer_core_point_down(path: Path) -> None:
+    own_layer = layer_of(path.stem, OPTIM_LAYERS)
+    assert own_layer is not None, f"{path.stem} has no layer: give it one"
+    for name in imported(path):
+        parts = name.split(".")
+        layer = layer_of(parts[2], OPTIM_LAYERS) if parts[1:2] == ["optim"] and len(parts) > 2 else None
+        if layer is not None:
+            assert layer <= own_layer, f"{path} imports {name}, which lies above it"
+
+
+def test_nothing_is_a_grab_bag_and_no_file_is_long() -> None:
+    for path in modules(PACKAGE):
+        assert path.stem not in {"utils", "util", "helpers", "common", "core", "misc"}
+        assert len(path.read_text().splitlines()) <= 300, f"{path}: which two ideas share this file?"
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_light_modules_do_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_optimizer_core_needs_torch_alone() -> None:
+    code = (
+        "import sys, pugdft.optim; heavy = {'timm', 'accelerate', 'datasets', 'pydantic', 'rich', 'typer', "
+        "'yaml', 'scipy', 'pyarrow'}; sys.exit(bool(heavy & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
