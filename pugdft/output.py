@@ -17,7 +17,13 @@ RECIPE_NAME = "recipe.yaml"
 def run_id(recipe: Recipe) -> str:
     """``resnet18-cifar10-pugd-s0-1a2b3c4d``: readable, and unique by the recipe's digest."""
     data = Path(recipe.data.name).name
-    parts = (recipe.model.name, data, str(recipe.optimizer["name"]), f"s{recipe.train.seed}", recipe.digest()[:8])
+    parts = (
+        recipe.model.name,
+        data,
+        str(recipe.optimizer["name"]),
+        f"s{recipe.train.seed}",
+        recipe.digest()[:8],
+    )
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
 

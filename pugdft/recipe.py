@@ -42,7 +42,7 @@ class DataSection(_Section):
     """The images."""
 
     name: StrictStr = Field(
-        description="cifar10, cifar100, tiny_imagenet, bundled, or a path to a folder of parquet files or images"
+        description="cifar10, cifar100, tiny_imagenet, bundled, or a folder of parquet or image files"
     )
     image_size: Annotated[int, Field(ge=8, le=4096)] = Field(
         224, description="side of the square that the backbone sees, in pixels"
@@ -60,14 +60,18 @@ class ScheduleSection(_Section):
     """The learning rate over the run, as a factor of the base optimizer's lr, changed at every step."""
 
     name: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to 0 at the last step")
-    warmup_epochs: Annotated[Number, Field(ge=0)] = Field(0.0, description="linear rise from 0 to lr, in epochs")
+    warmup_epochs: Annotated[Number, Field(ge=0)] = Field(
+        0.0, description="linear rise from 0 to lr, in epochs"
+    )
 
 
 class TrainSection(_Section):
     """The training loop."""
 
     epochs: PositiveInt = Field(100, description="passes over the train split")
-    max_steps: PositiveInt | None = Field(None, description="stop after so many updates; the schedule ends there")
+    max_steps: PositiveInt | None = Field(
+        None, description="stop after so many updates; the schedule ends there"
+    )
     batch_size: PositiveInt = Field(100, description="images per update, over all processes")
     micro_batch_size: PositiveInt | None = Field(
         None, description="images per forward pass and process; the same update with less memory"
@@ -213,7 +217,9 @@ def _as_fault(details: Mapping[str, Any], data: Mapping[str, Any]) -> Fault:
     if details["type"] == "extra_forbidden":
         section = Recipe.model_fields.get(location[0]) if len(location) > 1 else None
         schema = section.annotation if section else Recipe
-        known = list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+        known = (
+            list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+        )
         return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}")
     if details["type"] == "missing":
         return Fault(where, "is required")
@@ -231,10 +237,11 @@ def _cross_faults(recipe: Recipe) -> list[Fault]:
     train = recipe.train
     if train.micro_batch_size and train.micro_batch_size > train.batch_size:
         faults.append(
-            Fault("train.micro_batch_size", f"{train.micro_batch_size} is more than batch_size {train.batch_size}")
+            Fault(
+                "train.micro_batch_size",
+                f"{train.micro_batch_size} is more than batch_size {train.batch_size}",
+            )
         )
     if recipe.schedule.warmup_epochs >= train.epochs:
-        faults.append(
-            Fault("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})")
-        )
+        faults.append(Fault("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})"))
     return faults

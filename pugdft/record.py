@@ -40,7 +40,7 @@ class ModelFacts(_Part):
     """The backbone: ``weights_sha256`` is over its tensors before the first step, without the head."""
 
     name: str
-    pretrained_tag: str | None
+    pretrained_tag: str | None = None
     weights_sha256: str
     parameters: int
 
@@ -120,7 +120,7 @@ class RunRecord(_Part):
 
     def to_yaml(self) -> str:
         """The file's text."""
-        return yaml_text.dump(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return yaml_text.dump(self.model_dump(mode="json", by_alias=True))
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:

@@ -66,9 +66,7 @@ class Run:
         observer: hears of the progress.
     """
 
-    def __init__(
-        self, recipe: Recipe, folder: Path, identity: str, parts: Parts, observer: Observer
-    ) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, identity: str, parts: Parts, observer: Observer) -> None:
         self.recipe, self.folder, self.identity = recipe, folder, identity
         self.parts, self.observer = parts, observer
         self.progress = Progress()
@@ -213,7 +211,9 @@ class Run:
         if position.epoch % train.eval_every == 0 or position.steps == self._trainer.total_steps:
             begin = time.perf_counter()
             for split, batches in self.parts.evaluations.items():
-                self.predictions[split] = evaluate(self.parts.evaluation_model, batches, self.parts.accelerator)
+                self.predictions[split] = evaluate(
+                    self.parts.evaluation_model, batches, self.parts.accelerator
+                )
                 metrics = self.predictions[split].metrics()
                 row |= {f"{split}_top1": metrics.top1, f"{split}_loss": metrics.loss}
             position.eval_seconds += time.perf_counter() - begin

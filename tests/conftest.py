@@ -44,7 +44,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_image_folder(tmp_path_factory.mktemp("data") / "insects", {"train": 24, "test": 11})
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_recipe(image_folder: Path) -> dict[str, Any]:
     """A run of seconds: a small ViT (no BatchNorm) from random weights on 16-pixel images."""
     return {

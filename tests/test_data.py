@@ -50,7 +50,9 @@ def as_parquet(images: Path, folder: Path, names: bool = True, label: str = "lab
         )
         if names:
             features = {"image": {"_type": "Image"}, label: {"names": CLASSES, "_type": "ClassLabel"}}
-            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            table = table.replace_schema_metadata(
+                {"huggingface": json.dumps({"info": {"features": features}})}
+            )
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     return folder
 
@@ -198,7 +200,10 @@ def break_one_class(folder: Path) -> None:
         (lambda f: shutil.rmtree(f / "test"), "has no folder test or val"),
         (lambda f: shutil.rmtree(f / "train"), "holds no data set. Expected train"),
         (lambda f: (f / "test" / "dog").mkdir(), "holds no image"),
-        (lambda f: shutil.copytree(f / "test" / "ant", f / "test" / "dog"), '"dog" first, not in the train split'),
+        (
+            lambda f: shutil.copytree(f / "test" / "ant", f / "test" / "dog"),
+            '"dog" first, not in the train split',
+        ),
         (lambda f: shutil.rmtree(f / "train" / "ant") or (f / "train" / "ant").mkdir(), "holds no image"),
     ],
 )
@@ -328,7 +333,9 @@ def test_input_is_torchs_antialiased_resize_and_near_pillows(mode: str, stored: 
         assert np.abs(ours.numpy() - pillow).mean() < 1 / 255
 
 
-def batches(share: Share, epoch: int = 0, first_step: int = 0, seed: int = 0, **options: int) -> list[torch.Tensor]:
+def batches(
+    share: Share, epoch: int = 0, first_step: int = 0, seed: int = 0, **options: int
+) -> list[torch.Tensor]:
     """This share's inputs of each step of an epoch, micro-batches joined."""
     store = prepare(open_source("bundled"), 224)
     labels = store.labels("train")

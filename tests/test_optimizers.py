@@ -37,7 +37,9 @@ def start() -> list[Tensor]:
     """Four tensors of different shapes and scales, some elements exactly zero."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(5, 4), (4,), (4, 3), (3,)]
-    weights = [torch.randn(s, generator=generator, dtype=torch.float64) * 0.5**i for i, s in enumerate(shapes)]
+    weights = [
+        torch.randn(s, generator=generator, dtype=torch.float64) * 0.5**i for i, s in enumerate(shapes)
+    ]
     weights[0][0, 0] = 0.0
     return weights
 
@@ -120,9 +122,7 @@ def largest_deviation(first: list[Any], second: list[Any]) -> float:
 def test_method_equals_its_float64_reference_on_two_groups(name: str, base: str, clear: str) -> None:
     base_spec = SGD_BASE if base == "sgd" else {"name": "adamw", "lr": 0.1}
     promised = clear.endswith("promised")
-    params, _ = run(
-        spec_of(name, base_spec), clear=clear.split(",")[0], closure_accumulates=promised
-    )
+    params, _ = run(spec_of(name, base_spec), clear=clear.split(",")[0], closure_accumulates=promised)
     lrs, decays = [LRS[0], LRS[0], LRS[1], LRS[1]], [DECAYS[0], DECAYS[0], DECAYS[1], DECAYS[1]]
     reference = SGD(lrs, 0.9, decays) if base == "sgd" else AdamW(lrs, decays)
     weights = start()
@@ -325,8 +325,9 @@ def test_parameter_without_gradient_in_one_pass_is_restored_and_uses_the_other(
         calls.append(1)
         others = [p.detach() if i == 3 and len(calls) == missing_in else p for i, p in enumerate(params)]
         loss = loss_of(others)
-        contributions.append(None if others[3] is not params[3] else torch.autograd.grad(
-            loss, params[3], retain_graph=True)[0])
+        contributions.append(
+            None if others[3] is not params[3] else torch.autograd.grad(loss, params[3], retain_graph=True)[0]
+        )
         loss.backward()
         return loss
 

@@ -55,7 +55,7 @@ def _run(cell: Cell) -> int:
     write_atomically(path, yaml_text.dump(cell.recipe.as_dict()).encode())
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
     # Its result line is not this command's result; its progress goes to our stderr.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while True:
         try:
             return process.wait()

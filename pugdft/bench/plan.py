@@ -106,7 +106,11 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def plan_cells(
-    recipe: str, overrides: Sequence[str], entries: Sequence[OptimizerEntry], seeds: Sequence[int], output: Path
+    recipe: str,
+    overrides: Sequence[str],
+    entries: Sequence[OptimizerEntry],
+    seeds: Sequence[int],
+    output: Path,
 ) -> list[Cell]:
     """The cells, seed by seed, so that an early end leaves whole comparisons.
 

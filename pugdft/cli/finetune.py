@@ -10,12 +10,13 @@ import typer
 
 from pugdft import yaml_text
 
-
 _EXIT_CODES = {"completed": 0, "diverged": 1, "failed": 1, "oom": 1}
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a bundled recipe's name.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or a bundled recipe's name.", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: optimizer.rho=0.1", show_default=False),
@@ -32,8 +33,8 @@ def command(
 
     Prints the record's path. The same command goes on with an interrupted run.
     """
-    from pugdft.finetune import finetune, read_recipe
     from pugdft.cli.launch import is_main_process, launch
+    from pugdft.finetune import finetune, read_recipe
 
     texts = list(overrides or [])
     if seed is not None:
@@ -60,5 +61,3 @@ def command(
     if record.status != "completed" and is_main_process():
         print(f"pugdft: the run ended as {record.status}: {record.error}", file=sys.stderr)
     raise typer.Exit(_EXIT_CODES[record.status])
-
-

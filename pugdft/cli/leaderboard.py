@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ import typer
 _PLAIN_WIDTH = 120
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How the leaderboard is written."""
 
     TABLE = "table"
@@ -23,11 +23,15 @@ class Format(str, Enum):
 def command(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Records, or folders searched for them.", show_default="runs"),
+        typer.Argument(
+            metavar="[PATH]...", help="Records, or folders searched for them.", show_default="runs"
+        ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.", show_default=False)] = None,
-    format_: Annotated[Format, typer.Option("--format", help="Table for people, JSON for programs.")] = Format.TABLE,
+    format_: Annotated[
+        Format, typer.Option("--format", help="Table for people, JSON for programs.")
+    ] = Format.TABLE,
     output: Annotated[Path | None, typer.Option(help="Write to this file.", show_default="stdout")] = None,
 ) -> None:
     """Rank the optimizers of finished runs, for each data set and model."""

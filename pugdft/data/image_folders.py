@@ -58,7 +58,9 @@ def _class_folders(split: Path) -> Labelled:
     """Every image below ``split/CLASS``, in the order of their names."""
     labelled: Labelled = []
     for folder in sorted(each for each in split.iterdir() if each.is_dir() and not each.name.startswith(".")):
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = sorted(
+            file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+        )
         if not files:
             raise UserError(f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})")
         labelled += [(file, folder.name) for file in files]

@@ -114,9 +114,7 @@ def _find(root: Path, source: Source, image_size: int) -> Store | None:
     return None
 
 
-def _build(
-    root: Path, source: Source, contents: Contents, resize_to: int | None, image_size: int
-) -> Store:
+def _build(root: Path, source: Source, contents: Contents, resize_to: int | None, image_size: int) -> Store:
     temporary = Path(tempfile.mkdtemp(dir=root, prefix=".making-"))
     try:
         for split in SPLITS:
@@ -174,10 +172,11 @@ def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
     """
     try:
         content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
-        with Image.open(content) as image:
+        with Image.open(content) as opened:
+            image: Image.Image = opened
             if image.mode.startswith("I"):  # 16-bit grey: conversion to RGB would clip, not scale
                 grey = np.asarray(image, np.float64) / 257
-                image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))  # noqa: PLW2901
+                image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
             rgb = image.convert("RGB")
             if resize_to is not None:
                 rgb = _resize_and_crop(rgb, resize_to)

@@ -1,9 +1,9 @@
 """Sharpness-aware and unit-gradient optimizers over any base, for anybody's training loop.
 
-    from pugdft.optim import build_optimizer
+from pugdft.optim import build_optimizer
 
-    optimizer = build_optimizer({"name": "sam", "rho": 0.05, "base": {"name": "sgd", "lr": 0.01}}, model)
-    loss = optimizer.step(closure)  # the closure runs forward and backward and returns the loss
+optimizer = build_optimizer({"name": "sam", "rho": 0.05, "base": {"name": "sgd", "lr": 0.01}}, model)
+loss = optimizer.step(closure)  # the closure runs forward and backward and returns the loss
 """
 
 from pugdft.optim.perturbed import PerturbedOptimizer

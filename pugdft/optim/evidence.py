@@ -41,7 +41,9 @@ class Evidence:
         """See the gradients after the second pass: g* + share·g."""
         if self._clean is None:
             return
-        dot, clean_square, perturbed_square = 0.0, 0.0, 0.0
+        dot: Tensor | float = 0.0
+        clean_square: Tensor | float = 0.0
+        perturbed_square: Tensor | float = 0.0
         for parameter, clean in zip(parameters, self._clean, strict=True):
             if parameter.grad is None:
                 continue

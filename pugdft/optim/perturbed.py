@@ -67,8 +67,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         super().__init__(base.param_groups, base.defaults)
 
     # torch's constructor and unpickling assign these two; the base's are the only ones.
-    param_groups = property(lambda self: self.base.param_groups, lambda self, value: None)  # type: ignore[assignment]
-    state = property(lambda self: self.base.state, lambda self, value: None)  # type: ignore[assignment]
+    param_groups = property(lambda self: self.base.param_groups, lambda self, value: None)
+    state = property(lambda self: self.base.state, lambda self, value: None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base."""
@@ -76,7 +76,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             self.base.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients; without effect inside a perturbed pass, where they hold the clean one's part."""
+        """Clear the gradients; nothing inside a perturbed pass, where they hold the clean part."""
         if not self._in_perturbed_pass:
             super().zero_grad(set_to_none)
 

@@ -151,9 +151,10 @@ def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[Faul
 
 def _as_groups(params: Iterable[Any]) -> Groups:
     """One list of groups from tensors, named tensors or groups; torch understands named ones itself."""
-    entries = [params] if isinstance(params, Tensor) else list(params)
+    entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
     if not entries:
         raise FaultsError("", [Fault("params", "nothing to train: no parameter requires a gradient")])
     if isinstance(entries[0], dict):
-        return [{**group, "params": list(group["params"])} for group in entries]
+        groups: Groups = entries
+        return [{**group, "params": list(group["params"])} for group in groups]
     return [{"params": entries}]

@@ -1,0 +1,34 @@
+# Two commands for a fresh machine with Python (3.11 or newer) and make:
+#
+#   make quickstart   environment + a real fine-tune on bundled images, offline, on a CPU
+#   make test         environment + linter, type checker and the whole test suite
+#
+# Both install into .venv with the tested versions of constraints.txt; PYTHON chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test clean
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/.installed
+	$(BIN)/pugdft finetune quickstart
+	$(BIN)/pugdft leaderboard runs
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'pugdft needs Python 3.11 or newer: make PYTHON=python3.12 …'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo 'Python has no venv module; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
