@@ -49,7 +49,7 @@ def _options(
 def main() -> None:
     """Run the command; a user's mistake is one message and exit code 2, never a traceback."""
     try:
-        app()
+        app(prog_name="pugdft")
     except UserError as error:
         _end(str(error), 2)
     except RunFailed as error:

@@ -10,10 +10,12 @@ import typer
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a bundled recipe's name.")] = "quickstart",
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.")
+    ] = "quickstart",
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides for all cells.", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", help="Overrides for all cells.", show_default=False),
     ] = None,
     optimizers: Annotated[
         str, typer.Option(help="Such as sgd,sam[rho=0.1],sam+adamw,pugd.", show_default=False)

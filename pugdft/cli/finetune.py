@@ -15,11 +15,12 @@ _EXIT_CODES = {"completed": 0, "diverged": 1, "failed": 1, "oom": 1}
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe file, or a bundled recipe's name.", show_default=False)
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.", show_default=False),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: optimizer.rho=0.1", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", help="Overrides: optimizer.rho=0.1", show_default=False),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default="runs/ID")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for train.seed=N.", show_default=False)] = None,
@@ -33,6 +34,9 @@ def command(
 
     Prints the record's path. The same command goes on with an interrupted run.
     """
+    from pugdft.recipe import find_recipe
+
+    find_recipe(recipe)  # a misspelt name is said before torch is imported
     from pugdft.cli.launch import is_main_process, launch
     from pugdft.finetune import finetune, read_recipe
 

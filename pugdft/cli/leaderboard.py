@@ -23,9 +23,7 @@ class Format(StrEnum):
 def command(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[PATH]...", help="Records, or folders searched for them.", show_default="runs"
-        ),
+        typer.Argument(metavar="PATH", help="Records, or folders searched for them.", show_default="runs"),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.", show_default=False)] = None,

@@ -1,0 +1,250 @@
+"""The commands as a person meets them: exit codes, streams, messages, and the main job from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pugdft import __version__, yaml_text
+from pugdft.bench.plan import parse_optimizers, parse_seeds, plan_cells
+from pugdft.errors import UserError
+from pugdft.finetune import read_recipe
+from pugdft.optim import describe, optimizer_names
+from pugdft.recipe import bundled_recipes
+from pugdft.record import read_record
+
+
+def pugdft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pugdft", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture
+def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "insects.yaml"
+    path.write_text(yaml_text.dump(small_recipe))
+    return path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["finetune"],
+        ["bench"],
+        ["leaderboard"],
+        *(["recipes", name] for name in ("ls", "show", "copy", "validate", "schema")),
+        *(["optimizers", name] for name in ("ls", "show")),
+        *(["data", name] for name in ("prepare", "verify")),
+    ],
+    ids=" ".join,
+)
+def test_every_command_of_the_contract_has_help(command: list[str]) -> None:
+    done = pugdft(*command, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: pugdft")
+    assert done.stderr == ""
+
+
+def test_the_options_of_finetune_and_bench_are_those_of_the_contract() -> None:
+    finetune = pugdft("finetune", "--help").stdout
+    for option in ("--output", "--seed", "--num-processes", "--no-resume", "--dry-run", "KEY=VALUE"):
+        assert option in finetune
+    bench = pugdft("bench", "--help").stdout
+    for option in ("--optimizers", "--seeds", "--output", "KEY=VALUE"):
+        assert option in bench
+
+
+def test_version() -> None:
+    assert pugdft("--version").stdout == f"pugdft {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["finetune", "quikstart"], 'quikstart: no such file or bundled recipe. Did you mean "quickstart"?'),
+        (["finetune", "quickstart", "optimizer.name=pgud"], 'unknown optimizer "pgud"'),
+        (["finetune", "quickstart", "optimizer.base.lr=0"], "optimizer.base: lr must be greater than 0"),
+        (["finetune", "quickstart", "trian.epochs=1"], 'Did you mean "train"?'),
+        (["finetune"], "Missing argument"),
+        (["fintune"], "No such command"),
+        (["finetune", "quickstart", "--num-processes", "0"], "--num-processes"),
+        (["bench", "quickstart", "--optimizers", "sgd,smm"], 'unknown optimizer "smm"'),
+        (["bench", "quickstart", "--optimizers", "sam[rho=-1]"], 'rho must be at least 0'),
+        (["bench", "quickstart", "--optimizers", "sam[roh=1]"], 'Did you mean "rho"?'),
+        (["bench", "quickstart", "--optimizers", "sam", "--seeds", "3-1"], "runs backwards"),
+        (["bench", "quickstart"], "--optimizers"),
+        (["leaderboard", "nowhere"], "nowhere"),
+        (["leaderboard", "--format", "xml"], "xml"),
+        (["recipes", "show", "nothing"], "no such file or bundled recipe"),
+        (["recipes", "validate", "quickstart", "nothing"], "no such file or bundled recipe"),
+        (["optimizers", "show", "pgud"], 'Did you mean "pugd"?'),
+        (["data", "prepare", "cifar1000"], 'unknown data set "cifar1000"'),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_a_slip_is_one_message_on_stderr_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = pugdft(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_record_yet_is_said(tmp_path: Path) -> None:
+    done = pugdft("leaderboard", str(tmp_path))
+    assert done.returncode == 2
+    assert "no run record" in done.stderr
+
+
+def test_dry_run_prints_the_resolved_recipe_which_reads_back(recipe_file: Path, tmp_path: Path) -> None:
+    done = pugdft("finetune", str(recipe_file), "train.epochs=7", "--seed", "3", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0
+    recipe = read_recipe(yaml_text.parse(done.stdout))
+    assert (recipe.train.epochs, recipe.train.seed, recipe.optimizer["rho"]) == (7, 3, 0.05)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_recipes_ls_show_copy_validate_schema(tmp_path: Path) -> None:
+    listed = pugdft("recipes", "ls").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == bundled_recipes()
+    assert all("fine-tuned" in line for line in listed)
+    shown = pugdft("recipes", "show", "vit_cifar100").stdout
+    copied = pugdft("recipes", "copy", "vit_cifar100", cwd=tmp_path)
+    assert copied.stdout == "vit_cifar100.yaml\n"
+    assert (tmp_path / "vit_cifar100.yaml").read_text() == shown
+    again = pugdft("recipes", "copy", "vit_cifar100", cwd=tmp_path)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    valid = pugdft("recipes", "validate", "vit_cifar100.yaml", "quickstart", cwd=tmp_path)
+    assert valid.stdout == "vit_cifar100.yaml: ok\nquickstart: ok\n"
+    assert json.loads(pugdft("recipes", "schema").stdout)["title"] == "Recipe"
+
+
+def test_optimizers_are_listed_and_explained() -> None:
+    listed = pugdft("optimizers", "ls").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == optimizer_names()
+    shown = pugdft("optimizers", "show", "pugd").stdout
+    for part in ("arXiv 2110.00199", "Cost:", "rho"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("name", optimizer_names())
+def test_every_optimizer_is_documented(name: str) -> None:
+    text = describe(name)
+    assert "w ← w" in text or "Cost:" in text or "torch.optim" in text
+
+
+def test_data_prepare_and_verify(image_folder: Path) -> None:
+    prepared = pugdft("data", "prepare", str(image_folder), "--image-size", "32")
+    assert prepared.returncode == 0
+    assert (Path(prepared.stdout.strip()) / "meta.json").is_file()
+    assert "72 images of 16 × 16 pixels" in prepared.stderr
+    assert ": ok, sha256 " in pugdft("data", "verify", str(image_folder), "--image-size", "32").stdout
+    pixels = Path(prepared.stdout.strip()) / "test_images.npy"
+    original = pixels.read_bytes()
+    pixels.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    damaged = pugdft("data", "verify", str(image_folder), "--image-size", "32")
+    pixels.write_bytes(original)
+    assert (damaged.returncode, "damaged" in damaged.stderr) == (1, True)
+
+
+def test_optimizer_entries_follow_the_contract(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    small_recipe["optimizer"] = {
+        "name": "pugd",
+        "rho": 2.0,
+        "base": {"name": "sgd", "lr": 0.03, "momentum": 0.7},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml_text.dump(small_recipe))
+    entries = parse_optimizers("sgd,sam,pugd,sam[rho=1e-1]+adamw,adamw")
+    cells = plan_cells(str(path), [], entries, [0], tmp_path)
+    specs = {cell.optimizer: cell.recipe.optimizer for cell in cells}
+    assert specs["sgd"]["momentum"] == 0.7
+    assert specs["pugd"]["rho"] == 2.0
+    assert specs["sam"]["rho"] == 0.05, "another method's radius must not reach sam"
+    assert specs["sam"]["base"] == specs["pugd"]["base"] == specs["sgd"]
+    combined = specs["sam[rho=1e-1]+adamw"]
+    assert (combined["rho"], combined["base"]["name"], combined["base"]["betas"]) == (
+        0.1,
+        "adamw",
+        [0.9, 0.999],
+    )
+    assert specs["adamw"]["lr"] == 0.03
+    assert len({cell.folder for cell in cells}) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sam[rho", "expected NAME"), ("sam,,sgd", "expected NAME"), ("sam[rho]", "expected key=value"),
+        ("sam[rho=1,rho=2]", "each key once"), ("sam,sam", "stands twice"),
+        ("sam+pugd", "unknown base optimizer"), ("sgd+adamw", "unknown base optimizer"),
+    ],
+)  # fmt: skip
+def test_a_bad_optimizer_list_is_explained(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=r"--optimizers: ") as caught:
+        parse_optimizers(text)
+    assert said in str(caught.value)
+
+
+def test_seeds_are_numbers_and_ranges() -> None:
+    assert parse_seeds("0-2") == [0, 1, 2]
+    assert parse_seeds("5, 1-2,1") == [1, 2, 5]
+    for bad in ("", "a", "1-", "-1", "0-99999"):
+        with pytest.raises(UserError, match="--seeds"):
+            parse_seeds(bad)
+
+
+@pytest.mark.slow
+def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(recipe_file: Path, tmp_path: Path) -> None:
+    done = pugdft("finetune", str(recipe_file), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record_path = Path(done.stdout.strip().splitlines()[-1])
+    assert record_path.parts[0] == "runs"
+    record = read_record(tmp_path / record_path)
+    assert record_path.parts[1] == record.id
+    assert "test top-1 (last epoch)" in done.stderr
+
+    command = ("bench", str(recipe_file), "--optimizers", "sgd,sam", "--seeds", "0-1", "train.epochs=1")
+    bench = pugdft(*command, cwd=tmp_path)
+    assert bench.returncode == 0, bench.stderr
+    assert len(re.findall(r"\] (sgd|sam) seed [01]: completed", bench.stderr)) == 4
+    again = pugdft(*command, cwd=tmp_path)
+    assert again.stderr.count("finished before") == 4
+    assert again.stdout == bench.stdout
+
+    board = pugdft("leaderboard", "runs", "--format", "json", cwd=tmp_path)
+    groups = json.loads(board.stdout)["groups"]
+    assert sorted(len(group["entries"]) for group in groups) == [1, 2], "other epochs are another protocol"
+    for group in groups:
+        assert (group["dataset"], group["model"]) == ("insects", "test_vit")
+        for entry in group["entries"]:
+            records = [read_record(path) for path in tmp_path.glob("runs/*/record.yaml")]
+            top1 = [r.metrics.test.top1 for r in records if r.metrics and r.id in entry["records"]]
+            assert len(top1) == entry["num_seeds"]
+            assert entry["top1_mean"] == pytest.approx(sum(top1) / len(top1))
+
+
+@pytest.mark.slow
+def test_a_bench_goes_on_after_a_failed_cell_and_says_what_is_incomplete(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    options = ("--optimizers", "sgd[lr=1e30],sgd", "--seeds", "0", "train.epochs=1")
+    done = pugdft("bench", str(recipe_file), *options, cwd=tmp_path)
+    assert done.returncode == 4
+    assert "incomplete: sgd[lr=1e30] seed 0: diverged" in done.stderr
+    assert "sgd seed 0: completed" in done.stderr
