@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pugdft.errors import Fault, UserError, close_match, counted
 from pugdft.folders import weights_folder
@@ -111,6 +112,9 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
             model = _create_pretrained(section.name, tag, options)
         if config is not None and config.num_classes == num_classes:
             model.reset_classifier(num_classes)  # timm would keep the pretrained head
+    if section.head_init == "zero":
+        for parameter in _head(model).parameters():
+            nn.init.zeros_(parameter)
     data = timm.data.resolve_model_data_config(model)
     model = model.to(memory_format=torch.channels_last)
     return Backbone(
@@ -137,11 +141,19 @@ def freeze_backbone(model: nn.Module) -> None:
         parameter.requires_grad_(name in heads)
 
 
-def training_mode(model: nn.Module, frozen: bool) -> None:
-    """Training mode; of a frozen backbone only the head, so that its features stay what they were."""
+def training_mode(model: nn.Module, frozen: bool, fixed_batch_norm: bool) -> None:
+    """Training mode; of a frozen backbone only the head, so that its features stay what they were.
+
+    With ``fixed_batch_norm`` those layers normalise by their running statistics as in evaluation, and
+    their scale and shift still learn.
+    """
     model.train(not frozen)
     if frozen:
         _head(model).train()
+    if fixed_batch_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
 
 def weights_sha256(model: nn.Module) -> str:

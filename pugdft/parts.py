@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from pugdft.allocator import keep_freed_memory
 from pugdft.data.batches import EvaluationBatches, Images, Share, TrainingBatches
 from pugdft.data.seeding import validation_split
 from pugdft.data.sources import open_source
@@ -55,7 +56,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Accelerate for the recipe's precision; a second run in one process may have another."""
     AcceleratorState._reset_state()
     precision = recipe.train.precision
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 def assemble(recipe: Recipe, accelerator: Accelerator) -> Parts:

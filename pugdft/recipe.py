@@ -36,6 +36,9 @@ class ModelSection(_Section):
     pretrained: StrictBool | StrictStr = Field(
         True, description="true: the tag's weights; false: random; or a path to .safetensors or .pth"
     )
+    head_init: Literal["timm", "zero"] = Field(
+        "timm", description="of the new head: as timm initialises this model, by the seed; or zeros"
+    )
 
 
 class DataSection(_Section):
@@ -81,6 +84,9 @@ class TrainSection(_Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; weights stay fp32")
     label_smoothing: Fraction = Field(0.0, description="in the training loss only")
     freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the new head alone")
+    batch_norm: Literal["update", "fixed"] = Field(
+        "update", description="fixed: BatchNorm keeps normalising by the pretrained running statistics"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="of the validation split, the order, the augmentation, the new head"
     )

@@ -85,7 +85,9 @@ class Run:
             total_steps=total_steps,
             label_smoothing=train.label_smoothing,
             lr_factor=lambda step: lr_factor(recipe.schedule.name, step, total_steps, warmup_steps),
-            set_training_mode=lambda: training_mode(parts.backbone.model, train.freeze == "backbone"),
+            set_training_mode=lambda: training_mode(
+                parts.backbone.model, train.freeze == "backbone", train.batch_norm == "fixed"
+            ),
             after_step=self._after_step,
         )
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "pugdft"
 
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS = [
-    ["errors", "folders", "__init__"],
+    ["errors", "folders", "allocator", "__init__"],
     ["yaml_text", "record", "recipe", "hub"],
     ["optim"],
     ["data", "models", "schedule", "predictions"],

@@ -270,6 +270,27 @@ def test_a_frozen_backbone_keeps_every_bit_but_the_head(
     assert record.method.two_pass_fraction == 1
 
 
+def test_fixed_batch_norm_keeps_its_statistics_and_trains_its_scale(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["model"]["name"] = "test_resnet"
+    recipe = read_recipe(small_recipe)
+    before = assemble(recipe, make_accelerator(recipe)).backbone.model.state_dict()
+    _, after = run(small_recipe, tmp_path / "fixed", "train.batch_norm=fixed")
+    statistics = {name for name in after if "running_" in name or "num_batches" in name}
+    assert statistics
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not torch.equal(before["bn1.weight"], after["bn1.weight"])
+    _, updated = run(small_recipe, tmp_path / "update")
+    assert not any(torch.equal(before[name], updated[name]) for name in statistics)
+
+
+def test_a_zero_head_starts_at_the_loss_of_guessing(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    small_recipe["optimizer"] = {"name": "sgd", "lr": 1e-12}
+    record, _ = run(small_recipe, tmp_path, "model.head_init=zero", "train.epochs=1")
+    assert record.history[0]["train_loss"] == pytest.approx(np.log(3), rel=1e-6)
+
+
 def test_divergence_ends_the_run_and_is_recorded(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     small_recipe["optimizer"] = {"name": "sgd", "lr": 1e30}
     record, _ = run(small_recipe, tmp_path)
