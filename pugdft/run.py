@@ -5,30 +5,26 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pugdft.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint, save_weights
-from pugdft.environment import environment_facts, now, peak_memory_bytes
+from pugdft.environment import now
 from pugdft.errors import RunFailed
 from pugdft.interruption import Interruption
 from pugdft.loop import Position, Totals, Trainer, evaluate, new_totals, train_epoch
 from pugdft.models import training_mode
 from pugdft.observer import Observer
+from pugdft.outcome import Ending, Progress, build_record
 from pugdft.parts import Parts
 from pugdft.predictions import Predictions
 from pugdft.recipe import Recipe
 from pugdft.record import (
     Artifact,
     BestEpoch,
-    Cost,
-    DataFacts,
-    MethodFacts,
-    Metrics,
-    ModelFacts,
     RunRecord,
     Status,
     file_sha256,
@@ -43,16 +39,6 @@ _CHECK_EVERY = 50
 
 class Diverged(RunFailed):
     """The training loss is not finite."""
-
-
-@dataclass
-class Progress:
-    """What a run has come to: the part of a checkpoint that is neither weights nor optimizer state."""
-
-    position: Position = field(default_factory=Position)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_test: BestEpoch | None = None
-    restarts: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Run:
@@ -150,7 +136,8 @@ class Run:
                 artifacts["model"] = "model.safetensors"
             elif (self.folder / "checkpoint" / "state.json").is_file():
                 artifacts["checkpoint"] = "checkpoint/state.json"
-        record = self._record(status, error)
+        ending = Ending(status, error, self._started)
+        record = build_record(self.recipe, self.identity, self.parts, self.progress, self.predictions, ending)
         if self.parts.accelerator.is_main_process:
             record.artifacts = {
                 name: Artifact(path=path, sha256=file_sha256(self.folder / path))
@@ -247,56 +234,4 @@ class Run:
                 "best_test": progress.best_test.model_dump() if progress.best_test else None,
                 "restarts": progress.restarts,
             },
-        )
-
-    def _record(self, status: Status, error: str | None) -> RunRecord:
-        parts, position, optimizer = self.parts, self.progress.position, self.parts.optimizer
-        store, backbone, accelerator = parts.store, parts.backbone, parts.accelerator
-        evaluated = {split: each.metrics() for split, each in self.predictions.items()}
-        images = position.steps * self.recipe.train.batch_size
-        metrics = None
-        if "test" in evaluated:
-            metrics = Metrics(
-                test=evaluated["test"],
-                validation=evaluated.get("validation"),
-                best_test=self.progress.best_test,
-            )
-        sizes = {"train": len(parts.training.images)}
-        sizes |= {split: len(batches.images) for split, batches in parts.evaluations.items()}
-        return RunRecord(
-            id=self.identity,
-            status=status,
-            recipe=self.recipe.as_dict(),
-            seed=self.recipe.train.seed,
-            data=DataFacts(name=store.name, classes=len(store.classes), sizes=sizes, sha256=store.sha256),
-            model=ModelFacts(
-                name=self.recipe.model.name,
-                pretrained_tag=backbone.tag,
-                weights_sha256=backbone.weights_sha256,
-                parameters=backbone.num_parameters,
-            ),
-            metrics=metrics,
-            history=self.progress.history,
-            cost=Cost(
-                epochs=position.epoch,
-                steps=position.steps,
-                gradient_passes=position.gradient_passes,
-                train_seconds=round(position.train_seconds, 3),
-                eval_seconds=round(position.eval_seconds, 3),
-                images_per_second=round(images / max(position.train_seconds, 1e-9), 2),
-                peak_memory_bytes=peak_memory_bytes(parts.device),
-            ),
-            method=MethodFacts(
-                two_pass_fraction=optimizer.num_two_pass_steps / max(1, optimizer.num_steps),
-                mean_perturbation_norm=optimizer.evidence.mean_perturbation_norm(),
-                mean_gradient_cosine=optimizer.evidence.mean_gradient_cosine(),
-                skipped_steps=optimizer.num_skipped_steps,
-            ),
-            environment={
-                **environment_facts(parts.device, accelerator.num_processes, self.recipe.train.precision),
-                "started": self._started,
-                "finished": now(),
-            },
-            restarts=self.progress.restarts,
-            error=error,
         )

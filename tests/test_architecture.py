@@ -18,7 +18,7 @@ LAYERS = [
     ["optim"],
     ["data", "models", "schedule", "predictions"],
     ["loop", "observer"],
-    ["checkpoint", "environment", "interruption", "output", "parts", "run", "finetune"],
+    ["checkpoint", "environment", "interruption", "output", "parts", "outcome", "run", "finetune"],
     ["bench", "leaderboard"],
     ["cli", "__main__"],
 ]
