@@ -1,74 +1,312 @@
-"""The methods written once more, short and slow, in float64 from their papers: what the core is held to."""
+"""The methods written once more, short and slow, in float64 from their papers: what the core is held to.
+
+A reference is a class whose ``step(weights, gradient, moment)`` gives the gradient h for the base and, for
+the one method that has it, what is subtracted from the weights afterwards (times the learning rate).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Gradient = Callable[[list[Tensor]], list[Tensor]]
+List = list[Tensor]
+Gradient = Callable[[List], List]
 
 
-def norm(vectors: list[Tensor]) -> float:
+@dataclass
+class Moment:
+    """What changes from step to step: the step, the progress, lr over its peak, and the base's momentum."""
+
+    step: int
+    progress: float
+    lr_share: float
+    velocity: List
+    names: list[str]
+    norm_layers: list[bool]
+
+
+def norm(vectors: List) -> float:
     return math.sqrt(sum(float((v * v).sum()) for v in vectors))
 
 
-def sgd_direction(weights: list[Tensor], gradient: Gradient) -> list[Tensor]:
-    return gradient(weights)
+def dot(a: List, b: List) -> float:
+    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
 
 
-def sam_direction(weights: list[Tensor], gradient: Gradient, rho: float = 0.05) -> list[Tensor]:
-    g = gradient(weights)
-    return gradient([w + rho * each / (norm(g) + 1e-12) for w, each in zip(weights, g, strict=True)])
+def plus(a: List, b: List, factor: float = 1.0) -> List:
+    return [x + factor * y for x, y in zip(a, b, strict=True)]
 
 
-def pugd_direction(weights: list[Tensor], gradient: Gradient, rho: float = 1.0) -> list[Tensor]:
-    g = gradient(weights)
-    scaled = [w.abs() * each for w, each in zip(weights, g, strict=True)]
-    moved = [w + rho * each / (norm(scaled) + 1e-12) for w, each in zip(weights, scaled, strict=True)]
-    total = [a + b for a, b in zip(g, gradient(moved), strict=True)]
-    return [each / (norm(total) + 1e-12) for each in total]
+def times(a: List, factor: float) -> List:
+    return [x * factor for x in a]
+
+
+def unit(a: List) -> List:
+    return times(a, 1 / (norm(a) + 1e-12))
+
+
+class Plain:
+    def step(self, w: List, grad: Gradient, m: Moment) -> tuple[List, List | None]:
+        return self.h(w, grad, m), None
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return grad(w)
+
+
+class Ugd(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return unit(grad(w))
+
+
+class NgdTensor(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return [g / (g.norm() + 1e-12) for g in grad(w)]
+
+
+class NgdElement(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return [g.sign() for g in grad(w)]
+
+
+class Sam(Plain):
+    rho = 0.05
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return grad(plus(w, unit(grad(w)), self.rho))
+
+
+class SamGns(Sam):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return unit(super().h(w, grad, m))
+
+
+class Asam(Plain):
+    rho, eta, bias_rule = 0.5, 0.01, "paper"
+
+    def scale(self, w: Tensor, name: str) -> Tensor:
+        if self.bias_rule == "all":
+            return w.abs()
+        return w.abs() + self.eta if "weight" in name else torch.ones_like(w)
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        t = [self.scale(each, name) for each, name in zip(w, m.names, strict=True)]
+        g = self.masked(grad(w), m)
+        tg = [a * b for a, b in zip(t, g, strict=True)]
+        ttg = [a * b for a, b in zip(t, tg, strict=True)]
+        return grad(plus(w, ttg, self.rho / (norm(tg) + 1e-12)))
+
+    def masked(self, g: List, m: Moment) -> List:
+        return g
+
+
+class AsamAll(Asam):
+    bias_rule = "all"
+
+
+class SamOn(Asam):
+    def masked(self, g: List, m: Moment) -> List:
+        return [each * is_norm for each, is_norm in zip(g, m.norm_layers, strict=True)]
+
+
+class Pugd(Plain):
+    def radius(self, m: Moment) -> float:
+        return 1.0
+
+    def scale(self, m: Moment) -> float:
+        return 1.0
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        g = grad(w)
+        e = unit([each.abs() * d for each, d in zip(w, g, strict=True)])
+        return unit(plus(times(g, self.scale(m)), grad(plus(w, e, self.radius(m)))))
+
+
+def icos(m: Moment) -> float:
+    return 1 / (0.5 + 1.5 * math.cos(m.progress * math.pi / 2))
+
+
+class PugdR(Pugd):
+    def radius(self, m: Moment) -> float:
+        return icos(m)
+
+
+class PugdS(Pugd):
+    def scale(self, m: Moment) -> float:
+        return icos(m)
+
+
+class PugdRs(PugdR, PugdS):
+    pass
+
+
+class PugdT(Pugd):
+    """Switches when the variance of the last 10 norms is below .2 times that of the first tenth of steps."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.fired = False
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        if not self.fired:
+            self.norms.append(norm(grad(w)))
+            first = self.norms[: m.num_first]  # type: ignore[attr-defined]
+            if m.progress >= 0.1 and len(first) >= 2 and len(self.norms) >= 10:
+                self.fired = variance(self.norms[-10:]) < 0.2 * variance(first)
+        return super().h(w, grad, m) if self.fired else grad(w)
+
+
+def variance(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values) / len(values)
+
+
+class Gnp(Sam):
+    alpha = 0.8
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return plus(times(grad(w), 1 - self.alpha), super().h(w, grad, m), self.alpha)
+
+
+class Gsam(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        g = grad(w)
+        s = grad(plus(w, unit(g), 0.01 + 0.04 * m.lr_share))
+        orthogonal = plus(g, s, -dot(g, s) / norm(s) ** 2)
+        return plus(s, orthogonal, -0.4)
+
+
+class LookSam(Sam):
+    k = 5
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        g = grad(w)
+        if m.step % self.k == 0:
+            s = super().h(w, grad, m)
+            self.v = plus(s, g, -dot(s, g) / norm(g) ** 2)
+            return s
+        return plus(g, self.v, 0.7 * norm(g) / norm(self.v))
+
+
+class Fsam(Plain):
+    def __init__(self) -> None:
+        self.m: List | None = None
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        g = grad(w)
+        s = g if self.m is None else plus(g, self.m, -1.0)
+        self.m = g if self.m is None else plus(times(self.m, 0.9), g, 0.1)
+        return grad(plus(w, unit(s), 0.05))
+
+
+class Vasso(Plain):
+    def __init__(self) -> None:
+        self.d: List | None = None
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        g = grad(w)
+        self.d = g if self.d is None else plus(times(self.d, 0.6), g, 0.4)
+        return grad(plus(w, unit(self.d), 0.05))
+
+
+class Wsam(Sam):
+    def step(self, w: List, grad: Gradient, m: Moment) -> tuple[List, List | None]:
+        g = grad(w)
+        return g, times(plus(self.h(w, grad, m), g, -1.0), 0.9 / 0.1)
+
+
+class Amp(Plain):
+    steps, scope = 1, "global"
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        e = [torch.zeros_like(each) for each in w]
+        for _ in range(self.steps):
+            e = plus(e, grad(plus(w, e)))
+            if self.scope == "global":
+                e = times(e, min(1.0, 0.5 / norm(e)))
+            else:
+                e = [each * min(1.0, 0.5 / norm([each])) for each in e]
+        return grad(plus(w, e))
+
+
+class AmpThree(Amp):
+    steps = 3
+
+
+class AmpTensor(Amp):
+    scope = "tensor"
+
+
+class Msam(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return grad(plus(w, unit(m.velocity), -3.0))
 
 
 class SGD:
     """d = h + λw; v = μv + d; w ← w − lr·v, with one (lr, λ) for each tensor."""
 
-    def __init__(self, lrs: list[float], momentum: float, weight_decays: list[float]) -> None:
-        self.lrs, self.momentum, self.weight_decays = lrs, momentum, weight_decays
-        self.velocity: list[Tensor] = []
+    def __init__(self, momentum: float, weight_decays: list[float]) -> None:
+        self.momentum, self.weight_decays = momentum, weight_decays
+        self.velocity: List = []
 
-    def step(self, weights: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
+    def step(self, weights: List, direction: List, lrs: list[float]) -> List:
         d = [h + decay * w for h, w, decay in zip(direction, weights, self.weight_decays, strict=True)]
         old = self.velocity or [torch.zeros_like(each) for each in d]
         self.velocity = [self.momentum * v + each for v, each in zip(old, d, strict=True)]
-        return [w - lr * v for w, v, lr in zip(weights, self.velocity, self.lrs, strict=True)]
+        return [w - lr * v for w, v, lr in zip(weights, self.velocity, lrs, strict=True)]
 
 
 class AdamW:
     """Decoupled weight decay (arXiv 1711.05101, Algorithm 2), with torch's placement of lr on the decay."""
 
-    def __init__(self, lrs: list[float], weight_decays: list[float]) -> None:
-        self.lrs, self.weight_decays, self.t = lrs, weight_decays, 0
-        self.m: list[Tensor] = []
-        self.v: list[Tensor] = []
+    def __init__(self, weight_decays: list[float]) -> None:
+        self.weight_decays, self.t = weight_decays, 0
+        self.velocity: List = []
+        self.squares: List = []
 
-    def step(self, weights: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
+    def step(self, weights: List, direction: List, lrs: list[float]) -> List:
         self.t += 1
-        old_m = self.m or [torch.zeros_like(h) for h in direction]
-        old_v = self.v or [torch.zeros_like(h) for h in direction]
-        self.m = [0.9 * m + 0.1 * h for m, h in zip(old_m, direction, strict=True)]
-        self.v = [0.999 * v + 0.001 * h * h for v, h in zip(old_v, direction, strict=True)]
+        zeros = [torch.zeros_like(h) for h in direction]
+        self.velocity = [0.9 * m + 0.1 * h for m, h in zip(self.velocity or zeros, direction, strict=True)]
+        self.squares = [
+            0.999 * v + 0.001 * h * h for v, h in zip(self.squares or zeros, direction, strict=True)
+        ]
         moved = []
-        for w, m, v, lr, decay in zip(weights, self.m, self.v, self.lrs, self.weight_decays, strict=True):
+        for w, m, v, lr, decay in zip(
+            weights, self.velocity, self.squares, lrs, self.weight_decays, strict=True
+        ):
             m_hat, v_hat = m / (1 - 0.9**self.t), v / (1 - 0.999**self.t)
             moved.append(w - lr * decay * w - lr * m_hat / (v_hat.sqrt() + 1e-8))
         return moved
 
 
-DIRECTIONS: dict[str, Callable[..., list[Tensor]]] = {
-    "plain": sgd_direction,
-    "sam": sam_direction,
-    "pugd": pugd_direction,
-}
+# Name or name with options, as in a spec, to the reference.
+REFERENCES: list[tuple[str, dict[str, object], type[Plain]]] = [
+    ("plain", {}, Plain),
+    ("ugd", {}, Ugd),
+    ("ngd_cw", {}, NgdTensor),
+    ("ngd_cw", {"scope": "element"}, NgdElement),
+    ("sam", {}, Sam),
+    ("sam_gns", {}, SamGns),
+    ("asam", {}, Asam),
+    ("asam", {"bias_rule": "all"}, AsamAll),
+    ("sam_on", {}, SamOn),
+    ("pugd", {}, Pugd),
+    ("pugd_r", {}, PugdR),
+    ("pugd_s", {}, PugdS),
+    ("pugd_rs", {}, PugdRs),
+    ("pugd_t", {}, PugdT),
+    ("gnp", {}, Gnp),
+    ("gsam", {}, Gsam),
+    ("looksam", {}, LookSam),
+    ("fsam", {}, Fsam),
+    ("vasso", {}, Vasso),
+    ("wsam", {}, Wsam),
+    ("amp", {}, Amp),
+    ("amp", {"inner_iter": 3}, AmpThree),
+    ("amp", {"scope": "tensor"}, AmpTensor),
+    ("msam", {}, Msam),
+]

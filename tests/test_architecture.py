@@ -24,11 +24,13 @@ LAYERS = [
 ]
 # Within the optimizer core, likewise.
 OPTIM_LAYERS = [
-    ["tensors", "context", "options", "passes", "evidence", "base"],
-    ["direction", "radius", "trigger", "combine", "normalize"],
-    ["presets"],
-    ["perturbed"],
+    ["tensors", "context", "options", "passes"],
+    ["base", "evidence", "scaling", "schedules", "normalize"],
+    ["direction", "trigger", "combine", "groups"],
+    ["method"],
+    ["presets", "perturbed"],
     ["registry"],
+    ["build"],
     ["__init__"],
 ]
 WITHOUT_TORCH = ["pugdft.recipe", "pugdft.record", "pugdft.leaderboard", "pugdft.cli"]
@@ -42,8 +44,9 @@ def imported(path: Path) -> set[str]:
     """Dotted names of pugdft modules that a file imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pugdft"):
+        if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pugdft"):
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):

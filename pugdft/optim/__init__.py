@@ -6,11 +6,14 @@ optimizer = build_optimizer({"name": "sam", "rho": 0.05, "base": {"name": "sgd",
 loss = optimizer.step(closure)  # the closure runs forward and backward and returns the loss
 """
 
+from pugdft.optim.build import build_optimizer
+from pugdft.optim.method import Method
 from pugdft.optim.perturbed import PerturbedOptimizer
-from pugdft.optim.presets import Method
-from pugdft.optim.registry import build_optimizer, describe, optimizer_names, resolve_spec, spec_faults
+from pugdft.optim.registry import describe, optimizer_names, resolve_spec, spec_faults, summary
+from pugdft.optim.scaling import LossScale
 
 __all__ = [
+    "LossScale",
     "Method",
     "PerturbedOptimizer",
     "build_optimizer",
@@ -18,4 +21,5 @@ __all__ = [
     "optimizer_names",
     "resolve_spec",
     "spec_faults",
+    "summary",
 ]

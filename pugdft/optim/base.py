@@ -1,16 +1,19 @@
-"""Base optimizers: torch's own, in their fused form where one exists.
+"""Base optimizers: torch's own, in their fused form where one exists, and timm's by name.
 
-Each entry's function lists the options that a recipe may give, with torch's defaults; ``lr`` has none,
-for no number suits every backbone.
+Each function lists the options that a recipe may give, with torch's defaults; ``lr`` has none, for no number
+suits every backbone.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pugdft.optim.options import call_with
 
 Groups = list[dict[str, Any]]
 
@@ -28,8 +31,7 @@ def sgd(
 
     d = h + λw;  v = μv + (1 − dampening)·d;  w ← w − lr·v (``torch.optim.SGD``).
     """
-    _require_positive(lr)
-    base = torch.optim.SGD(
+    return torch.optim.SGD(
         params,
         lr=lr,
         momentum=momentum,
@@ -39,13 +41,27 @@ def sgd(
         # torch's fused form cannot take a momentum buffer that appears later than the others.
         fused=dampening == 0 and _can_fuse(params),
     )
-    if momentum and base.defaults["fused"]:
-        # torch leaves a fused momentum buffer uninitialised if the very first step is skipped on the
-        # device, and fails where a parameter gets its first gradient late. Zeros are what it would hold.
-        for group in base.param_groups:
-            for parameter in group["params"]:
-                base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return base
+
+
+def adam(
+    params: Groups,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+) -> torch.optim.Optimizer:
+    """Adam with coupled weight decay (arXiv 1412.6980; ``torch.optim.Adam``)."""
+    return torch.optim.Adam(
+        params,
+        lr=lr,
+        betas=_pair(betas),
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
+        fused=_can_fuse(params),
+    )
 
 
 def adamw(
@@ -55,33 +71,139 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.01,
+    amsgrad: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (arXiv 1711.05101; ``torch.optim.AdamW``)."""
-    _require_positive(lr)
     return torch.optim.AdamW(
         params,
         lr=lr,
-        betas=(float(betas[0]), float(betas[1])),
+        betas=_pair(betas),
         eps=eps,
         weight_decay=weight_decay,
+        amsgrad=amsgrad,
         fused=_can_fuse(params),
     )
 
 
-BASES: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
-"""Name in a recipe to constructor."""
+def adagrad(
+    params: Groups,
+    *,
+    lr: float,
+    lr_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: float = 1e-10,
+) -> torch.optim.Optimizer:
+    """Adagrad (JMLR 12, 2011; ``torch.optim.Adagrad``)."""
+    return torch.optim.Adagrad(
+        params,
+        lr=lr,
+        lr_decay=lr_decay,
+        weight_decay=weight_decay,
+        initial_accumulator_value=initial_accumulator_value,
+        eps=eps,
+    )
 
 
-def _require_positive(lr: float) -> None:
-    if not lr > 0:
+def rmsprop(
+    params: Groups,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+) -> torch.optim.Optimizer:
+    """RMSprop (``torch.optim.RMSprop``)."""
+    return torch.optim.RMSprop(
+        params,
+        lr=lr,
+        alpha=alpha,
+        eps=eps,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        centered=centered,
+    )
+
+
+BASES: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "adagrad": adagrad,
+    "rmsprop": rmsprop,
+}
+"""Name in a recipe to constructor. Any other name that timm knows is a base too."""
+
+
+def find_base(name: Any) -> Callable[..., Any] | None:
+    """The constructor of a base by name: ours, or timm's class; None if nobody knows it."""
+    if name in BASES:
+        return BASES[name]
+    if not isinstance(name, str) or importlib.util.find_spec("timm") is None:
+        return None
+    from timm.optim import get_optimizer_class
+
+    try:
+        found: Callable[..., Any] = get_optimizer_class(name, bind_defaults=False)
+    except (ValueError, KeyError):
+        return None
+    # A wrapper such as Lookahead, or a second-order method that needs its own closure, is no base.
+    return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
+
+
+def construct_base(name: str, params: Groups, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """A base optimizer.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    constructor = find_base(name)
+    assert constructor is not None
+    lr = options.get("lr")
+    if isinstance(lr, int | float) and not lr > 0:
         raise ValueError(f"lr must be greater than 0, not {lr:g}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    base: torch.optim.Optimizer = call_with(constructor, values, params)
+    return base
+
+
+def fill_momentum(base: torch.optim.Optimizer) -> None:
+    """Give each parameter that is about to be stepped by a fused SGD its momentum buffer.
+
+    torch leaves the buffer uninitialised if the very first step is skipped on the device, and fails where
+    a parameter gets its first gradient later than others. Zeros are what the buffer would hold.
+    """
+    if not isinstance(base, torch.optim.SGD):
+        return
+    for group in base.param_groups:
+        if group["fused"] and group["momentum"]:
+            for parameter in group["params"]:
+                if parameter.grad is not None and base.state[parameter].get("momentum_buffer") is None:
+                    base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def momentum_of(base: torch.optim.Optimizer) -> Callable[[Any], list[Tensor | None]]:
+    """Reads the momentum that a base keeps for parameters."""
+
+    def read(parameters: Any) -> list[Tensor | None]:
+        states = [base.state.get(parameter, {}) for parameter in parameters]
+        return [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
+
+    return read
+
+
+def _pair(values: tuple[float, float]) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
 
 
 def _can_fuse(groups: Groups) -> bool:
-    parameters: list[Tensor] = [parameter for group in groups for parameter in _tensors(group["params"])]
+    parameters: list[Tensor] = [parameter for group in groups for parameter in tensors_of(group["params"])]
     devices = {parameter.device.type for parameter in parameters}
     return devices <= {"cpu", "cuda"} and all(parameter.is_floating_point() for parameter in parameters)
 
 
-def _tensors(entries: Any) -> list[Tensor]:
+def tensors_of(entries: Any) -> list[Tensor]:
+    """Tensors of a group whose entries may be ``(name, tensor)`` pairs."""
     return [entry[1] if isinstance(entry, tuple) else entry for entry in entries]

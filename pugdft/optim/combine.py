@@ -1,29 +1,35 @@
-"""Slot 4, how the clean gradient g and the perturbed gradient g* make one: a·g + b·g*.
+"""Slot 4, how the clean gradient g and the perturbed gradient g* make one.
 
-The two coefficients are all that the algorithm needs to know in advance: with a = 0 the clean gradient
-is dropped before the second pass, and otherwise the second pass can add to it where it lies.
+A linear rule a·g + b·g* is all coefficients, known in advance: with a = 0 the clean gradient is dropped
+before the second pass, and otherwise the second pass can add to it where it lies. A merging rule needs
+both gradients at once, at the price of one more copy of the parameters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from pugdft.optim.context import StepContext, require
+from torch import Tensor
+
+from pugdft.optim import tensors
+from pugdft.optim.context import Memory, StepContext, require
+from pugdft.optim.schedules import Schedule
 
 
-class Combine(Protocol):
-    """Coefficients (a, b) of g and g* at a two-pass step."""
+class Linear:
+    """a·g + b·g* with b ≠ 0."""
 
-    def coefficients(self, context: StepContext) -> tuple[float, float]: ...
+    def coefficients(self, context: StepContext) -> tuple[float, float]:
+        """(a, b) at a two-pass step."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Linear:
-    """Fixed coefficients; b must not be 0, for then the second pass would be thrown away.
+class Weighted(Linear):
+    """Fixed coefficients.
 
     Raises:
-        ValueError: a coefficient is not finite, or b is 0.
+        ValueError: a coefficient is not finite, or b is 0, for then the second pass would be thrown away.
     """
 
     clean: float
@@ -37,3 +43,124 @@ class Linear:
 
     def coefficients(self, context: StepContext) -> tuple[float, float]:
         return self.clean, self.perturbed
+
+
+@dataclass(frozen=True)
+class Scaled(Linear):
+    """scale(t)·g + g*: the scale of Radius-Timing-Scale multiplies the clean gradient only."""
+
+    scale: Schedule
+
+    def coefficients(self, context: StepContext) -> tuple[float, float]:
+        return self.scale(context), 1.0
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is subtracted from the weights after the base's step: lr · factor · directions."""
+
+    parameters: list[Tensor]
+    directions: list[Tensor]
+    factor: float
+
+
+class Merge:
+    """A rule that needs both gradients; also asked at steps of one pass."""
+
+    def merge_(
+        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
+    ) -> Correction | None:
+        """``perturbed ← h``; ``clean`` may be overwritten or kept.
+
+        Args:
+            clean: g.
+            perturbed: g*, of the same parameters.
+            parameters: whose gradients these are.
+            memory: this rule's.
+
+        Returns:
+            A correction to the weights after the base's step, if the method has one.
+        """
+        raise NotImplementedError
+
+    def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], memory: Memory) -> None:
+        """Change the gradient of a step of one pass in place."""
+
+
+@dataclass(frozen=True)
+class RemoveParallel(Merge):
+    """h = g* − alpha·(g − ⟨g, g*⟩ g* / ‖g*‖²) (GSAM, arXiv 2203.08065, Algorithm 1; global products)."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        require(self.alpha, "alpha")
+
+    def merge_(
+        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
+    ) -> Correction | None:
+        product = tensors.dot(clean, perturbed)
+        share = tensors.square_ratio(product, tensors.global_norm(perturbed))
+        tensors.scale_(perturbed, 1 + self.alpha * share)
+        tensors.add_scaled_(perturbed, clean, -self.alpha)
+        return None
+
+
+@dataclass(frozen=True)
+class ReuseAscent(Merge):
+    """Between two-pass steps, g + alpha·(‖g‖/‖v‖)·v with v = g* − proj_g(g*) of the last one.
+
+    Source: LookSAM, arXiv 2203.02714, Algorithm 1; global norms and products.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        require(self.alpha, "alpha")
+
+    def merge_(
+        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
+    ) -> Correction | None:
+        share = tensors.square_ratio(tensors.dot(clean, perturbed), tensors.global_norm(clean))
+        # The held clean gradient becomes v, so that remembering v costs no copy.
+        tensors.scale_(clean, -share)
+        tensors.add_scaled_(clean, perturbed, 1.0)
+        for tensor in clean:  # after an overflow, nothing is remembered instead of NaN
+            tensor.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        memory.tensors["across"] = dict(zip(parameters, clean, strict=True))
+        return None
+
+    def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], memory: Memory) -> None:
+        across = memory.tensors.get("across", {})
+        rows = [
+            (gradient, across[parameter])
+            for gradient, parameter in zip(gradients, parameters, strict=True)
+            if parameter in across
+        ]
+        if not rows:
+            return
+        remembered = [row[1] for row in rows]
+        norm = tensors.global_norm(gradients)
+        factor = tensors.ratio(self.alpha * norm, tensors.global_norm(remembered))
+        tensors.add_scaled_([row[0] for row in rows], remembered, factor)
+
+
+@dataclass(frozen=True)
+class DecoupledSharpness(Merge):
+    """BASE(g), then w ← w − lr·κ·(g* − g), κ = gamma/(1 − gamma) (WSAM, arXiv 2305.15817, Algorithm 1)."""
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        require(self.gamma, "gamma", minimum=0)
+        if self.gamma >= 1:
+            raise ValueError(f"gamma must be less than 1, not {self.gamma:g}")
+
+    def merge_(
+        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
+    ) -> Correction | None:
+        tensors.add_scaled_(perturbed, clean, -1.0)
+        difference = list(perturbed)
+        for parameter, gradient in zip(parameters, clean, strict=True):
+            parameter.grad = gradient
+        return Correction(parameters, difference, self.gamma / (1 - self.gamma))

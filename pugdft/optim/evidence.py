@@ -1,6 +1,6 @@
 """Evidence that a method acted: how far it went, and how the two gradients lie to each other.
 
-Measured at every tenth two-pass step and kept on the device, so that nothing waits. The clean gradient
+Measured at every tenth perturbed step and kept on the device, so that nothing waits. The clean gradient
 may be overwritten by the second pass; what is needed of it is therefore a sample, every
 :data:`STRIDE`-th element of each tensor in memory order (every element of a small tensor), which keeps
 all layers in proportion and costs 1/16 of a copy of the parameters.
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pugdft.optim import tensors
+
 EVERY = 10
 STRIDE = 16
 _SMALL = 4096
@@ -24,66 +26,73 @@ class Evidence:
 
     def __init__(self) -> None:
         self._num_calls = 0
-        self._num_measured = 0
-        self._norm_sum: Tensor | float = 0.0
-        self._cosine_sum: Tensor | float = 0.0
-        self._clean: list[Tensor] | None = None
+        self._sums: dict[str, Tensor | float] = {"norm": 0.0, "cosine": 0.0}
+        self._counts: dict[str, Tensor | float] = {"norm": 0.0, "cosine": 0.0}
+        self._measures = False
+        self._clean: dict[Tensor, Tensor] = {}
 
-    def before_second_pass(self, parameters: Sequence[Tensor], perturbation_norm: Tensor) -> None:
+    def before_second_pass(self, parameters: Sequence[Tensor]) -> None:
         """See the clean gradients, before they are scaled or dropped."""
-        self._clean = None
-        if self._num_calls % EVERY == 0:
-            self._clean = [_sample(p.grad).clone() for p in parameters if p.grad is not None]
-            self._norm_sum = self._norm_sum + perturbation_norm
+        self._measures = self._num_calls % EVERY == 0
         self._num_calls += 1
+        if self._measures:
+            self._clean = {p: _sample(p.grad).clone() for p in parameters if p.grad is not None}
 
-    def after_second_pass(self, parameters: Sequence[Tensor], share: float) -> None:
+    def measure_perturbation(self, perturbed: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        """See the perturbed parameters when they are no longer needed: they are overwritten by e."""
+        if self._measures and perturbed:
+            tensors.add_scaled_(perturbed, weights, -1.0)
+            self._add("norm", tensors.global_norm(perturbed))
+
+    def after_second_pass(self, share: float) -> None:
         """See the gradients after the second pass: g* + share·g."""
-        if self._clean is None:
-            return
-        dot: Tensor | float = 0.0
-        clean_square: Tensor | float = 0.0
-        perturbed_square: Tensor | float = 0.0
-        for parameter, clean in zip(parameters, self._clean, strict=True):
-            if parameter.grad is None:
-                continue
-            weight = parameter.numel() / clean.numel()
-            perturbed = _sample(parameter.grad) - share * clean
-            dot = dot + weight * torch.sum(clean * perturbed)
-            clean_square = clean_square + weight * torch.sum(clean * clean)
-            perturbed_square = perturbed_square + weight * torch.sum(perturbed * perturbed)
-        norms = torch.sqrt(torch.as_tensor(clean_square) * torch.as_tensor(perturbed_square))
-        self._cosine_sum = self._cosine_sum + dot / (norms + 1e-30)
-        self._num_measured += 1
-        self._clean = None
+        products: list[Tensor] = []
+        for parameter, clean in self._clean.items():
+            if parameter.grad is not None and clean.numel():
+                g, both = clean.double(), _sample(parameter.grad).double()
+                g_star = both - share * g
+                each = torch.stack([(g * g_star).sum(), g.square().sum(), g_star.square().sum()])
+                products.append(each * (parameter.numel() / clean.numel()))
+        self._clean = {}
+        if products:
+            dot, clean_square, perturbed_square = torch.stack(products).sum(0)
+            # Roots first: the product of two small squares is 0.
+            self._add("cosine", dot / (clean_square.sqrt() * perturbed_square.sqrt() + 1e-300))
+
+    def _add(self, what: str, value: Tensor) -> None:
+        """A step that is skipped for its overflow is no evidence: it is left out, on the device."""
+        finite = torch.isfinite(value)
+        self._sums[what] = self._sums[what] + torch.where(finite, value.double(), 0.0)
+        self._counts[what] = self._counts[what] + finite.double()
+
+    def _mean(self, what: str) -> float | None:
+        count = float(self._counts[what])
+        return float(self._sums[what]) / count if count else None
 
     def mean_perturbation_norm(self) -> float | None:
         """Mean ‖e‖ over the measured steps, or None without any."""
-        return float(self._norm_sum) / self._num_measured if self._num_measured else None
+        return self._mean("norm")
 
     def mean_gradient_cosine(self) -> float | None:
         """Mean cos(g, g*) over the measured steps, or None without any."""
-        return float(self._cosine_sum) / self._num_measured if self._num_measured else None
+        return self._mean("cosine")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
             "num_calls": self._num_calls,
-            "num_measured": self._num_measured,
-            "norm_sum": float(self._norm_sum),
-            "cosine_sum": float(self._cosine_sum),
+            "sums": {what: float(value) for what, value in self._sums.items()},
+            "counts": {what: float(value) for what, value in self._counts.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved numbers."""
         self._num_calls = state["num_calls"]
-        self._num_measured = state["num_measured"]
-        self._norm_sum = state["norm_sum"]
-        self._cosine_sum = state["cosine_sum"]
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """A view of every STRIDE-th element in memory order, whatever the memory format."""
+    """A view of every STRIDE-th element in memory order; gradients lie as densely as their parameters."""
     if tensor.numel() <= _SMALL:
         return tensor
     return torch.as_strided(tensor, (tensor.numel() // STRIDE,), (STRIDE,))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from pugdft.optim import tensors
@@ -38,3 +39,20 @@ class Unit:
         norm = tensors.global_norm(gradients)
         tensors.scale_(gradients, tensors.ratio(1.0, norm))
         return norm
+
+
+@dataclass(frozen=True)
+class UnitEach:
+    """Each tensor a unit vector (``scope='tensor'``), or each element its sign (``scope='element'``)."""
+
+    scope: Literal["tensor", "element"] = "tensor"
+
+    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+        norms = tensors.tensor_norms(gradients)
+        if self.scope == "element":
+            for gradient in gradients:
+                gradient.sign_()
+        else:
+            for gradient, norm in zip(gradients, norms, strict=True):
+                gradient.mul_(tensors.ratio(1.0, norm))
+        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))

@@ -1,32 +1,51 @@
-"""Options checked against a function's signature: names, kinds, and the values it accepts."""
+"""Options checked against a function's signature: names, kinds, and the values it accepts.
+
+A recipe's ``lambda`` is the parameter ``lambda_``, since Python reserves the word.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pugdft.errors import Fault, close_match
 
 
 def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only options of a function with their defaults (``inspect.Parameter.empty``: none)."""
-    parameters = inspect.signature(function).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    """The options of a function or class with their defaults (``inspect.Parameter.empty``: none).
+
+    These are its keyword-only parameters; of a foreign optimizer class, all but the parameters to train.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    if isinstance(function, type) and not any(each.kind is each.KEYWORD_ONLY for each in parameters):
+        options = [each for each in parameters[1:] if each.kind is each.POSITIONAL_OR_KEYWORD]
+    else:
+        options = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+    return {each.name.rstrip("_"): each.default for each in options}
+
+
+def call_with(function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call a function with a recipe's options."""
+    names = inspect.signature(function).parameters
+    own = {f"{name}_" if f"{name}_" in names else name: value for name, value in options.items()}
+    return function(*arguments, **own)
 
 
 def resolve_options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` completed by the function's defaults, in the function's order, as plain data."""
     resolved = keyword_defaults(function) | dict(given)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in resolved.items()}
+    kinds = {name.rstrip("_"): kind for name, kind in _annotations(function).items()}
+    return {name: _plain(value, kinds.get(name)) for name, value in resolved.items()}
 
 
 def option_faults(
     where: str,
     function: Callable[..., Any],
     given: Mapping[str, Any],
-    construct: Callable[..., Any],
+    construct: Callable[[Mapping[str, Any]], Any],
     elsewhere: str = "",
 ) -> list[Fault]:
     """Faults of ``given`` as the keyword options of ``function``.
@@ -39,28 +58,37 @@ def option_faults(
         elsewhere: said of an unknown option: where other options belong.
     """
     known = keyword_defaults(function)
-    kinds = get_type_hints(function)
+    kinds = {name.rstrip("_"): kind for name, kind in _annotations(function).items()}
     faults = []
     for name, value in given.items():
         if name not in known:
             names = ", ".join(known) or "none"
             message = f"unknown option. Known here: {names}.{close_match(name, known)}{elsewhere}"
             faults.append(Fault(f"{where}.{name}", message))
-        elif wanted := _unmet_kind(value, kinds[name]):
+        elif wanted := _unmet_kind(value, kinds.get(name)):
             faults.append(Fault(f"{where}.{name}", f"must be {wanted}, not {value!r}"))
     for name, default in known.items():
         if default is inspect.Parameter.empty and name not in given:
             faults.append(Fault(f"{where}.{name}", "is required"))
     if not faults:
         try:
-            construct(**given)
-        except ValueError as error:
+            construct(given)
+        except (ValueError, TypeError) as error:
             faults.append(Fault(where, str(error)))
     return faults
 
 
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError):  # a foreign class whose annotations cannot be resolved
+        return {}
+
+
 def _unmet_kind(value: Any, kind: Any) -> str:
     """What ``value`` should be and is not, or the empty string."""
+    if get_origin(kind) is not None and kind != tuple[float, float]:
+        return _unmet_compound(value, kind)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is bool and not isinstance(value, bool):
         return "true or false"
@@ -73,3 +101,23 @@ def _unmet_kind(value: Any, kind: Any) -> str:
         if len(pair) != 2 or any(_unmet_kind(entry, float) for entry in pair):
             return "a list of two numbers"
     return ""
+
+
+def _unmet_compound(value: Any, kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "" if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is UnionType:
+        unmet = [_unmet_kind(value, each) for each in get_args(kind)]
+        return "" if "" in unmet else " or ".join(unmet)
+    if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):
+        return "" if isinstance(value, Mapping) else "a mapping"
+    return ""
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    # 1 and 1.0 are the same option, and must be the same recipe.
+    if isinstance(value, int) and not isinstance(value, bool) and float in (kind, *get_args(kind)):
+        return float(value)
+    return dict(value) if isinstance(value, Mapping) else value

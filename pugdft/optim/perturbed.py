@@ -5,23 +5,28 @@ One class makes every method of the family; what differs stands in the five rule
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pugdft.optim import tensors
-from pugdft.optim.context import StepContext
+from pugdft.optim.base import fill_momentum
+from pugdft.optim.combine import Correction, Linear, Merge
+from pugdft.optim.context import Facts, Memory, StepContext
 from pugdft.optim.evidence import Evidence
+from pugdft.optim.method import Method
+from pugdft.optim.normalize import Normalize
 from pugdft.optim.passes import PassContext, RandomState
-from pugdft.optim.presets import Method
-from pugdft.optim.trigger import Never
+from pugdft.optim.scaling import LossScale
+from pugdft.optim.trigger import Ahead, Never
 
 Closure = Callable[[], Tensor]
 
 _STATE_KEY = "pugdft"
+_SLOTS = ("direction", "trigger", "combine")
 
 
 class PerturbedOptimizer(torch.optim.Optimizer):
@@ -36,9 +41,12 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     Args:
         base: steps at the exactly restored weights.
         method: the five rules.
+        facts: about the parameters, for the rules that ask.
+        clean_pass: makes the context manager around the clean pass of a step that may perturb.
         perturbed_pass: makes the context manager around each perturbed pass.
         replay_rng: the perturbed pass draws the clean pass's random numbers.
         closure_accumulates: the caller promises that the closure never clears gradients.
+        loss_scale: for fp16; the closure then calls :meth:`backward`.
     """
 
     def __init__(
@@ -46,9 +54,12 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         base: torch.optim.Optimizer,
         method: Method,
         *,
+        facts: Facts | None = None,
+        clean_pass: PassContext | None = None,
         perturbed_pass: PassContext | None = None,
         replay_rng: bool = True,
         closure_accumulates: bool = False,
+        loss_scale: LossScale | None = None,
     ) -> None:
         self.base = base
         self.method = method
@@ -56,14 +67,20 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self.num_steps = 0
         self.num_two_pass_steps = 0
         self.evidence = Evidence()
+        self.loss_scale = loss_scale
+        self._facts = facts or Facts()
+        self._clean_pass = clean_pass or nullcontext
         self._perturbed_pass = perturbed_pass or nullcontext
         self._replays = replay_rng and not isinstance(method.trigger, Never)
         self._closure_accumulates = closure_accumulates
-        # One flat copy per parameter, made at the first perturbation and kept: allocating it at every
-        # step costs more than copying into it.
+        self._memories = {slot: Memory() for slot in _SLOTS}
+        # One copy of each perturbed parameter, made at the first perturbation and kept: allocating it at
+        # every step costs more than copying into it.
         self._weights: dict[Tensor, Tensor] = {}
-        self._in_perturbed_pass = False
+        self._is_perturbed = False
+        self._is_accumulating = False
         self._num_skipped: Tensor | int = 0
+        self._peak_lr = 0.0
         super().__init__(base.param_groups, base.defaults)
 
     # torch's constructor and unpickling assign these two; the base's are the only ones.
@@ -76,9 +93,17 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             self.base.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients; nothing inside a perturbed pass, where they hold the clean part."""
-        if not self._in_perturbed_pass:
+        """Clear the gradients; nothing while they hold the clean part that a second pass adds to."""
+        if not self._is_accumulating:
             super().zero_grad(set_to_none)
+
+    def backward(self, loss: Tensor) -> None:
+        """``loss.backward()``, scaled if there is a loss scale: what a closure calls in fp16."""
+        (loss if self.loss_scale is None else self.loss_scale.scale(loss)).backward()
+
+    def observe_epoch(self, train_loss: float, validation_loss: float, num_epochs: int) -> None:
+        """Tell a timing rule an epoch's clean training loss and the loss on held-out images."""
+        self.method.trigger.observe_epoch(train_loss, validation_loss, num_epochs, self._memories["trigger"])
 
     @property
     def num_skipped_steps(self) -> int:
@@ -100,95 +125,218 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         """
         if closure is None:
             raise TypeError("step() needs a closure that runs forward and backward and returns the loss")
-        groups = self.param_groups
-        parameters = [p for group in groups for p in group["params"] if p.requires_grad]
-        context = StepContext(self.num_steps, self.progress, float(groups[0]["lr"]))
-        clean_state = RandomState(parameters[0].device) if self._replays else None
-        with torch.enable_grad():
-            loss = closure()
-        perturbed = [p for p in parameters if p.grad is not None]
-        if perturbed and self.method.trigger.fires(context):
-            self._second_pass(closure, perturbed, context, clean_state)
-            self.num_two_pass_steps += 1
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if gradients:
-            self._step_base(self.method.normalize.normalize_(gradients))
+        parameters = self._trainable()
+        if not parameters:
+            return self._run(closure)
+        context = self._context()
+        trigger, combine = self.method.trigger, self.method.combine
+        if isinstance(trigger, Ahead):
+            loss = self._pass_ahead(closure, parameters, context)
+            rule, correction = self.method.normalize, None
+        else:
+            clean_state = RandomState(parameters[0].device) if self._replays else None
+            with self._clean_pass() if self._replays else nullcontext():
+                loss = self._run(closure)
+            self._take_gradients(parameters)
+            differentiated = [p for p in parameters if p.grad is not None]
+            if differentiated and trigger.fires(context, differentiated, self._memories["trigger"]):
+                correction = self._second_pass(closure, parameters, differentiated, context, clean_state)
+                rule = self.method.normalize
+                self.num_two_pass_steps += 1
+            else:
+                rule, correction = trigger.one_pass_rule() or self.method.normalize, None
+                if isinstance(combine, Merge):
+                    gradients = [p.grad for p in differentiated if p.grad is not None]
+                    combine.reuse_(gradients, differentiated, self._memories["combine"])
+        self._step_base(parameters, rule, correction)
         self.num_steps += 1
         return loss
 
+    def _context(self) -> StepContext:
+        lr = float(self.param_groups[0]["lr"])
+        self._peak_lr = max(self._peak_lr, lr)
+        return StepContext(self.num_steps, self.progress, lr, self._peak_lr)
+
     def _second_pass(
-        self, closure: Closure, perturbed: list[Tensor], context: StepContext, clean_state: RandomState | None
-    ) -> None:
-        """Leave a·g + b·g* in the gradients, and the weights as they were."""
-        clean, factor = self.method.combine.coefficients(context)
-        gradients = [p.grad for p in perturbed if p.grad is not None]
-        weights = self._saved_weights(perturbed)
-        tensors.copy_(weights, perturbed)
-        self._in_perturbed_pass = True
-        try:
-            norm = self.method.direction.perturb_(perturbed, weights, gradients, self.method.radius(context))
-            self.evidence.before_second_pass(perturbed, norm)
-            kept = self._put_aside(perturbed, gradients, clean / factor)
-            with ExitStack() as stack:
-                stack.enter_context(self._perturbed_pass())
-                if clean_state is not None:
-                    stack.enter_context(clean_state.replayed())
-                with torch.enable_grad():
-                    closure()
-        finally:
-            # Exactly the set that was perturbed, by copy: (w + e) − e is not w in floating point.
-            tensors.copy_(perturbed, weights)
-            self._in_perturbed_pass = False
+        self,
+        closure: Closure,
+        parameters: list[Tensor],
+        differentiated: list[Tensor],
+        context: StepContext,
+        clean_state: RandomState | None,
+    ) -> Correction | None:
+        """Leave h in the gradients, and the weights as they were."""
+        combine, direction = self.method.combine, self.method.direction
+        clean, factor = combine.coefficients(context) if isinstance(combine, Linear) else (1.0, 1.0)
+        rho = self.method.radius(context)
+        perturbed = direction.chosen(differentiated, self._facts)
+        self.evidence.before_second_pass(differentiated)
+        kept: list[tuple[Tensor, Tensor]] = []
+        with self._perturbed(perturbed) as weights:
+            for ascent in range(direction.num_ascents):
+                gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]
+                direction.perturb_(
+                    perturbed, weights, gradients, rho, self._facts, self._memories["direction"]
+                )
+                is_last = ascent == direction.num_ascents - 1
+                del gradients  # a list of them would keep them alive through the pass
+                if ascent == 0:
+                    kept = self._put_aside(differentiated, clean / factor, isinstance(combine, Merge))
+                else:
+                    self._clear(differentiated)
+                with ExitStack() as stack:
+                    stack.enter_context(self._perturbed_pass())
+                    if not is_last:  # an ascent like the first
+                        stack.enter_context(self._clean_pass())
+                    if clean_state is not None:
+                        stack.enter_context(clean_state.replayed())
+                    self._run(closure)
+                self._take_gradients(parameters)
+            self.evidence.measure_perturbation(perturbed, weights)
+        correction = None
+        if isinstance(combine, Merge):
+            correction = self._merge(combine, kept)
+        else:
+            for parameter, gradient in kept:
+                if parameter.grad is None:
+                    parameter.grad = gradient
+                else:
+                    parameter.grad.add_(gradient)
+            self.evidence.after_second_pass(clean / factor)
+            if factor != 1:
+                tensors.scale_([p.grad for p in parameters if p.grad is not None], factor)
+        return correction
+
+    def _merge(self, combine: Merge, kept: list[tuple[Tensor, Tensor]]) -> Correction | None:
+        both = [(p, clean, p.grad) for p, clean in kept if p.grad is not None]
         for parameter, gradient in kept:
             if parameter.grad is None:
-                parameter.grad = gradient
-            elif parameter.grad is not gradient:
-                parameter.grad.add_(gradient)
-        self.evidence.after_second_pass(perturbed, clean / factor)
-        if factor != 1:
-            every = [p for group in self.param_groups for p in group["params"]]
-            tensors.scale_([p.grad for p in every if p.grad is not None], factor)
+                parameter.grad = gradient  # no second gradient: the clean one stands
+        parameters = [row[0] for row in both]
+        self.evidence.after_second_pass(0.0)
+        if not both:
+            return None
+        return combine.merge_(
+            [row[1] for row in both], [row[2] for row in both], parameters, self._memories["combine"]
+        )
+
+    def _pass_ahead(self, closure: Closure, parameters: list[Tensor], context: StepContext) -> Tensor:
+        """The only pass, at the perturbed point."""
+        with self._perturbed(parameters) as weights:
+            self.method.direction.perturb_(
+                parameters,
+                weights,
+                weights,
+                self.method.radius(context),
+                self._facts,
+                self._memories["direction"],
+            )
+            loss = self._run(closure)
+            self.evidence.before_second_pass([])
+            self.evidence.measure_perturbation(parameters, weights)
+        self._take_gradients(parameters)
+        return loss
+
+    @contextmanager
+    def _perturbed(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Inside, the parameters are free to be changed; gives a copy of them, and puts it back."""
+        for parameter in parameters:
+            saved = self._weights.get(parameter)
+            # A model may be moved or converted after its first step.
+            if saved is None or _layout(saved) != _layout(parameter):
+                self._weights[parameter] = torch.empty_like(parameter)
+        weights = [self._weights[parameter] for parameter in parameters]
+        tensors.copy_(weights, parameters)
+        self._is_perturbed = True
+        try:
+            yield weights
+        finally:
+            # Exactly the set that was perturbed, by copy: (w + e) − e is not w in floating point.
+            tensors.copy_(parameters, weights)
+            self._is_perturbed = self._is_accumulating = False
 
     def _put_aside(
-        self, perturbed: list[Tensor], gradients: list[Tensor], share: float
+        self, differentiated: list[Tensor], share: float, merges: bool
     ) -> list[tuple[Tensor, Tensor]]:
         """Make room for g*; returns the clean gradients, times ``share``, that are still to be added to it.
 
         A closure that accumulates adds g* to them in place. Any other might clear them, so they are
         held outside, at the price of one more copy of the parameters during the pass.
         """
-        if share == 0:
-            kept = []
-        else:
-            if share != 1:
-                tensors.scale_(gradients, share)
-            kept = list(zip(perturbed, gradients, strict=True))
-        if share == 0 or not self._closure_accumulates:
-            for parameter in perturbed:
-                parameter.grad = None
-        return kept
+        gradients = [p.grad for p in differentiated if p.grad is not None]
+        if share not in (0, 1):
+            tensors.scale_(gradients, share)
+        if share != 0 and self._closure_accumulates and not merges:
+            self._is_accumulating = True
+            if self.loss_scale is not None:
+                self.loss_scale.scale_(gradients)  # the pass adds scaled gradients to these
+            return []
+        self._clear(differentiated)
+        return list(zip(differentiated, gradients, strict=True)) if share != 0 else []
 
-    def _step_base(self, norm: Tensor) -> None:
+    def _step_base(self, parameters: list[Tensor], rule: Normalize, correction: Correction | None) -> None:
         """Step the base unless the gradient's norm says that it is not finite.
 
         On an accelerator a fused base reads the flag on the device, so that nothing waits for it.
         """
-        finite = torch.isfinite(norm)
-        if norm.device.type != "cpu" and getattr(self.base, "_step_supports_amp_scaling", False):
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        fill_momentum(self.base)
+        finite = torch.isfinite(rule.normalize_(gradients))
+        if correction is not None:
+            finite = finite & torch.isfinite(tensors.global_norm(correction.directions)).to(finite.device)
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite)
+        on_device = finite.device.type != "cpu" and getattr(self.base, "_step_supports_amp_scaling", False)
+        if on_device and correction is None:
             overflow = (~finite).float()
             self.base.grad_scale, self.base.found_inf = None, overflow  # type: ignore[attr-defined]
             self._num_skipped = self._num_skipped + overflow
             self.base.step()
         elif bool(finite):
+            if on_device:
+                self.base.grad_scale, self.base.found_inf = None, None  # type: ignore[attr-defined]
             self.base.step()
+            self._apply(correction)
         else:
             self._num_skipped = self._num_skipped + 1
 
-    def _saved_weights(self, parameters: list[Tensor]) -> list[Tensor]:
+    def _apply(self, correction: Correction | None) -> None:
+        if correction is None:
+            return
+        lrs = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        for parameter, direction in zip(correction.parameters, correction.directions, strict=True):
+            parameter.add_(direction, alpha=-lrs[parameter] * correction.factor)
+
+    def _run(self, closure: Closure) -> Tensor:
+        with torch.enable_grad():
+            return closure()
+
+    def _trainable(self) -> list[Tensor]:
+        """Parameters that take part; one that was frozen on the way loses a gradient left from before."""
+        parameters = self._all_parameters()
         for parameter in parameters:
-            if parameter not in self._weights:
-                self._weights[parameter] = torch.empty_like(parameter)
-        return [self._weights[parameter] for parameter in parameters]
+            if not parameter.requires_grad:
+                parameter.grad = None
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def _take_gradients(self, parameters: list[Tensor]) -> None:
+        """After a pass: true gradients, laid out as their parameters are.
+
+        Fused kernels walk both memories side by side and would pair the wrong elements otherwise.
+        """
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        if self.loss_scale is not None:
+            self.loss_scale.unscale_([p.grad for p in parameters if p.grad is not None])
+
+    @staticmethod
+    def _clear(parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state and, under ``pugdft``, the method's.
@@ -196,15 +344,19 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: inside a perturbed pass, when the weights are not the weights.
         """
-        if self._in_perturbed_pass:
+        if self._is_perturbed:
             raise RuntimeError("the weights are perturbed: save after step() has returned")
+        positions = {p: number for number, p in enumerate(self._all_parameters())}
         own = {
             "method": repr(self.method),
             "progress": self.progress,
             "num_steps": self.num_steps,
             "num_two_pass_steps": self.num_two_pass_steps,
             "num_skipped_steps": self.num_skipped_steps,
+            "peak_lr": self._peak_lr,
             "evidence": self.evidence.state_dict(),
+            "memories": {slot: memory.state_dict(positions) for slot, memory in self._memories.items()},
+            "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
         }
         return {**self.base.state_dict(), _STATE_KEY: own}
 
@@ -212,14 +364,35 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         """Take over a state saved by the same method.
 
         Raises:
-            ValueError: the state belongs to another method.
+            ValueError: the state belongs to another method, or to a base optimizer alone.
         """
-        own = state_dict[_STATE_KEY]
-        if own["method"] != repr(self.method):
-            raise ValueError(f"the saved state is that of {own['method']}, not of {self.method!r}")
+        own = state_dict.get(_STATE_KEY)
+        saved = own["method"] if own else "a base optimizer alone"
+        if own is None or saved != repr(self.method):
+            raise ValueError(f"the saved state is that of {saved}, not of {self.method!r}")
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _STATE_KEY})
         self.progress = own["progress"]
         self.num_steps = own["num_steps"]
         self.num_two_pass_steps = own["num_two_pass_steps"]
         self._num_skipped = own["num_skipped_steps"]
+        self._peak_lr = own["peak_lr"]
         self.evidence.load_state_dict(own["evidence"])
+        parameters = self._all_parameters()
+        for slot, memory in self._memories.items():
+            memory.load_state_dict(own["memories"][slot], parameters)
+        if self.loss_scale is not None and own["loss_scale"] is not None:
+            self.loss_scale.load_state_dict(own["loss_scale"])
+
+    def _all_parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    # torch's own drops everything but three attributes; deepcopy needs them all.
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()

@@ -1,4 +1,4 @@
-"""From a recipe's ``optimizer`` mapping to an optimizer: names, options, and every fault at once.
+"""Names: method to preset, and every fault of a recipe's ``optimizer`` mapping at once.
 
 A spec is either a method over a base, ``{name: sam, rho: 0.1, base: {name: sgd, lr: 0.01}}``, or a base
 alone, ``{name: sgd, lr: 0.01}``.
@@ -7,73 +7,54 @@ alone, ``{name: sgd, lr: 0.01}``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from pugdft.errors import Fault, FaultsError, unknown
 from pugdft.optim import presets
-from pugdft.optim.base import BASES, Groups
-from pugdft.optim.options import option_faults, resolve_options
-from pugdft.optim.passes import PassContext, frozen_batch_norm
-from pugdft.optim.perturbed import PerturbedOptimizer
-from pugdft.optim.presets import Method
+from pugdft.optim.base import BASES, construct_base, find_base
+from pugdft.optim.groups import GROUP_OPTIONS
+from pugdft.optim.method import Method
+from pugdft.optim.options import call_with, option_faults, resolve_options
+from pugdft.optim.trigger import Never, as_trigger
 
-METHODS: Mapping[str, Callable[..., Method]] = {"sam": presets.sam, "pugd": presets.pugd}
+METHODS: Mapping[str, Callable[..., Method]] = {
+    name: getattr(presets, name)
+    for name in (
+        "ugd", "ngd_cw", "sam", "asam", "sam_gns", "pugd", "pugd_r", "pugd_s", "pugd_rs", "pugd_t", "gnp",
+        "gsam", "looksam", "fsam", "vasso", "wsam", "sam_on", "amp", "msam",
+    )
+}  # fmt: skip
 """Name in a recipe to preset."""
 
-# Beside a method's own options, these may stand in its mapping: they belong to the algorithm.
-_ALGORITHM_OPTIONS = {"replay_rng": True}
+ALGORITHM_OPTIONS: Mapping[str, Any] = {"replay_rng": True, "perturb": "global", "trigger": None}
+"""Options that every two-pass method takes beside its own: they belong to the algorithm."""
 
 
 def optimizer_names() -> list[str]:
-    """Everything that ``optimizer.name`` may be."""
+    """Every base and method of the core; timm's optimizers are bases too, by timm's names."""
     return [*BASES, *METHODS]
 
 
-def build_optimizer(
-    spec: Mapping[str, Any],
-    params: nn.Module | Iterable[Any],
-    *,
-    perturbed_pass: PassContext | None = None,
-    closure_accumulates: bool = False,
-) -> PerturbedOptimizer:
-    """An optimizer whose ``step(closure)`` makes one whole update.
+def takes_two_passes(name: str) -> bool:
+    """Whether a method can perturb, so that the algorithm's options apply to it."""
+    return name in METHODS and not isinstance(METHODS[name]().trigger, Never)
 
-    Args:
-        spec: exactly a recipe's ``optimizer`` mapping.
-        params: a module, tensors, parameter groups, or ``(name, tensor)`` pairs. Of a module, the
-            parameters that require a gradient are taken, and its BatchNorm statistics are kept out of
-            the perturbed pass unless ``perturbed_pass`` says otherwise.
-        perturbed_pass: makes the context manager around each perturbed pass.
-        closure_accumulates: a promise that the closure never clears gradients, which saves one copy
-            of the parameters in methods that use both gradients.
 
-    Raises:
-        FaultsError: with every fault of the spec.
-        UserError: ``params`` holds nothing to train.
-    """
-    resolved = resolve_spec(spec)
-    if isinstance(params, nn.Module):
-        if perturbed_pass is None:
-            module = params
-            perturbed_pass = lambda: frozen_batch_norm(module)  # noqa: E731
-        params = [(name, tensor) for name, tensor in params.named_parameters() if tensor.requires_grad]
-    groups = _as_groups(params)
-    method_options = {key: value for key, value in resolved.items() if key not in ("name", "base")}
-    algorithm = {key: method_options.pop(key, default) for key, default in _ALGORITHM_OPTIONS.items()}
-    is_method = resolved["name"] in METHODS
-    base_spec = dict(resolved["base"] if is_method else resolved)
-    base_options = {key: value for key, value in base_spec.items() if key != "name"}
-    return PerturbedOptimizer(
-        BASES[base_spec["name"]](groups, **base_options),
-        METHODS[resolved["name"]](**method_options) if is_method else presets.plain(),
-        perturbed_pass=perturbed_pass,
-        closure_accumulates=closure_accumulates,
-        **algorithm,
-    )
+def build_method(name: str, options: Mapping[str, Any]) -> Method:
+    """The method of a checked spec."""
+    if name not in METHODS:
+        return presets.plain()
+    own = {key: value for key, value in options.items() if key not in ALGORITHM_OPTIONS}
+    method: Method = call_with(METHODS[name], own)
+    if options.get("trigger") is not None:
+        return Method(
+            method.direction, method.radius, as_trigger(options["trigger"]), method.combine, method.normalize
+        )
+    return method
 
 
 def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,45 +68,43 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         raise FaultsError("", faults)
     name = spec["name"]
     options = {key: value for key, value in spec.items() if key not in ("name", "base")}
-    if name in BASES:
-        return {"name": name, **resolve_options(BASES[name], options)}
-    algorithm = {key: options.pop(key) for key in list(options) if key in _ALGORITHM_OPTIONS}
+    if name not in METHODS:
+        return {"name": name, **_resolve_base(name, options)}
+    algorithm = {key: options.pop(key, default) for key, default in ALGORITHM_OPTIONS.items()}
     base = dict(spec["base"])
     base_name = base.pop("name")
     return {
         "name": name,
         **resolve_options(METHODS[name], options),
-        **(_ALGORITHM_OPTIONS | algorithm),
-        "base": {"name": base_name, **resolve_options(BASES[base_name], base)},
+        **(algorithm if takes_two_passes(name) else {}),
+        "base": {"name": base_name, **_resolve_base(base_name, base)},
     }
 
 
 def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Fault]:
     """Everything that is wrong with a spec, with recipe paths below ``where``."""
     name = spec.get("name")
-    if name is None:
+    if not isinstance(name, str):
         return [Fault(f"{where}.name", f"is required: one of {', '.join(optimizer_names())}")]
     options = {key: value for key, value in spec.items() if key not in ("name", "base")}
-    if name in BASES:
+    if name not in METHODS:
+        if find_base(name) is None:
+            return [Fault(f"{where}.name", unknown("optimizer", name, optimizer_names()))]
         faults = _base_faults(where, name, options)
         if "base" in spec:
             faults.append(Fault(f"{where}.base", f'"{name}" is itself a base optimizer and takes none'))
         return faults
-    if name not in METHODS:
-        return [Fault(f"{where}.name", unknown("optimizer", name, optimizer_names()))]
-    faults = []
-    if "replay_rng" in options and not isinstance(options.pop("replay_rng"), bool):
-        faults.append(Fault(f"{where}.replay_rng", "must be true or false"))
-    preset = METHODS[name]
-    faults += option_faults(where, preset, options, preset, f" The base optimizer's go under {where}.base.")
+    faults = _method_faults(where, name, options)
     base = spec.get("base")
     if not isinstance(base, Mapping):
         example = "{name: sgd, lr: 0.01, momentum: 0.9}"
         return [*faults, Fault(f"{where}.base", f"is required: the optimizer that steps, such as {example}")]
     base_name = base.get("name")
-    if base_name not in BASES:
+    if find_base(base_name) is None:
         return [*faults, Fault(f"{where}.base.name", unknown("base optimizer", base_name, BASES))]
     base_options = {key: value for key, value in base.items() if key != "name"}
+    if name == "msam" and base_name == "sgd" and not base_options.get("momentum"):
+        faults.append(Fault(f"{where}.base.momentum", "msam perturbs along the momentum: it must be above 0"))
     return faults + _base_faults(f"{where}.base", str(base_name), base_options)
 
 
@@ -135,26 +114,71 @@ def describe(name: str) -> str:
     Raises:
         FaultsError: no such name.
     """
-    functions: dict[str, Callable[..., Any]] = {**BASES, **METHODS}
-    if name not in functions:
+    found = METHODS.get(name) or find_base(name)
+    if found is None:
         raise FaultsError("", [Fault("", unknown("optimizer", name, optimizer_names()))])
-    return inspect.getdoc(functions[name]) or ""
+    return inspect.getdoc(found) or ""
+
+
+def summary(name: str) -> dict[str, str]:
+    """A line of a listing: what it is, passes a step, extra copies of the parameters, paper."""
+    text = describe(name)
+    cost = re.search(r"Cost: (.*?) pass\w* a step, (.*?)[.(]", " ".join(text.split()))
+    paper = re.search(r"arXiv [\d.]+|JMLR \S+ \d+|Radius-Timing-Scale, 2025", text)
+    memory = cost[2].strip() if cost else "its state only"
+    short = re.sub(r" cop(y|ies) of the parameters", "P", memory).replace("no further memory", "0")
+    return {
+        "what": text.splitlines()[0].rstrip("."),
+        "passes": cost[1] if cost else "1",
+        "memory": short.replace(" in pugdft's own loop", "").split(",")[0],
+        "paper": paper[0] if paper else "torch",
+    }
+
+
+def _method_faults(where: str, name: str, options: dict[str, Any]) -> list[Fault]:
+    faults = []
+    if takes_two_passes(name):
+        if not isinstance(options.pop("replay_rng", True), bool):
+            faults.append(Fault(f"{where}.replay_rng", "must be true or false"))
+        if options.pop("perturb", "global") not in ("global", "local"):
+            faults.append(Fault(f"{where}.perturb", "must be global or local"))
+        trigger = options.pop("trigger", None)
+        if trigger is not None and not isinstance(trigger, Mapping):
+            faults.append(
+                Fault(f"{where}.trigger", "must be a mapping, such as {name: after, fraction: 0.5}")
+            )
+        elif trigger is not None:
+            try:
+                as_trigger(trigger)
+            except ValueError as error:
+                faults.append(Fault(f"{where}.trigger", str(error)))
+    preset = METHODS[name]
+    elsewhere = f" The base optimizer's go under {where}.base."
+    return faults + option_faults(where, preset, options, lambda given: call_with(preset, given), elsewhere)
+
+
+def _resolve_base(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    shape = {key: options.pop(key) for key in list(options) if key in GROUP_OPTIONS}
+    constructor = find_base(name)
+    assert constructor is not None
+    # timm's classes have defaults that are not data (None, callables): only what was given is kept of them.
+    resolved = resolve_options(constructor, options) if name in BASES else options
+    return {**resolved, **shape}
 
 
 def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[Fault]:
-    def construct(**given: Any) -> torch.optim.Optimizer:
-        return BASES[name]([{"params": [torch.zeros(1)]}], **given)
+    own = {key: value for key, value in options.items() if key not in GROUP_OPTIONS}
+    constructor = find_base(name)
+    assert constructor is not None
+    faults = []
+    if not isinstance(options.get("no_decay", False), bool):
+        faults.append(Fault(f"{where}.no_decay", "must be true or false"))
+    decay = options.get("layer_decay")
+    if decay is not None and not (isinstance(decay, int | float) and 0 < decay <= 1):
+        faults.append(Fault(f"{where}.layer_decay", f"must be a number in (0, 1], not {decay!r}"))
+
+    def construct(given: Mapping[str, Any]) -> torch.optim.Optimizer:
+        return construct_base(name, [{"params": [torch.nn.Parameter(torch.zeros(1))]}], given)
 
     elsewhere = f" A method's options, such as rho, go beside its name, not under {where}."
-    return option_faults(where, BASES[name], options, construct, elsewhere)
-
-
-def _as_groups(params: Iterable[Any]) -> Groups:
-    """One list of groups from tensors, named tensors or groups; torch understands named ones itself."""
-    entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
-    if not entries:
-        raise FaultsError("", [Fault("params", "nothing to train: no parameter requires a gradient")])
-    if isinstance(entries[0], dict):
-        groups: Groups = entries
-        return [{**group, "params": list(group["params"])} for group in groups]
-    return [{"params": entries}]
+    return faults + option_faults(where, constructor, own, construct, elsewhere)

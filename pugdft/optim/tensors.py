@@ -25,9 +25,29 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
 
 
-def ratio(numerator: float, norm: Tensor) -> Tensor:
+def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The L2 norm of each tensor, 0-dim."""
+    return list(torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors)))
+
+
+def dot(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """The inner product over all elements, a 0-dim tensor of at least fp32."""
+    dtype = _accumulator(tensors)
+    parts = [
+        torch.sum(a * b, dtype=dtype) if a.numel() else torch.zeros((), dtype=dtype, device=a.device)
+        for a, b in zip(tensors, others, strict=True)
+    ]
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
+
+
+def ratio(numerator: float | Tensor, norm: Tensor) -> Tensor:
     """``numerator / (norm + 1e-12)``: 0 for a zero gradient times this, never NaN."""
     return numerator / (norm + EPSILON)
+
+
+def square_ratio(numerator: Tensor, norm: Tensor) -> Tensor:
+    """``numerator / (norm² + 1e-24)``: the coefficient of a projection."""
+    return numerator / (norm * norm + EPSILON**2)
 
 
 def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
@@ -45,18 +65,24 @@ def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
         number = float(factor)
         for tensor in tensors:
             tensor.mul_(number)
-    elif tensors:
+    else:
         torch._foreach_mul_(list(tensors), factor)
 
 
-def add_(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-    """``tensors ← tensors + others``."""
-    if tensors:
-        torch._foreach_add_(list(tensors), list(others))
+def add_scaled_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: Tensor | float) -> None:
+    """``tensors ← tensors + factor · others``."""
+    if _on_cpu(tensors):
+        number = float(factor)
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.add_(other, alpha=number)
+    elif isinstance(factor, Tensor):
+        torch._foreach_add_(list(tensors), torch._foreach_mul(list(others), factor))
+    else:
+        torch._foreach_add_(list(tensors), list(others), alpha=factor)
 
 
 def set_sum_(
-    targets: Sequence[Tensor], starts: Sequence[Tensor], steps: Sequence[Tensor], factor: Tensor
+    targets: Sequence[Tensor], starts: Sequence[Tensor], steps: Sequence[Tensor], factor: Tensor | float
 ) -> None:
     """``targets ← starts + factor · steps`` where ``steps`` may be ``targets``; no further memory."""
     if _on_cpu(targets):
@@ -70,15 +96,35 @@ def set_sum_(
     torch._foreach_add_(list(targets), list(starts))
 
 
-def set_weighted_(targets: Sequence[Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """``targets ← |weights| ⊙ gradients``, element by element, without further memory."""
+def set_weighted_(
+    targets: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    eta: float = 0.0,
+    power: int = 1,
+) -> None:
+    """``targets ← (|weights| + eta)^power ⊙ gradients`` for power 1 or 2; no further memory."""
     if _on_cpu(targets):
         for target, weight, gradient in zip(targets, weights, gradients, strict=True):
-            torch.abs(weight, out=target).mul_(gradient)
+            torch.abs(weight, out=target)
+            if eta:
+                target.add_(eta)
+            if power == 2:
+                target.mul_(target)
+            target.mul_(gradient)
         return
     torch._foreach_copy_(list(targets), list(weights))
     torch._foreach_abs_(list(targets))
+    if eta:
+        torch._foreach_add_(list(targets), eta)
+    if power == 2:
+        torch._foreach_mul_(list(targets), list(targets))
     torch._foreach_mul_(list(targets), list(gradients))
+
+
+def clip_norm_(tensors: Sequence[Tensor], limit: float, norm: Tensor) -> None:
+    """Scale by ``min(1, limit / (norm + 1e-12))``."""
+    scale_(tensors, torch.clamp(ratio(limit, norm), max=1.0))
 
 
 def _accumulator(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -1,0 +1,115 @@
+"""From a spec and parameters to an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pugdft.errors import Fault, FaultsError, UserError
+from pugdft.optim.base import Groups, construct_base, momentum_of, tensors_of
+from pugdft.optim.context import Facts
+from pugdft.optim.direction import AdaptiveGradient
+from pugdft.optim.groups import GROUP_OPTIONS, as_groups, names_of, norm_parameters_of, shaped_groups
+from pugdft.optim.passes import PassContext, frozen_batch_norm
+from pugdft.optim.perturbed import PerturbedOptimizer
+from pugdft.optim.registry import METHODS, build_method, resolve_spec
+from pugdft.optim.scaling import LossScale
+
+
+def build_optimizer(
+    spec: Mapping[str, Any],
+    params: nn.Module | Iterable[Any],
+    *,
+    module: nn.Module | None = None,
+    clean_pass: PassContext | None = None,
+    perturbed_pass: PassContext | None = None,
+    closure_accumulates: bool = False,
+    loss_scale: LossScale | None = None,
+) -> PerturbedOptimizer:
+    """An optimizer whose ``step(closure)`` makes one whole update.
+
+    Args:
+        spec: exactly a recipe's ``optimizer`` mapping.
+        params: a module, tensors, parameter groups, or ``(name, tensor)`` pairs. Of a module, the
+            parameters that require a gradient are taken, and its BatchNorm statistics are kept out of
+            the perturbed pass unless ``perturbed_pass`` says otherwise.
+        module: the module that the parameters belong to, if ``params`` is not itself that module.
+        clean_pass: makes the context manager around the clean pass if the spec says ``perturb: local``,
+            such as a DDP model's ``no_sync``: each process then perturbs along its own gradient.
+        perturbed_pass: makes the context manager around each perturbed pass.
+        closure_accumulates: a promise that the closure never clears gradients, which saves one copy
+            of the parameters in methods that use both gradients.
+        loss_scale: for fp16; the closure calls ``optimizer.backward(loss)`` then.
+
+    Raises:
+        FaultsError: with every fault of the spec.
+        UserError: ``params`` holds nothing to train, or cannot be used by the method.
+    """
+    resolved = resolve_spec(spec)
+    name = resolved["name"]
+    if isinstance(params, nn.Module):
+        module = params
+    base_spec = dict(resolved["base"] if name in METHODS else resolved)
+    base_name = base_spec.pop("name")
+    shape = {key: base_spec.pop(key, default) for key, default in GROUP_OPTIONS.items()}
+    if shape["no_decay"] or shape["layer_decay"] is not None:
+        if not isinstance(params, nn.Module):
+            raise UserError("no_decay and layer_decay shape the groups of a module: give the module itself")
+        groups = shaped_groups(params, base_spec["lr"], base_spec.get("weight_decay", 0.0), shape)
+    else:
+        groups = as_groups(params)
+    _refuse_unusable(groups)
+    options = {key: value for key, value in resolved.items() if key not in ("name", "base")}
+    method = build_method(name, options if name in METHODS else {})
+    local = options.get("perturb") == "local"
+    if local and not (closure_accumulates or _drops_clean_gradient(method)):
+        raise UserError(
+            "perturb: local adds unreduced gradients where they lie: the closure must not clear them, "
+            "and closure_accumulates=True says so"
+        )
+    facts = Facts(names_of(groups), norm_parameters_of(module) if module is not None else None)
+    if isinstance(method.direction, AdaptiveGradient) and method.direction.norm_layers_only:
+        _require_norm_layers(facts)
+    base = construct_base(base_name, groups, base_spec)
+    if perturbed_pass is None and module is not None:
+        perturbed_pass = lambda: frozen_batch_norm(module)  # noqa: E731
+    return PerturbedOptimizer(
+        base,
+        method,
+        facts=Facts(facts.names, facts.norm_parameters, momentum_of(base)),
+        clean_pass=clean_pass if local else None,
+        perturbed_pass=perturbed_pass,
+        replay_rng=options.get("replay_rng", True),
+        closure_accumulates=closure_accumulates,
+        loss_scale=loss_scale,
+    )
+
+
+def _drops_clean_gradient(method: Any) -> bool:
+    from pugdft.optim.combine import Weighted
+
+    return isinstance(method.combine, Weighted) and method.combine.clean == 0
+
+
+def _refuse_unusable(groups: Groups) -> None:
+    tensors: list[Tensor] = [tensor for group in groups for tensor in tensors_of(group["params"])]
+    if any(tensor.dtype == torch.float16 for tensor in tensors):
+        raise UserError(
+            "params: fp16 weights cannot hold small updates: keep fp32 ones, with autocast and loss_scale"
+        )
+    if any(type(tensor).__name__ == "DTensor" or hasattr(tensor, "_local_tensor") for tensor in tensors):
+        raise UserError(
+            "params: sharded parameters (FSDP2, DTensor) are not supported: norms here are of whole tensors. "
+            "Use DDP."
+        )
+
+
+def _require_norm_layers(facts: Facts) -> None:
+    if facts.norm_parameters is None:
+        message = "sam_on finds normalisation layers by their type: give the module, not its parameters"
+        raise FaultsError("", [Fault("params", message)])
+    if not facts.norm_parameters:
+        raise FaultsError("", [Fault("params", "sam_on needs normalisation layers; this module has none")])

@@ -1,0 +1,22 @@
+"""A method of the family: five rules, one a slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pugdft.optim.combine import Linear, Merge
+from pugdft.optim.direction import Direction
+from pugdft.optim.normalize import Normalize
+from pugdft.optim.schedules import Schedule
+from pugdft.optim.trigger import Trigger
+
+
+@dataclass(frozen=True)
+class Method:
+    """The five slots of one step; ``repr`` is the whole method."""
+
+    direction: Direction
+    radius: Schedule
+    trigger: Trigger
+    combine: Linear | Merge
+    normalize: Normalize

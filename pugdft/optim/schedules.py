@@ -1,0 +1,188 @@
+"""Numbers that change over the training: radii and scales as functions of the progress.
+
+With x = p·π/2 for the progress p, the Radius-Timing-Scale schedules run between bounds on β: ``sin`` rises
+from min to max, ``cos`` falls from max to min, ``isin`` and ``icos`` are the reciprocals 1/β of these.
+Source: When and How Much to Perturb? (RTS, 2025), section on schedules.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pugdft.errors import unknown
+from pugdft.optim.context import StepContext, require
+
+
+class Schedule(Protocol):
+    """A number at a step."""
+
+    def __call__(self, context: StepContext) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same number at every step."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        require(self.value, "value")
+
+    def __call__(self, context: StepContext) -> float:
+        return self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sin:
+    """β = min + (max − min)·sin x: rises from min to max."""
+
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        _require_bounds(self.min, self.max)
+
+    def __call__(self, context: StepContext) -> float:
+        return self.min + (self.max - self.min) * math.sin(context.progress * math.pi / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cos:
+    """β = min + (max − min)·cos x: falls from max to min."""
+
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        _require_bounds(self.min, self.max)
+
+    def __call__(self, context: StepContext) -> float:
+        return self.min + (self.max - self.min) * math.cos(context.progress * math.pi / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseSin(Sin):
+    """1/β of ``sin``: falls from 1/min to 1/max; min must be above 0."""
+
+    def __post_init__(self) -> None:
+        _require_bounds(self.min, self.max, inverse=True)
+
+    def __call__(self, context: StepContext) -> float:
+        return 1 / super().__call__(context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseCos(Cos):
+    """1/β of ``cos``: rises from 1/max to 1/min; min must be above 0."""
+
+    def __post_init__(self) -> None:
+        _require_bounds(self.min, self.max, inverse=True)
+
+    def __call__(self, context: StepContext) -> float:
+        return 1 / super().__call__(context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """From start to end in proportion to the progress."""
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        require(self.start, "start")
+        require(self.end, "end")
+
+    def __call__(self, context: StepContext) -> float:
+        return self.start + (self.end - self.start) * context.progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """From max to min by half a cosine: min + ½(max − min)(1 + cos πp) (SGDR, arXiv 1608.03983, eq. 5)."""
+
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        _require_bounds(self.min, self.max)
+
+    def __call__(self, context: StepContext) -> float:
+        return self.min + 0.5 * (self.max - self.min) * (1 + math.cos(math.pi * context.progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProportionalToLr:
+    """From max at the schedule's peak learning rate to min at 0, never below 0 (GSAM's ρ)."""
+
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        _require_bounds(self.min, self.max)
+
+    def __call__(self, context: StepContext) -> float:
+        share = context.lr / context.base_lr if context.base_lr else 0.0
+        return max(0.0, self.min + (self.max - self.min) * share)
+
+
+SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
+    "constant": lambda *, value: Constant(value),
+    "sin": Sin,
+    "cos": Cos,
+    "isin": InverseSin,
+    "icos": InverseCos,
+    "linear": Linear,
+    "cosine": Cosine,
+    "proportional_to_lr": ProportionalToLr,
+}
+"""Name after ``schedule:`` in a recipe to its rule."""
+
+
+def as_schedule(
+    value: float | Mapping[str, Any] | Schedule, name: str, *, minimum: float = -math.inf
+) -> Schedule:
+    """A number, a mapping such as ``{schedule: icos, min: 0.5, max: 2}``, or a schedule, as a schedule.
+
+    Args:
+        value: what the recipe says.
+        name: the option's name, for messages.
+        minimum: the least that the numbers may be.
+
+    Raises:
+        ValueError: unknown name, missing or strange keys, a bound that is impossible.
+    """
+    if isinstance(value, int | float):
+        require(value, name, minimum=minimum)
+        return Constant(float(value))
+    if not isinstance(value, Mapping):
+        return value
+    keys = dict(value)
+    kind = keys.pop("schedule", None)
+    if kind not in SCHEDULES:
+        raise ValueError(f"{name}.schedule: {unknown('schedule', kind, SCHEDULES)}")
+    wanted = list(inspect.signature(SCHEDULES[kind]).parameters)
+    if sorted(keys) != sorted(wanted):
+        raise ValueError(
+            f"{name}: schedule {kind} takes {', '.join(wanted)}; given: {', '.join(keys) or 'nothing'}"
+        )
+    for key, number in keys.items():
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise ValueError(f"{name}.{key} must be a number, not {number!r}")
+        require(number, f"{name}.{key}", minimum=minimum)
+    return SCHEDULES[kind](**keys)
+
+
+def _require_bounds(low: float, high: float, inverse: bool = False) -> None:
+    require(low, "min")
+    require(high, "max")
+    if inverse and low <= 0:
+        raise ValueError(
+            f"min must be greater than 0 with an inverse schedule, not {low:g}: 1/β would be infinite"
+        )
+    if low > high:
+        raise ValueError(f"min ({low:g}) must not be above max ({high:g})")
