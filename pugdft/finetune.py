@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from pugdft.errors import UserError
 from pugdft.models import model_faults
 from pugdft.observer import Observer
 from pugdft.optim import resolve_spec, spec_faults
-from pugdft.output import claim, run_id
-from pugdft.parts import assemble, make_accelerator
+from pugdft.output import check, claim, run_id
+from pugdft.parts import assemble, load, make_accelerator
 from pugdft.recipe import Recipe, load_recipe
 from pugdft.record import RECORD_NAME, RunRecord, read_record
 from pugdft.run import Run
@@ -55,21 +56,24 @@ def finetune(
     identity = run_id(recipe)
     folder = output or Path("runs") / identity
     watcher = observer or Observer()
-    accelerator = make_accelerator(recipe)
-    if accelerator.is_main_process:
-        claim(folder, recipe)
+    check(folder, recipe)
     if resume and (finished := _finished(folder)):
         watcher.on_message("this run is complete already; --no-resume runs it again")
         return finished, folder / RECORD_NAME
+    accelerator = make_accelerator(recipe)
     watcher.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
     with accelerator.main_process_first():  # one process decodes or fetches, the others find it done
-        parts = assemble(recipe, accelerator)
-    run = Run(recipe, folder, identity, parts, watcher)
-    if resume:
-        run.restore()
-    elif accelerator.is_main_process:
-        remove_checkpoints(folder)
-    return run.conclude(*run.train()), folder / RECORD_NAME
+        store, backbone = load(recipe)
+    parts = assemble(recipe, accelerator, store, backbone)
+    # Only now the folder is this run's: a mistake found until here leaves nothing behind.
+    with claim(folder, recipe) if accelerator.is_main_process else nullcontext():
+        run = Run(recipe, folder, identity, parts, watcher)
+        if resume:
+            run.restore()
+        elif accelerator.is_main_process:
+            (folder / RECORD_NAME).unlink(missing_ok=True)
+            remove_checkpoints(folder)
+        return run.conclude(*run.train()), folder / RECORD_NAME
 
 
 def _finished(folder: Path) -> RunRecord | None:

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the current update; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM as a wish to stop after the current update; a second Ctrl-C stops at once.
+
+A second SIGTERM changes nothing: launchers send it to workers that already have it.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,6 @@ class Interruption:
         return 128 + self.received
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self.received = self.received or number

@@ -25,7 +25,7 @@ from pugdft.predictions import Predictions
 
 @dataclass
 class Totals:
-    """Sums over the clean passes of an epoch: loss times images, correct images, images."""
+    """This process's sums over the clean passes of an epoch: loss times images, correct images, images."""
 
     loss: Tensor
     correct: Tensor
@@ -106,7 +106,7 @@ def train_epoch(trainer: Trainer, position: Position, totals: Totals) -> bool:
         )
         optimizer.zero_grad()
         num_calls = _update(trainer, micro_batches, totals)
-        totals.images += batches.batch_size
+        totals.images += sum(len(labels) for _, labels in micro_batches)
         position.steps += 1
         position.step_in_epoch += 1
         position.gradient_passes += num_calls
@@ -133,7 +133,7 @@ def _update(trainer: Trainer, micro_batches: list[Batch], totals: Totals) -> int
                     logits, labels, reduction="sum", label_smoothing=trainer.label_smoothing
                 )
                 # Processes' gradients are averaged; the sum over all of them is to be the global mean's.
-                (loss * (world / trainer.batches.batch_size)).backward()
+                trainer.optimizer.backward(loss * (world / trainer.batches.batch_size))
             batch_loss += loss.detach()
             if num_calls == 1:
                 totals.correct += (logits.detach().argmax(1) == labels).sum()

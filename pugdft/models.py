@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,14 @@ def model_faults(section: Mapping[str, Any]) -> list[Fault]:
                     "model.name", f'timm has no model "{architecture}".{hint} `timm.list_models()` lists them'
                 )
             )
-        elif tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
+        elif name.endswith(".") or (tag and name not in (known := timm.list_pretrained(f"{architecture}.*"))):
             tags = ", ".join(each.partition(".")[2] for each in known) or "none"
             faults.append(Fault("model.name", f'{architecture} has no weights "{tag}". Known: {tags}'))
     if isinstance(pretrained, str):
-        path = Path(pretrained).expanduser()
+        path = Path(os.path.expanduser(pretrained))
         if path.suffix not in (".safetensors", ".pth"):
-            faults.append(Fault("model.pretrained", f"{pretrained}: must end in .safetensors or .pth"))
+            hint = " (true and false stand without quotes)" if pretrained in ("true", "false") else ""
+            faults.append(Fault("model.pretrained", f"{pretrained}: must end in .safetensors or .pth{hint}"))
         elif not path.is_file():
             faults.append(Fault("model.pretrained", f"{pretrained}: no such file"))
     return faults
@@ -101,20 +103,28 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
     tag = config.tag if config is not None and config.tag else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        try:
+            model = timm.create_model(section.name, pretrained=False, **options)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"data.image_size: {image_size} does not fit {section.name}: {reason}") from None
         if section.pretrained is False:
             tag = None
-            model = timm.create_model(section.name, pretrained=False, **options)
-        elif isinstance(section.pretrained, str):
-            path = Path(section.pretrained).expanduser()
-            tag = f"file:{path.name}"
-            model = _create_from(section.name, read_weights(path), str(path), options)
         else:
-            model = _create_pretrained(section.name, tag, options)
-        if config is not None and config.num_classes == num_classes:
-            model.reset_classifier(num_classes)  # timm would keep the pretrained head
+            # The head is that of the random model, so that the seed alone decides it: not the place that
+            # the weights come from, and not a pretrained head of as many classes.
+            new_head = _head(model).state_dict()
+            if isinstance(section.pretrained, str):
+                path = Path(os.path.expanduser(section.pretrained))
+                tag = f"file:{path.name}"
+                model = _create_from(section.name, read_weights(path), str(path), options)
+            else:
+                model = _create_pretrained(section.name, tag, options)
+            _head(model).load_state_dict(new_head)
     if section.head_init == "zero":
         for parameter in _head(model).parameters():
             nn.init.zeros_(parameter)
+    _check_input(model, section.name, image_size)
     data = timm.data.resolve_model_data_config(model)
     model = model.to(memory_format=torch.channels_last)
     return Backbone(
@@ -130,8 +140,9 @@ def head_parameters(model: nn.Module) -> set[str]:
 
 def _head(model: nn.Module) -> nn.Module:
     timm_model: Any = model
-    head: nn.Module = timm_model.get_classifier()
-    return head
+    head = timm_model.get_classifier()
+    # Distilled models have two.
+    return nn.ModuleList(head) if isinstance(head, tuple | list) else head
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -183,7 +194,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no tensors")
+    whole = [n for n, t in tensors.items() if not t.is_floating_point() and "num_batches_tracked" not in n]
+    if len(whole) > len(tensors) // 2:
+        raise UserError(f'{path}: "{whole[0]}" and others are {tensors[whole[0]].dtype}, not floating point')
     return tensors
+
+
+def _check_input(model: nn.Module, name: str, image_size: int) -> None:
+    """One image through the model now, instead of a failure after the data has been prepared.
+
+    Raises:
+        UserError: the model cannot take images of this size.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"data.image_size: {image_size} does not fit {name}: {reason}") from None
+    finally:
+        model.train(was_training)
 
 
 def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pugdft.environment import environment_facts, now, peak_memory_bytes
@@ -16,21 +16,51 @@ from pugdft.record import BestEpoch, Cost, DataFacts, MethodFacts, Metrics, Mode
 
 @dataclass
 class Progress:
-    """What a run has come to: the part of a checkpoint that is neither weights nor optimizer state."""
+    """What a run has come to: the part of a checkpoint that is neither weights nor optimizer state.
+
+    Attributes:
+        predictions: of the newest evaluation, by split.
+        restarts: when the run went on, and after which update.
+        started: when it was first started, in UTC.
+    """
 
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
     best_test: BestEpoch | None = None
+    predictions: dict[str, Predictions] = field(default_factory=dict)
     restarts: list[dict[str, Any]] = field(default_factory=list)
+    started: str = field(default_factory=now)
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint, but for the predictions."""
+        return {
+            "position": asdict(self.position),
+            "history": self.history,
+            "best_test": self.best_test.model_dump() if self.best_test else None,
+            "restarts": self.restarts,
+            "started": self.started,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], predictions: dict[str, Predictions]) -> Progress:
+        """Go on from a checkpoint: one restart more."""
+        position = Position(**state["position"])
+        return cls(
+            position=position,
+            history=state["history"],
+            best_test=BestEpoch(**state["best_test"]) if state["best_test"] else None,
+            predictions=predictions,
+            restarts=[*state["restarts"], {"time": now(), "step": position.steps}],
+            started=state["started"],
+        )
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: its status, in words why if not as hoped, and when it had been started (UTC)."""
+    """How a run ended, and in words why if not as hoped."""
 
     status: Status
     error: str | None
-    started: str
 
 
 def build_record(
@@ -38,19 +68,17 @@ def build_record(
     identity: str,
     parts: Parts,
     progress: Progress,
-    predictions: Mapping[str, Predictions],
     ending: Ending,
 ) -> RunRecord:
     """The record of a run as it stands; its artifacts are the caller's to add.
 
     Args:
         identity: the record's id.
-        predictions: of the newest evaluation, by split.
         ending: how the run came to an end.
     """
     position, optimizer = progress.position, parts.optimizer
     store, backbone, accelerator = parts.store, parts.backbone, parts.accelerator
-    evaluated = {split: each.metrics() for split, each in predictions.items()}
+    evaluated = {split: each.metrics() for split, each in progress.predictions.items()}
     images = position.steps * recipe.train.batch_size
     metrics = None
     if "test" in evaluated:
@@ -77,12 +105,12 @@ def build_record(
         metrics=metrics,
         history=progress.history,
         cost=Cost(
-            epochs=position.epoch,
+            epochs=position.steps // max(1, parts.training.steps_per_epoch),
             steps=position.steps,
             gradient_passes=position.gradient_passes,
             train_seconds=round(position.train_seconds, 3),
             eval_seconds=round(position.eval_seconds, 3),
-            images_per_second=round(images / max(position.train_seconds, 1e-9), 2),
+            images_per_second=round(images / position.train_seconds, 2) if position.train_seconds else 0.0,
             peak_memory_bytes=peak_memory_bytes(parts.device),
         ),
         method=MethodFacts(
@@ -93,7 +121,7 @@ def build_record(
         ),
         environment={
             **environment_facts(parts.device, accelerator.num_processes, recipe.train.precision),
-            "started": ending.started,
+            "started": progress.started,
             "finished": now(),
         },
         restarts=progress.restarts,

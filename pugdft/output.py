@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
 from pugdft import yaml_text
 from pugdft.errors import UserError
 from pugdft.recipe import Recipe
-from pugdft.record import write_atomically
+from pugdft.record import RECORD_NAME, write_atomically
 
 RECIPE_NAME = "recipe.yaml"
+_LOCK_NAME = ".lock"
 
 
 def run_id(recipe: Recipe) -> str:
@@ -27,27 +31,57 @@ def run_id(recipe: Recipe) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
-    """Make ``folder`` this recipe's, or see that it is.
+def check(folder: Path, recipe: Recipe) -> None:
+    """See that ``folder`` is free for this recipe, or already this recipe's; changes nothing.
 
     Raises:
-        UserError: it holds the run of another recipe, or cannot be written.
+        UserError: it holds the run of another recipe, or something where a run's files go.
     """
+    for name in (RECORD_NAME, "predictions.npz", "model.safetensors", RECIPE_NAME):
+        if (folder / name).is_dir():
+            raise UserError(
+                f"{folder / name}: is a folder, where a run writes a file; choose another --output"
+            )
     path = folder / RECIPE_NAME
     try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: is not a recipe; choose another --output, or move it away") from None
+    if text is None:
+        return
+    other = yaml_text.parse(text, str(path))
+    try:
+        # A recipe of an older version lacks newer keys: their defaults are what it ran with.
+        other = Recipe.model_validate(other).as_dict()
+    except ValidationError:
+        raise UserError(f"{path}: is not a recipe; choose another --output, or move it away") from None
+    if differences := _differences(other, recipe.as_dict()):
+        shown = "\n".join(f"  {line}" for line in differences)
+        raise UserError(
+            f"{folder}: holds the run of another recipe:\n{shown}\n"
+            "Choose another --output, or move that run away."
+        )
+
+
+def claim(folder: Path, recipe: Recipe) -> FileLock:
+    """Make ``folder`` this recipe's for as long as the lock that is returned lives.
+
+    Raises:
+        UserError: it cannot be written, or another process is at work in it.
+    """
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            other = yaml_text.parse(path.read_text(encoding="utf-8"), str(path))
-            if differences := _differences(other, recipe.as_dict()):
-                shown = "\n".join(f"  {line}" for line in differences)
-                raise UserError(
-                    f"{folder}: holds the run of another recipe:\n{shown}\n"
-                    "Choose another --output, or move that run away."
-                )
-        else:
-            write_atomically(path, yaml_text.dump(recipe.as_dict()).encode())
+        lock = FileLock(folder / _LOCK_NAME, timeout=0)
+        lock.acquire()
+        if not (folder / RECIPE_NAME).is_file():
+            write_atomically(folder / RECIPE_NAME, yaml_text.dump(recipe.as_dict()).encode())
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is running here; wait for it, or choose another --output"
+        ) from None
     except OSError as error:
         raise UserError(f"{folder}: cannot be used as the output folder: {error.strerror}") from None
+    return lock
 
 
 def _differences(theirs: Any, ours: Any, where: str = "") -> list[str]:

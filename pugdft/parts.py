@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from pugdft.data.store import Store, prepare
 from pugdft.data.transforms import ToInput
 from pugdft.errors import UserError, counted
 from pugdft.models import Backbone, build_model, freeze_backbone
-from pugdft.optim import PerturbedOptimizer, build_optimizer
+from pugdft.optim import LossScale, PerturbedOptimizer, build_optimizer
 from pugdft.recipe import Recipe
 
 _EVAL_BATCH = 200
@@ -53,35 +54,68 @@ class Parts:
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Accelerate for the recipe's precision; a second run in one process may have another."""
+    """Accelerate for the recipe's precision; a second run in one process may have another.
+
+    Raises:
+        UserError: the device cannot compute in this precision.
+    """
     AcceleratorState._reset_state()
     precision = recipe.train.precision
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
-    if accelerator.device.type == "cpu":
+    # Without an accelerator, Accelerate must be told so, or it takes many processes for one.
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())
+    if precision == "fp16" and on_cpu:
+        raise UserError("train.precision: fp16 needs a GPU; on a CPU use bf16 or fp32")
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes"
+    if on_cpu:
         keep_freed_memory()
     return accelerator
 
 
-def assemble(recipe: Recipe, accelerator: Accelerator) -> Parts:
-    """Prepare the data, load the weights, build the optimizer.
+def load(recipe: Recipe) -> tuple[Store, Backbone]:
+    """The images, decoded, and the model with its weights; needs no other process.
 
     Raises:
         UserError: the data or the weights cannot be used.
     """
+    store = prepare(open_source(recipe.data.name), recipe.data.image_size)
+    return store, build_model(recipe.model, len(store.classes), recipe.data.image_size, recipe.train.seed)
+
+
+def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone) -> Parts:
+    """Split and share the images, place the model, build the optimizer; all processes together.
+
+    Raises:
+        UserError: the recipe does not fit the data.
+    """
     data, train = recipe.data, recipe.train
-    store = prepare(open_source(data.name), data.image_size)
     splits = _splits(recipe, store)
     share = Share(accelerator.process_index, accelerator.num_processes)
     _check_batch(recipe, len(splits["train"]), share.world)
-    backbone = build_model(recipe.model, len(store.classes), data.image_size, train.seed)
     if train.freeze == "backbone":
         freeze_backbone(backbone.model)
     model = accelerator.prepare_model(backbone.model)
-    optimizer = build_optimizer(recipe.optimizer, backbone.model, closure_accumulates=True)
-    stored_size = splits["train"].pixels.shape[1]
+    optimizer = build_optimizer(
+        recipe.optimizer,
+        backbone.model,
+        clean_pass=lambda: accelerator.no_sync(model),
+        closure_accumulates=True,
+        loss_scale=LossScale() if train.precision == "fp16" else None,
+    )
+    if optimizer.method.trigger.needs_validation and not len(splits["validation"]):
+        raise UserError(
+            "data.validation: this trigger compares the training loss with that on held-out images: hold "
+            "some out, such as data.validation=0.1 (the test split is never used for it)"
+        )
     device = accelerator.device
     to_input = ToInput(
-        stored_size, data.image_size, backbone.interpolation, backbone.mean, backbone.std, device
+        splits["train"].pixels.shape[1],
+        data.image_size,
+        backbone.interpolation,
+        backbone.mean,
+        backbone.std,
+        device,
     )
     own_images = -(-train.batch_size // share.world)
     training = TrainingBatches(

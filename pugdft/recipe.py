@@ -20,7 +20,7 @@ from pugdft.errors import Fault, FaultsError, UserError, close_match
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 
 SectionCheck = Callable[[Any], Sequence[Fault]]
 
@@ -71,17 +71,20 @@ class ScheduleSection(_Section):
 class TrainSection(_Section):
     """The training loop."""
 
-    epochs: PositiveInt = Field(100, description="passes over the train split")
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="passes over the train split")
     max_steps: PositiveInt | None = Field(
         None, description="stop after so many updates; the schedule ends there"
     )
     batch_size: PositiveInt = Field(100, description="images per update, over all processes")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="images per forward pass and process; the same update with less memory"
+        None,
+        description="images per forward pass and process: less memory, the same update but for BatchNorm",
     )
     eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
     eval_every: PositiveInt = Field(1, description="epochs between evaluations on the test split")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; weights stay fp32")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; weights stay fp32, and fp16 scales the loss"
+    )
     label_smoothing: Fraction = Field(0.0, description="in the training loss only")
     freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the new head alone")
     batch_norm: Literal["update", "fixed"] = Field(

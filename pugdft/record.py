@@ -70,7 +70,7 @@ class Metrics(_Part):
 
 
 class Cost(_Part):
-    """``gradient_passes`` counts forward-backward passes over a batch; a SAM step has two."""
+    """``gradient_passes``: forward-backward passes over a batch, two for SAM; ``epochs``: whole ones."""
 
     epochs: int = 0
     steps: int = 0
@@ -140,7 +140,7 @@ def read_record(path: Path) -> RunRecord:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    data = yaml_text.parse(text, str(path))
+    data = yaml_text.parse(text, str(path), aliases=False)  # a run writes none
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")
     if data["schema"] != SCHEMA:
@@ -162,14 +162,18 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; a record is to be read by whoever may read the folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
+        os.chmod(name, readable_mode())  # mkstemp makes private files
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def readable_mode() -> int:
+    """The mode of a new file under the umask: to be read by whoever may read the folder."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def file_sha256(path: Path) -> str:

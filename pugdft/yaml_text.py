@@ -54,8 +54,13 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def parse(text: str, source: str = "") -> Any:
+def parse(text: str, source: str = "", aliases: bool = False) -> Any:
     """The value of one YAML document.
+
+    Args:
+        text: the document.
+        source: the file's name, for messages.
+        aliases: whether ``*name`` is allowed. A few lines of nested aliases stand for gigabytes.
 
     Raises:
         UserError: not YAML; a repeated key; a tag that YAML's safe schema does not have. The message
@@ -63,11 +68,20 @@ def parse(text: str, source: str = "") -> Any:
     """
     prefix = f"{source}: " if source else ""
     try:
+        if not aliases and "*" in text:
+            for event in yaml.parse(text, Loader=_Loader):
+                if isinstance(event, yaml.AliasEvent):
+                    mark = event.start_mark
+                    assert mark is not None
+                    place = f"{prefix}line {mark.line + 1}, column {mark.column + 1}"
+                    raise UserError(f"{place}: *{event.anchor}: aliases are not read; write the value out")
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(f"{prefix}{place}{error.problem or error.context}") from None
+    except UserError:
+        raise
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
         # PyYAML's constructors let these out on values such as `!!bool word` or a mapping as a key.
         reason = (str(error).splitlines() or [""])[0]

@@ -25,10 +25,10 @@ LAYERS = [
 # Within the optimizer core, likewise.
 OPTIM_LAYERS = [
     ["tensors", "context", "options", "passes"],
-    ["base", "evidence", "scaling", "schedules", "normalize"],
+    ["base", "evidence", "scaling", "schedules", "normalize", "saved_weights"],
     ["direction", "trigger", "combine", "groups"],
-    ["method"],
-    ["presets", "perturbed"],
+    ["method", "guard", "clean_gradients"],
+    ["presets", "unit_presets", "perturbed"],
     ["registry"],
     ["build"],
     ["__init__"],

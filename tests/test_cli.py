@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +12,9 @@ from typing import Any
 import pytest
 
 from pugdft import __version__, yaml_text
-from pugdft.bench.plan import parse_optimizers, parse_seeds, plan_cells
-from pugdft.errors import UserError
 from pugdft.finetune import read_recipe
 from pugdft.optim import describe, optimizer_names
 from pugdft.recipe import bundled_recipes
-from pugdft.record import read_record
 
 
 def pugdft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -160,91 +156,3 @@ def test_data_prepare_and_verify(image_folder: Path) -> None:
     damaged = pugdft("data", "verify", str(image_folder), "--image-size", "32")
     pixels.write_bytes(original)
     assert (damaged.returncode, "damaged" in damaged.stderr) == (1, True)
-
-
-def test_optimizer_entries_follow_the_contract(small_recipe: dict[str, Any], tmp_path: Path) -> None:
-    small_recipe["optimizer"] = {
-        "name": "pugd",
-        "rho": 2.0,
-        "base": {"name": "sgd", "lr": 0.03, "momentum": 0.7},
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml_text.dump(small_recipe))
-    entries = parse_optimizers("sgd,sam,pugd,sam[rho=1e-1]+adamw,adamw")
-    cells = plan_cells(str(path), [], entries, [0], tmp_path)
-    specs = {cell.optimizer: cell.recipe.optimizer for cell in cells}
-    assert specs["sgd"]["momentum"] == 0.7
-    assert specs["pugd"]["rho"] == 2.0
-    assert specs["sam"]["rho"] == 0.05, "another method's radius must not reach sam"
-    assert specs["sam"]["base"] == specs["pugd"]["base"] == specs["sgd"]
-    combined = specs["sam[rho=1e-1]+adamw"]
-    assert (combined["rho"], combined["base"]["name"], combined["base"]["betas"]) == (
-        0.1,
-        "adamw",
-        [0.9, 0.999],
-    )
-    assert specs["adamw"]["lr"] == 0.03
-    assert len({cell.folder for cell in cells}) == 5
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("sam[rho", "expected NAME"), ("sam,,sgd", "expected NAME"), ("sam[rho]", "expected key=value"),
-        ("sam[rho=1,rho=2]", "each key once"), ("sam,sam", "stands twice"),
-        ("sam+pugd", "unknown base optimizer"), ("sgd+adamw", "unknown base optimizer"),
-    ],
-)  # fmt: skip
-def test_a_bad_optimizer_list_is_explained(text: str, said: str) -> None:
-    with pytest.raises(UserError, match=r"--optimizers: ") as caught:
-        parse_optimizers(text)
-    assert said in str(caught.value)
-
-
-def test_seeds_are_numbers_and_ranges() -> None:
-    assert parse_seeds("0-2") == [0, 1, 2]
-    assert parse_seeds("5, 1-2,1") == [1, 2, 5]
-    for bad in ("", "a", "1-", "-1", "0-99999"):
-        with pytest.raises(UserError, match="--seeds"):
-            parse_seeds(bad)
-
-
-@pytest.mark.slow
-def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(recipe_file: Path, tmp_path: Path) -> None:
-    done = pugdft("finetune", str(recipe_file), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    record_path = Path(done.stdout.strip().splitlines()[-1])
-    assert record_path.parts[0] == "runs"
-    record = read_record(tmp_path / record_path)
-    assert record_path.parts[1] == record.id
-    assert "test top-1 (last epoch)" in done.stderr
-
-    command = ("bench", str(recipe_file), "--optimizers", "sgd,sam", "--seeds", "0-1", "train.epochs=1")
-    bench = pugdft(*command, cwd=tmp_path)
-    assert bench.returncode == 0, bench.stderr
-    assert len(re.findall(r"\] (sgd|sam) seed [01]: completed", bench.stderr)) == 4
-    again = pugdft(*command, cwd=tmp_path)
-    assert again.stderr.count("finished before") == 4
-    assert again.stdout == bench.stdout
-
-    board = pugdft("leaderboard", "runs", "--format", "json", cwd=tmp_path)
-    groups = json.loads(board.stdout)["groups"]
-    assert sorted(len(group["entries"]) for group in groups) == [1, 2], "other epochs are another protocol"
-    for group in groups:
-        assert (group["dataset"], group["model"]) == ("insects", "test_vit")
-        for entry in group["entries"]:
-            records = [read_record(path) for path in tmp_path.glob("runs/*/record.yaml")]
-            top1 = [r.metrics.test.top1 for r in records if r.metrics and r.id in entry["records"]]
-            assert len(top1) == entry["num_seeds"]
-            assert entry["top1_mean"] == pytest.approx(sum(top1) / len(top1))
-
-
-@pytest.mark.slow
-def test_a_bench_goes_on_after_a_failed_cell_and_says_what_is_incomplete(
-    recipe_file: Path, tmp_path: Path
-) -> None:
-    options = ("--optimizers", "sgd[lr=1e30],sgd", "--seeds", "0", "train.epochs=1")
-    done = pugdft("bench", str(recipe_file), *options, cwd=tmp_path)
-    assert done.returncode == 4
-    assert "incomplete: sgd[lr=1e30] seed 0: diverged" in done.stderr
-    assert "sgd seed 0: completed" in done.stderr

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -20,13 +21,16 @@ from pugdft.errors import UserError
 from pugdft.leaderboard import Group, Loaded, as_json, build_leaderboard, collect, print_table
 from pugdft.leaderboard.labels import entry_labels, protocol_line
 from pugdft.leaderboard.statistics import compare, holm, rank_ranges, summarize
-from pugdft.record import RunRecord, write_record
+from pugdft.record import RunRecord, read_record, write_record
 
 NAN = math.nan
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9}
 ADAMW = {"name": "adamw", "lr": 0.001}
 SAM = {"name": "sam", "rho": 0.05, "base": SGD}
 PUGD = {"name": "pugd", "rho": 1.0, "base": SGD}
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12)
+)
 ESCAPE = "\x1b]8;;http://evil\x1b\\\x1b[31m\x07\x9b2J\u202e"
 
 _numbers = itertools.count()
@@ -128,6 +132,9 @@ def test_broken_foreign_and_newer_files_are_named_and_left_out(tmp_path: Path) -
         "keyed": run().to_yaml() + "? {a: b}\n: c\n",
         "endless": run().to_yaml().replace("  optimizer:\n", "  optimizer: &o\n    more: *o\n"),
         "escaping": 'schema: "\\e[31mred"\nid: x',
+        "huge": run(cost={"peak_memory_bytes": 10**400}).to_yaml(),
+        "unwritable": run().to_yaml().replace("lr: 0.01", "lr: 0x" + "f" * 5000),
+        "bomb": BOMB + run().to_yaml(),
     }
     for name, text in bad.items():
         (tmp_path / name).mkdir()
@@ -139,6 +146,33 @@ def test_broken_foreign_and_newer_files_are_named_and_left_out(tmp_path: Path) -
     for name in [*bad, "dangling"]:
         assert sum(f"{name}/record.yaml" in message for message in messages) == 1
     assert all(message.isprintable() for message in messages)
+
+
+def test_a_number_without_bounds_leaves_out_its_own_record_and_names_the_field(tmp_path: Path) -> None:
+    write_record(run(), tmp_path / "good")
+    write_record(run(cost={"peak_memory_bytes": 10**400}), tmp_path / "huge")
+    loaded, messages = collect([tmp_path])
+    assert len(loaded) == 1
+    assert [message.partition("record.yaml: ")[2] for message in messages] == [
+        "cost.peak_memory_bytes: is out of range"
+    ]
+
+
+def test_costs_too_large_to_add_are_not_measured() -> None:
+    costs = {"train_seconds": 1.7e308, "peak_memory_bytes": 10**400}
+    entry = only_group(*seeds(SGD, 0.9, 0.8, cost=costs)).entries[0]
+    assert (entry.train_seconds, entry.peak_memory_bytes) == (None, None)
+
+
+def test_a_record_with_aliases_is_refused_before_they_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "record.yaml").write_text(BOMB + run().to_yaml())
+    with pytest.raises(UserError, match="alias"):
+        read_record(tmp_path / "record.yaml")
+
+
+def test_a_path_that_no_file_system_takes_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="no such file"):
+        collect([Path("x" * 5000)])
 
 
 def test_a_folder_without_records_is_named(tmp_path: Path) -> None:
@@ -199,6 +233,13 @@ def test_another_protocol_is_another_group_with_another_title(change: dict[str, 
     groups = board(run(SGD), run(SAM, **change))
     assert [len(group.entries) for group in groups] == [1, 1]
     assert len({(group.dataset, group.model, group.protocol) for group in groups}) == 2
+
+
+@pytest.mark.parametrize("change", [{"train__eval_batch_size": 7}, {"train__eval_every": 5}], ids=str)
+def test_how_the_test_split_is_evaluated_is_no_part_of_the_protocol(change: dict[str, Any]) -> None:
+    group = only_group(run(SGD, train__eval_every=1, train__eval_batch_size=None), run(SAM, **change))
+    assert len(group.entries) == 2
+    assert not {"eval_every", "eval_batch_size"} & group.recipe["train"].keys()
 
 
 def test_the_optimizer_and_the_seed_are_no_part_of_the_protocol() -> None:
@@ -427,7 +468,43 @@ def test_a_single_seed_never_separates(first: dict[int, float], second: dict[int
 def test_zero_spread_is_no_nan(start: int) -> None:
     assert compare(scores(0.9, 0.9, 0.9), scores(0.9, 0.9, 0.9, start=start)).p_value == 1.0
     assert compare(scores(0.9, 0.9), scores(0.8, 0.8, start=start)).p_value == 1.0
-    assert compare(scores(0.9, 0.9, 0.9), scores(0.8, 0.8, 0.8, start=start)).p_value == 0.0
+
+
+@pytest.mark.parametrize("start", [0, 10], ids=["paired", "welch"])
+def test_a_spread_of_zero_separates_nothing_unless_the_test_splits_size_is_known(start: int) -> None:
+    better, worse = scores(0.9, 0.9, 0.9), scores(0.8, 0.8, 0.8, start=start)
+    assert compare(better, worse).p_value == 1.0
+    assert 0.0 < compare(better, worse, num_images=100).p_value < 0.01
+    assert compare(better, better, num_images=100).p_value == 1.0
+
+
+@pytest.mark.parametrize(("images", "p_value"), [(1, 0.0513), (2, 0.0136), (10, 0.00056)])
+def test_equal_differences_are_tested_against_the_rounding_to_whole_images(
+    images: int, p_value: float
+) -> None:
+    # t = d/N ÷ √(1/(6 N²)/3) = d·√18 with two degrees of freedom, whatever N is.
+    for size in (50, 10_000):
+        better = {seed: 0.5 + (10 * seed + images) / size for seed in range(3)}
+        worse = {seed: 0.5 + 10 * seed / size for seed in range(3)}
+        assert compare(better, worse, size).p_value == pytest.approx(p_value, rel=0.01)
+
+
+def test_a_spread_above_the_rounding_is_used_as_it_is() -> None:
+    first, second = scores(0.91, 0.93, 0.95), scores(0.9, 0.925, 0.93)
+    assert compare(first, second, 10_000) == compare(first, second)
+
+
+@pytest.mark.parametrize("start", [0, 100], ids=["paired", "welch"])
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_equal_optimizers_on_few_images_are_separated_in_at_most_one_pair_of_twenty(
+    num_seeds: int, start: int
+) -> None:
+    rng = np.random.default_rng(num_seeds)
+    for spread in (0.3, 0.5, 1.0, 2.0):  # in images: scores often agree to the last one
+        drawn = np.round(40.25 + rng.normal(0, spread, (1000, 2, num_seeds))) / 50
+        pairs = [(scores(*pair[0]), scores(*pair[1], start=start)) for pair in drawn]
+        wrong = sum(compare(*pair, num_images=50).p_value <= 0.05 for pair in pairs)
+        assert wrong / 1000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
 
 
 def test_a_constant_difference_is_seen_through_floating_point() -> None:
@@ -508,6 +585,17 @@ def test_entries_stand_by_mean_with_their_ranges_and_evidence() -> None:
     entry = group.entries[0]
     assert (entry.gradient_passes, entry.train_seconds, entry.peak_memory_bytes) == (100_000, 3720, None)
     assert len(entry.records) == 3
+
+
+def test_the_size_of_the_test_split_comes_from_the_records() -> None:
+    def ranked(num_images: int | None) -> list[tuple[int | None, int | None]]:
+        sizes = {"train": 100} if num_images is None else {"train": 100, "test": num_images}
+        data = {**facts("cifar10"), "sizes": sizes}
+        return ranks(only_group(*seeds(SGD, 0.5, 0.5, 0.5, data=data), *seeds(SAM, 0.6, 0.6, 0.6, data=data)))
+
+    assert ranked(10) == [(1, 2), (1, 2)]
+    assert ranked(20) == [(1, 1), (2, 2)]
+    assert ranked(None) == [(1, 2), (1, 2)]
 
 
 def test_the_last_epoch_ranks_not_the_best() -> None:
@@ -637,6 +725,43 @@ def test_brackets_are_text_and_no_record_reaches_the_terminals_controls() -> Non
     with pytest.raises(UserError) as caught:
         board(*records, dataset=ESCAPE + "z")
     assert str(caught.value).isprintable()
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def leaderboard(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pugdft", "leaderboard", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+
+
+def test_what_is_left_out_is_said_once_and_does_not_cost_the_table(tmp_path: Path) -> None:
+    write_record(run(), tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "record.yaml").write_text("hello: world")
+    done = leaderboard(str(tmp_path), "--format", "json")
+    assert done.returncode == 0
+    assert len(json.loads(done.stdout)["groups"]) == 1
+    assert done.stderr.count("left out: ") == 1
+    assert done.stderr.startswith(f"left out: {tmp_path}/bad/record.yaml: not a run record")
+
+
+@pytest.mark.parametrize("output", ["folder", "file/below", "/proc/x", "", "pipe", "x" * 300])
+def test_an_output_that_cannot_be_written_is_one_message_and_exit_code_2(output: str, tmp_path: Path) -> None:
+    write_record(run(), tmp_path / "runs" / "a")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    done = leaderboard("runs", "--output", output, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--output" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "pipe", "runs"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_the_import_needs_neither_torch_nor_scipy_nor_rich() -> None:

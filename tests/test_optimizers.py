@@ -135,7 +135,7 @@ def test_pugd_s_with_a_constant_scale_has_the_direction_of_a_mixture(a: float) -
     torch.testing.assert_close(moved, mixture / mixture.norm(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad", "rmsprop", "lion", "lamb", "nadamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad", "rmsprop", "lion", "lamb", "nadamw", "adamax"])
 def test_base_alone_equals_the_library_s_bit_for_bit(name: str) -> None:
     from timm.optim import create_optimizer_v2
 
@@ -414,6 +414,12 @@ def test_resolved_spec_holds_every_default_and_resolves_to_itself(name: str) -> 
     if name in TWO_PASS:
         assert resolved["replay_rng"] is True
         assert resolved["base"]["betas"] == [0.9, 0.999]
+
+
+@pytest.mark.parametrize("name", ["bnbadam", "lookahead_sgd", "nothing", "", 3, None, ["sgd"]])
+def test_what_is_no_base_here_is_refused_by_name(name: Any) -> None:
+    assert any("name" in fault.where for fault in spec_faults({"name": "sam", "base": {"name": name, "lr": 1}}))
+    assert any("name" in fault.where for fault in spec_faults({"name": name, "lr": 1}))
 
 
 def test_step_needs_a_closure() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,24 @@ from pugdft.bench.plan import Cell
 from pugdft.errors import UserError
 from pugdft.record import RECORD_NAME, read_record, write_atomically
 
+USER_MISTAKE = 2
 INTERRUPTED = (130, 143)
+_RECIPES = "recipes"
+
+
+def prepare_output(folder: Path) -> None:
+    """Make the folder of the cells, before any of them has cost time.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        (folder / _RECIPES).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder / _RECIPES):
+            pass
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"--output {folder}: cannot be used as the folder of runs: {reason}") from None
 
 
 def cell_status(cell: Cell) -> str:
@@ -30,12 +48,16 @@ def cell_status(cell: Cell) -> str:
 def run_cells(cells: list[Cell], say: Callable[[str], None]) -> int:
     """Run every cell that is not completed.
 
+    A cell that diverges or fails leaves the others their chance. One that ends for a mistake of the user
+    does not: the mistake is in what all of them share, and the cell has said what it is.
+
     Args:
         cells: the plan.
         say: told a line before and after each cell.
 
     Returns:
-        0, or 130 or 143 if a cell was interrupted, after which nothing more is started.
+        0; or the exit code of the cell after which nothing more was started: 2 for a mistake of the user,
+        130 or 143 for an interruption.
     """
     for number, cell in enumerate(cells, start=1):
         label = f"[{number}/{len(cells)}] {cell.optimizer} seed {cell.seed}"
@@ -44,23 +66,25 @@ def run_cells(cells: list[Cell], say: Callable[[str], None]) -> int:
             continue
         say(f"{label}: running")
         code = _run(cell)
-        if code in INTERRUPTED:
+        if code == USER_MISTAKE or code in INTERRUPTED:
             return code
         say(f"{label}: {cell_status(cell)}")
     return 0
 
 
 def _run(cell: Cell) -> int:
-    path = cell.folder.parent / "recipes" / f"{cell.folder.name}.yaml"
+    path = cell.folder.parent / _RECIPES / f"{cell.folder.name}.yaml"
     write_atomically(path, yaml_text.dump(cell.recipe.as_dict()).encode())
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
     # Its result line is not this command's result; its progress goes to our stderr.
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while True:
         try:
-            return process.wait()
+            code = process.wait()
         except KeyboardInterrupt:
             continue  # the terminal sent it to the cell as well, which saves a checkpoint and ends
+        # A signal that came before the cell listened ends it by that signal: 128 + n, as shells count.
+        return code if code >= 0 else 128 - code
 
 
 def incomplete(cells: list[Cell]) -> list[tuple[Cell, str, Path]]:

@@ -6,7 +6,10 @@ Exit codes: 0 done; 1 the run failed or diverged; 2 usage or recipe error; 4 a b
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from typing import Any
 
 import typer
 
@@ -46,22 +49,41 @@ def _options(
     pass
 
 
+_UsageError: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
+
+
 def main() -> None:
     """Run the command; a user's mistake is one message and exit code 2, never a traceback."""
     try:
-        app(prog_name="pugdft")
+        code = app(prog_name="pugdft", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except _UsageError as error:
+        usage: Any = error
+        usage.show()
+        sys.exit(usage.exit_code)
     except UserError as error:
         _end(str(error), 2)
     except RunFailed as error:
         _end(str(error), 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _end("interrupted", 130)
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does.
-        sys.stderr.close()
+        # The reader of our output went away, as `head` does: nothing is left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(f"cannot write: {error.strerror}", 1)
 
 
 def _end(message: str, code: int) -> None:
-    print(f"pugdft: {message}", file=sys.stderr)
+    # A name in a message may come from a file that somebody else made: it shall not drive the terminal.
+    shown = "".join(each if each.isprintable() or each == "\n" else "�" for each in message)
+    encoding = sys.stderr.encoding or "utf-8"
+    print(f"pugdft: {shown}".encode(encoding, "replace").decode(encoding), file=sys.stderr)
     sys.exit(code)

@@ -17,9 +17,14 @@ def launch(num_processes: int, arguments: list[str]) -> int:
     Returns:
         0, or the exit code of a process that failed first.
     """
+    import logging
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # The processes speak for themselves; the launcher's report of the same failure helps nobody.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Processes share the cores; torch would otherwise give all of them to each.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     config = LaunchConfig(
@@ -28,6 +33,9 @@ def launch(num_processes: int, arguments: list[str]) -> int:
         nproc_per_node=num_processes,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        # By default torch advertises the host's name, which need not resolve, as in a container.
+        local_addr="localhost",
+        run_id="pugdft",
         max_restarts=0,
     )
     try:
@@ -35,4 +43,6 @@ def launch(num_processes: int, arguments: list[str]) -> int:
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return max(codes) if min(codes) >= 0 else 1
+    except SignalException as error:
+        return 128 + int(error.sigval)
     return 0

@@ -13,6 +13,13 @@ import typer
 _PLAIN_WIDTH = 120
 
 
+def given_path(text: str | Path) -> Path:
+    """A path from the command line; ``--output ""``, from an unset variable, would mean this folder."""
+    if not str(text):
+        raise typer.BadParameter("is empty: expected a path")
+    return Path(text)
+
+
 class Format(StrEnum):
     """How the leaderboard is written."""
 
@@ -30,7 +37,10 @@ def command(
     format_: Annotated[
         Format, typer.Option("--format", help="Table for people, JSON for programs.")
     ] = Format.TABLE,
-    output: Annotated[Path | None, typer.Option(help="Write to this file.", show_default="stdout")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="PATH", help="Write to this file.", show_default="stdout"),
+    ] = None,
 ) -> None:
     """Rank the optimizers of finished runs, for each data set and model."""
     show(paths or [Path("runs")], dataset, model, format_, output)
@@ -46,17 +56,16 @@ def show(
     """Collect, rank and write the leaderboard of records.
 
     Raises:
-        UserError: no record, or none that fits the filters.
+        UserError: no record, or none that fits the filters; ``output`` cannot be written.
     """
     from io import StringIO
 
     from pugdft.errors import UserError
     from pugdft.leaderboard import as_json, build_leaderboard, collect, print_table
-    from pugdft.record import write_atomically
 
     records, messages = collect(paths)
     for message in messages:
-        print(f"left out: {message}", file=sys.stderr)
+        print(message, file=sys.stderr)
     if not records:
         places = ", ".join(map(str, paths))
         raise UserError(f"no run record in {places}; `pugdft finetune` and `pugdft bench` write them")
@@ -72,6 +81,19 @@ def show(
         print_table(groups, Console(file=sys.stdout if is_terminal else buffer, width=width, highlight=False))
         text = buffer.getvalue()
     if output is not None:
-        write_atomically(output, text.encode())
+        _write(output, text)
     else:
         sys.stdout.write(text)
+
+
+def _write(path: Path, text: str) -> None:
+    from pugdft.errors import UserError
+    from pugdft.record import write_atomically
+
+    try:
+        # Writing atomically replaces what is there, which must not happen to a device or a pipe.
+        if path.exists() and not path.is_file():
+            raise UserError(f"--output {path}: is not a file")
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None

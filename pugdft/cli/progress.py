@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pugdft.errors import counted
 from pugdft.loop import Position, Totals
 from pugdft.observer import Observer
 from pugdft.record import RunRecord
@@ -111,7 +112,7 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
             rows.append(("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})"))
     cost, method = record.cost, record.method
     rows += [
-        ("updates", f"{cost.steps:,} in {cost.epochs} epochs"),
+        ("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})"),
         ("gradient passes", f"{cost.gradient_passes:,.0f}"),
         ("training time", f"{_duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"),
         ("evaluation time", _duration(cost.eval_seconds)),

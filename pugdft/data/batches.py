@@ -87,11 +87,10 @@ class TrainingBatches:
             where = torch.from_numpy(offsets[mine]).to(self.device)
             mirrored = torch.from_numpy(flips[mine]).to(self.device)
             pixels = crop_and_flip(pixels, where, mirrored, self.crop_padding)
-        sizes = self.micro_batch_size
-        return [
-            (self.to_input(pixels[start : start + sizes]), labels[start : start + sizes])
-            for start in range(0, len(mine), sizes)
-        ]
+        # As even as can be: a remainder of one image would have no variance for BatchNorm.
+        count = -(-len(mine) // self.micro_batch_size)
+        parts = zip(pixels.tensor_split(count), labels.tensor_split(count), strict=True)
+        return [(self.to_input(part), part_labels) for part, part_labels in parts]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pugdft.folders import cache_folder
+from pugdft.folders import cache_subfolder
 from pugdft.record import file_sha256, write_atomically
 
 
@@ -64,17 +64,28 @@ def content_key(kind: str, root: Path, files: Sequence[Path]) -> str:
     seen = [[kind, str(root.resolve())]] + [
         [name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)
     ]
-    memo = cache_folder() / "keys" / f"{_digest(json.dumps(seen).encode())}.txt"
-    try:
-        known = memo.read_text()
-    except (OSError, UnicodeDecodeError):
-        known = ""
-    if len(known) == 64:
+    name_of_memo = f"{_digest(json.dumps(seen).encode())}.txt"
+    if known := remembered_key(name_of_memo):
         return known
     lines = (f"{name} {file_sha256(file)}\n" for name, file in zip(names, files, strict=True))
-    key = _digest(f"{kind}\n{''.join(lines)}".encode())
-    write_atomically(memo, key.encode())
+    # A name on Linux is bytes, not always UTF-8: Python hands the others through as surrogates.
+    key = _digest(f"{kind}\n{''.join(lines)}".encode("utf-8", "surrogateescape"))
+    remember_key(name_of_memo, key)
     return key
+
+
+def remembered_key(memo: str) -> str | None:
+    """The key under this name in the cache, if there is a whole one."""
+    try:
+        known = (cache_subfolder("keys") / memo).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return known if len(known) == 64 else None
+
+
+def remember_key(memo: str, key: str) -> None:
+    """Keep a key under this name in the cache."""
+    write_atomically(cache_subfolder("keys") / memo, key.encode())
 
 
 def text_key(parts: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def image_folder_source(folder: Path, name: str) -> Source:
     ``val_annotations.txt``) the ``test`` folder has no labels; its ``val`` folder is the test split.
 
     Raises:
-        UserError: a split is missing, a class folder has no image, a test class is unknown.
+        UserError: a split is missing, a class folder has no image or holds its own split, a test class
+            is unknown, the annotations do not fit.
     """
     train = _class_folders(folder / "train")
     annotations = folder / "val" / _ANNOTATIONS
@@ -57,7 +59,14 @@ def image_folder_source(folder: Path, name: str) -> Source:
 def _class_folders(split: Path) -> Labelled:
     """Every image below ``split/CLASS``, in the order of their names."""
     labelled: Labelled = []
+    real_split = split.resolve()
     for folder in sorted(each for each in split.iterdir() if each.is_dir() and not each.name.startswith(".")):
+        target = folder.resolve()
+        if target == real_split or target in real_split.parents:
+            raise UserError(
+                f"{folder}: is a link to {target}, which holds every class; "
+                "a class folder holds the images of one. Remove the link"
+            )
         files = sorted(
             file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
         )
@@ -71,10 +80,15 @@ def _class_folders(split: Path) -> Labelled:
 
 def _annotated(annotations: Path) -> Labelled:
     labelled: Labelled = []
-    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = annotations.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{annotations} line {number}: is not UTF-8 text; save the file as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
         file = annotations.parent / "images" / Path(fields[0]).name
-        if len(fields) < 2 or not file.is_file():
+        if len(fields) < 2 or not os.path.isfile(file):  # pathlib's raises where a name is too long
             raise UserError(f"{annotations} line {number}: names no image of {annotations.parent / 'images'}")
         labelled.append((file, fields[1]))
     return labelled

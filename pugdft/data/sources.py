@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pugdft.data.contents import Source
 from pugdft.data.image_folders import image_folder_source
 from pugdft.data.tables import hub_source, parquet_source
 from pugdft.errors import UserError, unknown
-from pugdft.folders import cache_folder, data_folder
+from pugdft.folders import cache_folder, data_folder, expanded
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ HUB_DATASETS = {
 }
 
 BUNDLED = "bundled"
+_SHOWN_LENGTH = 200
 
 LAYOUTS = (
     "train*.parquet and test*.parquet (columns img or image, label or fine_label), "
@@ -50,6 +52,13 @@ def open_source(name: str) -> Source:
         UserError: unknown name, missing folder or layout, or a Hub data set that cannot be had; the
             message names the folder, the layout and the command that fetches it.
     """
+    try:
+        return _open_source(name)
+    except OSError as error:  # whatever is not readable in the data or not writable in the cache
+        raise UserError(f"{error.filename or name}: {error.strerror or error}") from None
+
+
+def _open_source(name: str) -> Source:
     if name == BUNDLED:
         return folder_source(Path(__file__).parent / "bundled", BUNDLED)
     if name in HUB_DATASETS:
@@ -66,11 +75,15 @@ def open_source(name: str) -> Source:
                 f"  Without one: put {LAYOUTS}\n  into {local}, or give such a folder as data.name;\n"
                 f"  or copy {cache_folder()} from a machine where `pugdft data prepare {name}` has run."
             ) from None
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        hint = unknown("data set", name, dataset_names())
-        raise UserError(f"data.name: no such folder, and {hint}")
-    return folder_source(path, path.resolve().name)
+    if not name:
+        # As a path it would be the current folder.
+        raise UserError(f"data.name: is empty. Give a folder, or one of {', '.join(dataset_names())}")
+    path = expanded(name, "data.name")
+    if not os.path.isdir(path):  # pathlib's raises where a name is too long
+        shown = name if len(name) <= _SHOWN_LENGTH else name[:_SHOWN_LENGTH] + "…"
+        raise UserError(f"data.name: no such folder, and {unknown('data set', shown, dataset_names())}")
+    # Records are UTF-8 and carry this name; a folder's may be any bytes.
+    return folder_source(path, os.fsencode(path.resolve().name).decode("utf-8", "backslashreplace"))
 
 
 def folder_source(folder: Path, name: str) -> Source:

@@ -1,9 +1,10 @@
 """The decoded store: every image once as uint8, memory-mapped, under the cache folder.
 
-``stores/KEY-native/`` holds images as they are if all are squares of one size that is not above the
-backbone's; else ``stores/KEY-SIZE/`` holds them resized (shorter side to SIZE, bicubic, antialiased) and
-centre-cropped. A folder is complete or absent: it is built beside and renamed, under a lock, so that two
-processes preparing the same data at once do it once.
+``stores/KEY-vVERSION-native/`` holds images as they are if all, of both splits, are squares of one size
+that is not above the backbone's; else ``stores/KEY-vVERSION-SIZE/`` holds them resized (shorter side to
+SIZE, bicubic, antialiased) and centre-cropped. A folder is complete or absent: it is built beside and
+renamed, under a lock, so that two processes preparing the same data at once do it once. A damaged one is
+replaced in the same way, by whoever holds the lock.
 """
 
 from __future__ import annotations
@@ -15,18 +16,17 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 
 from pugdft.data.contents import Contents, Sample, Source
+from pugdft.data.decoding import DECODING_VERSION, decode
 from pugdft.errors import UserError
-from pugdft.folders import cache_folder
+from pugdft.folders import cache_subfolder
 
 SPLITS = ("train", "test")
 _META = "meta.json"
@@ -70,20 +70,26 @@ def prepare(source: Source, image_size: int) -> Store:
         image_size: side of the square that the backbone sees.
 
     Raises:
-        UserError: an image does not decode, a label or a split is not usable.
+        UserError: an image does not decode, a label or a split is not usable, the cache cannot be read
+            or written.
     """
-    root = cache_folder() / "stores"
-    root.mkdir(parents=True, exist_ok=True)
-    if store := _find(root, source, image_size):
-        return store
-    with FileLock(root / f"{source.key}.lock"):
+    root = cache_subfolder("stores")
+    try:
         if store := _find(root, source, image_size):
             return store
-        contents = source.read()
-        try:
-            return _build(root, source, contents, None, image_size)
-        except _NotNative:
-            return _build(root, source, contents, image_size, image_size)
+        with FileLock(root / f"{source.key}.lock"):
+            if store := _find(root, source, image_size):
+                return store
+            contents = source.read()
+            try:
+                return _build(root, source, contents, None, image_size)
+            except _NotNative:
+                return _build(root, source, contents, image_size, image_size)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or root}: {error.strerror or error}. Decoded images are kept in {root}; "
+            "PUGDFT_CACHE chooses another folder"
+        ) from None
 
 
 def content_sha256(folder: Path) -> str:
@@ -98,32 +104,51 @@ def content_sha256(folder: Path) -> str:
 
 
 def _find(root: Path, source: Source, image_size: int) -> Store | None:
-    for kind in ("native", str(image_size)):
-        folder = root / f"{source.key}-{kind}"
+    for resize_to in (None, image_size):
+        folder = _folder(root, source, resize_to)
         try:
             meta = json.loads((folder / _META).read_text())
-            store = Store(source.name, folder, meta["classes"], meta["sha256"])
-            sides = [store.images(split).shape[1] for split in SPLITS]
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(folder, ignore_errors=True)  # damaged: it can be made again
+            store = Store(source.name, folder, list(meta["classes"]), str(meta["sha256"]))
+            sides = [_checked_side(store, split) for split in SPLITS]
+        except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
+            # Absent or damaged, which is the same: building replaces it. Nothing is deleted here, where
+            # another process may be building; and any other OSError says nothing about the content.
             continue
         if max(sides) <= image_size:
             return store
     return None
 
 
+def _folder(root: Path, source: Source, resize_to: int | None) -> Path:
+    return root / f"{source.key}-v{DECODING_VERSION}-{resize_to or 'native'}"
+
+
+def _checked_side(store: Store, split: str) -> int:
+    """The side of a split's images.
+
+    Raises:
+        FileNotFoundError, EOFError, ValueError: a file is missing, or is not what was written.
+    """
+    images, labels = store.images(split), store.labels(split)
+    num_images, height, width, _ = images.shape
+    if labels.shape != (num_images,) or height != width:
+        raise ValueError(f"{split} images of shape {images.shape}, labels of shape {labels.shape}")
+    return height
+
+
 def _build(root: Path, source: Source, contents: Contents, resize_to: int | None, image_size: int) -> Store:
     temporary = Path(tempfile.mkdtemp(dir=root, prefix=".making-"))
     try:
+        sides = range(1, image_size + 1)
         for split in SPLITS:
-            _decode_split(temporary, split, contents, resize_to, image_size)
+            where = f"data set {source.name}: the {split} split"
+            side = _decode_split(temporary, split, where, contents, resize_to, sides)
+            sides = range(side, side + 1)  # one resize on the device serves both splits
         sha256 = content_sha256(temporary)
         meta = {"source": source.name, "classes": contents.classes, "sha256": sha256}
         (temporary / _META).write_text(json.dumps(meta, indent=1))
         temporary.chmod(0o755)
-        folder = root / f"{source.key}-{resize_to or 'native'}"
+        folder = _folder(root, source, resize_to)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except BaseException:
@@ -133,11 +158,12 @@ def _build(root: Path, source: Source, contents: Contents, resize_to: int | None
 
 
 def _decode_split(
-    folder: Path, split: str, contents: Contents, resize_to: int | None, image_size: int
-) -> None:
+    folder: Path, split: str, where: str, contents: Contents, resize_to: int | None, sides: range
+) -> int:
+    """Write a split's files; returns the side of its images, which is one of ``sides``."""
     part = getattr(contents, split)
     if part.size == 0:
-        raise UserError(f"data.name: the {split} split is empty")
+        raise UserError(f"{where} is empty")
     labels = np.empty(part.size, np.int64)
     images: np.memmap[Any, Any] | None = None
     row = 0
@@ -146,7 +172,7 @@ def _decode_split(
             for sample, pixels in zip(chunk, pool.map(lambda s: decode(s, resize_to), chunk), strict=True):
                 height, width, _ = pixels.shape
                 if images is None:
-                    if height != width or height > image_size:
+                    if height != width or height not in sides:
                         raise _NotNative
                     shape = (part.size, height, width, 3)
                     path = folder / f"{split}_images.npy"
@@ -158,40 +184,12 @@ def _decode_split(
                 images[row], labels[row] = pixels, sample.label
                 row += 1
     assert images is not None
+    assert row == part.size
     images.flush()
     if len(np.unique(labels)) < 2:
-        raise UserError(f"data.name: the {split} split has one class only; at least two are needed")
+        raise UserError(f"{where} has one class only; at least two are needed")
     np.save(folder / f"{split}_labels.npy", labels)
-
-
-def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
-    """uint8 RGB pixels, (height, width, 3); grey, palette and RGBA images are converted.
-
-    Raises:
-        UserError: not an image, or a damaged one; the message says which.
-    """
-    try:
-        content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
-        with Image.open(content) as opened:
-            image: Image.Image = opened
-            if image.mode.startswith("I"):  # 16-bit grey: conversion to RGB would clip, not scale
-                grey = np.asarray(image, np.float64) / 257
-                image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
-            rgb = image.convert("RGB")
-            if resize_to is not None:
-                rgb = _resize_and_crop(rgb, resize_to)
-            return np.asarray(rgb)
-    except Exception as error:  # Pillow's decoders raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{sample.where}: this image does not decode: {reason}") from None
-
-
-def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
-    scale = side / min(image.size)
-    width, height = (max(side, round(length * scale)) for length in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - side) // 2, (height - side) // 2
-    return resized.crop((left, top, left + side, top + side))
+    return int(images.shape[1])
 
 
 def _chunks(samples: Iterator[Sample]) -> Iterator[list[Sample]]:

@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pugdft.data.contents import Contents, Sample, Source, Split, content_key, text_key
+from pugdft.data.contents import (
+    Contents,
+    Sample,
+    Source,
+    Split,
+    content_key,
+    remember_key,
+    remembered_key,
+    text_key,
+)
 from pugdft.errors import UserError
-from pugdft.folders import cache_folder
 from pugdft.hub import stay_offline_without_network
-from pugdft.record import write_atomically
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
 _TEST_PREFIXES = ("test", "valid")
+_LABEL_KINDS = (
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_boolean,
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_null,  # every cell is empty, which has a message of its own
+)
 
 
 def parquet_source(folder: Path, name: str) -> Source:
     """A folder of ``train*.parquet`` and ``test*.parquet`` or ``valid*.parquet`` (also below ``data/``).
 
     Raises:
-        UserError: a split is missing.
+        UserError: a split is missing, or a folder where a file should be.
     """
     train = _split_files(folder, ("train",))
     test = _split_files(folder, _TEST_PREFIXES)
     for files, wanted in ((train, "train*.parquet"), (test, "test*.parquet or valid*.parquet")):
         if not files:
             raise UserError(f"{folder}: holds no {wanted}")
-    root = train[0].parent
-    return Source(name, content_key("parquet", root, [*train, *test]), lambda: _read_files(train, test))
+    key = content_key("parquet", folder, [*train, *test])
+    return Source(name, key, lambda: _read_files(train, test))
 
 
 def hub_source(name: str, repository: str, test_split: str) -> Source:
@@ -44,12 +60,11 @@ def hub_source(name: str, repository: str, test_split: str) -> Source:
     Raises:
         UserError: it can neither be fetched nor found in the cache of ``datasets``.
     """
-    memo = cache_folder() / "keys" / f"{name}.hub.txt"
-    if memo.is_file():
-        key = memo.read_text().strip()
-        return Source(name, key, lambda: _read_hub(repository, test_split)[1])
+    memo = f"{name}.hub.txt"
+    if known := remembered_key(memo):
+        return Source(name, known, lambda: _read_hub(repository, test_split)[1])
     key, contents = _read_hub(repository, test_split)
-    write_atomically(memo, key.encode())
+    remember_key(memo, key)
     return Source(name, key, lambda: contents)
 
 
@@ -69,7 +84,7 @@ def _read_hub(repository: str, test_split: str) -> tuple[str, Contents]:
 
     def split(part: str) -> Split:
         def samples() -> Iterator[Sample]:
-            return _samples(raw[part].iter(batch_size=1000), image, label, f"{repository} {part}", {})
+            return _samples(raw[part].iter(batch_size=1000), image, label, f"{repository} {part}", None)
 
         return Split(len(raw[part]), samples)
 
@@ -81,42 +96,72 @@ def _split_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
     for place in (folder, folder / "data"):
         for prefix in prefixes:
             if files := sorted(place.glob(f"{prefix}*.parquet")):
+                for file in files:
+                    if not file.is_file():
+                        raise UserError(
+                            f"{file}: is not a file. Put parquet files named {prefix}*.parquet into {place}"
+                        )
                 return files
     return []
 
 
 def _read_files(train: list[Path], test: list[Path]) -> Contents:
-    schema = _open(train[0]).schema_arrow
-    image, label = _columns(schema.names, str(train[0]))
-    for file in (*train[1:], *test):
-        names = _open(file).schema_arrow.names
-        if image not in names or label not in names:
+    schemas, num_rows = {}, {}
+    for file in (*train, *test):
+        with _opened(file) as table:
+            schemas[file], num_rows[file] = table.schema_arrow, table.metadata.num_rows
+    first = schemas[train[0]]
+    image, label = _columns(first.names, str(train[0]))
+    for file, schema in schemas.items():
+        if image not in schema.names or label not in schema.names:
             raise UserError(f'{file}: has no columns "{image}" and "{label}" as {train[0].name} has')
-    names = _class_names(schema, label)
-    numbers: dict[Any, int] = {}
+        _check_labels(schema.field(label).type, file, label)
+    names = _class_names(first, label)
+    numbers = None
     if names is None:
-        values = {value for file in train for value in _open(file).read([label])[label].to_pylist()}
-        if None in values:
-            raise UserError(f'{train[0]}: column "{label}" has empty cells')
-        ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
-        names, numbers = [str(value) for value in ordered], {value: i for i, value in enumerate(ordered)}
+        values = _distinct_labels(train, label)
+        names, numbers = [str(value) for value in values], {value: i for i, value in enumerate(values)}
 
     def split(files: list[Path]) -> Split:
         def samples() -> Iterator[Sample]:
             for file in files:
-                batches = _open(file).iter_batches(1000, columns=[image, label])
-                yield from _samples(batches, image, label, str(file), numbers)
+                with _opened(file) as table:
+                    batches = table.iter_batches(1000, columns=[image, label])
+                    yield from _samples(batches, image, label, str(file), numbers)
 
-        return Split(sum(_open(file).metadata.num_rows for file in files), samples)
+        return Split(sum(num_rows[file] for file in files), samples)
 
     return Contents(names, split(train), split(test))
 
 
-def _open(file: Path) -> pq.ParquetFile:
+@contextmanager
+def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+    """A parquet file to read from; damage that shows only later, inside the ``with``, is explained too."""
     try:
-        return pq.ParquetFile(file)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: not readable as parquet: {str(error).splitlines()[0]}") from None
+        with file.open("rb") as opened:  # by Python: pyarrow takes no path that is not UTF-8
+            yield pq.ParquetFile(opened)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file}: not readable as parquet: {reason}") from None
+
+
+def _check_labels(kind: pa.DataType, file: Path, label: str) -> None:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(is_kind(kind) for is_kind in _LABEL_KINDS):
+        raise UserError(f'{file}: column "{label}" holds {kind}; labels are whole numbers or words')
+
+
+def _distinct_labels(files: list[Path], label: str) -> list[Any]:
+    """Every label of the files once, numbers before words, in their order."""
+    values: set[Any] = set()
+    for file in files:
+        with _opened(file) as table:
+            found = set(table.read([label])[label].to_pylist())
+        if any(value is None or value != value for value in found):  # an empty number may read as NaN
+            raise UserError(f'{file}: column "{label}" has empty cells')
+        values |= found
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
 def _columns(names: list[str], where: str) -> tuple[str, str]:
@@ -140,8 +185,9 @@ def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
 
 
 def _samples(
-    tables: Iterable[Any], image: str, label: str, where: str, numbers: dict[Any, int]
+    tables: Iterable[Any], image: str, label: str, where: str, numbers: dict[Any, int] | None
 ) -> Iterator[Sample]:
+    """The rows of tables; without ``numbers``, labels are class numbers already."""
     row = 0
     for table in tables:
         for cell, value in zip(table[image].to_pylist(), table[label].to_pylist(), strict=True):
@@ -149,7 +195,7 @@ def _samples(
             place = f"{where} row {row}"
             if not isinstance(content, bytes):
                 raise UserError(f'{place}: column "{image}" holds no image bytes')
-            number = numbers.get(value, value)
+            number = value if numbers is None else numbers.get(value)
             if not isinstance(number, int):
                 raise UserError(f'{place}: label "{value}" is not among the classes of the train split')
             yield Sample(content, number, place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from pugdft.leaderboard.labels import canonical
 from pugdft.leaderboard.printable import printable
 from pugdft.record import RECORD_NAME, RunRecord, read_record
 
-# PyYAML lets these out on a tag without its value (`!!bool maybe`), a mapping as a key, or, later, an
-# alias inside its own anchor. One such file must not cost the whole table.
-_ESCAPING = (LookupError, TypeError, AttributeError, RecursionError)
+# What PyYAML, or the walk through a very deep value, may let out: one file must not cost the whole table.
+_ESCAPING = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
+
+# No quantity of a run comes near; a larger whole number is no float, and has no end when written out.
+LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def collect(paths: Sequence[Path]) -> tuple[list[Loaded], list[str]]:
     for file in _files(paths, lambda text: messages.append(printable(text))):
         try:
             record = read_record(file)
+            _check_numbers(file, record.model_dump())
             _check_recipe(file, record.recipe)
         except UserError as error:
             messages.append(printable(f"left out: {error}"))
@@ -62,7 +65,7 @@ def collect(paths: Sequence[Path]) -> tuple[list[Loaded], list[str]]:
 def _files(paths: Sequence[Path], report: Callable[[str], None]) -> Iterator[Path]:
     """The files to read, each once however many paths or links lead to it."""
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # unlike Path.exists, false for a name that is too long
             raise UserError(f"{printable(path)}: no such file or folder")
     seen: set[tuple[int, int]] = set()
 
@@ -105,6 +108,19 @@ def _records_below(
                 report(f"left out: {file}: a link that leads nowhere")
             elif is_new(file):
                 yield file
+
+
+def _check_numbers(file: Path, value: object, where: str = "") -> None:
+    """Refuse a record with a whole number that no arithmetic or text has room for."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{file}: {where}: is out of range")
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, item in items:
+        _check_numbers(file, item, f"{where}.{key}" if where else str(key))
 
 
 def _check_recipe(file: Path, recipe: Mapping[str, object]) -> None:

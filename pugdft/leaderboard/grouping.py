@@ -1,7 +1,9 @@
 """Which runs may stand in one ranking, and which of them are seeds of the same entry.
 
 A group is data set × model × protocol, where the protocol is everything in the resolved recipe but the
-optimizer, the seed and the two names. Nothing here depends on the order in which records were read.
+optimizer, the seed, the two names, and how often and in what batches the test split is evaluated, which
+leaves the last epoch's top-1 as it is. (``micro_batch_size`` does not: BatchNorm sees it.) Nothing here
+depends on the order in which records were read.
 """
 
 from __future__ import annotations
@@ -16,6 +18,14 @@ from pugdft.leaderboard.collect import Loaded
 from pugdft.leaderboard.labels import canonical, differing, entry_labels, protocol_line, shown
 from pugdft.leaderboard.printable import printable
 from pugdft.record import RunRecord
+
+_NO_PROTOCOL = {
+    ("model", "name"),
+    ("data", "name"),
+    ("train", "seed"),
+    ("train", "eval_batch_size"),
+    ("train", "eval_every"),
+}
 
 
 @dataclass(frozen=True)
@@ -76,10 +86,9 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
 
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe without what may differ inside a group: optimizer, seed, and the names it is keyed by."""
-    dropped = {"model": "name", "data": "name", "train": "seed"}
+    """The recipe without what may differ inside a group, and the names that the group is keyed by."""
     return {
-        section: {key: item for key, item in value.items() if key != dropped.get(section)}
+        section: {key: item for key, item in value.items() if (section, key) not in _NO_PROTOCOL}
         if isinstance(value, Mapping)
         else value
         for section, value in recipe.items()

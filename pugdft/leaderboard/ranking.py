@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pugdft.errors import UserError, close_match
-from pugdft.leaderboard.collect import Loaded
+from pugdft.leaderboard.collect import LARGEST, Loaded
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, group_runs
 from pugdft.leaderboard.printable import printable
 from pugdft.leaderboard.statistics import Summary, mean, rank_ranges, summarize
@@ -115,9 +115,10 @@ def _ranked(group: RunGroup) -> Group:
     scores = [
         {run.seed: top1 for run in entry.completed if (top1 := _top1(run)) is not None} for entry in scored
     ]
+    ranges = rank_ranges(scores, _num_test_images(scored))
     entries = [
         _entry(entry, summarize(list(score.values())), (low, high))
-        for entry, score, (low, high) in zip(scored, scores, rank_ranges(scores), strict=True)
+        for entry, score, (low, high) in zip(scored, scores, ranges, strict=True)
     ]
     entries += [_entry(entry, None, (len(scored) + 1, len(started))) for entry in unscored]
     entries += [_entry(entry, None, (None, None)) for entry in group.entries if not entry.completed]
@@ -164,11 +165,18 @@ def _top1(run: RunRecord) -> float | None:
     return top1 if 0.0 <= top1 <= 1.0 else None
 
 
+def _num_test_images(entries: Iterable[RunEntry]) -> int | None:
+    """The test split's size, the smallest if records disagree; None if one does not say it."""
+    sizes = [run.data.sizes.get("test", 0) if run.data else 0 for entry in entries for run in entry.completed]
+    smallest = min(sizes, default=0)
+    return smallest if smallest > 0 else None
+
+
 def _seeds_without_top1(entry: RunEntry) -> list[int]:
     return [run.seed for run in entry.completed if _top1(run) is None]
 
 
 def _mean_of(runs: Sequence[RunRecord], read: Callable[[RunRecord], float | None]) -> float | None:
-    """The mean over all runs; None unless every one of them has a finite value."""
-    values = [value for run in runs if (value := read(run)) is not None and math.isfinite(value)]
+    """The mean over all runs; None unless every one of them has a value, finite and small enough to add."""
+    values = [value for run in runs if (value := read(run)) is not None and abs(value) <= LARGEST]
     return mean(values) if values and len(values) == len(runs) else None

@@ -16,9 +16,8 @@ LEVEL = 0.05
 
 Scores = Mapping[int, float]
 
-# Two top-1 differ by at least one image in the test split; anything below this is floating point.
+# Two top-1 differ by at least one image in the test split; a spread below this is floating point.
 _ROUNDING = 1e-9
-_MIN_CONSTANT_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,19 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(centre, spread, (max(0.0, centre - half), min(1.0, centre + half)))
 
 
-def rank_ranges(scores: Sequence[Scores]) -> list[tuple[int, int]]:
+def rank_ranges(scores: Sequence[Scores], num_images: int | None = None) -> list[tuple[int, int]]:
     """For each entry the best and the worst rank (1 = highest score) that the seeds allow.
 
     Two entries are separated if :func:`compare` is significant at 5 % after Holm's correction over all
     pairs. The best rank is 1 + the number of separated better entries, the worst n − the number of
     separated worse ones.
+
+    Args:
+        scores: of each entry.
+        num_images: images that each score is a fraction of, None if unknown.
     """
     pairs = list(combinations(range(len(scores)), 2))
-    comparisons = [compare(scores[first], scores[second]) for first, second in pairs]
+    comparisons = [compare(scores[first], scores[second], num_images) for first, second in pairs]
     num_better, num_worse = [0] * len(scores), [0] * len(scores)
     rejected = holm([comparison.p_value for comparison in comparisons])
     for (first, second), comparison, separated in zip(pairs, comparisons, rejected, strict=True):
@@ -75,20 +78,28 @@ def rank_ranges(scores: Sequence[Scores]) -> list[tuple[int, int]]:
     return [(1 + better, len(scores) - worse) for better, worse in zip(num_better, num_worse, strict=True)]
 
 
-def compare(first: Scores, second: Scores) -> Comparison:
+def compare(first: Scores, second: Scores, num_images: int | None = None) -> Comparison:
     """Paired t-test over common seeds; Welch's test if no seed is common and each has two or more.
 
     Pairing is right because equal seeds share their split, order, augmentation and head. With a single
     common seed, or a single seed on one side, there is no estimate of the spread: nothing is separated.
 
-    A spread of exactly zero makes t infinite. Equal scores are then no difference. A constant difference
-    is evidence only from three seeds on: top-1 moves in steps of one image, so that two equal differences
-    are a common accident on a small test split.
+    A spread of zero would make t infinite, yet a few equal differences are a common accident: top-1 moves
+    in steps of 1/N for N test images. The rounding to such a step alone has the variance 1/(12 N²), that of
+    a difference of two top-1 is 1/(6 N²), and no estimate of a variance is taken to be smaller than that.
+    Three seeds that differ by one image each are thus not separated (p = 0.051), by two images they are.
+    Where N is unknown a spread of zero separates nothing.
+
+    Args:
+        first: top-1 by seed.
+        second: likewise.
+        num_images: N, None if unknown.
     """
+    rounding = 1 / (12 * num_images**2) if num_images else 0.0
     common = sorted(first.keys() & second.keys())
     if common:
-        return _paired([first[seed] - second[seed] for seed in common])
-    return _welch(list(first.values()), list(second.values()))
+        return _paired([first[seed] - second[seed] for seed in common], 2 * rounding)
+    return _welch(list(first.values()), list(second.values()), rounding)
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
@@ -102,32 +113,24 @@ def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
     return rejected
 
 
-def _paired(differences: Sequence[float]) -> Comparison:
+def _paired(differences: Sequence[float], floor: float) -> Comparison:
     size, centre = len(differences), mean(differences)
-    if size < 2:
+    variance = _variance(differences, floor) if size > 1 else 0.0
+    if variance == 0:
         return Comparison(centre, 1.0)
-    if max(differences) - min(differences) <= _ROUNDING:
-        return _constant(centre, size)
-    return Comparison(centre, _two_sided(centre / math.sqrt(_variance(differences) / size), size - 1))
+    return Comparison(centre, _two_sided(centre / math.sqrt(variance / size), size - 1))
 
 
-def _welch(first: Sequence[float], second: Sequence[float]) -> Comparison:
+def _welch(first: Sequence[float], second: Sequence[float], floor: float) -> Comparison:
     centre = mean(first) - mean(second)
-    size = min(len(first), len(second))
-    if size < 2:
+    if min(len(first), len(second)) < 2:
         return Comparison(centre, 1.0)
-    if all(max(values) - min(values) <= _ROUNDING for values in (first, second)):
-        return _constant(centre, size)
-    shares = [(_variance(values) / len(values), len(values) - 1) for values in (first, second)]
+    shares = [(_variance(values, floor) / len(values), len(values) - 1) for values in (first, second)]
     squared_error = sum(share for share, _ in shares)
+    if squared_error == 0:
+        return Comparison(centre, 1.0)
     freedom = squared_error**2 / sum(share**2 / degrees for share, degrees in shares)
     return Comparison(centre, _two_sided(centre / math.sqrt(squared_error), freedom))
-
-
-def _constant(difference: float, num_seeds: int) -> Comparison:
-    """The verdict where the spread is zero, see :func:`compare`."""
-    separated = abs(difference) > _ROUNDING and num_seeds >= _MIN_CONSTANT_SEEDS
-    return Comparison(difference, 0.0 if separated else 1.0)
 
 
 def _two_sided(t: float, freedom: float) -> float:
@@ -136,6 +139,9 @@ def _two_sided(t: float, freedom: float) -> float:
     return 2 * float(stdtr(freedom, -abs(t)))
 
 
-def _variance(values: Sequence[float]) -> float:
+def _variance(values: Sequence[float], floor: float = 0.0) -> float:
+    """With n − 1 in the denominator, at least ``floor``; 0 is said of what only floating point spreads."""
+    if max(values) - min(values) <= _ROUNDING:
+        return floor
     centre = mean(values)
-    return math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
+    return max(floor, math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))

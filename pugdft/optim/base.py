@@ -147,7 +147,7 @@ def find_base(name: Any) -> Callable[..., Any] | None:
 
     try:
         found: Callable[..., Any] = get_optimizer_class(name, bind_defaults=False)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, AssertionError, ImportError):  # unknown, or its package is not installed
         return None
     # A wrapper such as Lookahead, or a second-order method that needs its own closure, is no base.
     return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None

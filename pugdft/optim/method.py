@@ -8,7 +8,7 @@ from pugdft.optim.combine import Linear, Merge
 from pugdft.optim.direction import Direction
 from pugdft.optim.normalize import Normalize
 from pugdft.optim.schedules import Schedule
-from pugdft.optim.trigger import Trigger
+from pugdft.optim.trigger import Never, Trigger
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,8 @@ class Method:
     trigger: Trigger
     combine: Linear | Merge
     normalize: Normalize
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether some step takes a second pass."""
+        return not isinstance(self.trigger, Never)

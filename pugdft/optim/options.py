@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,8 +21,9 @@ def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     These are its keyword-only parameters; of a foreign optimizer class, all but the parameters to train.
     """
     parameters = list(inspect.signature(function).parameters.values())
-    if isinstance(function, type) and not any(each.kind is each.KEYWORD_ONLY for each in parameters):
-        options = [each for each in parameters[1:] if each.kind is each.POSITIONAL_OR_KEYWORD]
+    if isinstance(function, type) and not is_dataclass(function):
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        options = [each for each in parameters[1:] if each.kind in named]
     else:
         options = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
     return {each.name.rstrip("_"): each.default for each in options}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 PassContext = Callable[[], AbstractContextManager[object]]
@@ -32,6 +32,18 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
     finally:
         for module in changed:
             module.track_running_stats = True
+
+
+def align_gradients(parameters: Sequence[Tensor]) -> None:
+    """Lay each gradient out in memory as its parameter is.
+
+    Autograd does so itself, but a closure may assign gradients of its own; fused kernels walk both
+    memories side by side and would pair the wrong elements.
+    """
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 class RandomState:

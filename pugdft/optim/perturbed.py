@@ -5,21 +5,22 @@ One class makes every method of the family; what differs stands in the five rule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pugdft.optim import tensors
-from pugdft.optim.base import fill_momentum
+from pugdft.optim.clean_gradients import CleanGradients, clear
 from pugdft.optim.combine import Correction, Linear, Merge
 from pugdft.optim.context import Facts, Memory, StepContext
 from pugdft.optim.evidence import Evidence
+from pugdft.optim.guard import GuardedStep
 from pugdft.optim.method import Method
-from pugdft.optim.normalize import Normalize
-from pugdft.optim.passes import PassContext, RandomState
+from pugdft.optim.passes import PassContext, RandomState, align_gradients
+from pugdft.optim.saved_weights import SavedWeights
 from pugdft.optim.scaling import LossScale
 from pugdft.optim.trigger import Ahead, Never
 
@@ -72,14 +73,10 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._clean_pass = clean_pass or nullcontext
         self._perturbed_pass = perturbed_pass or nullcontext
         self._replays = replay_rng and not isinstance(method.trigger, Never)
-        self._closure_accumulates = closure_accumulates
+        self._clean = CleanGradients(closure_accumulates, loss_scale)
         self._memories = {slot: Memory() for slot in _SLOTS}
-        # One copy of each perturbed parameter, made at the first perturbation and kept: allocating it at
-        # every step costs more than copying into it.
-        self._weights: dict[Tensor, Tensor] = {}
-        self._is_perturbed = False
-        self._is_accumulating = False
-        self._num_skipped: Tensor | int = 0
+        self._weights = SavedWeights()
+        self._guard = GuardedStep(base, loss_scale)
         self._peak_lr = 0.0
         super().__init__(base.param_groups, base.defaults)
 
@@ -94,7 +91,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; nothing while they hold the clean part that a second pass adds to."""
-        if not self._is_accumulating:
+        if not self._clean.lie_in_place:
             super().zero_grad(set_to_none)
 
     def backward(self, loss: Tensor) -> None:
@@ -108,7 +105,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     @property
     def num_skipped_steps(self) -> int:
         """Updates left out because the gradient was not finite; reading it waits for the device."""
-        return int(self._num_skipped)
+        return self._guard.num_skipped
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -148,7 +145,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 if isinstance(combine, Merge):
                     gradients = [p.grad for p in differentiated if p.grad is not None]
                     combine.reuse_(gradients, differentiated, self._memories["combine"])
-        self._step_base(parameters, rule, correction)
+        self._guard.step([p.grad for p in parameters if p.grad is not None], rule, correction)
         self.num_steps += 1
         return loss
 
@@ -171,8 +168,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         rho = self.method.radius(context)
         perturbed = direction.chosen(differentiated, self._facts)
         self.evidence.before_second_pass(differentiated)
-        kept: list[tuple[Tensor, Tensor]] = []
-        with self._perturbed(perturbed) as weights:
+        with self._weights.perturbed(perturbed) as weights, self._clean.kept():
             for ascent in range(direction.num_ascents):
                 gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]
                 direction.perturb_(
@@ -181,9 +177,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 is_last = ascent == direction.num_ascents - 1
                 del gradients  # a list of them would keep them alive through the pass
                 if ascent == 0:
-                    kept = self._put_aside(differentiated, clean / factor, isinstance(combine, Merge))
+                    self._clean.put_aside(differentiated, clean / factor, isinstance(combine, Merge))
                 else:
-                    self._clear(differentiated)
+                    clear(differentiated)
                 with ExitStack() as stack:
                     stack.enter_context(self._perturbed_pass())
                     if not is_last:  # an ascent like the first
@@ -193,36 +189,18 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                     self._run(closure)
                 self._take_gradients(parameters)
             self.evidence.measure_perturbation(perturbed, weights)
-        correction = None
         if isinstance(combine, Merge):
-            correction = self._merge(combine, kept)
-        else:
-            for parameter, gradient in kept:
-                if parameter.grad is None:
-                    parameter.grad = gradient
-                else:
-                    parameter.grad.add_(gradient)
-            self.evidence.after_second_pass(clean / factor)
-            if factor != 1:
-                tensors.scale_([p.grad for p in parameters if p.grad is not None], factor)
-        return correction
-
-    def _merge(self, combine: Merge, kept: list[tuple[Tensor, Tensor]]) -> Correction | None:
-        both = [(p, clean, p.grad) for p, clean in kept if p.grad is not None]
-        for parameter, gradient in kept:
-            if parameter.grad is None:
-                parameter.grad = gradient  # no second gradient: the clean one stands
-        parameters = [row[0] for row in both]
-        self.evidence.after_second_pass(0.0)
-        if not both:
-            return None
-        return combine.merge_(
-            [row[1] for row in both], [row[2] for row in both], parameters, self._memories["combine"]
-        )
+            self.evidence.after_second_pass(0.0)
+            return self._clean.merge(combine, self._memories["combine"])
+        self._clean.add()
+        self.evidence.after_second_pass(clean / factor)
+        if factor != 1:
+            tensors.scale_([p.grad for p in parameters if p.grad is not None], factor)
+        return None
 
     def _pass_ahead(self, closure: Closure, parameters: list[Tensor], context: StepContext) -> Tensor:
         """The only pass, at the perturbed point."""
-        with self._perturbed(parameters) as weights:
+        with self._weights.perturbed(parameters) as weights:
             self.method.direction.perturb_(
                 parameters,
                 weights,
@@ -237,78 +215,6 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._take_gradients(parameters)
         return loss
 
-    @contextmanager
-    def _perturbed(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-        """Inside, the parameters are free to be changed; gives a copy of them, and puts it back."""
-        for parameter in parameters:
-            saved = self._weights.get(parameter)
-            # A model may be moved or converted after its first step.
-            if saved is None or _layout(saved) != _layout(parameter):
-                self._weights[parameter] = torch.empty_like(parameter)
-        weights = [self._weights[parameter] for parameter in parameters]
-        tensors.copy_(weights, parameters)
-        self._is_perturbed = True
-        try:
-            yield weights
-        finally:
-            # Exactly the set that was perturbed, by copy: (w + e) − e is not w in floating point.
-            tensors.copy_(parameters, weights)
-            self._is_perturbed = self._is_accumulating = False
-
-    def _put_aside(
-        self, differentiated: list[Tensor], share: float, merges: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Make room for g*; returns the clean gradients, times ``share``, that are still to be added to it.
-
-        A closure that accumulates adds g* to them in place. Any other might clear them, so they are
-        held outside, at the price of one more copy of the parameters during the pass.
-        """
-        gradients = [p.grad for p in differentiated if p.grad is not None]
-        if share not in (0, 1):
-            tensors.scale_(gradients, share)
-        if share != 0 and self._closure_accumulates and not merges:
-            self._is_accumulating = True
-            if self.loss_scale is not None:
-                self.loss_scale.scale_(gradients)  # the pass adds scaled gradients to these
-            return []
-        self._clear(differentiated)
-        return list(zip(differentiated, gradients, strict=True)) if share != 0 else []
-
-    def _step_base(self, parameters: list[Tensor], rule: Normalize, correction: Correction | None) -> None:
-        """Step the base unless the gradient's norm says that it is not finite.
-
-        On an accelerator a fused base reads the flag on the device, so that nothing waits for it.
-        """
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
-            return
-        fill_momentum(self.base)
-        finite = torch.isfinite(rule.normalize_(gradients))
-        if correction is not None:
-            finite = finite & torch.isfinite(tensors.global_norm(correction.directions)).to(finite.device)
-        if self.loss_scale is not None:
-            self.loss_scale.update(finite)
-        on_device = finite.device.type != "cpu" and getattr(self.base, "_step_supports_amp_scaling", False)
-        if on_device and correction is None:
-            overflow = (~finite).float()
-            self.base.grad_scale, self.base.found_inf = None, overflow  # type: ignore[attr-defined]
-            self._num_skipped = self._num_skipped + overflow
-            self.base.step()
-        elif bool(finite):
-            if on_device:
-                self.base.grad_scale, self.base.found_inf = None, None  # type: ignore[attr-defined]
-            self.base.step()
-            self._apply(correction)
-        else:
-            self._num_skipped = self._num_skipped + 1
-
-    def _apply(self, correction: Correction | None) -> None:
-        if correction is None:
-            return
-        lrs = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
-        for parameter, direction in zip(correction.parameters, correction.directions, strict=True):
-            parameter.add_(direction, alpha=-lrs[parameter] * correction.factor)
-
     def _run(self, closure: Closure) -> Tensor:
         with torch.enable_grad():
             return closure()
@@ -322,21 +228,10 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         return [parameter for parameter in parameters if parameter.requires_grad]
 
     def _take_gradients(self, parameters: list[Tensor]) -> None:
-        """After a pass: true gradients, laid out as their parameters are.
-
-        Fused kernels walk both memories side by side and would pair the wrong elements otherwise.
-        """
-        for parameter in parameters:
-            gradient = parameter.grad
-            if gradient is not None and gradient.stride() != parameter.stride():
-                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        """After a pass: true gradients, laid out as their parameters are."""
+        align_gradients(parameters)
         if self.loss_scale is not None:
             self.loss_scale.unscale_([p.grad for p in parameters if p.grad is not None])
-
-    @staticmethod
-    def _clear(parameters: list[Tensor]) -> None:
-        for parameter in parameters:
-            parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state and, under ``pugdft``, the method's.
@@ -344,7 +239,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: inside a perturbed pass, when the weights are not the weights.
         """
-        if self._is_perturbed:
+        if self._weights.in_use:
             raise RuntimeError("the weights are perturbed: save after step() has returned")
         positions = {p: number for number, p in enumerate(self._all_parameters())}
         own = {
@@ -374,7 +269,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self.progress = own["progress"]
         self.num_steps = own["num_steps"]
         self.num_two_pass_steps = own["num_two_pass_steps"]
-        self._num_skipped = own["num_skipped_steps"]
+        self._guard.num_skipped = own["num_skipped_steps"]
         self._peak_lr = own["peak_lr"]
         self.evidence.load_state_dict(own["evidence"])
         parameters = self._all_parameters()
@@ -392,7 +287,3 @@ class PerturbedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()

@@ -1,4 +1,4 @@
-"""One function per paper: a method is five rules.
+"""The sharpness-aware family, one function per paper: a method is five rules.
 
 Each docstring holds the equation, its source, where published code differs, and the cost. The function's
 signature is the method's options: recipes are checked against it. In all of them g is the gradient at w,
@@ -9,10 +9,9 @@ is the base optimizer's step with gradient h at the exactly restored w.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pugdft.optim.combine import DecoupledSharpness, RemoveParallel, ReuseAscent, Scaled, Weighted
+from pugdft.optim.combine import DecoupledSharpness, RemoveParallel, ReuseAscent, Weighted
 from pugdft.optim.direction import (
     AdaptiveGradient,
     AgainstMomentum,
@@ -20,19 +19,11 @@ from pugdft.optim.direction import (
     ClippedAscent,
     FriendlyGradient,
     Gradient,
-    WeightedGradient,
 )
 from pugdft.optim.method import Method
-from pugdft.optim.normalize import Identity, Unit, UnitEach
-from pugdft.optim.schedules import Constant, ProportionalToLr, Schedule, as_schedule
-from pugdft.optim.trigger import Ahead, Always, Every, GradientVariance, Never
-
-Number = float | Mapping[str, Any]
-"""A number, or a schedule such as ``{schedule: icos, min: 0.5, max: 2}``."""
-
-
-def _radius(rho: Number) -> Schedule:
-    return as_schedule(rho, "rho", minimum=0)
+from pugdft.optim.normalize import Identity
+from pugdft.optim.schedules import Constant, Number, ProportionalToLr, as_radius, as_schedule
+from pugdft.optim.trigger import Ahead, Always, Every, Never
 
 
 def plain() -> Method:
@@ -41,31 +32,6 @@ def plain() -> Method:
     Cost: 1 pass a step, no further memory.
     """
     return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), Identity())
-
-
-def ugd() -> Method:
-    """Unit gradient descent: BASE(g / ‖g‖).
-
-    Use it to see what the normalisation alone does. The step length is lr itself.
-    Source: Update in Unit Gradient, arXiv 2110.00199v1, Algorithm 2; PUGD, Definition 3 (NGD-FM).
-
-    Cost: 1 pass a step, no further memory.
-    """
-    return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), Unit())
-
-
-def ngd_cw(*, scope: Literal["tensor", "element"] = "tensor") -> Method:
-    """Component-wise normalised gradient descent: every tensor, or every element, of unit length.
-
-    BASE(g / ‖g‖) for each tensor by itself, or BASE(sign g).
-    Source: compared in the PUGD paper, arXiv 2110.00199, whose text allows both readings; no code exists.
-
-    Cost: 1 pass a step, no further memory.
-
-    Args:
-        scope: ``tensor`` divides each tensor by its norm, ``element`` takes the sign of each element.
-    """
-    return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), UnitEach(scope))
 
 
 def sam(*, rho: Number = 0.05) -> Method:
@@ -79,7 +45,7 @@ def sam(*, rho: Number = 0.05) -> Method:
     Args:
         rho: radius of the ball, ≥ 0; 0 gives the base optimizer. The paper tries .01 to .5.
     """
-    return Method(Gradient(), _radius(rho), Always(), Weighted(0, 1), Identity())
+    return Method(Gradient(), as_radius(rho), Always(), Weighted(0, 1), Identity())
 
 
 def asam(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", "all"] = "paper") -> Method:
@@ -97,7 +63,7 @@ def asam(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", "a
         bias_rule: ``paper``, or ``all`` for the common port.
     """
     direction = AdaptiveGradient(eta, bias_rule)
-    return Method(direction, _radius(rho), Always(), Weighted(0, 1), Identity())
+    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
 
 
 def sam_on(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", "all"] = "paper") -> Method:
@@ -114,102 +80,7 @@ def sam_on(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", 
         bias_rule: as in asam.
     """
     direction = AdaptiveGradient(eta, bias_rule, norm_layers_only=True)
-    return Method(direction, _radius(rho), Always(), Weighted(0, 1), Identity())
-
-
-def sam_gns(*, rho: Number = 0.05) -> Method:
-    """SAM with its gradient as one unit vector.
-
-    e = ρ · g / ‖g‖;  BASE(g* / ‖g*‖): g is not added.
-    Source: Update in Unit Gradient, arXiv 2110.00199v1, Algorithm 3.
-
-    Cost: 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: radius of the ball, ≥ 0.
-    """
-    return Method(Gradient(), _radius(rho), Always(), Weighted(0, 1), Unit())
-
-
-def pugd(*, rho: Number = 1.0) -> Method:
-    """Perturbated unit gradient descent: both gradients, added, as one unit vector.
-
-    e = ρ · |w|⊙g / ‖|w|⊙g‖;  BASE((g + g*) / ‖g + g*‖).
-    Source: Tseng et al., arXiv 2110.00199, eq. 12 and Algorithm 1, where ρ = 1.
-    The step length is lr itself, whatever the loss's scale; weight decay comes after the normalisation.
-    Published code restores w by subtracting e, which is not w in floating point: here w is copied back.
-
-    Cost: 2 passes a step, 1 copy of the parameters in pugdft's own loop (2 under a closure that
-    clears the gradients).
-
-    Args:
-        rho: length of the perturbation, ≥ 0; 0 gives unit gradient descent.
-    """
-    return Method(WeightedGradient(), _radius(rho), Always(), Scaled(Constant(1.0)), Unit())
-
-
-def pugd_r(*, rho: Number = {"schedule": "icos", "min": 0.5, "max": 2.0}) -> Method:  # noqa: B006
-    """PUGD with a scheduled radius (RTS: R).
-
-    e = a_r(t) · |w|⊙g / ‖|w|⊙g‖;  BASE((g + g*) / ‖g + g*‖).
-    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours.
-
-    Cost: 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: a schedule: sin, cos, isin, icos, linear, cosine, proportional_to_lr.
-    """
-    return pugd(rho=rho)
-
-
-def pugd_s(*, rho: Number = 1.0, scale: Number = {"schedule": "icos", "min": 0.5, "max": 2.0}) -> Method:  # noqa: B006
-    """PUGD with a scheduled share of the clean gradient (RTS: S).
-
-    e as in pugd;  BASE(U / ‖U‖) with U = a_s(t)·g + g*.
-    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours.
-
-    Cost: 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: length of the perturbation, ≥ 0, or a schedule.
-        scale: factor of the clean gradient, a number or a schedule.
-    """
-    combine = Scaled(as_schedule(scale, "scale"))
-    return Method(WeightedGradient(), _radius(rho), Always(), combine, Unit())
-
-
-def pugd_rs(
-    *,
-    rho: Number = {"schedule": "icos", "min": 0.5, "max": 2.0},  # noqa: B006
-    scale: Number = {"schedule": "icos", "min": 0.5, "max": 2.0},  # noqa: B006
-) -> Method:
-    """PUGD with both schedules, independent of each other (RTS: RS).
-
-    e = a_r(t) · |w|⊙g / ‖|w|⊙g‖;  BASE(U / ‖U‖) with U = a_s(t)·g + g*.
-    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedules are ours.
-
-    Cost: 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: a number or a schedule of the radius.
-        scale: a number or a schedule of the clean gradient's factor.
-    """
-    return pugd_s(rho=rho, scale=scale)
-
-
-def pugd_t(*, rho: Number = 1.0) -> Method:
-    """PUGD from the moment when the gradient norm has settled (RTS: T); before, the base alone.
-
-    BASE(g), then pugd's BASE((g + g*) / ‖g + g*‖) once Var(last k ‖g‖) < γ · Var(‖g‖ over the first tenth),
-    γ = .2 and k = 10; ``trigger`` chooses another rule or other values.
-    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025.
-
-    Cost: 1 to 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: length of the perturbation, ≥ 0, or a schedule.
-    """
-    return Method(WeightedGradient(), _radius(rho), GradientVariance(), Scaled(Constant(1.0)), Unit())
+    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
 
 
 def gnp(*, rho: Number = 0.05, alpha: float = 0.8) -> Method:
@@ -229,7 +100,7 @@ def gnp(*, rho: Number = 0.05, alpha: float = 0.8) -> Method:
         warnings.warn(f"gnp: alpha {alpha:g} is outside [0, 1]: an extrapolation", stacklevel=2)
     if alpha == 0:
         return plain()
-    return Method(Gradient(), _radius(rho), Always(), Weighted(1 - alpha, alpha), Identity())
+    return Method(Gradient(), as_radius(rho), Always(), Weighted(1 - alpha, alpha), Identity())
 
 
 def gsam(*, rho_min: float = 0.01, rho_max: float = 0.05, alpha: float = 0.4) -> Method:
@@ -265,7 +136,7 @@ def looksam(*, rho: Number = 0.05, k: int = 5, alpha: float = 0.7) -> Method:
         k: steps from one two-pass step to the next, ≥ 1; 1 is SAM.
         alpha: weight of the remembered direction.
     """
-    return Method(Gradient(), _radius(rho), Every(k=k), ReuseAscent(alpha), Identity())
+    return Method(Gradient(), as_radius(rho), Every(k=k), ReuseAscent(alpha), Identity())
 
 
 def fsam(*, rho: Number = 0.05, sigma: float = 1.0, lambda_: float = 0.9) -> Method:
@@ -283,7 +154,7 @@ def fsam(*, rho: Number = 0.05, sigma: float = 1.0, lambda_: float = 0.9) -> Met
         lambda_: rate of the mean, in 0..1 (``lambda`` in a recipe).
     """
     direction = FriendlyGradient(sigma, lambda_)
-    return Method(direction, _radius(rho), Always(), Weighted(0, 1), Identity())
+    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
 
 
 def vasso(*, rho: Number = 0.05, theta: float = 0.4) -> Method:
@@ -298,7 +169,7 @@ def vasso(*, rho: Number = 0.05, theta: float = 0.4) -> Method:
         rho: radius of the ball, ≥ 0.
         theta: rate of the mean, in 0..1; 1 is SAM.
     """
-    return Method(AveragedGradient(theta), _radius(rho), Always(), Weighted(0, 1), Identity())
+    return Method(AveragedGradient(theta), as_radius(rho), Always(), Weighted(0, 1), Identity())
 
 
 def wsam(*, rho: Number = 0.05, gamma: float = 0.9) -> Method:
@@ -314,7 +185,7 @@ def wsam(*, rho: Number = 0.05, gamma: float = 0.9) -> Method:
         rho: radius of the ball, ≥ 0.
         gamma: weight of the sharpness term, in [0, 1); 1/2 weighs both gradients alike.
     """
-    return Method(Gradient(), _radius(rho), Always(), DecoupledSharpness(gamma), Identity())
+    return Method(Gradient(), as_radius(rho), Always(), DecoupledSharpness(gamma), Identity())
 
 
 def amp(
@@ -356,4 +227,4 @@ def msam(*, rho: Number = 3.0) -> Method:
     Args:
         rho: length of the perturbation, ≥ 0. The base must have a momentum.
     """
-    return Method(AgainstMomentum(), _radius(rho), Ahead(), Weighted(0, 1), Identity())
+    return Method(AgainstMomentum(), as_radius(rho), Ahead(), Weighted(0, 1), Identity())

@@ -15,6 +15,7 @@ import torch
 
 from pugdft.errors import Fault, FaultsError, unknown
 from pugdft.optim import presets
+from pugdft.optim import unit_presets as unit
 from pugdft.optim.base import BASES, construct_base, find_base
 from pugdft.optim.groups import GROUP_OPTIONS
 from pugdft.optim.method import Method
@@ -22,10 +23,11 @@ from pugdft.optim.options import call_with, option_faults, resolve_options
 from pugdft.optim.trigger import Never, as_trigger
 
 METHODS: Mapping[str, Callable[..., Method]] = {
-    name: getattr(presets, name)
-    for name in (
-        "ugd", "ngd_cw", "sam", "asam", "sam_gns", "pugd", "pugd_r", "pugd_s", "pugd_rs", "pugd_t", "gnp",
-        "gsam", "looksam", "fsam", "vasso", "wsam", "sam_on", "amp", "msam",
+    preset.__name__: preset
+    for preset in (
+        unit.ugd, unit.ngd_cw, presets.sam, presets.asam, unit.sam_gns, unit.pugd, unit.pugd_r, unit.pugd_s,
+        unit.pugd_rs, unit.pugd_t, presets.gnp, presets.gsam, presets.looksam, presets.fsam, presets.vasso,
+        presets.wsam, presets.sam_on, presets.amp, presets.msam,
     )
 }  # fmt: skip
 """Name in a recipe to preset."""

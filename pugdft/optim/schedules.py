@@ -16,6 +16,9 @@ from typing import Any, Protocol
 from pugdft.errors import unknown
 from pugdft.optim.context import StepContext, require
 
+Number = float | Mapping[str, Any]
+"""What a recipe may say: a number, or a schedule such as ``{schedule: icos, min: 0.5, max: 2}``."""
+
 
 class Schedule(Protocol):
     """A number at a step."""
@@ -175,6 +178,11 @@ def as_schedule(
             raise ValueError(f"{name}.{key} must be a number, not {number!r}")
         require(number, f"{name}.{key}", minimum=minimum)
     return SCHEDULES[kind](**keys)
+
+
+def as_radius(rho: Number) -> Schedule:
+    """A radius: :func:`as_schedule` of ``rho``, whose numbers must not be negative."""
+    return as_schedule(rho, "rho", minimum=0)
 
 
 def _require_bounds(low: float, high: float, inverse: bool = False) -> None:
