@@ -139,7 +139,8 @@ def load_recipe(
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        faults += [_as_fault(details, data) for details in error.errors()]
+        # One alternative of a union may fail as another does: said once.
+        faults += dict.fromkeys(_as_fault(details) for details in error.errors())
     for section, check in (checks or {}).items():
         # A section that is missing or of the wrong kind already has its fault from the schema.
         if isinstance(data.get(section), Mapping):
@@ -170,6 +171,10 @@ def find_recipe(source: str | Path) -> Path:
         UserError: neither a file nor a bundled name.
     """
     path = Path(source)
+    if not str(source) or len(path.name) > 255:
+        raise UserError(
+            f'"{str(source)[:80]}": no such file or bundled recipe. `pugdft recipes ls` lists them.'
+        )
     if path.is_file():
         return path
     bundled = recipe_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
@@ -205,21 +210,29 @@ def apply_override(data: dict[str, Any], text: str) -> list[Fault]:
     return []
 
 
+def read_text(path: Path) -> str:
+    """A recipe's text.
+
+    Raises:
+        UserError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(source, Mapping):
         return "", json.loads(json.dumps(source))
     path = find_recipe(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    data = yaml_text.parse(text, str(path))
+    data = yaml_text.parse(read_text(path), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping with the sections {', '.join(Recipe.model_fields)}")
     return str(path), data
 
 
-def _as_fault(details: Mapping[str, Any], data: Mapping[str, Any]) -> Fault:
+def _as_fault(details: Mapping[str, Any]) -> Fault:
     """Pydantic's error in our words, with the known keys and a close match for an unknown one."""
     location = [str(part) for part in details["loc"] if part not in ("bool", "str", "function-after[...]")]
     where = ".".join(location)
@@ -232,11 +245,15 @@ def _as_fault(details: Mapping[str, Any], data: Mapping[str, Any]) -> Fault:
         return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}")
     if details["type"] == "missing":
         return Fault(where, "is required")
+    if location[-1] == "[key]" or details["type"] == "invalid_key":
+        return Fault(where.removesuffix(".[key]"), "keys must be words")
     message = details["msg"].removeprefix("Input should be ")
+    if details["type"] in ("model_type", "dict_type"):
+        message = "a mapping, such as {name: …}"
     if details["type"] in ("bool_type", "string_type"):
         message = "true, false or a path" if where == "model.pretrained" else message
     given = details["input"]
-    shown = f", not {json.dumps(given)}" if isinstance(given, str | int | float | bool | None) else ""
+    shown = f", not {json.dumps(given)[:80]}" if isinstance(given, str | int | float | bool | None) else ""
     return Fault(where, f"must be {message}{shown}")
 
 

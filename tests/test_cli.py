@@ -132,7 +132,13 @@ def test_recipes_ls_show_copy_validate_schema(tmp_path: Path) -> None:
 
 def test_optimizers_are_listed_and_explained() -> None:
     listed = pugdft("optimizers", "ls").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == optimizer_names()
+    assert [line.split()[0] for line in listed[1:-2]] == optimizer_names()
+    assert next(line for line in listed if line.startswith("looksam ")).split()[1:5] == [
+        "1",
+        "+",
+        "1/k",
+        "2P",
+    ]
     shown = pugdft("optimizers", "show", "pugd").stdout
     for part in ("arXiv 2110.00199", "Cost:", "rho"):
         assert part in shown

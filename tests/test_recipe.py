@@ -89,7 +89,7 @@ def test_every_fault_is_reported_at_once_with_its_place_and_a_close_match() -> N
     assert 'Did you mean "model"?' in faults["modle"]
     assert 'Did you mean "pretrained"?' in faults["model.pretraind"]
     assert 'Did you mean "pugd"?' in faults["optimizer.name"]
-    assert "'fp32' or 'bf16'" in faults["train.precision"]
+    assert "'fp32', 'bf16' or 'fp16'" in faults["train.precision"]
     assert {"data.name", "data.image_size", "train.epochs", "train.batch_size"} <= set(faults)
 
 

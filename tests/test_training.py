@@ -24,6 +24,7 @@ from pugdft.errors import UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.loop import Position, Totals
 from pugdft.observer import Observer
+from pugdft.optim.registry import METHODS
 from pugdft.parts import Parts, assemble, load, make_accelerator
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.record import RunRecord, file_sha256, read_record
@@ -437,3 +438,63 @@ def test_a_signal_to_the_command_leaves_a_checkpoint_and_the_shell_s_exit_code(
     assert out.strip() == str(tmp_path / "run" / "record.yaml")
     assert read_record(tmp_path / "run" / "record.yaml").status == "interrupted"
     assert (tmp_path / "run" / "checkpoint" / "state.json").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "pugd_t"])
+def test_every_method_runs_and_is_seen_to_act(
+    name: str, small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["optimizer"] = {"name": name, "base": small_recipe["optimizer"]["base"]}
+    record, _ = run(small_recipe, tmp_path, "train.epochs=1")
+    assert record.status == "completed"
+    perturbs = name not in ("ugd", "ngd_cw")
+    assert (record.method.mean_perturbation_norm is not None) == perturbs
+    if perturbs and name != "msam":  # which has no momentum to perturb along at its first step
+        assert record.method.mean_perturbation_norm
+        assert record.method.two_pass_fraction > 0
+
+
+def test_a_method_whose_trigger_never_fires_ends_as_failed(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["optimizer"]["trigger"] = {"name": "after", "fraction": 1.0}
+    record, _ = run(small_recipe, tmp_path)
+    assert record.status == "failed"
+    assert record.error == "sam never perturbed: its trigger did not fire"
+    assert record.metrics is not None
+
+
+def test_the_gap_trigger_needs_held_out_images_and_uses_them(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["optimizer"]["trigger"] = {"name": "generalization_gap", "mu": 0.0, "every": 1}
+    with pytest.raises(UserError, match=r"data.validation: this trigger .* test split is never used"):
+        run(small_recipe, tmp_path / "without")
+    overrides = ("data.validation=0.25", "train.epochs=6", "train.eval_every=6")
+    record, _ = run(small_recipe, tmp_path / "with", *overrides)
+    assert [("validation_loss" in row, "test_loss" in row) for row in record.history] == [
+        *[(True, False)] * 5,
+        (True, True),
+    ]
+    # a gap above 0 × the baseline fires as soon as there is a baseline of three epochs: in the fifth
+    assert record.method.two_pass_fraction == pytest.approx(2 / 6)
+
+
+def test_fp16_without_a_gpu_is_refused(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        run(small_recipe, tmp_path, "train.precision=fp16")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_for_every_method_and_local_is_the_mean_of_each_process_s_own(
+    tmp_path: Path,
+) -> None:
+    """One start of two gloo processes for all methods: see ``two_processes.py``."""
+    script = Path(__file__).parent / "two_processes.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, cwd=script.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal: ") == len(METHODS) + 1
+    assert done.stdout.count("local: ") == 3

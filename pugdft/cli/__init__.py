@@ -65,7 +65,8 @@ def main() -> None:
         usage.show()
         sys.exit(usage.exit_code)
     except UserError as error:
-        _end(str(error), 2)
+        # Every process of a run finds the same mistake: one of them says it.
+        _end(str(error) if os.environ.get("RANK", "0") == "0" else "", 2)
     except RunFailed as error:
         _end(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
@@ -85,5 +86,6 @@ def _end(message: str, code: int) -> None:
     # A name in a message may come from a file that somebody else made: it shall not drive the terminal.
     shown = "".join(each if each.isprintable() or each == "\n" else "�" for each in message)
     encoding = sys.stderr.encoding or "utf-8"
-    print(f"pugdft: {shown}".encode(encoding, "replace").decode(encoding), file=sys.stderr)
+    if shown:
+        print(f"pugdft: {shown}".encode(encoding, "replace").decode(encoding), file=sys.stderr)
     sys.exit(code)

@@ -11,13 +11,18 @@ app = typer.Typer(help="List and explain optimizers.", no_args_is_help=True, ric
 
 @app.command("ls")
 def list_optimizers() -> None:
-    """List every optimizer, base or method, with a line about it."""
-    from pugdft.optim import describe, optimizer_names
+    """List every optimizer: passes a step, extra copies of the parameters, paper, and what it is."""
+    from pugdft.optim import optimizer_names, summary
 
-    names = optimizer_names()
-    width = max(map(len, names))
-    for name in names:
-        typer.echo(f"{name:<{width}}  {describe(name).splitlines()[0]}")
+    rows = [("name", "passes", "memory", "paper", "what")]
+    for name in optimizer_names():
+        line = summary(name)
+        rows.append((name, line["passes"], line["memory"], line["paper"], line["what"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
+        typer.echo("  ".join([*cells, row[4]]))
+    typer.echo("\nAny of timm's optimizers is a base too, by timm's name.")
 
 
 @app.command("show")
@@ -25,6 +30,6 @@ def show_optimizer(
     name: Annotated[str, typer.Argument(help="Such as pugd.", show_default=False)],
 ) -> None:
     """Explain one optimizer: equation, source, cost, options."""
-    from pugdft.optim import describe
+    from pugdft.optim import describe, explain_options
 
-    typer.echo(f"{name}: {describe(name)}")
+    typer.echo(f"{name}: {describe(name)}\n\n{explain_options(name)}")

@@ -18,21 +18,21 @@ Name = Annotated[str, typer.Argument(help="A bundled recipe's name, or a file.",
 @app.command("ls")
 def list_recipes() -> None:
     """List the bundled recipes with their purpose."""
-    from pugdft.recipe import bundled_recipes, find_recipe
+    from pugdft.recipe import bundled_recipes, find_recipe, read_text
 
     names = bundled_recipes()
     width = max(map(len, names))
     for name in names:
-        first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
+        first = read_text(find_recipe(name)).splitlines()[0]
         typer.echo(f"{name:<{width}}  {first.removeprefix('#').strip()}")
 
 
 @app.command("show")
 def show_recipe(name: Name) -> None:
     """Print a recipe as it stands."""
-    from pugdft.recipe import find_recipe
+    from pugdft.recipe import find_recipe, read_text
 
-    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    typer.echo(read_text(find_recipe(name)), nl=False)
 
 
 @app.command("copy")
@@ -41,13 +41,14 @@ def copy_recipe(
     target: Annotated[Path, typer.Argument(help="The new file, or a folder.", show_default="here")] = Path(),
 ) -> None:
     """Copy a bundled recipe to change it."""
-    from pugdft.recipe import find_recipe
+    from pugdft.recipe import find_recipe, read_text
 
     source = find_recipe(name)
+    text = read_text(source)
     path = target / source.name if target.is_dir() else target
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
+            file.write(text)
     except FileExistsError:
         raise UserError(f"{path}: exists already; choose another name") from None
     except OSError as error:

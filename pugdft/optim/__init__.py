@@ -9,7 +9,14 @@ loss = optimizer.step(closure)  # the closure runs forward and backward and retu
 from pugdft.optim.build import build_optimizer
 from pugdft.optim.method import Method
 from pugdft.optim.perturbed import PerturbedOptimizer
-from pugdft.optim.registry import describe, optimizer_names, resolve_spec, spec_faults, summary
+from pugdft.optim.registry import (
+    describe,
+    explain_options,
+    optimizer_names,
+    resolve_spec,
+    spec_faults,
+    summary,
+)
 from pugdft.optim.scaling import LossScale
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "PerturbedOptimizer",
     "build_optimizer",
     "describe",
+    "explain_options",
     "optimizer_names",
     "resolve_spec",
     "spec_faults",

@@ -139,9 +139,11 @@ BASES: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 def find_base(name: Any) -> Callable[..., Any] | None:
     """The constructor of a base by name: ours, or timm's class; None if nobody knows it."""
+    if not isinstance(name, str):
+        return None
     if name in BASES:
         return BASES[name]
-    if not isinstance(name, str) or importlib.util.find_spec("timm") is None:
+    if importlib.util.find_spec("timm") is None:
         return None
     from timm.optim import get_optimizer_class
 

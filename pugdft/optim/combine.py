@@ -67,6 +67,9 @@ class Correction:
 class Merge:
     """A rule that needs both gradients; also asked at steps of one pass."""
 
+    def release(self, memory: Memory) -> None:
+        """Before a second pass: give up what this pass is going to replace."""
+
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
     ) -> Correction | None:
@@ -117,6 +120,9 @@ class ReuseAscent(Merge):
 
     def __post_init__(self) -> None:
         require(self.alpha, "alpha")
+
+    def release(self, memory: Memory) -> None:
+        memory.tensors.pop("across", None)
 
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory

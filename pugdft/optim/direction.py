@@ -38,7 +38,7 @@ class Direction:
         """``parameters ← weights + e`` with e of radius ``rho``.
 
         Args:
-            parameters: hold any values at the first ascent, the last ascent's result at a later one.
+            parameters: hold w at the first ascent, the last ascent's result at a later one.
             weights: w, of the same shapes; not changed.
             gradients: the gradient at the present point, of the same shapes; not changed.
             rho: the radius at this step.
@@ -62,7 +62,7 @@ class Gradient(Direction):
         memory: Memory,
     ) -> None:
         factor = tensors.ratio(rho, tensors.global_norm(gradients))
-        tensors.set_sum_(parameters, weights, gradients, factor)
+        tensors.move_(parameters, weights, gradients, factor)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class AveragedGradient(Direction):
         # Before any finite gradient there is no average; the step is going to be skipped.
         direction = [averages.get(p, g) for p, g in zip(parameters, gradients, strict=True)]
         factor = tensors.ratio(rho, tensors.global_norm(direction))
-        tensors.set_sum_(parameters, weights, direction, factor)
+        tensors.move_(parameters, weights, direction, factor)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def option_faults(
             message = f"unknown option. Known here: {names}.{close_match(name, known)}{elsewhere}"
             faults.append(Fault(f"{where}.{name}", message))
         elif wanted := _unmet_kind(value, kinds.get(name)):
-            faults.append(Fault(f"{where}.{name}", f"must be {wanted}, not {value!r}"))
+            faults.append(Fault(f"{where}.{name}", f"must be {wanted}, not {repr(value)[:80]}"))
     for name, default in known.items():
         if default is inspect.Parameter.empty and name not in given:
             faults.append(Fault(f"{where}.{name}", "is required"))
@@ -96,13 +96,20 @@ def _unmet_kind(value: Any, kind: Any) -> str:
         return "true or false"
     if kind is int and not (is_number and isinstance(value, int)):
         return "a whole number"
-    if kind is float and not (is_number and math.isfinite(value)):
+    if kind is float and not (is_number and _is_finite(value)):
         return "a finite number"
     if kind == tuple[float, float]:
         pair = list(value) if isinstance(value, list | tuple) else []
         if len(pair) != 2 or any(_unmet_kind(entry, float) for entry in pair):
             return "a list of two numbers"
     return ""
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _unmet_compound(value: Any, kind: Any) -> str:

@@ -168,6 +168,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         rho = self.method.radius(context)
         perturbed = direction.chosen(differentiated, self._facts)
         self.evidence.before_second_pass(differentiated)
+        if isinstance(combine, Merge):
+            combine.release(self._memories["combine"])
         with self._weights.perturbed(perturbed) as weights, self._clean.kept():
             for ascent in range(direction.num_ascents):
                 gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]

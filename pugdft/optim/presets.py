@@ -72,7 +72,7 @@ def sam_on(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", 
     e as in asam, on the scales and shifts of normalisation layers, found by the layers' type;  BASE(g*).
     Source: Müller et al., arXiv 2306.04226 (SAM-ON), its adaptive form.
 
-    Cost: 2 passes a step, a copy of the normalisation parameters.
+    Cost: 2 passes a step, 1 copy of the norms alone.
 
     Args:
         rho: radius in the metric of T, ≥ 0.

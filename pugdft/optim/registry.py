@@ -19,7 +19,7 @@ from pugdft.optim import unit_presets as unit
 from pugdft.optim.base import BASES, construct_base, find_base
 from pugdft.optim.groups import GROUP_OPTIONS
 from pugdft.optim.method import Method
-from pugdft.optim.options import call_with, option_faults, resolve_options
+from pugdft.optim.options import call_with, keyword_defaults, option_faults, resolve_options
 from pugdft.optim.trigger import Never, as_trigger
 
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -87,7 +87,8 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Fault
     """Everything that is wrong with a spec, with recipe paths below ``where``."""
     name = spec.get("name")
     if not isinstance(name, str):
-        return [Fault(f"{where}.name", f"is required: one of {', '.join(optimizer_names())}")]
+        problem = "is required" if name is None else "must be a word"
+        return [Fault(f"{where}.name", f"{problem}: one of {', '.join(optimizer_names())}")]
     options = {key: value for key, value in spec.items() if key not in ("name", "base")}
     if name not in METHODS:
         if find_base(name) is None:
@@ -100,7 +101,8 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Fault
     base = spec.get("base")
     if not isinstance(base, Mapping):
         example = "{name: sgd, lr: 0.01, momentum: 0.9}"
-        return [*faults, Fault(f"{where}.base", f"is required: the optimizer that steps, such as {example}")]
+        problem = "is required" if base is None else "must be a mapping"
+        return [*faults, Fault(f"{where}.base", f"{problem}: the optimizer that steps, such as {example}")]
     base_name = base.get("name")
     if find_base(base_name) is None:
         return [*faults, Fault(f"{where}.base.name", unknown("base optimizer", base_name, BASES))]
@@ -120,6 +122,25 @@ def describe(name: str) -> str:
     if found is None:
         raise FaultsError("", [Fault("", unknown("optimizer", name, optimizer_names()))])
     return inspect.getdoc(found) or ""
+
+
+def explain_options(name: str) -> str:
+    """The options of a method or base as a recipe has them, with their defaults."""
+    found = METHODS.get(name) or find_base(name)
+    assert found is not None
+    own = {
+        key: "required" if value is inspect.Parameter.empty else value
+        for key, value in keyword_defaults(found).items()
+    }
+    lines = ["Options and defaults:", *(f"  {key}: {value}" for key, value in own.items())]
+    further: Mapping[str, Any] = {}
+    if takes_two_passes(name):
+        lines.append("Of every method with two passes:")
+        further = ALGORITHM_OPTIONS
+    elif name not in METHODS:
+        further = GROUP_OPTIONS
+    lines += [f"  {key}: {'null' if value is None else value}" for key, value in further.items()]
+    return "\n".join(lines)
 
 
 def summary(name: str) -> dict[str, str]:
