@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -348,6 +350,54 @@ def test_evidence_is_near_the_truth_on_large_tensors(name: str, accumulates: boo
     assert optimizer.evidence.mean_gradient_cosine() == pytest.approx(true, abs=0.03)
     length = float((points[1] - points[0]).norm())
     assert optimizer.evidence.mean_perturbation_norm() == pytest.approx(length, rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulates", [True, False])
+@pytest.mark.parametrize(
+    "name", ["sam", "asam", "sam_gns", "fsam", "vasso", "sam_on", "amp", "pugd", "gnp", "gsam"]
+)
+def test_a_clean_gradient_that_is_not_needed_is_free_before_the_second_pass(
+    name: str, accumulates: bool
+) -> None:
+    net = network()
+    optimizer = build_optimizer(spec_of(name), net, closure_accumulates=accumulates)
+    first: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def closure() -> Tensor:
+        if first:
+            alive.append(any(ref() is not None for ref in first))
+        loss = loss_of(net)
+        loss.backward()
+        if not first:
+            first.extend(weakref.ref(p.grad) for p in net.parameters() if p.grad is not None)
+        return loss
+
+    optimizer.evidence.before_second_pass([])  # its first sample would hold small tensors whole
+    optimizer.step(closure)
+    assert alive == [name in ("pugd", "gnp", "gsam")]
+
+
+@pytest.mark.parametrize(
+    ("name", "copies"), [("sam", 1), ("pugd", 1), ("gsam", 1), ("sam_on", 0), ("ugd", 0)]
+)
+def test_the_memory_kept_between_steps_is_the_documented_one(name: str, copies: int) -> None:
+    model = nn.Sequential(nn.Linear(100, 100), nn.LayerNorm(100), nn.Linear(100, 100))
+    optimizer = build_optimizer(spec_of(name, {"name": "sgd", "lr": 0.1}), model, closure_accumulates=True)
+
+    def closure() -> Tensor:
+        loss = model(torch.ones(4, 100)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.zero_grad()
+    gc.collect()
+    shapes = [p.shape for p in model.parameters()]
+    copies_alive = [
+        t for t in gc.get_objects() if isinstance(t, Tensor) and t.shape in shapes and t.dim() == 2
+    ]
+    assert len(copies_alive) == 2 * (1 + copies)
 
 
 class Half(nn.Module):

@@ -420,6 +420,21 @@ def test_resolved_spec_holds_every_default_and_resolves_to_itself(name: str) -> 
         assert resolved["base"]["betas"] == [0.9, 0.999]
 
 
+@pytest.mark.parametrize("name", [*TWO_PASS, "sam, timed"])
+def test_local_perturbation_is_for_methods_that_keep_processes_in_step(name: str) -> None:
+    fits = {"sam", "asam", "sam_gns", "sam_on", "pugd", "pugd_r", "pugd_s", "pugd_rs", "gnp", "amp"}
+    options = {"trigger": {"name": "every", "k": 2}} if "," in name else {}
+    spec = spec_of(name.split(",")[0], perturb="local", **options)
+    if name in fits:
+        build_optimizer(spec, network(), closure_accumulates=True)
+    else:
+        with pytest.raises(UserError, match="needs perturb: global"):
+            build_optimizer(spec, network(), closure_accumulates=True)
+    if name in ("pugd", "gnp"):
+        with pytest.raises(UserError, match="must not clear"):
+            build_optimizer(spec, network())
+
+
 @pytest.mark.parametrize("name", ["bnbadam", "lookahead_sgd", "nothing", "", 3, None, ["sgd"]])
 def test_what_is_no_base_here_is_refused_by_name(name: Any) -> None:
     assert any(

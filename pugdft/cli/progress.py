@@ -31,7 +31,7 @@ class ProgressLog(Observer):
 
     def on_message(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def on_start(self, total_steps: int, images_per_step: int, position: Position) -> None:
         """Start the clock and the bar."""

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from pugdft.errors import Fault, FaultsError, UserError
 from pugdft.optim.base import Groups, construct_base, momentum_of, tensors_of
+from pugdft.optim.combine import Linear, Weighted
 from pugdft.optim.context import Facts
-from pugdft.optim.direction import AdaptiveGradient
+from pugdft.optim.direction import AdaptiveGradient, AveragedGradient, FriendlyGradient
 from pugdft.optim.groups import GROUP_OPTIONS, as_groups, names_of, norm_parameters_of, shaped_groups
+from pugdft.optim.method import Method
 from pugdft.optim.passes import PassContext, frozen_batch_norm
 from pugdft.optim.perturbed import PerturbedOptimizer
 from pugdft.optim.registry import METHODS, build_method, resolve_spec
 from pugdft.optim.scaling import LossScale
+from pugdft.optim.trigger import Always
 
 
 def build_optimizer(
@@ -65,11 +68,8 @@ def build_optimizer(
     options = {key: value for key, value in resolved.items() if key not in ("name", "base")}
     method = build_method(name, options if name in METHODS else {})
     local = options.get("perturb") == "local"
-    if local and not (closure_accumulates or _drops_clean_gradient(method)):
-        raise UserError(
-            "perturb: local adds unreduced gradients where they lie: the closure must not clear them, "
-            "and closure_accumulates=True says so"
-        )
+    if local:
+        _require_local(name, method, closure_accumulates)
     facts = Facts(names_of(groups), norm_parameters_of(module) if module is not None else None)
     if isinstance(method.direction, AdaptiveGradient) and method.direction.norm_layers_only:
         _require_norm_layers(facts)
@@ -88,10 +88,24 @@ def build_optimizer(
     )
 
 
-def _drops_clean_gradient(method: Any) -> bool:
-    from pugdft.optim.combine import Weighted
+def _require_local(name: str, method: Method, closure_accumulates: bool) -> None:
+    """Only what leaves the same update on every process may perturb along each process's own gradient.
 
-    return isinstance(method.combine, Weighted) and method.combine.clean == 0
+    The clean gradient is then not reduced: a step of one pass, a merge of both gradients, or a memory of
+    clean gradients would let the processes' weights or states drift apart.
+    """
+    remembers = isinstance(method.direction, FriendlyGradient | AveragedGradient)
+    if not isinstance(method.trigger, Always) or not isinstance(method.combine, Linear) or remembers:
+        raise UserError(
+            "optimizer.perturb: local is for methods that perturb at each step along its own gradient and "
+            f"add both gradients, such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
+        )
+    drops_clean = isinstance(method.combine, Weighted) and method.combine.clean == 0
+    if not (closure_accumulates or drops_clean):
+        raise UserError(
+            "optimizer.perturb: local adds unreduced gradients where they lie: the closure must not clear "
+            "them, and closure_accumulates=True says so"
+        )
 
 
 def _refuse_unusable(groups: Groups) -> None:

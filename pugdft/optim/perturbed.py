@@ -132,7 +132,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             rule, correction = self.method.normalize, None
         else:
             clean_state = RandomState(parameters[0].device) if self._replays else None
-            with self._clean_pass() if self._replays else nullcontext():
+            with self._clean_pass():
                 loss = self._run(closure)
             self._take_gradients(parameters)
             differentiated = [p for p in parameters if p.grad is not None]
