@@ -7,6 +7,7 @@ both gradients at once, at the price of one more copy of the parameters.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,12 +17,12 @@ from pugdft.optim.context import Memory, StepContext, require
 from pugdft.optim.schedules import Schedule
 
 
-class Linear:
+class Linear(ABC):
     """a·g + b·g* with b ≠ 0."""
 
+    @abstractmethod
     def coefficients(self, context: StepContext) -> tuple[float, float]:
         """(a, b) at a two-pass step."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,13 @@ class Correction:
     factor: float
 
 
-class Merge:
+class Merge(ABC):
     """A rule that needs both gradients; also asked at steps of one pass."""
 
     def release(self, memory: Memory) -> None:
         """Before a second pass: give up what this pass is going to replace."""
 
+    @abstractmethod
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
     ) -> Correction | None:
@@ -84,7 +86,6 @@ class Merge:
         Returns:
             A correction to the weights after the base's step, if the method has one.
         """
-        raise NotImplementedError
 
     def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], memory: Memory) -> None:
         """Change the gradient of a step of one pass in place."""

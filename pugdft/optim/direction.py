@@ -6,6 +6,7 @@ parameters themselves as scratch, so that a perturbation costs no memory beyond 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +18,29 @@ from pugdft.optim import tensors
 from pugdft.optim.context import Facts, Memory, require
 
 
-class Direction:
-    """Writes w + e into parameters. The base class perturbs every parameter, by one ascent."""
+@dataclass(frozen=True)
+class Ascent:
+    """What a direction works with.
+
+    Attributes:
+        parameters: hold w at the first ascent, the last ascent's result at a later one; the result goes here.
+        weights: w, of the same shapes; not to be changed.
+        gradients: the gradient at the present point, of the same shapes; not to be changed.
+        rho: the radius at this step.
+        facts: about the parameters.
+        memory: the direction's own.
+    """
+
+    parameters: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    rho: float
+    facts: Facts
+    memory: Memory
+
+
+class Direction(ABC):
+    """Writes w + e into parameters. By default every parameter is perturbed, by one ascent."""
 
     num_ascents = 1
 
@@ -26,43 +48,18 @@ class Direction:
         """Those of ``parameters`` that are perturbed at all."""
         return parameters
 
-    def perturb_(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        rho: float,
-        facts: Facts,
-        memory: Memory,
-    ) -> None:
-        """``parameters ← weights + e`` with e of radius ``rho``.
-
-        Args:
-            parameters: hold w at the first ascent, the last ascent's result at a later one.
-            weights: w, of the same shapes; not changed.
-            gradients: the gradient at the present point, of the same shapes; not changed.
-            rho: the radius at this step.
-            facts: about the parameters.
-            memory: this rule's.
-        """
-        raise NotImplementedError
+    @abstractmethod
+    def perturb_(self, at: Ascent) -> None:
+        """``at.parameters ← at.weights + e`` with e of radius ``at.rho``."""
 
 
 @dataclass(frozen=True)
 class Gradient(Direction):
     """Along the gradient: A = B = 1 (SAM, arXiv 2010.01412, eq. 2 with p = 2)."""
 
-    def perturb_(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        rho: float,
-        facts: Facts,
-        memory: Memory,
-    ) -> None:
-        factor = tensors.ratio(rho, tensors.global_norm(gradients))
-        tensors.move_(parameters, weights, gradients, factor)
+    def perturb_(self, at: Ascent) -> None:
+        factor = tensors.ratio(at.rho, tensors.global_norm(at.gradients))
+        tensors.move_(at.parameters, at.weights, at.gradients, factor)
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,10 @@ class WeightedGradient(Direction):
     Not ASAM's rule, which measures e in the metric of the weights. A weight that is exactly 0 stays.
     """
 
-    def perturb_(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        rho: float,
-        facts: Facts,
-        memory: Memory,
-    ) -> None:
-        tensors.set_weighted_(parameters, weights, gradients)
-        factor = tensors.ratio(rho, tensors.global_norm(parameters))
-        tensors.set_sum_(parameters, weights, parameters, factor)
+    def perturb_(self, at: Ascent) -> None:
+        tensors.set_weighted_(at.parameters, at.weights, at.gradients)
+        factor = tensors.ratio(at.rho, tensors.global_norm(at.parameters))
+        tensors.set_sum_(at.parameters, at.weights, at.parameters, factor)
 
 
 @dataclass(frozen=True)
@@ -108,19 +97,11 @@ class AdaptiveGradient(Direction):
         assert facts.norm_parameters is not None
         return [parameter for parameter in parameters if parameter in facts.norm_parameters]
 
-    def perturb_(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        rho: float,
-        facts: Facts,
-        memory: Memory,
-    ) -> None:
-        self._set(parameters, weights, gradients, facts, 1)
-        factor = tensors.ratio(rho, tensors.global_norm(parameters))
-        self._set(parameters, weights, gradients, facts, 2)
-        tensors.set_sum_(parameters, weights, parameters, factor)
+    def perturb_(self, at: Ascent) -> None:
+        self._set(at.parameters, at.weights, at.gradients, at.facts, 1)
+        factor = tensors.ratio(at.rho, tensors.global_norm(at.parameters))
+        self._set(at.parameters, at.weights, at.gradients, at.facts, 2)
+        tensors.set_sum_(at.parameters, at.weights, at.parameters, factor)
 
     def _set(
         self,
@@ -162,23 +143,15 @@ class FriendlyGradient(Direction):
         require(self.sigma, "sigma")
         require(self.decay, "lambda", minimum=0, maximum=1)
 
-    def perturb_(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        rho: float,
-        facts: Facts,
-        memory: Memory,
-    ) -> None:
-        averages = memory.tensors.setdefault("average", {})
-        tensors.copy_(parameters, gradients)
-        known = [row for row in zip(parameters, gradients, strict=True) if row[0] in averages]
+    def perturb_(self, at: Ascent) -> None:
+        averages = at.memory.tensors.setdefault("average", {})
+        tensors.copy_(at.parameters, at.gradients)
+        known = [row for row in zip(at.parameters, at.gradients, strict=True) if row[0] in averages]
         old = [averages[parameter] for parameter, _ in known]
         tensors.add_scaled_([parameter for parameter, _ in known], old, -self.sigma)
-        factor = tensors.ratio(rho, tensors.global_norm(parameters))
-        tensors.set_sum_(parameters, weights, parameters, factor)
-        _update_averages(averages, parameters, gradients, self.decay)
+        factor = tensors.ratio(at.rho, tensors.global_norm(at.parameters))
+        tensors.set_sum_(at.parameters, at.weights, at.parameters, factor)
+        _update_averages(averages, at.parameters, at.gradients, self.decay)
 
 
 @dataclass(frozen=True)
@@ -190,21 +163,13 @@ class AveragedGradient(Direction):
     def __post_init__(self) -> None:
         require(self.theta, "theta", minimum=0, maximum=1)
 
-    def perturb_(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        rho: float,
-        facts: Facts,
-        memory: Memory,
-    ) -> None:
-        averages = memory.tensors.setdefault("average", {})
-        _update_averages(averages, parameters, gradients, 1 - self.theta)
+    def perturb_(self, at: Ascent) -> None:
+        averages = at.memory.tensors.setdefault("average", {})
+        _update_averages(averages, at.parameters, at.gradients, 1 - self.theta)
         # Before any finite gradient there is no average; the step is going to be skipped.
-        direction = [averages.get(p, g) for p, g in zip(parameters, gradients, strict=True)]
-        factor = tensors.ratio(rho, tensors.global_norm(direction))
-        tensors.move_(parameters, weights, direction, factor)
+        direction = [averages.get(p, g) for p, g in zip(at.parameters, at.gradients, strict=True)]
+        factor = tensors.ratio(at.rho, tensors.global_norm(direction))
+        tensors.move_(at.parameters, at.weights, direction, factor)
 
 
 @dataclass(frozen=True)
@@ -223,44 +188,28 @@ class ClippedAscent(Direction):
         if self.num_ascents < 1:
             raise ValueError(f"inner_iter must be at least 1, not {self.num_ascents}")
 
-    def perturb_(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        rho: float,
-        facts: Facts,
-        memory: Memory,
-    ) -> None:
+    def perturb_(self, at: Ascent) -> None:
         # e is what the last ascent left: the difference to w, exact enough for a step of a search.
-        tensors.add_scaled_(parameters, weights, -1.0)
-        tensors.add_scaled_(parameters, gradients, self.inner_lr)
+        tensors.add_scaled_(at.parameters, at.weights, -1.0)
+        tensors.add_scaled_(at.parameters, at.gradients, self.inner_lr)
         if self.scope == "global":
-            tensors.clip_norm_(parameters, rho, tensors.global_norm(parameters))
+            tensors.clip_norm_(at.parameters, at.rho, tensors.global_norm(at.parameters))
         else:
-            for parameter, norm in zip(parameters, tensors.tensor_norms(parameters), strict=True):
-                tensors.clip_norm_([parameter], rho, norm)
-        tensors.set_sum_(parameters, weights, parameters, 1.0)
+            for parameter, norm in zip(at.parameters, tensors.tensor_norms(at.parameters), strict=True):
+                tensors.clip_norm_([parameter], at.rho, norm)
+        tensors.set_sum_(at.parameters, at.weights, at.parameters, 1.0)
 
 
 @dataclass(frozen=True)
 class AgainstMomentum(Direction):
     """Along −v, the base's momentum (Momentum-SAM, arXiv 2401.12033, eq. 4); nothing at first."""
 
-    def perturb_(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        rho: float,
-        facts: Facts,
-        memory: Memory,
-    ) -> None:
-        momentum = facts.momentum(parameters)
-        moving = [row for row in zip(parameters, weights, momentum, strict=True) if row[2] is not None]
+    def perturb_(self, at: Ascent) -> None:
+        momentum = at.facts.momentum(at.parameters)
+        moving = [row for row in zip(at.parameters, at.weights, momentum, strict=True) if row[2] is not None]
         if moving:
             velocity = [row[2] for row in moving if row[2] is not None]
-            factor = tensors.ratio(-rho, tensors.global_norm(velocity))
+            factor = tensors.ratio(-at.rho, tensors.global_norm(velocity))
             tensors.set_sum_([row[0] for row in moving], [row[1] for row in moving], velocity, factor)
 
 

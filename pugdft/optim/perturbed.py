@@ -16,6 +16,7 @@ from pugdft.optim import tensors
 from pugdft.optim.clean_gradients import CleanGradients, clear
 from pugdft.optim.combine import Correction, Linear, Merge
 from pugdft.optim.context import Facts, Memory, StepContext
+from pugdft.optim.direction import Ascent
 from pugdft.optim.evidence import Evidence
 from pugdft.optim.guard import GuardedStep
 from pugdft.optim.method import Method
@@ -174,7 +175,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             for ascent in range(direction.num_ascents):
                 gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]
                 direction.perturb_(
-                    perturbed, weights, gradients, rho, self._facts, self._memories["direction"]
+                    Ascent(perturbed, weights, gradients, rho, self._facts, self._memories["direction"])
                 )
                 is_last = ascent == direction.num_ascents - 1
                 del gradients  # a list of them would keep them alive through the pass
@@ -203,14 +204,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     def _pass_ahead(self, closure: Closure, parameters: list[Tensor], context: StepContext) -> Tensor:
         """The only pass, at the perturbed point."""
         with self._weights.perturbed(parameters) as weights:
-            self.method.direction.perturb_(
-                parameters,
-                weights,
-                weights,
-                self.method.radius(context),
-                self._facts,
-                self._memories["direction"],
-            )
+            rho = self.method.radius(context)
+            memory = self._memories["direction"]
+            self.method.direction.perturb_(Ascent(parameters, weights, weights, rho, self._facts, memory))
             loss = self._run(closure)
             self.evidence.before_second_pass([])
             self.evidence.measure_perturbation(parameters, weights)

@@ -7,6 +7,7 @@ one-pass form through the same base state: the plain base (``before='plain'``) o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
@@ -23,11 +24,12 @@ from pugdft.optim.normalize import Identity, Normalize, Unit
 Before = Literal["plain", "unit"]
 
 
-class Trigger:
+class Trigger(ABC):
     """Whether a step perturbs; asked after the clean pass."""
 
     needs_validation = False
 
+    @abstractmethod
     def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
         """Whether this step takes a second pass.
 
@@ -36,7 +38,6 @@ class Trigger:
             parameters: those with a gradient, which is the clean one.
             memory: this rule's.
         """
-        raise NotImplementedError
 
     def one_pass_rule(self) -> Normalize | None:
         """What is done to the gradient of a step of one pass; None for the method's own rule."""

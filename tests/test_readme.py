@@ -1,0 +1,73 @@
+"""What the README shows is what works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pugdft.bench.entries import parse_optimizers
+from pugdft.finetune import read_recipe
+from pugdft.optim import Method, build_optimizer, resolve_spec, unit_presets
+from pugdft.yaml_text import parse
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.partition(" #")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()
+]
+
+
+def block(kind: str, word: str) -> str:
+    return next(text for each, text in BLOCKS if each == kind and word in text)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"pugdft (finetune|bench) \w+_\w+ ", c)])
+def test_the_session_s_commands_have_valid_recipes_and_optimizers(command: str) -> None:
+    words = shlex.split(command)[2:]
+    recipe = words[0] if words[0] != "my_recipe.yaml" else "resnet18_cifar10"
+    read_recipe(recipe, [word for word in words if re.match(r"[\w.]+=", word)])
+    if "--optimizers" in words:
+        assert len(parse_optimizers(words[words.index("--optimizers") + 1])) == 3
+
+
+def test_make_has_the_two_commands_and_ci_calls_the_second() -> None:
+    root = Path(__file__).parent.parent
+    targets = re.findall(r"^(\w+):", (root / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"make quickstart", "make test"} <= set(COMMANDS)
+    assert {"quickstart", "test"} <= set(targets)
+    assert (root / ".ci" / "run").read_text().strip().endswith("\nmake test")
+
+
+def test_the_spec_with_a_schedule_and_a_trigger_is_valid() -> None:
+    assert resolve_spec(parse(block("yaml", "trigger"))["optimizer"])["base"]["layer_decay"] == 0.75
+
+
+def test_the_example_of_a_training_loop_trains() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    scope: dict[str, Any] = {
+        "model": model,
+        "loader": [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))] * 2,
+        "loss_function": nn.functional.cross_entropy,
+    }
+    exec(block("python", "build_optimizer"), scope)
+    assert scope["optimizer"].num_two_pass_steps == 2
+    assert not torch.equal(model.weight, before)
+
+
+def test_the_example_of_a_new_method_is_the_bundled_one() -> None:
+    scope = dict(vars(unit_presets))
+    exec(block("python", "sam_gns"), scope)
+    method = scope["sam_gns"](rho=0.1)
+    assert isinstance(method, Method)
+    assert method == unit_presets.sam_gns(rho=0.1)
+    assert build_optimizer(
+        {"name": "sam_gns", "rho": 0.1, "base": {"name": "sgd", "lr": 0.1}}, nn.Linear(2, 2)
+    )
