@@ -309,4 +309,10 @@ REFERENCES: list[tuple[str, dict[str, object], type[Plain]]] = [
     ("amp", {"inner_iter": 3}, AmpThree),
     ("amp", {"scope": "tensor"}, AmpTensor),
     ("msam", {}, Msam),
+    ("rules", {}, Sam),
+    ("rules", {"normalize": "unit"}, SamGns),
+    ("rules", {"direction": "weighted_gradient", "rho": 1, "combine": "scaled", "normalize": "unit"}, Pugd),
+    ("rules", {"combine": {"name": "weighted", "clean": 0.2, "perturbed": 0.8}}, Gnp),
+    ("rules", {"combine": {"name": "decoupled_sharpness", "gamma": 0.9}}, Wsam),
+    ("rules", {"direction": {"name": "adaptive_gradient", "bias_rule": "all"}, "rho": 0.5}, AsamAll),
 ]

@@ -28,7 +28,7 @@ OPTIM_LAYERS = [
     ["base", "evidence", "scaling", "schedules", "normalize", "saved_weights"],
     ["direction", "trigger", "combine", "groups"],
     ["method", "guard", "clean_gradients"],
-    ["presets", "unit_presets", "perturbed"],
+    ["presets", "unit_presets", "rules", "perturbed"],
     ["registry"],
     ["build"],
     ["__init__"],

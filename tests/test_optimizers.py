@@ -379,6 +379,20 @@ def test_params_may_be_a_module_tensors_named_pairs_or_groups() -> None:
         ({"name": "sam", "base": SGD_BASE, "trigger": {"name": "afer"}}, 'Did you mean "after"'),
         ({"name": "sam", "base": SGD_BASE, "trigger": {"name": "every", "k": 0}}, "k must be at least 1"),
         ({"name": "sam", "base": SGD_BASE, "trigger": {"name": "after"}}, "trigger.fraction: is required"),
+        ({"name": "rules", "base": SGD_BASE, "direction": "gradent"}, 'Did you mean "gradient"'),
+        (
+            {"name": "rules", "base": SGD_BASE, "combine": "weighted"},
+            "clean, perturbed; given: nothing",
+        ),
+        (
+            {"name": "rules", "base": SGD_BASE, "normalize": {"name": "unit", "x": 1}},
+            "no options; given: x",
+        ),
+        (
+            {"name": "rules", "base": SGD_BASE, "direction": {"name": "friendly_gradient", "decay": 2}},
+            "at most 1",
+        ),
+        ({"name": "rules", "base": SGD_BASE, "direction": 3}, "direction: must be"),
         ({"name": "sam"}, r"optimizer.base: is required"),
         ({"name": "sam", "base": "sgd"}, r"optimizer.base: must be a mapping"),
         ({"name": "sgd", "lr": 10**400}, r"optimizer.lr: must be a finite number, not 1000"),
@@ -420,9 +434,18 @@ def test_resolved_spec_holds_every_default_and_resolves_to_itself(name: str) -> 
         assert resolved["base"]["betas"] == [0.9, 0.999]
 
 
+def test_sharded_and_fp16_parameters_are_refused() -> None:
+    sharded = nn.Parameter(torch.zeros(2))
+    sharded._local_tensor = sharded.data  # what a DTensor has
+    with pytest.raises(UserError, match=r"FSDP2.*Use DDP"):
+        build_optimizer(SGD_BASE, [sharded])
+    with pytest.raises(UserError, match="fp16 weights cannot hold"):
+        build_optimizer(SGD_BASE, [nn.Parameter(torch.zeros(2, dtype=torch.float16))])
+
+
 @pytest.mark.parametrize("name", [*TWO_PASS, "sam, timed"])
 def test_local_perturbation_is_for_methods_that_keep_processes_in_step(name: str) -> None:
-    fits = {"sam", "asam", "sam_gns", "sam_on", "pugd", "pugd_r", "pugd_s", "pugd_rs", "gnp", "amp"}
+    fits = {"sam", "asam", "sam_gns", "sam_on", "pugd", "pugd_r", "pugd_s", "pugd_rs", "gnp", "amp", "rules"}
     options = {"trigger": {"name": "every", "k": 2}} if "," in name else {}
     spec = spec_of(name.split(",")[0], perturb="local", **options)
     if name in fits:

@@ -92,6 +92,8 @@ def _unmet_kind(value: Any, kind: Any) -> str:
     if get_origin(kind) is not None and kind != tuple[float, float]:
         return _unmet_compound(value, kind)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is str and not isinstance(value, str):
+        return "a word"
     if kind is bool and not isinstance(value, bool):
         return "true or false"
     if kind is int and not (is_number and isinstance(value, int)):

@@ -20,6 +20,7 @@ from pugdft.optim.base import BASES, construct_base, find_base
 from pugdft.optim.groups import GROUP_OPTIONS
 from pugdft.optim.method import Method
 from pugdft.optim.options import call_with, keyword_defaults, option_faults, resolve_options
+from pugdft.optim.rules import rules
 from pugdft.optim.trigger import Never, as_trigger
 
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -27,7 +28,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     for preset in (
         unit.ugd, unit.ngd_cw, presets.sam, presets.asam, unit.sam_gns, unit.pugd, unit.pugd_r, unit.pugd_s,
         unit.pugd_rs, unit.pugd_t, presets.gnp, presets.gsam, presets.looksam, presets.fsam, presets.vasso,
-        presets.wsam, presets.sam_on, presets.amp, presets.msam,
+        presets.wsam, presets.sam_on, presets.amp, presets.msam, rules,
     )
 }  # fmt: skip
 """Name in a recipe to preset."""

@@ -20,11 +20,10 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
     fp64 tensors are accumulated in fp64, everything narrower in fp32.
     """
-    if _on_cpu(tensors) and all(_is_flat(tensor) for tensor in tensors):
+    if _on_cpu(tensors) and all(_is_flat(tensor, tensors[0].dtype) for tensor in tensors):
         # One product of a tensor with itself reads it faster than a norm does, and rounds less.
         flat = (tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors)
-        dtype = _accumulator(tensors)
-        return torch.stack([torch.dot(each, each).to(dtype) for each in flat]).sum().sqrt()
+        return torch.stack([torch.dot(each, each) for each in flat]).sum().sqrt()
     norms = torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors))
     device = norms[0].device
     return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
@@ -146,12 +145,12 @@ def _accumulator(tensors: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
-def _is_flat(tensor: Tensor) -> bool:
-    """Whether the elements lie side by side, in whatever order, in a type that accumulates itself."""
+def _is_flat(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the elements lie side by side, in whatever order, in a ``dtype`` that accumulates itself."""
     dense = tensor.is_contiguous() or (
         tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     )
-    return dense and tensor.dtype in (torch.float32, torch.float64)
+    return dense and tensor.dtype == dtype and dtype in (torch.float32, torch.float64)
 
 
 def _on_cpu(tensors: Sequence[Tensor]) -> bool:
