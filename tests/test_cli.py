@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,54 @@ def test_a_slip_is_one_message_on_stderr_and_exit_code_2(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    command = f"set -o pipefail; {sys.executable} -m pugdft recipes ls | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_one_message() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pugdft", "recipes", "ls"], stdout=full, stderr=-1, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "pugdft: cannot write: No space left on device\n"
+
+
+def test_names_from_files_do_not_drive_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text('model: {name: resnet18}\n"a\\e[31mb": 1\n')
+    done = pugdft("recipes", "validate", str(tmp_path / "x.yaml"))
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_second_run_in_a_folder_at_work_is_refused(recipe_file: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pugdft",
+        "finetune",
+        str(recipe_file),
+        "train.epochs=2000",
+        "--output",
+        "o",
+    ]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=-3, stderr=-3)
+    try:
+        for _ in range(600):
+            if (tmp_path / "o" / "checkpoint" / "state.json").exists():
+                break
+            time.sleep(0.1)
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert "o: another process is running here" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
 
 
 def test_no_record_yet_is_said(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -60,6 +60,11 @@ def main() -> None:
         code = app(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as error:
+        # The framework ends with 1 when the reader of our output goes away, as `head` does: no failure.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            _leave_quietly()
+        raise error
     except _UsageError as error:
         usage: Any = error
         usage.show()
@@ -72,14 +77,18 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _end("interrupted", 130)
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does: nothing is left to say, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _leave_quietly()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end(f"cannot write: {error.strerror}", 1)
+
+
+def _leave_quietly() -> NoReturn:
+    """End without a word, the flush at exit included."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(0)
 
 
 def _end(message: str, code: int) -> None:

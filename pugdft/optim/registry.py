@@ -95,8 +95,11 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Fault
         if find_base(name) is None:
             return [Fault(f"{where}.name", unknown("optimizer", name, optimizer_names()))]
         faults = _base_faults(where, name, options)
+        remedy = f"; to replace a method by it: optimizer='{{name: {name}, lr: 0.01}}'"
         if "base" in spec:
-            faults.append(Fault(f"{where}.base", f'"{name}" is itself a base optimizer and takes none'))
+            faults.append(
+                Fault(f"{where}.base", f'"{name}" is itself a base optimizer and takes none{remedy}')
+            )
         return faults
     faults = _method_faults(where, name, options)
     base = spec.get("base")
