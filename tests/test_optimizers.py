@@ -264,6 +264,46 @@ def test_gradient_cosine_fires_once_gradients_agree() -> None:
     assert optimizer.num_two_pass_steps == 6
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["gradient_variance", "gradient_cosine"])
+def test_an_overflow_leaves_no_trace_in_a_trigger(name: str, bad: float) -> None:
+    net = network()
+    optimizer = build_optimizer(spec_of("sam", trigger={"name": name, "k": 3}), net)
+    optimizer.progress = 0.05
+    optimizer.step(make_closure(optimizer, net))
+    before = optimizer.state_dict()["pugdft"]["memories"]["trigger"]["values"]
+    optimizer.step(make_closure(optimizer, net, scale=bad))
+    assert optimizer.state_dict()["pugdft"]["memories"]["trigger"]["values"] == before
+
+
+def test_gsam_s_radius_follows_the_learning_rate_through_warm_up() -> None:
+    net = network()
+    optimizer = build_optimizer(spec_of("gsam", {"name": "sgd", "lr": 1.0}), net)
+    optimizer.param_groups[0]["lr"] = 0.25
+    optimizer.step(make_closure(optimizer, net))
+    assert optimizer.evidence.mean_perturbation_norm() == pytest.approx(0.01 + 0.04 * 0.25, rel=1e-6)
+
+
+def test_several_ascents_may_keep_the_clean_gradient() -> None:
+    spec = spec_of(
+        "rules",
+        direction={"name": "clipped_ascent", "num_ascents": 2, "inner_lr": 0.1},
+        rho=0.2,
+        combine="scaled",
+    )
+    held, _ = run(spec, clear="nothing", closure_accumulates=False)
+    in_place, _ = run(spec, clear="nothing", closure_accumulates=True)
+    assert deviation(held, in_place) == 0
+
+
+def test_sam_on_with_frozen_norms_is_refused() -> None:
+    net = network()
+    for parameter in net.norm.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(UserError, match="that are trained"):
+        build_optimizer(spec_of("sam_on"), net)
+
+
 def test_generalization_gap_fires_on_the_held_out_loss() -> None:
     net = network()
     trigger = {"name": "generalization_gap", "mu": 2.0, "every": 2}
@@ -307,7 +347,7 @@ def test_sam_on_perturbs_normalisation_layers_only() -> None:
     assert moved == {"norm.weight", "norm.bias"}
     with pytest.raises(UserError, match="give the module"):
         build_optimizer(spec_of("sam_on"), net.parameters())
-    with pytest.raises(UserError, match="has none"):
+    with pytest.raises(UserError, match="here are none"):
         build_optimizer(spec_of("sam_on"), nn.Linear(2, 2))
 
 
@@ -393,6 +433,25 @@ def test_params_may_be_a_module_tensors_named_pairs_or_groups() -> None:
             "at most 1",
         ),
         ({"name": "rules", "base": SGD_BASE, "direction": 3}, "direction: must be"),
+        (
+            {"name": "rules", "base": SGD_BASE, "normalize": {"name": "unit_each", "scope": "x"}},
+            "one of tensor",
+        ),
+        (
+            {"name": "rules", "base": SGD_BASE, "direction": {"name": "clipped_ascent", "num_ascents": 1.5}},
+            "whole",
+        ),
+        (
+            {"name": "rules", "base": SGD_BASE, "combine": {"name": "scaled", "scale": "x"}},
+            "must be a finite",
+        ),
+        ({"name": "looksam", "base": SGD_BASE, "trigger": {"name": "every", "k": 2}}, "k is its trigger"),
+        ({"name": "msam", "base": {"name": "rmsprop", "lr": 0.1}}, "optimizer.base.momentum: msam"),
+        ({"name": "sam", "base": {"name": "lamb", "no_decay": True}}, r"optimizer.base.lr: is required"),
+        ({"name": "sam", "base": {"name": "nesterov", "lr": 0.1}}, "unknown base optimizer"),
+        ({"name": "sam", "base": SGD_BASE, "trigger": {"name": ["after"]}}, "unknown trigger"),
+        ({"name": "sam", "base": SGD_BASE, "rho": {"schedule": ["x"]}}, "unknown schedule"),
+        ({"name": "sam", "base": {"name": "lion", "lr": 0.1, "betas": [0.9]}}, "two numbers|index|betas"),
         ({"name": "sam"}, r"optimizer.base: is required"),
         ({"name": "sam", "base": "sgd"}, r"optimizer.base: must be a mapping"),
         ({"name": "sgd", "lr": 10**400}, r"optimizer.lr: must be a finite number, not 1000"),

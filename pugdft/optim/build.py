@@ -17,7 +17,7 @@ from pugdft.optim.groups import GROUP_OPTIONS, as_groups, names_of, norm_paramet
 from pugdft.optim.method import Method
 from pugdft.optim.passes import PassContext, frozen_batch_norm
 from pugdft.optim.perturbed import PerturbedOptimizer
-from pugdft.optim.registry import METHODS, build_method, resolve_spec
+from pugdft.optim.registry import METHODS, base_defaults, build_method, resolve_spec
 from pugdft.optim.scaling import LossScale
 from pugdft.optim.trigger import Always
 
@@ -61,7 +61,8 @@ def build_optimizer(
     if shape["no_decay"] or shape["layer_decay"] is not None:
         if not isinstance(params, nn.Module):
             raise UserError("no_decay and layer_decay shape the groups of a module: give the module itself")
-        groups = shaped_groups(params, base_spec["lr"], base_spec.get("weight_decay", 0.0), shape)
+        decay = base_spec.get("weight_decay", base_defaults(base_name).get("weight_decay", 0.0))
+        groups = shaped_groups(params, base_spec["lr"], decay, shape)
     else:
         groups = as_groups(params)
     _refuse_unusable(groups)
@@ -72,7 +73,7 @@ def build_optimizer(
         _require_local(name, method, closure_accumulates)
     facts = Facts(names_of(groups), norm_parameters_of(module) if module is not None else None)
     if isinstance(method.direction, AdaptiveGradient) and method.direction.norm_layers_only:
-        _require_norm_layers(facts)
+        _require_norm_layers(facts, groups)
     base = construct_base(base_name, groups, base_spec)
     if perturbed_pass is None and module is not None:
         perturbed_pass = lambda: frozen_batch_norm(module)  # noqa: E731
@@ -101,6 +102,8 @@ def _require_local(name: str, method: Method, closure_accumulates: bool) -> None
             f"add both gradients, such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
         )
     drops_clean = isinstance(method.combine, Weighted) and method.combine.clean == 0
+    if method.direction.num_ascents > 1 and not drops_clean:
+        raise UserError("optimizer.perturb: local with several ascents needs a combination that drops g")
     if not (closure_accumulates or drops_clean):
         raise UserError(
             "optimizer.perturb: local adds unreduced gradients where they lie: the closure must not clear "
@@ -121,9 +124,12 @@ def _refuse_unusable(groups: Groups) -> None:
         )
 
 
-def _require_norm_layers(facts: Facts) -> None:
+def _require_norm_layers(facts: Facts, groups: Groups) -> None:
     if facts.norm_parameters is None:
         message = "sam_on finds normalisation layers by their type: give the module, not its parameters"
         raise FaultsError("", [Fault("params", message)])
-    if not facts.norm_parameters:
-        raise FaultsError("", [Fault("params", "sam_on needs normalisation layers; this module has none")])
+    given = {tensor for group in groups for tensor in tensors_of(group["params"]) if tensor.requires_grad}
+    if not facts.norm_parameters & given:
+        raise FaultsError(
+            "", [Fault("params", "sam_on needs normalisation layers that are trained, and has none")]
+        )

@@ -41,25 +41,25 @@ class CleanGradients:
         finally:
             self.lie_in_place = False
 
-    def put_aside(self, differentiated: list[Tensor], share: float, merges: bool) -> None:
+    def put_aside(self, differentiated: list[Tensor], share: float, apart: bool) -> None:
         """Make room for g*.
 
         Args:
             differentiated: parameters with a clean gradient.
             share: of it that is to be added to g*; 0 drops it.
-            merges: both gradients are needed apart.
+            apart: both gradients are needed apart.
         """
         gradients = [p.grad for p in differentiated if p.grad is not None]
         if share not in (0, 1):
             tensors.scale_(gradients, share)
-        if share != 0 and self._accumulates and not merges:
+        if share != 0 and self._accumulates and not apart:
             self.lie_in_place = True
             if self._loss_scale is not None:
                 self._loss_scale.scale_(gradients)  # the pass adds scaled gradients to these
             return
         clear(differentiated)
         if share != 0:
-            self._held = list(zip(differentiated, gradients, strict=True))
+            self._held = [(p, _own(g)) for p, g in zip(differentiated, gradients, strict=True)]
 
     def add(self) -> None:
         """Add what is held to the parameters' gradients."""
@@ -81,6 +81,12 @@ class CleanGradients:
             return None
         parameters, clean, perturbed = ([row[column] for row in both] for column in range(3))
         return rule.merge_(clean, perturbed, parameters, memory)
+
+
+def _own(gradient: Tensor) -> Tensor:
+    """The gradient in memory of its own: DDP may let it be a view of a bucket that the next pass fills."""
+    is_view = gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size()
+    return gradient.clone() if is_view else gradient
 
 
 def clear(parameters: list[Tensor]) -> None:

@@ -83,8 +83,12 @@ class Memory:
 
 def require(value: float, name: str, *, minimum: float = -math.inf, maximum: float = math.inf) -> None:
     """Raise ``ValueError`` unless ``value`` is finite and within the bounds."""
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value}")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        finite = False
+    if not finite:
+        raise ValueError(f"{name} must be a finite number, not {str(value)[:40]}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum:g}, not {value:g}")
     if value > maximum:

@@ -225,8 +225,10 @@ def _update_averages(
         return
     for parameter, gradient in zip(parameters, gradients, strict=True):
         old = averages.get(parameter)
-        if finite.device.type == "cpu":
-            averages[parameter] = gradient.clone() if old is None else old.lerp_(gradient, 1 - decay)
+        if old is None:
+            if bool(finite):  # waits for the device, once a parameter
+                averages[parameter] = gradient.clone()
+        elif finite.device.type == "cpu":
+            old.lerp_(gradient, 1 - decay)
         else:  # chosen on the device, so that nothing waits for it
-            new = gradient if old is None else torch.lerp(old, gradient, 1 - decay)
-            averages[parameter] = torch.where(finite, new, torch.zeros_like(new) if old is None else old)
+            averages[parameter] = torch.where(finite, torch.lerp(old, gradient, 1 - decay), old)

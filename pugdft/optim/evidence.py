@@ -51,7 +51,7 @@ class Evidence:
         products: list[Tensor] = []
         for parameter, clean in self._clean.items():
             if parameter.grad is not None and clean.numel():
-                g, both = clean.double(), _sample(parameter.grad).double()
+                g, both = _wide(clean), _wide(_sample(parameter.grad))
                 g_star = both - share * g
                 each = torch.stack([(g * g_star).sum(), g.square().sum(), g_star.square().sum()])
                 products.append(each * (parameter.numel() / clean.numel()))
@@ -59,13 +59,13 @@ class Evidence:
         if products:
             dot, clean_square, perturbed_square = torch.stack(products).sum(0)
             # Roots first: the product of two small squares is 0.
-            self._add("cosine", dot / (clean_square.sqrt() * perturbed_square.sqrt() + 1e-300))
+            self._add("cosine", dot / (clean_square.sqrt() * perturbed_square.sqrt() + 1e-30))
 
     def _add(self, what: str, value: Tensor) -> None:
         """A step that is skipped for its overflow is no evidence: it is left out, on the device."""
         finite = torch.isfinite(value)
-        self._sums[what] = self._sums[what] + torch.where(finite, value.double(), 0.0)
-        self._counts[what] = self._counts[what] + finite.double()
+        self._sums[what] = self._sums[what] + torch.where(finite, _wide(value), 0.0)
+        self._counts[what] = self._counts[what] + _wide(finite)
 
     def _mean(self, what: str) -> float | None:
         count = float(self._counts[what])
@@ -91,6 +91,11 @@ class Evidence:
         """Go on from saved numbers."""
         self._num_calls = state["num_calls"]
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """fp64 where the device has it."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
 def _sample(tensor: Tensor) -> Tensor:

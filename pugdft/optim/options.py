@@ -75,16 +75,27 @@ def option_faults(
     if not faults:
         try:
             construct(given)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, IndexError, OverflowError, AssertionError) as error:
             faults.append(Fault(where, str(error)))
     return faults
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return get_type_hints(function)
+        foreign = isinstance(function, type) and not is_dataclass(function)
+        return get_type_hints(function.__init__ if foreign else function)
     except (NameError, TypeError):  # a foreign class whose annotations cannot be resolved
         return {}
+
+
+def unmet_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
+    """Of options whose names are right: ``key must be KIND, not VALUE`` for each of a wrong kind."""
+    kinds = _annotations(function)
+    return [
+        f"{name} must be {wanted}, not {repr(value)[:80]}"
+        for name, value in given.items()
+        if (wanted := _unmet_kind(value, kinds.get(name)))
+    ]
 
 
 def _unmet_kind(value: Any, kind: Any) -> str:

@@ -78,7 +78,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._memories = {slot: Memory() for slot in _SLOTS}
         self._weights = SavedWeights()
         self._guard = GuardedStep(base, loss_scale)
-        self._peak_lr = 0.0
+        first = base.param_groups[0]
+        self._peak_lr = max(float(first["lr"]), float(first.get("initial_lr", 0.0)))
         super().__init__(base.param_groups, base.defaults)
 
     # torch's constructor and unpickling assign these two; the base's are the only ones.
@@ -180,7 +181,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 is_last = ascent == direction.num_ascents - 1
                 del gradients  # a list of them would keep them alive through the pass
                 if ascent == 0:
-                    self._clean.put_aside(differentiated, clean / factor, isinstance(combine, Merge))
+                    # A further ascent needs the place where the gradients lie.
+                    apart = isinstance(combine, Merge) or direction.num_ascents > 1
+                    self._clean.put_aside(differentiated, clean / factor, apart)
                 else:
                     clear(differentiated)
                 with ExitStack() as stack:

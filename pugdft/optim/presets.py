@@ -190,7 +190,7 @@ def wsam(*, rho: Number = 0.05, gamma: float = 0.9) -> Method:
 
 def amp(
     *,
-    epsilon: float = 0.5,
+    epsilon: Number = 0.5,
     inner_lr: float = 1.0,
     inner_iter: int = 1,
     scope: Literal["global", "tensor"] = "global",

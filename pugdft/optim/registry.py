@@ -21,7 +21,7 @@ from pugdft.optim.groups import GROUP_OPTIONS
 from pugdft.optim.method import Method
 from pugdft.optim.options import call_with, keyword_defaults, option_faults, resolve_options
 from pugdft.optim.rules import rules
-from pugdft.optim.trigger import Never, as_trigger
+from pugdft.optim.trigger import TRIGGERS, Never, as_trigger
 
 METHODS: Mapping[str, Callable[..., Method]] = {
     preset.__name__: preset
@@ -74,6 +74,10 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     if name not in METHODS:
         return {"name": name, **_resolve_base(name, options)}
     algorithm = {key: options.pop(key, default) for key, default in ALGORITHM_OPTIONS.items()}
+    if algorithm["trigger"] is not None:
+        own = {key: value for key, value in algorithm["trigger"].items() if key != "name"}
+        rule = algorithm["trigger"]["name"]
+        algorithm["trigger"] = {"name": rule, **resolve_options(TRIGGERS[rule], own)}
     base = dict(spec["base"])
     base_name = base.pop("name")
     return {
@@ -86,6 +90,8 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Fault]:
     """Everything that is wrong with a spec, with recipe paths below ``where``."""
+    if not isinstance(spec, Mapping):
+        return [Fault(where, "must be a mapping, such as {name: sgd, lr: 0.01}")]
     name = spec.get("name")
     if not isinstance(name, str):
         problem = "is required" if name is None else "must be a word"
@@ -111,9 +117,16 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Fault
     if find_base(base_name) is None:
         return [*faults, Fault(f"{where}.base.name", unknown("base optimizer", base_name, BASES))]
     base_options = {key: value for key, value in base.items() if key != "name"}
-    if name == "msam" and base_name == "sgd" and not base_options.get("momentum"):
+    if name == "msam" and not base_options.get("momentum") and "betas" not in base_defaults(base_name):
         faults.append(Fault(f"{where}.base.momentum", "msam perturbs along the momentum: it must be above 0"))
     return faults + _base_faults(f"{where}.base", str(base_name), base_options)
+
+
+def base_defaults(name: Any) -> dict[str, Any]:
+    """The options of a known base with their defaults."""
+    constructor = find_base(name)
+    assert constructor is not None
+    return keyword_defaults(constructor)
 
 
 def describe(name: str) -> str:
@@ -164,6 +177,8 @@ def summary(name: str) -> dict[str, str]:
 
 def _method_faults(where: str, name: str, options: dict[str, Any]) -> list[Fault]:
     faults = []
+    if name == "looksam" and options.get("trigger") is not None:
+        faults.append(Fault(f"{where}.trigger", "looksam's k is its trigger; leave one of them out"))
     if takes_two_passes(name):
         if not isinstance(options.pop("replay_rng", True), bool):
             faults.append(Fault(f"{where}.replay_rng", "must be true or false"))
@@ -198,6 +213,8 @@ def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[Faul
     constructor = find_base(name)
     assert constructor is not None
     faults = []
+    if "lr" not in own and name not in BASES:  # timm gives some a default, which would hide in the record
+        faults.append(Fault(f"{where}.lr", "is required"))
     if not isinstance(options.get("no_decay", False), bool):
         faults.append(Fault(f"{where}.no_decay", "must be true or false"))
     decay = options.get("layer_decay")

@@ -27,6 +27,7 @@ from pugdft.optim.direction import (
 )
 from pugdft.optim.method import Method
 from pugdft.optim.normalize import Identity, Normalize, Unit, UnitEach
+from pugdft.optim.options import unmet_kinds
 from pugdft.optim.schedules import Number, as_radius, as_schedule
 from pugdft.optim.trigger import Always
 
@@ -108,6 +109,8 @@ def _rule(slot: str, value: Rule, known: Mapping[str, Callable[..., Any]]) -> An
     if not required <= set(options) <= set(parameters):
         takes = ", ".join(parameters) or "no options"
         raise ValueError(f"{slot}: {name} takes {takes}; given: {', '.join(options) or 'nothing'}")
+    if unmet := unmet_kinds(known[name], options):
+        raise ValueError(f"{slot}: {name}: {'; '.join(unmet)}")
     try:
         return known[name](**options)
     except TypeError as error:

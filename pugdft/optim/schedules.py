@@ -159,20 +159,21 @@ def as_schedule(
     Raises:
         ValueError: unknown name, missing or strange keys, a bound that is impossible.
     """
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         require(value, name, minimum=minimum)
         return Constant(float(value))
     if not isinstance(value, Mapping):
+        if isinstance(value, bool) or not callable(value):
+            raise ValueError(f"{name} must be a number or a schedule, not {value!r}")
         return value
     keys = dict(value)
     kind = keys.pop("schedule", None)
-    if kind not in SCHEDULES:
+    if not isinstance(kind, str) or kind not in SCHEDULES:
         raise ValueError(f"{name}.schedule: {unknown('schedule', kind, SCHEDULES)}")
     wanted = list(inspect.signature(SCHEDULES[kind]).parameters)
-    if sorted(keys) != sorted(wanted):
-        raise ValueError(
-            f"{name}: schedule {kind} takes {', '.join(wanted)}; given: {', '.join(keys) or 'nothing'}"
-        )
+    if set(keys) != set(wanted):
+        given = ", ".join(map(str, keys)) or "nothing"
+        raise ValueError(f"{name}: schedule {kind} takes {', '.join(wanted)}; given: {given}")
     for key, number in keys.items():
         if not isinstance(number, int | float) or isinstance(number, bool):
             raise ValueError(f"{name}.{key} must be a number, not {number!r}")

@@ -7,6 +7,7 @@ one-pass form through the same base state: the plain base (``before='plain'``) o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class Probability(_Timed):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.p, "p", minimum=0, maximum=1)
+        require(self.seed, "seed", minimum=0, maximum=2**31)
 
     def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + context.step)
@@ -152,6 +154,8 @@ class GradientVariance(_Timed):
         if values.get("fired"):
             return True
         norm = float(tensors.global_norm([p.grad for p in parameters if p.grad is not None]))
+        if not math.isfinite(norm):
+            return False  # the step is going to be skipped, and must leave no trace
         last = values["last"] = [*values.get("last", []), norm][-self.k :]
         if context.progress < self.init_fraction:
             values["first"] = [*values.get("first", []), norm]
@@ -179,6 +183,8 @@ class GradientCosine(_Timed):
         values = memory.values
         if values.get("fired"):
             return True
+        if not math.isfinite(float(tensors.global_norm([p.grad for p in parameters if p.grad is not None]))):
+            return False
         previous = memory.tensors.get("previous", {})
         rows = [(p.grad, previous[p]) for p in parameters if p in previous and p.grad is not None]
         if rows:
@@ -245,7 +251,7 @@ def as_trigger(value: Mapping[str, Any]) -> Trigger:
 
     options = dict(value)
     name = options.pop("name", None)
-    if name not in TRIGGERS:
+    if not isinstance(name, str) or name not in TRIGGERS:
         raise ValueError(f"trigger.name: {unknown('trigger', name, TRIGGERS)}")
     rule = TRIGGERS[name]
     if faults := option_faults("trigger", rule, options, lambda given: rule(**given)):
