@@ -99,7 +99,7 @@ def test_lists_and_mappings_nest_in_brackets(recipe_file: Path) -> None:
     adamw, pugd, sam = specs_of(recipe_file, ",".join(texts)).values()
     assert adamw["betas"] == [0.8, 0.99]
     assert pugd["rho"] == {"schedule": "icos", "min": 0.5, "max": 2}
-    assert sam["trigger"] == {"name": "after", "fraction": 0.5}
+    assert sam["trigger"] == {"name": "after", "fraction": 0.5, "before": "plain"}
     assert (sam["base"]["betas"], sam["base"]["lr"]) == ([0.7, 0.99], 0.001)
 
 
@@ -118,18 +118,15 @@ def test_timms_optimizers_are_bases_alone_and_after_a_plus(recipe_file: Path) ->
     assert pugd["base"] == {"name": "lion", "lr": 0.0001, "betas": [0.9, 0.98]}
 
 
-def test_the_recipes_base_may_be_timms_and_need_not_name_its_lr(
-    small_recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    small_recipe["optimizer"] = {"name": "sam", "base": {"name": "lion"}}
+def test_the_recipes_base_may_be_timms(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    small_recipe["optimizer"] = {"name": "sam", "base": {"name": "lion", "lr": 0.01}}
     path = tmp_path / "lion.yaml"
     path.write_text(yaml_text.dump(small_recipe))
     assert specs_of(path, "pugd[weight_decay=0.1]")["pugd[weight_decay=0.1]"]["base"] == {
         "name": "lion",
+        "lr": 0.01,
         "weight_decay": 0.1,
     }
-    with pytest.raises(UserError, match=r'"sgd": optimizer.lr: is required'):
-        specs_of(path, "sgd")
 
 
 @pytest.mark.parametrize(
