@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from pugdft import yaml_text
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 torch.set_num_threads(2)
@@ -53,3 +57,22 @@ def small_recipe(image_folder: Path) -> dict[str, Any]:
         "optimizer": {"name": "sam", "base": {"name": "sgd", "lr": 0.05, "momentum": 0.9}},
         "train": {"epochs": 2, "batch_size": 24},
     }
+
+
+@pytest.fixture
+def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
+    """The small recipe as a file."""
+    path = tmp_path / "insects.yaml"
+    path.write_text(yaml_text.dump(small_recipe))
+    return path
+
+
+def pugdft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pugdft", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )

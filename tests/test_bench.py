@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import pugdft
 
 from pugdft import yaml_text
 from pugdft.bench import local
@@ -23,23 +23,6 @@ FAST = (
     "model.name=test_vit", "model.pretrained=false", "data.image_size=32", "train.max_steps=2",
     "train.batch_size=16", "train.eval_batch_size=500",
 )  # fmt: skip
-
-
-def pugdft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pugdft", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-    )
-
-
-@pytest.fixture
-def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
-    path = tmp_path / "insects.yaml"
-    path.write_text(yaml_text.dump(small_recipe))
-    return path
 
 
 def specs_of(recipe: Path, optimizers: str) -> dict[str, dict[str, Any]]:

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from conftest import pugdft
 
 from pugdft import __version__, yaml_text
 from pugdft.finetune import read_recipe
 from pugdft.optim import describe, optimizer_names
 from pugdft.recipe import bundled_recipes
-
-
-def pugdft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pugdft", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-    )
-
-
-@pytest.fixture
-def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
-    path = tmp_path / "insects.yaml"
-    path.write_text(yaml_text.dump(small_recipe))
-    return path
 
 
 @pytest.mark.parametrize(
