@@ -60,7 +60,9 @@ class Trainer:
     """What stays the same through all epochs of a run.
 
     Attributes:
-        lr_factor: of the base learning rate, from the number of updates made.
+        total: length of the run, in updates or in gradient passes.
+        counts_passes: which of the two.
+        lr_factor: of the base learning rate, from how much of the total is spent.
         set_training_mode: puts the model into training mode.
         after_step: called after each update with the totals so far; returning True stops the epoch.
     """
@@ -69,7 +71,8 @@ class Trainer:
     optimizer: PerturbedOptimizer
     batches: TrainingBatches
     accelerator: Accelerator
-    total_steps: int
+    total: int
+    counts_passes: bool
     label_smoothing: float
     lr_factor: Callable[[int], float]
     set_training_mode: Callable[[], None]
@@ -78,6 +81,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_lrs", [group["lr"] for group in self.optimizer.param_groups])
+
+    def spent(self, position: Position) -> int:
+        """How much of the total is spent."""
+        return position.gradient_passes if self.counts_passes else position.steps
 
 
 def new_totals(device: torch.device, loss: float = 0.0, correct: float = 0.0, images: int = 0) -> Totals:
@@ -95,11 +102,12 @@ def train_epoch(trainer: Trainer, position: Position, totals: Totals) -> bool:
     optimizer, batches = trainer.optimizer, trainer.batches
     trainer.set_training_mode()
     for micro_batches in batches.epoch(position.epoch, position.step_in_epoch):
-        if position.steps == trainer.total_steps:
+        spent = trainer.spent(position)
+        if spent >= trainer.total:
             break
         for group, lr in zip(optimizer.param_groups, trainer.base_lrs, strict=True):
-            group["lr"] = lr * trainer.lr_factor(position.steps)
-        optimizer.progress = position.steps / trainer.total_steps
+            group["lr"] = lr * trainer.lr_factor(spent)
+        optimizer.progress = spent / trainer.total
         # Dropout and drop-path, like everything random, depend on the moment only.
         torch.manual_seed(
             torch_seed(batches.seed, position.epoch, position.step_in_epoch, batches.share.rank)

@@ -48,12 +48,14 @@ class Backbone:
         model: takes (batch, 3, image_size, image_size), gives (batch, classes).
         tag: the weights: timm's tag, ``file:NAME``, or None if random.
         weights_sha256: over names, shapes and bytes of every tensor but the head's.
+        head_sha256: likewise of the head's.
         mean, std, interpolation: the input that the weights were trained with.
     """
 
     model: nn.Module
     tag: str | None
     weights_sha256: str
+    head_sha256: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
@@ -128,7 +130,13 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
     data = timm.data.resolve_model_data_config(model)
     model = model.to(memory_format=torch.channels_last)
     return Backbone(
-        model, tag, weights_sha256(model), tuple(data["mean"]), tuple(data["std"]), data["interpolation"]
+        model,
+        tag,
+        weights_sha256(model),
+        head_sha256(model),
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        data["interpolation"],
     )
 
 
@@ -170,11 +178,20 @@ def training_mode(model: nn.Module, frozen: bool, fixed_batch_norm: bool) -> Non
 def weights_sha256(model: nn.Module) -> str:
     """sha256 (hex) over every tensor but the head's: equal whatever file they came from."""
     heads = head_parameters(model)
+    return _sha256({name: tensor for name, tensor in model.state_dict().items() if name not in heads})
+
+
+def head_sha256(model: nn.Module) -> str:
+    """sha256 (hex) over the head's tensors."""
+    heads = head_parameters(model)
+    return _sha256({name: tensor for name, tensor in model.state_dict().items() if name in heads})
+
+
+def _sha256(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name not in heads:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -81,9 +81,9 @@ def build_record(
     evaluated = {split: each.metrics() for split, each in progress.predictions.items()}
     images = position.steps * recipe.train.batch_size
     metrics = None
-    if "test" in evaluated:
+    if evaluated:
         metrics = Metrics(
-            test=evaluated["test"],
+            test=evaluated.get("test"),
             validation=evaluated.get("validation"),
             best_test=progress.best_test,
         )
@@ -95,11 +95,18 @@ def build_record(
         error=ending.error,
         recipe=recipe.as_dict(),
         seed=recipe.train.seed,
-        data=DataFacts(name=store.name, classes=len(store.classes), sizes=sizes, sha256=store.sha256),
+        data=DataFacts(
+            name=store.name,
+            classes=len(store.classes),
+            sizes=sizes,
+            sha256=store.sha256,
+            **parts.training.digests(),
+        ),
         model=ModelFacts(
             name=recipe.model.name,
             pretrained_tag=backbone.tag,
             weights_sha256=backbone.weights_sha256,
+            head_sha256=backbone.head_sha256,
             parameters=backbone.num_parameters,
         ),
         metrics=metrics,

@@ -31,7 +31,7 @@ class Parts:
 
     Attributes:
         model: wrapped by Accelerate for its device, precision and processes.
-        evaluations: ``test`` and, if the recipe holds out images, ``validation``.
+        evaluations: ``test``, unless the recipe forbids it, and ``validation``, if it holds out images.
     """
 
     accelerator: Accelerator
@@ -108,15 +108,7 @@ def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: B
             "data.validation: this trigger compares the training loss with that on held-out images: hold "
             "some out, such as data.validation=0.1 (the test split is never used for it)"
         )
-    device = accelerator.device
-    to_input = ToInput(
-        splits["train"].pixels.shape[1],
-        data.image_size,
-        backbone.interpolation,
-        backbone.mean,
-        backbone.std,
-        device,
-    )
+    device, to_input = accelerator.device, _to_input(recipe, store, backbone, accelerator.device)
     own_images = -(-train.batch_size // share.world)
     training = TrainingBatches(
         images=splits["train"],
@@ -129,13 +121,40 @@ def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: B
         flip=data.flip,
         seed=train.seed,
     )
-    batch_size = train.eval_batch_size or max(_EVAL_BATCH, own_images)
-    evaluations = {
+    evaluations = _evaluations(recipe, splits, to_input, device, share)
+    return Parts(accelerator, store, backbone, model, optimizer, training, evaluations)
+
+
+def evaluation_parts(
+    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone
+) -> tuple[nn.Module, dict[str, EvaluationBatches]]:
+    """The model and the images as a run of this recipe evaluates them, without anything to train with.
+
+    Raises:
+        UserError: the recipe does not fit the data.
+    """
+    splits = _splits(recipe, store)
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    to_input = _to_input(recipe, store, backbone, accelerator.device)
+    model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
+    return model, _evaluations(recipe, splits, to_input, accelerator.device, share)
+
+
+def _to_input(recipe: Recipe, store: Store, backbone: Backbone, device: torch.device) -> ToInput:
+    stored_size, image_size = store.images("train").shape[1], recipe.data.image_size
+    return ToInput(stored_size, image_size, backbone.interpolation, backbone.mean, backbone.std, device)
+
+
+def _evaluations(
+    recipe: Recipe, splits: dict[str, Images], to_input: ToInput, device: torch.device, share: Share
+) -> dict[str, EvaluationBatches]:
+    train = recipe.train
+    batch_size = train.eval_batch_size or max(_EVAL_BATCH, -(-train.batch_size // share.world))
+    return {
         name: EvaluationBatches(images, to_input, device, share, batch_size)
         for name, images in splits.items()
-        if name != "train" and len(images)
+        if name != "train" and len(images) and (name != "test" or train.evaluate == "all")
     }
-    return Parts(accelerator, store, backbone, model, optimizer, training, evaluations)
 
 
 def _splits(recipe: Recipe, store: Store) -> dict[str, Images]:

@@ -72,6 +72,10 @@ class TrainSection(_Section):
     """The training loop."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="passes over the train split")
+    budget: Literal["epochs", "passes"] = Field(
+        "epochs",
+        description="what epochs and max_steps count: updates, or gradient passes, of which SAM's take two",
+    )
     max_steps: PositiveInt | None = Field(
         None, description="stop after so many updates; the schedule ends there"
     )
@@ -81,7 +85,10 @@ class TrainSection(_Section):
         description="images per forward pass and process: less memory, the same update but for BatchNorm",
     )
     eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
-    eval_every: PositiveInt = Field(1, description="epochs between evaluations on the test split")
+    eval_every: PositiveInt = Field(1, description="epochs between evaluations")
+    evaluate: Literal["all", "validation"] = Field(
+        "all", description="validation: the test split is never looked at, as in a search"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; weights stay fp32, and fp16 scales the loss"
     )
@@ -95,6 +102,14 @@ class TrainSection(_Section):
     )
 
 
+class TuningSection(_Section):
+    """What was spent on held-out images to choose the optimizer's options; decides nothing, is kept."""
+
+    trials: Annotated[int, Field(ge=0, le=10**9)] = Field(description="runs that the choice rests on")
+    gradient_passes: Annotated[Number, Field(ge=0)] = Field(description="of all these runs together")
+    search: StrictStr = Field("", description="how the options were searched")
+
+
 class Recipe(_Section):
     """One run, resolved. The optimizer stays a mapping: its options belong to the optimizer core."""
 
@@ -105,10 +120,11 @@ class Recipe(_Section):
     )
     schedule: ScheduleSection = Field(default_factory=lambda: ScheduleSection.model_validate({}))
     train: TrainSection = Field(default_factory=lambda: TrainSection.model_validate({}))
+    tuning: TuningSection | None = Field(None, description="what the choice of the optimizer's options cost")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data in the order of the schema: what ``--dry-run`` prints and the record keeps."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=None if self.tuning else {"tuning"})
 
     def digest(self) -> str:
         """sha256 (hex) of the resolved recipe: equal digests mean equal runs."""
@@ -267,6 +283,10 @@ def _cross_faults(recipe: Recipe) -> list[Fault]:
                 "train.micro_batch_size",
                 f"{train.micro_batch_size} is more than batch_size {train.batch_size}",
             )
+        )
+    if train.evaluate == "validation" and not recipe.data.validation:
+        faults.append(
+            Fault("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
         )
     if recipe.schedule.warmup_epochs >= train.epochs:
         faults.append(Fault("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})"))

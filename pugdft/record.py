@@ -28,20 +28,28 @@ class _Part(BaseModel):
 
 
 class DataFacts(_Part):
-    """The images: ``sizes`` counts images per split, ``sha256`` is over the decoded pixels and labels."""
+    """The images: ``sizes`` counts images per split, ``sha256`` is over the decoded pixels and labels.
+
+    The other digests show that runs of one seed saw the same: which images are held out, their order in
+    the first epoch, and how that epoch's were cropped and flipped.
+    """
 
     name: str
     classes: int
     sizes: dict[str, int]
     sha256: str
+    split_sha256: str | None = None
+    order_sha256: str | None = None
+    augmentation_sha256: str | None = None
 
 
 class ModelFacts(_Part):
-    """The backbone: ``weights_sha256`` is over its tensors before the first step, without the head."""
+    """The backbone before the first step: ``weights_sha256`` is over its tensors but the head's."""
 
     name: str
     pretrained_tag: str | None = None
     weights_sha256: str
+    head_sha256: str | None = None
     parameters: int
 
 
@@ -62,9 +70,9 @@ class BestEpoch(_Part):
 
 
 class Metrics(_Part):
-    """``test`` is the last epoch's and is what ranks."""
+    """``test`` is the last epoch's and is what ranks; a search (``train.evaluate: validation``) has none."""
 
-    test: SplitMetrics
+    test: SplitMetrics | None = None
     validation: SplitMetrics | None = None
     best_test: BestEpoch | None = None
 

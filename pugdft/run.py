@@ -58,7 +58,8 @@ class Run:
             optimizer=parts.optimizer,
             batches=parts.training,
             accelerator=parts.accelerator,
-            total_steps=total_steps,
+            total=total_steps,
+            counts_passes=train.budget == "passes",
             label_smoothing=train.label_smoothing,
             lr_factor=lambda step: lr_factor(recipe.schedule.name, step, total_steps, warmup_steps),
             set_training_mode=lambda: training_mode(
@@ -69,19 +70,19 @@ class Run:
 
     def train(self) -> tuple[Status, str | None]:
         """Train to the end or to whatever stops it; returns how it ended and why."""
-        position, total_steps = self.progress.position, self._trainer.total_steps
+        position, trainer = self.progress.position, self._trainer
         self._next_consultation, self._last_consultation = (
             position.steps + 1,
             (position.steps, time.perf_counter()),
         )
-        self.observer.on_start(total_steps, self.recipe.train.batch_size, position)
+        self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
             with self.interruption:
-                while position.steps < total_steps or position.step_in_epoch:
+                while trainer.spent(position) < trainer.total or position.step_in_epoch:
                     if not self._train_epoch():
                         return self._interrupted()
                     self._finish_epoch()
-                    if position.steps < total_steps:
+                    if trainer.spent(position) < trainer.total:
                         if self._consult():
                             return self._interrupted()
                         self._save()
@@ -187,7 +188,7 @@ class Run:
         return finished
 
     def _after_step(self, position: Position, totals: Totals) -> bool:
-        self.observer.on_step(position, totals)
+        self.observer.on_step(position, totals, self._trainer.spent(position))
         if self.parts.device.type == "cpu" and self.parts.accelerator.num_processes == 1:
             self._check_loss()  # nothing to wait for
             return bool(self.interruption.received)
@@ -234,7 +235,8 @@ class Run:
             "gradient_passes": position.gradient_passes,
             "train_seconds": round(position.train_seconds, 3),
         }
-        is_due = position.epoch % train.eval_every == 0 or position.steps == self._trainer.total_steps
+        is_last = self._trainer.spent(position) >= self._trainer.total
+        is_due = position.epoch % train.eval_every == 0 or is_last
         needs_validation = optimizer.method.trigger.needs_validation
         splits = [
             split

@@ -11,8 +11,8 @@ def lr_factor(name: str, step: int, total_steps: int, warmup_steps: int = 0) -> 
     Args:
         name: ``cosine`` (½(1 + cos πp) of the progress p after warm-up; SGDR, arXiv 1608.03983, eq. 5
             without restarts) or ``constant``.
-        step: updates made so far, 0..total_steps − 1.
-        total_steps: updates of the whole run.
+        step: updates (or gradient passes) made so far, 0..total_steps − 1.
+        total_steps: those of the whole run.
         warmup_steps: updates of a linear rise; the last of them has the full rate.
     """
     if step < warmup_steps:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pugdft import yaml_text
+
+
+class Progress(StrEnum):
+    """Who reads the progress."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 _EXIT_CODES = {"completed": 0, "diverged": 1, "failed": 1, "oom": 1}
 
@@ -29,6 +38,9 @@ def command(
     ] = None,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start anew.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    progress: Annotated[
+        Progress, typer.Option(help="On stderr: text for people, JSON lines for programs.")
+    ] = Progress.TEXT,
 ) -> None:
     """Fine-tune a backbone as a recipe says.
 
@@ -50,14 +62,19 @@ def command(
     if num_processes is not None and num_processes > 1:
         options = ["--output", str(output)] if output else []
         options += ["--no-resume"] if no_resume else []
+        options += ["--progress", progress.value]
         raise typer.Exit(launch(num_processes, ["finetune", recipe, *texts, *options]))
+    from pugdft.cli.json_progress import JsonProgress
     from pugdft.cli.progress import ProgressLog, print_summary
     from pugdft.observer import Observer
 
-    observer = ProgressLog() if is_main_process() else Observer()
+    observer = Observer()
+    if is_main_process():
+        observer = ProgressLog() if progress is Progress.TEXT else JsonProgress()
     record, path = finetune(resolved, output, resume=not no_resume, observer=observer)
     if is_main_process():
-        print_summary(record)
+        if progress is Progress.TEXT:
+            print_summary(record)
         typer.echo(str(path))
         sys.stdout.flush()
     if record.status == "interrupted":

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pugdft.cli.duration import duration
 from pugdft.errors import counted
 from pugdft.loop import Position, Totals
 from pugdft.observer import Observer
@@ -24,19 +25,19 @@ class ProgressLog(Observer):
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         self._live: Progress | None = None
-        self._total_steps = 0
+        self._total = self._first = self._done = 0
         self._images_per_step = 0
-        self._first_step = 0
+        self._first_step = -1
         self._begin = self._shown = 0.0
 
     def on_message(self, text: str) -> None:
         """One line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def on_start(self, total_steps: int, images_per_step: int, position: Position) -> None:
+    def on_start(self, total: int, done: int, images_per_step: int) -> None:
         """Start the clock and the bar."""
-        self._total_steps, self._images_per_step = total_steps, images_per_step
-        self._first_step = position.steps
+        self._total, self._first, self._done = total, done, done
+        self._images_per_step, self._first_step = images_per_step, -1
         self._begin = self._shown = time.monotonic()
         if self._console.is_terminal:
             columns = (
@@ -48,11 +49,14 @@ class ProgressLog(Observer):
                 TextColumn("left"),
             )
             self._live = Progress(*columns, console=self._console)
-            self._task = self._live.add_task("epoch 1", total=total_steps, completed=position.steps, facts="")
+            self._task = self._live.add_task("starting", total=total, completed=done, facts="")
             self._live.start()
 
-    def on_step(self, position: Position, totals: Totals) -> None:
+    def on_step(self, position: Position, totals: Totals, done: int) -> None:
         """Show the state now and then; only then the device is waited for."""
+        self._done = done
+        if self._first_step < 0:
+            self._first_step = position.steps - 1
         elapsed = time.monotonic() - self._shown
         if elapsed < (_LIVE_SECONDS if self._live else _LOG_SECONDS):
             return
@@ -62,19 +66,19 @@ class ProgressLog(Observer):
         facts = f"loss {loss:.3f}  train top-1 {top1:.1%}  {speed:.0f} images/s"
         if self._live:
             description = f"epoch {position.epoch + 1}"
-            self._live.update(self._task, description=description, completed=position.steps, facts=facts)
+            self._live.update(self._task, description=description, completed=done, facts=facts)
         else:
-            left = (self._total_steps - position.steps) * self._images_per_step / max(speed, 1e-9)
+            left = (self._total - done) * (self._shown - self._begin) / max(1, done - self._first)
             self.on_message(
-                f"epoch {position.epoch + 1}  update {position.steps}/{self._total_steps}  {facts}  "
-                f"{_duration(left)} left"
+                f"epoch {position.epoch + 1}  {done}/{self._total}  {facts}  {duration(left)} left"
             )
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         """One line an epoch."""
         if self._live:
-            self._live.update(self._task, completed=row["steps"])
-        test = f"  test top-1 {row['test_top1']:.2%}" if "test_top1" in row else ""
+            self._live.update(self._task, completed=self._done)
+        tested = [split for split in ("test", "validation") if f"{split}_top1" in row]
+        test = f"  {tested[0]} top-1 {row[f'{tested[0]}_top1']:.2%}" if tested else ""
         self.on_message(
             f"epoch {row['epoch']} done: train loss {row['train_loss']:.3f}  "
             f"train top-1 {row['train_top1']:.2%}{test}"
@@ -99,13 +103,13 @@ def print_summary(record: RunRecord) -> None:
 def _summary(record: RunRecord) -> list[tuple[str, str]]:
     rows = []
     if record.metrics:
-        test = record.metrics.test
-        rows += [
-            ("test top-1 (last epoch)", f"{test.top1:.2%}"),
-            ("test top-5", f"{test.top5:.2%}"),
-            ("test loss", f"{test.loss:.4f}"),
-            ("calibration error", f"{test.ece:.4f}"),
-        ]
+        if test := record.metrics.test:
+            rows += [
+                ("test top-1 (last epoch)", f"{test.top1:.2%}"),
+                ("test top-5", f"{test.top5:.2%}"),
+                ("test loss", f"{test.loss:.4f}"),
+                ("calibration error", f"{test.ece:.4f}"),
+            ]
         if record.metrics.validation:
             rows.append(("validation top-1", f"{record.metrics.validation.top1:.2%}"))
         if best := record.metrics.best_test:
@@ -114,8 +118,8 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
     rows += [
         ("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})"),
         ("gradient passes", f"{cost.gradient_passes:,.0f}"),
-        ("training time", f"{_duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"),
-        ("evaluation time", _duration(cost.eval_seconds)),
+        ("training time", f"{duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"),
+        ("evaluation time", duration(cost.eval_seconds)),
         ("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB"),
         ("two-pass updates", f"{method.two_pass_fraction:.0%}"),
     ]
@@ -123,11 +127,3 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
         rows.append(("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}"))
         rows.append(("mean cos(g, g*)", f"{method.mean_gradient_cosine:.3f}"))
     return rows
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -71,6 +72,19 @@ class TrainingBatches:
         """Whole batches in an epoch."""
         return len(self.images) // self.batch_size
 
+    def digests(self) -> dict[str, str]:
+        """sha256 (hex) of what the seed decides, the optimizer does not: split, first order, first crops."""
+        order = epoch_order(self.seed, 0, len(self.images))
+        augmentation = hashlib.sha256()
+        for step in range(self.steps_per_epoch):
+            for drawn in self._draw(0, step, self.batch_size):
+                augmentation.update(drawn.tobytes())
+        return {
+            "split_sha256": hashlib.sha256(self.images.indices.tobytes()).hexdigest(),
+            "order_sha256": hashlib.sha256(self.images.indices[order].tobytes()).hexdigest(),
+            "augmentation_sha256": augmentation.hexdigest(),
+        }
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """This process's micro-batches of each step of an epoch, from ``first_step`` on."""
         order = epoch_order(self.seed, epoch, len(self.images))
@@ -79,8 +93,7 @@ class TrainingBatches:
 
     def _step(self, positions: np.ndarray, epoch: int, step: int) -> list[Batch]:
         # Drawn for the global batch and then shared out, so that the number of processes changes nothing.
-        random = generator(self.seed, Draw.AUGMENT, epoch, step)
-        offsets, flips = draw_crops(random, len(positions), self.crop_padding, self.flip)
+        offsets, flips = self._draw(epoch, step, len(positions))
         mine = self.share.of(np.arange(len(positions)))
         pixels, labels = self.images.take(positions[mine], self.device)
         if self.crop_padding or self.flip:
@@ -91,6 +104,10 @@ class TrainingBatches:
         count = -(-len(mine) // self.micro_batch_size)
         parts = zip(pixels.tensor_split(count), labels.tensor_split(count), strict=True)
         return [(self.to_input(part), part_labels) for part, part_labels in parts]
+
+    def _draw(self, epoch: int, step: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        random = generator(self.seed, Draw.AUGMENT, epoch, step)
+        return draw_crops(random, size, self.crop_padding, self.flip)
 
 
 @dataclass(frozen=True)

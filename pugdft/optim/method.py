@@ -25,3 +25,9 @@ class Method:
     def perturbs(self) -> bool:
         """Whether some step takes a second pass."""
         return not isinstance(self.trigger, Never)
+
+    @property
+    def expected_passes(self) -> float | None:
+        """Gradient passes a step, averaged over a run; None if only the run itself can tell."""
+        fraction = self.trigger.expected_fraction
+        return None if fraction is None else 1 + fraction * self.direction.num_ascents

@@ -30,6 +30,11 @@ class Trigger(ABC):
 
     needs_validation = False
 
+    @property
+    def expected_fraction(self) -> float | None:
+        """The share of the steps that perturb, as far as it is known before the run."""
+        return None
+
     @abstractmethod
     def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
         """Whether this step takes a second pass.
@@ -54,6 +59,8 @@ class Trigger(ABC):
 class Always(Trigger):
     """Two passes at every step."""
 
+    expected_fraction = 1.0
+
     def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
         return True
 
@@ -61,6 +68,8 @@ class Always(Trigger):
 @dataclass(frozen=True)
 class Never(Trigger):
     """One pass at every step, normalised by the method's own rule."""
+
+    expected_fraction = 0.0
 
     def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
         return False
@@ -96,6 +105,10 @@ class After(_Timed):
         super().__post_init__()
         require(self.fraction, "fraction", minimum=0, maximum=1)
 
+    @property
+    def expected_fraction(self) -> float:
+        return 1 - self.fraction
+
     def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
         return context.progress >= self.fraction
 
@@ -109,6 +122,10 @@ class Every(_Timed):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.k, "k", minimum=1)
+
+    @property
+    def expected_fraction(self) -> float:
+        return 1 / self.k
 
     def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
         return context.step % self.k == 0
@@ -125,6 +142,10 @@ class Probability(_Timed):
         super().__post_init__()
         require(self.p, "p", minimum=0, maximum=1)
         require(self.seed, "seed", minimum=0, maximum=2**31)
+
+    @property
+    def expected_fraction(self) -> float:
+        return self.p
 
     def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + context.step)

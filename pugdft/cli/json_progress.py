@@ -1,0 +1,50 @@
+"""A run's progress for programs: one JSON object a line on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from pugdft.loop import Position, Totals
+from pugdft.observer import Observer
+
+_SECONDS = 0.5
+
+
+class JsonProgress(Observer):
+    """``{"event": "progress", "done": …, "total": …, "seconds_left": …}`` twice a second, and epochs."""
+
+    def __init__(self) -> None:
+        self._total = self._first = 0
+        self._begin = self._told = 0.0
+
+    def on_message(self, text: str) -> None:
+        """For people: as it is."""
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+    def on_start(self, total: int, done: int, images_per_step: int) -> None:
+        """Start the clock."""
+        self._total, self._first = total, done
+        self._begin = time.monotonic()
+
+    def on_step(self, position: Position, totals: Totals, done: int) -> None:
+        """Never reads ``totals``: nothing here waits for the device."""
+        now = time.monotonic()
+        if now - self._told < _SECONDS:
+            return
+        self._told = now
+        left = (self._total - done) * (now - self._begin) / max(1, done - self._first)
+        self._tell(event="progress", done=done, total=self._total, seconds_left=round(left, 1))
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """The history's row."""
+        self._tell(event="epoch", **row)
+
+    def _tell(self, **event: Any) -> None:
+        # Whoever listened may have been killed; the run goes on without an audience.
+        with suppress(OSError):
+            print(json.dumps(event), file=sys.stderr, flush=True)
