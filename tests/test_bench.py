@@ -26,7 +26,7 @@ FAST = (
 
 
 def specs_of(recipe: Path, optimizers: str) -> dict[str, dict[str, Any]]:
-    cells = plan_cells(str(recipe), [], parse_optimizers(optimizers), [0], recipe.parent)
+    cells = plan_cells([str(recipe)], [], parse_optimizers(optimizers), [0], recipe.parent)
     return {cell.optimizer: cell.recipe.optimizer for cell in cells}
 
 
@@ -42,7 +42,7 @@ def test_optimizer_entries_follow_the_contract(small_recipe: dict[str, Any], tmp
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml_text.dump(small_recipe))
     entries = parse_optimizers("sgd,sam,pugd,sam[rho=1e-1]+adamw,adamw")
-    cells = plan_cells(str(path), [], entries, [0], tmp_path)
+    cells = plan_cells([str(path)], [], entries, [0], tmp_path)
     specs = {cell.optimizer: cell.recipe.optimizer for cell in cells}
     assert specs["sgd"]["momentum"] == 0.7
     assert specs["pugd"]["rho"] == 2.0
@@ -209,14 +209,15 @@ def cells_that_exit(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
 ) -> tuple[list[Cell], list[Cell]]:
     """Three cells, and the list of those started; each ends with the next of ``codes``, without a record."""
-    cells = plan_cells(str(recipe), [], parse_optimizers("sgd,sam,pugd"), [0], recipe.parent / "runs")
+    cells = plan_cells([str(recipe)], [], parse_optimizers("sgd,sam,pugd"), [0], recipe.parent / "runs")
     started: list[Cell] = []
 
-    def end(cell: Cell) -> int:
+    def end(cell: Cell, *others: Any) -> int:
         started.append(cell)
         return codes[len(started) - 1]
 
     monkeypatch.setattr(local, "_run", end)
+    local.prepare_output(recipe.parent / "runs")
     return cells, started
 
 
@@ -225,7 +226,7 @@ def test_a_users_mistake_or_an_interruption_starts_nothing_more(
     code: int, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells, started = cells_that_exit(recipe_file, monkeypatch, [1, code, 0])
-    assert local.run_cells(cells, lambda line: None) == code
+    assert local.run_cells(cells, local.Watcher()) == code
     assert started == cells[:2]
 
 
@@ -233,13 +234,14 @@ def test_a_users_mistake_or_an_interruption_starts_nothing_more(
 def test_a_cell_that_a_signal_ended_counts_as_interrupted(
     signal: int, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = plan_cells(str(recipe_file), [], parse_optimizers("sgd,sam"), [0], recipe_file.parent / "runs")
+    cells = plan_cells([str(recipe_file)], [], parse_optimizers("sgd,sam"), [0], recipe_file.parent / "runs")
     killed = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {signal})"]
     if signal == 2:
         killed[-1] = "import signal; signal.signal(2, signal.SIG_DFL); " + killed[-1]
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start(killed, **options))
-    assert local.run_cells(cells, lambda line: None) == 128 + signal
+    local.prepare_output(recipe_file.parent / "runs")
+    assert local.run_cells(cells, local.Watcher()) == 128 + signal
 
 
 def test_a_bench_without_any_record_lists_what_is_incomplete_and_exits_4(
@@ -274,7 +276,7 @@ def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(recipe_file: Path, 
     assert bench.returncode == 0, bench.stderr
     assert len(re.findall(r"\] (sgd|sam) seed [01]: completed", bench.stderr)) == 4
     again = pugdft(*command, cwd=tmp_path)
-    assert again.stderr.count("finished before") == 4
+    assert "running" not in again.stderr
     assert again.stdout == bench.stdout
 
     board = pugdft("leaderboard", "runs", "--format", "json", cwd=tmp_path)

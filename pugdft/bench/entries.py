@@ -14,6 +14,7 @@ the method's option if the method has one of that name, else its base's; a key a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ class OptimizerEntry:
     options: Mapping[str, Any]
     base: str | None
     base_options: Mapping[str, Any]
+    tuning: Mapping[str, Any] | None = None
 
     def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
         """This entry's ``optimizer`` mapping, given the recipe's.
@@ -89,6 +91,41 @@ class OptimizerEntry:
         if faults:
             raise FaultsError("", faults)
         return own, for_base
+
+
+@dataclass(frozen=True)
+class GivenEntry:
+    """An entry of a bench file: an ``optimizer`` mapping as in a recipe.
+
+    Attributes:
+        text: what messages call it.
+        tuning: what its options cost to find, if that is known.
+    """
+
+    text: str
+    mapping: Mapping[str, Any]
+    tuning: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, mapping: Mapping[str, Any]) -> GivenEntry:
+        """From the file's mapping.
+
+        Raises:
+            FaultsError: it has no name.
+        """
+        own = {key: value for key, value in mapping.items() if key != "tuning"}
+        if not isinstance(own.get("name"), str):
+            raise FaultsError("", [Fault("name", f"is required: one of {', '.join(optimizer_names())}")])
+        base = own.get("base")
+        text = _as_text(own) + (f"+{_as_text(base)}" if isinstance(base, Mapping) else "")
+        return cls(text, own, mapping.get("tuning"))
+
+    def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The mapping; a method without a base takes the recipe's."""
+        spec = dict(self.mapping)
+        if spec["name"] in METHODS and "base" not in spec:
+            spec["base"] = recipe_spec.get("base", recipe_spec)
+        return spec
 
 
 def parse_optimizers(text: str) -> list[OptimizerEntry]:
@@ -199,6 +236,12 @@ def _unknown_option(key: str, known: Mapping[str, Iterable[str]]) -> Fault:
     lists = "; ".join(f"{name} has {', '.join(options)}" for name, options in known.items())
     every = [option for options in known.values() for option in options]
     return Fault(f'"{key}"', f"unknown option: {lists}.{close_match(key, every)}")
+
+
+def _as_text(spec: Mapping[str, Any]) -> str:
+    """A mapping as an entry of a list."""
+    options = [f"{key}={json.dumps(spec[key])}" for key in spec if key not in ("name", "base")]
+    return f"{spec.get('name')}[{','.join(options)}]" if options else str(spec.get("name"))
 
 
 def _identity(entry: OptimizerEntry) -> tuple[object, ...]:

@@ -1,25 +1,58 @@
 """Cells on this machine, one after another, each in a process of its own.
 
 A process a cell costs a few seconds of start-up and buys that a crash, a leak or a setting of one run
-cannot touch another.
+cannot touch another. Several commands may share a folder: each takes what no other has.
 """
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from pugdft import yaml_text
+from pugdft.bench.claim import claimed
 from pugdft.bench.plan import Cell
 from pugdft.errors import UserError
-from pugdft.record import RECORD_NAME, read_record, write_atomically
+from pugdft.record import RECORD_NAME, RunRecord, read_record, write_atomically
 
 USER_MISTAKE = 2
 INTERRUPTED = (130, 143)
+# A cell that ended so would end so again: it is evidence, not an accident.
+SETTLED = ("completed", "diverged")
+
 _RECIPES = "recipes"
+_LOOK_AGAIN_SECONDS = 1.0
+
+
+class Watcher:
+    """Hears what becomes of the cells. Every method may be left as it is."""
+
+    def on_state(self, cell: Cell, state: str) -> None:
+        """``running``, ``elsewhere`` (another command has it), or the status of its record."""
+
+    def on_progress(self, cell: Cell, done: int, total: int, seconds_left: float) -> None:
+        """How far the running cell is, in updates or in gradient passes."""
+
+    def on_line(self, cell: Cell, line: str) -> None:
+        """A line that the running cell wrote for people."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How cells are run: processes of each, and whether those that diverged are tried again."""
+
+    num_processes: int = 1
+    retry: bool = False
 
 
 def prepare_output(folder: Path) -> None:
@@ -37,56 +70,132 @@ def prepare_output(folder: Path) -> None:
         raise UserError(f"--output {folder}: cannot be used as the folder of runs: {reason}") from None
 
 
+def cell_record(cell: Cell) -> RunRecord | None:
+    """A cell's record, whatever its status; None if there is none that can be read."""
+    try:
+        return read_record(cell.folder / RECORD_NAME)
+    except UserError:
+        return None
+
+
 def cell_status(cell: Cell) -> str:
     """The status of a cell's record, or ``missing``."""
-    try:
-        return read_record(cell.folder / RECORD_NAME).status
-    except UserError:
-        return "missing"
+    record = cell_record(cell)
+    return record.status if record else "missing"
 
 
-def run_cells(cells: list[Cell], say: Callable[[str], None]) -> int:
-    """Run every cell that is not completed.
+def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None = None) -> int:
+    """Run every cell that nobody has run and nobody is running, then wait for those of others.
 
     A cell that diverges or fails leaves the others their chance. One that ends for a mistake of the user
     does not: the mistake is in what all of them share, and the cell has said what it is.
 
     Args:
         cells: the plan.
-        say: told a line before and after each cell.
+        watcher: hears of every change.
+        options: how they are run.
 
     Returns:
         0; or the exit code of the cell after which nothing more was started: 2 for a mistake of the user,
         130 or 143 for an interruption.
     """
-    for number, cell in enumerate(cells, start=1):
-        label = f"[{number}/{len(cells)}] {cell.optimizer} seed {cell.seed}"
-        if cell_status(cell) == "completed":
-            say(f"{label}: finished before")
-            continue
-        say(f"{label}: running")
-        code = _run(cell)
+    options = options or Options()
+    elsewhere: list[Cell] = []
+    for cell in cells:
+        code = _run_if_free(cell, watcher, options)
+        if code is None:
+            watcher.on_state(cell, "elsewhere")
+            elsewhere.append(cell)
+        elif code == USER_MISTAKE or code in INTERRUPTED:
+            return code
+    for cell in elsewhere:
+        # Whoever has it settles it; should that command be killed, its cell becomes ours.
+        while (code := _run_if_free(cell, watcher, options, after_another=True)) is None:
+            time.sleep(_LOOK_AGAIN_SECONDS)
         if code == USER_MISTAKE or code in INTERRUPTED:
             return code
-        say(f"{label}: {cell_status(cell)}")
     return 0
 
 
-def _run(cell: Cell) -> int:
+def incomplete(cells: Sequence[Cell]) -> list[tuple[Cell, str, Path]]:
+    """Cells without a completed record: their status and folder."""
+    return [(cell, status, cell.folder) for cell in cells if (status := cell_status(cell)) != "completed"]
+
+
+def _run_if_free(cell: Cell, watcher: Watcher, options: Options, after_another: bool = False) -> int | None:
+    """The exit code of a cell, 0 if it needs no run, None if another command is at it."""
+    with claimed(cell.folder) as descriptor:
+        if descriptor is None:
+            return None
+        status = cell_status(cell)
+        settled = SETTLED if not options.retry or after_another else ("completed",)
+        if status in settled or (after_another and status in ("failed", "oom")):
+            watcher.on_state(cell, status)
+            return 0
+        watcher.on_state(cell, "running")
+        code = _run(cell, watcher, options, descriptor)
+        watcher.on_state(cell, "stopped" if code == USER_MISTAKE else cell_status(cell))
+        return code
+
+
+def _run(cell: Cell, watcher: Watcher, options: Options, descriptor: int) -> int:
     path = cell.folder.parent / _RECIPES / f"{cell.folder.name}.yaml"
     write_atomically(path, yaml_text.dump(cell.recipe.as_dict()).encode())
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
-    # Its result line is not this command's result; its progress goes to our stderr.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while True:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            continue  # the terminal sent it to the cell as well, which saves a checkpoint and ends
-        # A signal that came before the cell listened ends it by that signal: 128 + n, as shells count.
-        return code if code >= 0 else 128 - code
+    command += ["--progress", "json"]
+    command += ["--num-processes", str(options.num_processes)] if options.num_processes > 1 else []
+    # Its result line is not this command's result; what it says goes through the watcher.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        pass_fds=(descriptor,),
+    )
+    assert process.stderr is not None
+    listener = threading.Thread(target=_listen, args=(process.stderr, cell, watcher), daemon=True)
+    listener.start()
+    with _handing_on(signal.SIGTERM, process):
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:
+                continue  # the terminal sent it to the cell as well, which saves a checkpoint and ends
+    listener.join(timeout=10)  # a grandchild may hold the pipe open
+    # A signal that came before the cell listened ends it by that signal: 128 + n, as shells count.
+    return code if code >= 0 else 128 - code
 
 
-def incomplete(cells: list[Cell]) -> list[tuple[Cell, str, Path]]:
-    """Cells without a completed record: their status and folder."""
-    return [(cell, status, cell.folder) for cell in cells if (status := cell_status(cell)) != "completed"]
+def _listen(stream: IO[str], cell: Cell, watcher: Watcher) -> None:
+    for line in stream:
+        event = _event(line)
+        if event is None:
+            watcher.on_line(cell, line.rstrip("\n"))
+        elif event["event"] == "progress":
+            watcher.on_progress(cell, event["done"], event["total"], event["seconds_left"])
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    if not line.startswith('{"event": '):
+        return None
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return event
+
+
+@contextmanager
+def _handing_on(number: int, process: subprocess.Popen[str]) -> Iterator[None]:
+    """A signal to this process goes to its cell, which saves a checkpoint and ends with 128 + number."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler: Callable[..., None] = lambda received, frame: process.send_signal(received)  # noqa: E731
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

@@ -1,4 +1,4 @@
-"""From entries and ``--seeds 0-4`` to the recipes of a comparison's cells."""
+"""From recipes, entries and ``--seeds 0-4`` to the cells of a comparison."""
 
 from __future__ import annotations
 
@@ -6,22 +6,35 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pugdft.bench.entries import OptimizerEntry
+from pugdft.bench.entries import GivenEntry, OptimizerEntry
 from pugdft.errors import Fault, FaultsError, UserError
 from pugdft.finetune import read_recipe
+from pugdft.optim.registry import build_method
 from pugdft.output import run_id
 from pugdft.recipe import Recipe
+
+Entry = OptimizerEntry | GivenEntry
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison."""
+    """One run of a comparison.
+
+    Attributes:
+        optimizer: the entry as it was written.
+        passes_per_update: gradient passes of an update, averaged; as if every step perturbed where only
+            the run itself can tell.
+        source: the recipe's file or name.
+    """
 
     optimizer: str
     seed: int
     recipe: Recipe
     folder: Path
+    passes_per_update: float = 1.0
+    source: str = ""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -45,37 +58,79 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def plan_cells(
-    recipe: str,
+    recipes: Sequence[str],
     overrides: Sequence[str],
-    entries: Sequence[OptimizerEntry],
+    entries: Sequence[Entry],
     seeds: Sequence[int],
     output: Path,
+    budget: str | None = None,
 ) -> list[Cell]:
     """The cells, seed by seed, so that an early end leaves whole comparisons.
 
+    Args:
+        recipes: files or bundled names.
+        overrides: ``KEY=VALUE`` for all of them.
+        entries: the optimizers.
+        seeds: the seeds.
+        output: folder of the cells' folders.
+        budget: ``passes`` gives every optimizer the gradient passes that each recipe's own would spend,
+            ``epochs`` the recipe's epochs; None leaves the recipes as they are.
+
     Raises:
-        UserError: a fault of the recipe; the faults of the recipe with each of the optimizers; two
+        UserError: a fault of a recipe; the faults of the recipes with each of the optimizers; two
             optimizers that come to the same run.
     """
-    template = read_recipe(recipe, overrides)
+    templates = [(source, _with_budget(read_recipe(source, overrides), budget)) for source in recipes]
     cells: list[Cell] = []
     for seed in seeds:
         of_seed: dict[Path, Cell] = {}
         faults: list[Fault] = []
-        for entry in entries:
-            data = template.as_dict()
-            data["train"]["seed"] = seed
-            try:
-                data["optimizer"] = entry.spec(template.optimizer)
-                resolved = read_recipe(data)
-            except FaultsError as error:
-                faults += [Fault(f'"{entry.text}"', str(fault)) for fault in error.faults]
-                continue
-            cell = Cell(entry.text, seed, resolved, output / run_id(resolved))
-            same = of_seed.setdefault(cell.folder, cell)
-            if same is not cell:
-                faults.append(Fault(f'"{entry.text}"', f'is the same run as "{same.optimizer}"'))
+        for source, template in templates:
+            for entry in entries:
+                try:
+                    cell = _cell(source, template, entry, seed, output)
+                except FaultsError as error:
+                    faults += [Fault(f'"{entry.text}"', str(fault)) for fault in error.faults]
+                    continue
+                same = of_seed.setdefault(cell.folder, cell)
+                if same is not cell:
+                    faults.append(Fault(f'"{entry.text}"', f'is the same run as "{same.optimizer}"'))
         if faults:
-            raise FaultsError("--optimizers", faults)
+            raise FaultsError("--optimizers", list(dict.fromkeys(faults)))
         cells += of_seed.values()
     return cells
+
+
+def passes_per_update(spec: dict[str, Any]) -> float:
+    """Gradient passes of an update of a resolved ``optimizer`` mapping, averaged over a run."""
+    method = build_method(
+        spec["name"], {key: value for key, value in spec.items() if key not in ("name", "base")}
+    )
+    known = method.expected_passes
+    return 1.0 + method.direction.num_ascents if known is None else known
+
+
+def _cell(source: str, template: Recipe, entry: Entry, seed: int, output: Path) -> Cell:
+    data = template.as_dict()
+    data["train"]["seed"] = seed
+    data["optimizer"] = entry.spec(template.optimizer)
+    # What was spent on the recipe's own optimizer says nothing of another.
+    data["tuning"] = entry.tuning or (
+        data.get("tuning") if entry.text == template.optimizer["name"] else None
+    )
+    resolved = read_recipe(data)
+    folder = output / run_id(resolved)
+    return Cell(entry.text, seed, resolved, folder, passes_per_update(resolved.optimizer), source)
+
+
+def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
+    """The recipe with its length counted in gradient passes, or in updates, at the same cost of its own."""
+    if budget is None or budget == recipe.train.budget:
+        return recipe
+    factor = passes_per_update(recipe.optimizer)
+    if budget == "epochs":
+        factor = 1 / factor
+    length = {"epochs": max(1, round(recipe.train.epochs * factor)), "budget": budget}
+    if recipe.train.max_steps:
+        length["max_steps"] = max(1, round(recipe.train.max_steps * factor))
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=length)})

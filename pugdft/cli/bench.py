@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,39 +12,74 @@ import typer
 from pugdft.cli.leaderboard import given_path
 
 
+class Budget(StrEnum):
+    """What every optimizer gets the same of."""
+
+    EPOCHS = "epochs"
+    PASSES = "passes"
+
+
 def command(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.")
-    ] = "quickstart",
-    overrides: Annotated[
+    arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides for all cells.", show_default=False),
+        typer.Argument(
+            metavar="[RECIPE …] [KEY=VALUE …]",
+            help="Recipes' files or bundled names, or one bench file; overrides for all cells.",
+            show_default="quickstart",
+        ),
     ] = None,
     optimizers: Annotated[
-        str,
+        str | None,
         typer.Option(help="Such as 'sgd,sam[rho=0.1,lr=0.02],sam+adamw[lr=1e-3],pugd'.", show_default=False),
-    ] = ...,  # type: ignore[assignment]
-    seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,7.")] = "0-2",
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0-4 or 0,2,7.", show_default="0-2")] = None,
+    budget: Annotated[
+        Budget | None,
+        typer.Option(
+            help="Equal epochs, or equal gradient passes: what the recipe's own optimizer would take.",
+            show_default="as in the recipe",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show cells, cost and what the seeds can tell; run nothing.")
+    ] = False,
     output: Annotated[
         Path, typer.Option(parser=given_path, metavar="PATH", help="Folder for the cells' runs.")
     ] = Path("runs"),
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes of each cell, such as one a GPU.")] = 1,
+    retry: Annotated[bool, typer.Option("--retry", help="Run cells that diverged once more.")] = False,
 ) -> None:
-    """Run every optimizer with every seed under one recipe, then show the leaderboard.
+    """Run every optimizer with every seed under one or more recipes, then show the leaderboard.
 
     Options in brackets go to the method if it has them, else to its base; quote them for the shell.
-    Finished cells are skipped and interrupted ones go on; exit code 4 and a list if any is incomplete.
+    Finished cells are skipped and interrupted ones go on; several commands may share a folder, and each
+    cell runs once. Exit code 4 and a list if any is incomplete.
     """
-    from pugdft.bench.entries import parse_optimizers
-    from pugdft.bench.local import USER_MISTAKE, incomplete, prepare_output, run_cells
-    from pugdft.bench.plan import parse_seeds, plan_cells
+    from rich.console import Console
+
+    from pugdft.bench.local import USER_MISTAKE, Options, incomplete, prepare_output, run_cells
+    from pugdft.bench.matrix import build_matrix
+    from pugdft.bench.plan import plan_cells
+    from pugdft.cli.bench_view import LiveView, PlainView, print_plan
     from pugdft.cli.leaderboard import show
     from pugdft.errors import UserError
 
-    if "=" in recipe:  # the recipe may be left out before overrides
-        overrides, recipe = [recipe, *(overrides or [])], "quickstart"
-    cells = plan_cells(recipe, overrides or [], parse_optimizers(optimizers), parse_seeds(seeds), output)
+    matrix = build_matrix(arguments or [], optimizers, seeds, budget.value if budget else None)
+    cells = plan_cells(matrix.recipes, matrix.overrides, matrix.entries, matrix.seeds, output, matrix.budget)
+    if plan:
+        from pugdft.bench.estimate import estimate
+        from pugdft.bench.probe import probe
+
+        print_plan(estimate(cells, output, probe), Console(highlight=False, soft_wrap=True))
+        return
     prepare_output(output)
-    code = run_cells(cells, lambda line: print(line, file=sys.stderr, flush=True))
+    console = Console(stderr=True, highlight=False)
+    options = Options(num_processes, retry)
+    if console.is_terminal:
+        with LiveView(cells, console) as view:
+            code = run_cells(cells, view, options)
+    else:
+        code = run_cells(cells, PlainView(cells, console), options)
     if code == USER_MISTAKE:
         raise typer.Exit(code)  # the cell's own message is all there is to say
     left = incomplete(cells)

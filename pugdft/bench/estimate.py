@@ -1,0 +1,181 @@
+"""What a comparison will cost, and what its seeds will be able to tell, before anything has run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pugdft.bench.local import cell_record, cell_status
+from pugdft.bench.plan import Cell
+from pugdft.bench.probe import Probe
+from pugdft.recipe import Recipe
+from pugdft.record import RunRecord
+
+_BYTES_PER_PREDICTION = 14  # label, prediction, top-5, confidence and loss, compressed
+_RECORD_BYTES = 20_000
+
+
+@dataclass(frozen=True)
+class Line:
+    """The cells of one optimizer under one recipe.
+
+    Attributes:
+        finished: cells with a completed record.
+        updates, passes: of one cell.
+        seconds: of the cells that are left, None without a probe.
+        disk_bytes: that the cells left will keep.
+    """
+
+    source: str
+    optimizer: str
+    cells: int
+    finished: int
+    updates: int | None
+    passes: int | None
+    seconds: float | None
+    disk_bytes: int | None
+    passes_are_bound: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A plan with its price.
+
+    Attributes:
+        checkpoint_bytes: that the largest cell needs beside, while it runs.
+        free_bytes: on the disk of the output folder.
+        spread: standard deviation of paired differences between finished cells, None if there are too few.
+        detectable: the smallest true difference of two optimizers that this many seeds find four times in
+            five, as a multiple of that deviation; None for one seed.
+    """
+
+    lines: tuple[Line, ...]
+    checkpoint_bytes: int
+    free_bytes: int
+    num_seeds: int
+    num_pairs: int
+    spread: float | None
+    detectable: float | None
+
+
+def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Probe]) -> Estimate:
+    """Probe one cell of each optimizer and recipe that has unfinished ones, and add up.
+
+    Raises:
+        UserError: a recipe cannot run here.
+    """
+    from pugdft.leaderboard.power import detectable_difference
+
+    rows: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.source, cell.optimizer), []).append(cell)
+    probes: dict[str, Probe] = {}
+    lines, checkpoint = [], 0
+    for (source, optimizer), members in rows.items():
+        left = [cell for cell in members if cell_status(cell) != "completed"]
+        facts = None
+        if left:
+            key = _cost_key(left[0].recipe)
+            facts = probes.get(key) or probes.setdefault(key, prober(left[0].recipe))
+            checkpoint = max(checkpoint, 2 * (facts.weights_bytes + facts.optimizer_bytes))
+        lines.append(_line(source, optimizer, members, len(left), facts))
+    num_seeds = len({cell.seed for cell in cells})
+    # Within one table every two optimizers are a pair to be told apart.
+    num_pairs = max(1, math.comb(len({cell.optimizer for cell in cells}), 2))
+    return Estimate(
+        lines=tuple(lines),
+        checkpoint_bytes=checkpoint,
+        free_bytes=shutil.disk_usage(_existing(output)).free,
+        num_seeds=num_seeds,
+        num_pairs=num_pairs,
+        spread=_spread(cells),
+        detectable=detectable_difference(num_seeds, 1.0, num_pairs) if num_seeds > 1 else None,
+    )
+
+
+def _line(source: str, optimizer: str, members: Sequence[Cell], num_left: int, facts: Probe | None) -> Line:
+    cell = members[0]
+    updates = passes = seconds = disk = None
+    if facts is not None:
+        updates, passes = _length(cell, facts.steps_per_epoch)
+        epochs = math.ceil(updates / facts.steps_per_epoch)
+        evaluations = math.ceil(epochs / cell.recipe.train.eval_every)
+        one = facts.start_seconds + passes * facts.seconds_per_pass + evaluations * facts.evaluation_seconds
+        seconds = num_left * one
+        kept = facts.weights_bytes + facts.test_images * _BYTES_PER_PREDICTION + _RECORD_BYTES
+        disk = num_left * kept
+    return Line(
+        source=source,
+        optimizer=optimizer,
+        cells=len(members),
+        finished=len(members) - num_left,
+        updates=updates,
+        passes=passes,
+        seconds=seconds,
+        disk_bytes=disk,
+        passes_are_bound=_is_bound(cell),
+    )
+
+
+def _length(cell: Cell, steps_per_epoch: int) -> tuple[int, int]:
+    """Updates and gradient passes of a whole cell."""
+    train = cell.recipe.train
+    total = min(train.epochs * steps_per_epoch, train.max_steps or train.epochs * steps_per_epoch)
+    if train.budget == "passes":
+        return math.ceil(total / cell.passes_per_update), total
+    return total, round(total * cell.passes_per_update)
+
+
+def _is_bound(cell: Cell) -> bool:
+    """Whether only the run itself can tell its passes, and the plan takes every step to perturb."""
+    from pugdft.optim.registry import build_method
+
+    spec = cell.recipe.optimizer
+    options = {key: value for key, value in spec.items() if key not in ("name", "base")}
+    return build_method(spec["name"], options).expected_passes is None
+
+
+def _cost_key(recipe: Recipe) -> str:
+    """What decides the speed: everything but the seed and the length."""
+    data = recipe.as_dict()
+    for key in ("seed", "epochs", "max_steps", "budget"):
+        data["train"].pop(key, None)
+    data.pop("tuning", None)
+    return json.dumps(data, sort_keys=True)
+
+
+def _spread(cells: Sequence[Cell]) -> float | None:
+    """The pooled standard deviation of paired top-1 differences between finished cells of one recipe."""
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for cell in cells:
+        if (top1 := _top1(cell_record(cell))) is not None:
+            scores.setdefault(cell.source, {}).setdefault(cell.optimizer, {})[cell.seed] = top1
+    squares, freedom = 0.0, 0
+    for of_recipe in scores.values():
+        names = sorted(of_recipe)
+        for index, first in enumerate(names):
+            for second in names[index + 1 :]:
+                common = of_recipe[first].keys() & of_recipe[second].keys()
+                differences = [of_recipe[first][seed] - of_recipe[second][seed] for seed in common]
+                if len(differences) > 1:
+                    centre = sum(differences) / len(differences)
+                    squares += sum((each - centre) ** 2 for each in differences)
+                    freedom += len(differences) - 1
+    return math.sqrt(squares / freedom) if freedom else None
+
+
+def _top1(record: RunRecord | None) -> float | None:
+    if record is None or record.status != "completed" or not record.metrics or not record.metrics.test:
+        return None
+    return record.metrics.test.top1
+
+
+def _existing(folder: Path) -> Path:
+    """The folder or the nearest one above it that exists."""
+    while not folder.exists():
+        folder = folder.absolute().parent
+    return folder

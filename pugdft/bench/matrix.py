@@ -1,0 +1,138 @@
+"""What a comparison consists of: a ``bench`` file or a command line as recipes × optimizers × seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+
+from pugdft import yaml_text
+from pugdft.bench.entries import GivenEntry, OptimizerEntry, parse_optimizers
+from pugdft.bench.plan import parse_seeds
+from pugdft.errors import Fault, FaultsError, UserError, close_match
+from pugdft.recipe import find_recipe, read_text
+
+Budget = Literal["epochs", "passes"]
+
+
+class BenchFile(BaseModel):
+    """A ``bench`` YAML: the same matrix as on the command line, to keep and to share."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    recipes: Annotated[list[StrictStr], Field(min_length=1)] = Field(
+        ["quickstart"], description="files, beside this one or from here, or bundled names"
+    )
+    optimizers: Annotated[list[StrictStr | dict[str, Any]], Field(min_length=1)] = Field(
+        description="entries as in --optimizers, or mappings as a recipe's optimizer, with a tuning of theirs"
+    )
+    seeds: StrictStr | StrictInt | list[StrictInt] = Field("0-2", description="as in --seeds, or a list")
+    budget: Budget | None = Field(None, description="what every optimizer gets the same of")
+    overrides: list[StrictStr] = Field(default_factory=list, description="KEY=VALUE, laid over every recipe")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Recipes × optimizers × seeds.
+
+    Attributes:
+        recipes: files or bundled names.
+        overrides: ``KEY=VALUE`` texts for all cells.
+        budget: None leaves each recipe's own.
+    """
+
+    recipes: tuple[str, ...]
+    overrides: tuple[str, ...]
+    entries: tuple[OptimizerEntry | GivenEntry, ...]
+    seeds: tuple[int, ...]
+    budget: Budget | None = None
+
+
+def build_matrix(
+    arguments: Sequence[str],
+    optimizers: str | None = None,
+    seeds: str | None = None,
+    budget: Budget | None = None,
+) -> Matrix:
+    """The matrix of a command: what it gives goes over what a bench file says.
+
+    Args:
+        arguments: recipes or one bench file, and ``KEY=VALUE`` overrides, in any order.
+        optimizers: the text of ``--optimizers``.
+        seeds: the text of ``--seeds``.
+        budget: of ``--budget``.
+
+    Raises:
+        UserError: nothing to compare, a file that is neither, faults in the entries.
+    """
+    overrides = [text for text in arguments if "=" in text]
+    sources = [text for text in arguments if "=" not in text]
+    given = Matrix(("quickstart",), (), (), tuple(parse_seeds("0-2")))
+    files = [source for source in sources if _is_bench(source)]
+    if files:
+        if len(sources) > 1:
+            raise UserError(f"{files[0]}: is a bench file, which names its recipes itself: give nothing else")
+        given = _read(Path(files[0]))
+    elif sources:
+        given = replace(given, recipes=tuple(sources))
+    if optimizers is not None:
+        given = replace(given, entries=tuple(parse_optimizers(optimizers)))
+    if not given.entries:
+        raise UserError("--optimizers: is required, such as --optimizers 'sgd,sam[rho=0.1],pugd'")
+    if seeds is not None:
+        given = replace(given, seeds=tuple(parse_seeds(seeds)))
+    return replace(given, overrides=(*given.overrides, *overrides), budget=budget or given.budget)
+
+
+def _is_bench(source: str) -> bool:
+    """A recipe has an ``optimizer``, a bench file ``optimizers``."""
+    path = Path(source)
+    if not path.is_file():
+        return False
+    data = yaml_text.parse(read_text(path), source)
+    return isinstance(data, Mapping) and "optimizers" in data
+
+
+def _read(path: Path) -> Matrix:
+    data = yaml_text.parse(read_text(path), str(path))
+    try:
+        file = BenchFile.model_validate(data)
+    except ValidationError as error:
+        raise FaultsError(str(path), list(dict.fromkeys(map(_fault, error.errors())))) from None
+    entries: list[OptimizerEntry | GivenEntry] = []
+    for number, each in enumerate(file.optimizers):
+        try:
+            entries += parse_optimizers(each) if isinstance(each, str) else [GivenEntry.read(each)]
+        except FaultsError as error:
+            faults = [Fault(f"optimizers.{number}", str(fault)) for fault in error.faults]
+            raise FaultsError(str(path), faults) from None
+    try:
+        seeds = (
+            sorted({seed for each in file.seeds for seed in parse_seeds(str(each))})
+            if isinstance(file.seeds, list)
+            else parse_seeds(str(file.seeds))
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('--')}") from None
+    recipes = tuple(_beside(path, recipe) for recipe in file.recipes)
+    return Matrix(recipes, tuple(file.overrides), tuple(entries), tuple(seeds), file.budget)
+
+
+def _beside(path: Path, recipe: str) -> str:
+    """A recipe's file beside the bench file, or the name as it is, which is found from here or bundled."""
+    neighbour = path.parent / recipe
+    if neighbour.is_file():
+        return str(neighbour)
+    find_recipe(recipe)
+    return recipe
+
+
+def _fault(details: Any) -> Fault:
+    where = ".".join(str(part) for part in details["loc"] if part not in ("str", "int", "list[int]"))
+    known = list(BenchFile.model_fields)
+    if details["type"] == "extra_forbidden":
+        return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(where, known)}")
+    return Fault(where, details["msg"].replace("Input should be", "must be"))

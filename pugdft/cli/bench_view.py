@@ -1,0 +1,222 @@
+"""A comparison on the terminal: its cells with state and time left, and its plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pugdft.bench.estimate import Estimate
+from pugdft.bench.local import Watcher, cell_record, cell_status
+from pugdft.bench.plan import Cell
+from pugdft.cli.duration import duration
+
+_WIDEST_MATRIX = 8
+_MARKS = {
+    "completed": "✓", "diverged": "✗", "failed": "✗", "oom": "✗", "interrupted": "‖", "missing": "·",
+    "elsewhere": "⇄", "stopped": "✗",
+}  # fmt: skip
+
+
+class PlainView(Watcher):
+    """A line on stderr for every change: for logs."""
+
+    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+        self._numbers = {cell.folder: number for number, cell in enumerate(cells, start=1)}
+        self._console = console
+        self._lines: list[str] = []
+        self._several = len({cell.source for cell in cells}) > 1
+
+    def on_state(self, cell: Cell, state: str) -> None:
+        """One line; the message of a cell that the user's mistake ended, in full."""
+        label = f"[{self._numbers[cell.folder]}/{len(self._numbers)}] {self.name(cell)}"
+        if state == "running":
+            self._lines = []
+        if state == "stopped":
+            self.say("\n".join(self._lines))
+        else:
+            self.say(f"{label}: {_described(cell, state)}")
+        if state in ("failed", "missing") and self._lines:
+            self.say("  " + "\n  ".join(self._lines[-5:]))
+
+    def on_line(self, cell: Cell, line: str) -> None:
+        """Kept: shown only if the cell comes to grief."""
+        self._lines.append(line)
+
+    def name(self, cell: Cell) -> str:
+        """The cell in words."""
+        recipe = f"{cell.source} " if self._several else ""
+        return f"{recipe}{cell.optimizer} seed {cell.seed}"
+
+    def say(self, text: str) -> None:
+        """A line or more, as they are."""
+        self._console.print(Text(text), soft_wrap=True)
+
+
+class LiveView(PlainView):
+    """The matrix of cells, redrawn as it fills; below it the time left."""
+
+    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+        super().__init__(cells, console)
+        self._cells = cells
+        self._states = {cell.folder: _marked(cell, cell_status(cell)) for cell in cells}
+        self._open = {cell.folder for cell in cells if cell_status(cell) != "completed"}
+        self._current: Cell | None = None
+        self._left = 0.0
+        self._begin = 0.0
+        self._spent_seconds = self._spent_passes = 0.0
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        self._draw()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def on_state(self, cell: Cell, state: str) -> None:
+        """Redraw; words only where something went wrong."""
+        if state == "running":
+            self._lines, self._current, self._begin, self._left = [], cell, time.monotonic(), 0.0
+        else:
+            self._open.discard(cell.folder)
+            if self._current is cell:
+                self._spent_seconds += time.monotonic() - self._begin
+                self._spent_passes += _relative_passes(cell)
+                self._current, self._left = None, 0.0
+        if state in ("failed", "missing", "stopped"):
+            self.say("\n".join(self._lines[-5:] if state != "stopped" else self._lines))
+        self._states[cell.folder] = "…" if state == "running" else _marked(cell, state)
+        self._draw()
+
+    def on_progress(self, cell: Cell, done: int, total: int, seconds_left: float) -> None:
+        """Redraw the cell's share and time left."""
+        self._left = seconds_left
+        self._states[cell.folder] = f"{100 * done // max(1, total)} % {duration(seconds_left)}"
+        self._draw()
+
+    def _draw(self) -> None:
+        self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        seeds = sorted({cell.seed for cell in self._cells})
+        rows: dict[tuple[str, str], dict[int, Cell]] = {}
+        for cell in self._cells:
+            rows.setdefault((cell.source, cell.optimizer), {})[cell.seed] = cell
+        table = Table(box=box.SIMPLE_HEAD, caption=self._caption(), caption_justify="left")
+        if self._several:
+            table.add_column("recipe", overflow="fold")
+        table.add_column("optimizer", overflow="fold")
+        wide = len(seeds) > _WIDEST_MATRIX
+        for heading in ["done", "now"] if wide else [f"seed {seed}" for seed in seeds]:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for (source, optimizer), members in rows.items():
+            texts = [self._states[members[seed].folder] for seed in seeds]
+            if wide:
+                settled = sum(cell.folder not in self._open for cell in members.values())
+                now = [self._states[c.folder] for c in members.values() if c is self._current]
+                texts = [f"{settled}/{len(members)}", *(now or [""])]
+            table.add_row(*([source] if self._several else []), optimizer, *map(Text, texts))
+        return table
+
+    def _caption(self) -> str:
+        waiting = [cell for cell in self._cells if cell.folder in self._open and cell is not self._current]
+        if not self._open:
+            return "all cells are done"
+        if not self._spent_passes:
+            return f"{len(self._open)} cells to go"
+        ahead = sum(map(_relative_passes, waiting)) * self._spent_seconds / self._spent_passes
+        return f"{len(self._open)} cells to go, about {duration(ahead + self._left)}"
+
+
+def print_plan(plan: Estimate, console: Console) -> None:
+    """The plan on stdout: cells, cost, disk, and what the seeds will be able to tell."""
+    several = len({line.source for line in plan.lines}) > 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in (["recipe"] if several else []) + ["optimizer"]:
+        table.add_column(heading, overflow="fold")
+    for heading in ("cells", "finished", "updates", "gradient passes", "time left", "disk"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in plan.lines:
+        bound = "≤ " if line.passes_are_bound else ""
+        table.add_row(
+            *([Text(line.source)] if several else []),
+            Text(line.optimizer),
+            str(line.cells),
+            str(line.finished),
+            f"{line.updates:,}" if line.updates is not None else "",
+            f"{bound}{line.passes:,}" if line.passes is not None else "",
+            duration(line.seconds) if line.seconds is not None else "",
+            _megabytes(line.disk_bytes) if line.disk_bytes is not None else "",
+        )
+    console.print(table)
+    for text in _plan_lines(plan):
+        console.print(Text(text))
+
+
+def _plan_lines(plan: Estimate) -> list[str]:
+    left = sum(line.cells - line.finished for line in plan.lines)
+    seconds = sum(line.seconds or 0.0 for line in plan.lines)
+    disk = sum(line.disk_bytes or 0 for line in plan.lines) + plan.checkpoint_bytes
+    hours = f" ({seconds / 3600:.1f} hours)" if seconds >= 3600 else ""
+    lines = [
+        f"{left} cells to run, about {duration(seconds)}{hours} one after another on this machine.",
+        f"Disk: about {_megabytes(disk)}, {_megabytes(plan.checkpoint_bytes)} of it while a cell runs; "
+        f"{_megabytes(plan.free_bytes)} are free.",
+    ]
+    if disk > plan.free_bytes:
+        lines.append("That does not fit: choose another --output, or make room.")
+    if plan.detectable is None:
+        lines.append("One seed tells no optimizers apart, however large the difference.")
+        return lines
+    pairs = f"{plan.num_pairs} pairs" if plan.num_pairs > 1 else "one pair"
+    lines.append(
+        f"{plan.num_seeds} seeds find a true difference (4 times in 5, {pairs}, Holm, 5 %) if it is at least "
+        f"{plan.detectable:.1f} times the spread of paired differences over seeds."
+    )
+    if plan.spread is not None:
+        lines.append(
+            f"The finished cells' differences spread by {100 * plan.spread:.2f} points: "
+            f"at least {100 * plan.detectable * plan.spread:.2f} points of top-1."
+        )
+    else:
+        lines.append(
+            f"That spread is not known before some cells are finished; were it 0.3 points, "
+            f"{100 * plan.detectable * 0.003:.1f} points of top-1."
+        )
+    return lines
+
+
+def _described(cell: Cell, state: str) -> str:
+    """A state in words, with the accuracy of a completed cell."""
+    if state == "elsewhere":
+        return "another command is at it"
+    top1 = _top1(cell, state)
+    return state if top1 is None else f"{state}, test top-1 {top1:.2%}"
+
+
+def _marked(cell: Cell, state: str) -> str:
+    """A state as a mark, with the accuracy of a completed cell, the reason of one that is not."""
+    top1 = _top1(cell, state)
+    text = f"{top1:.1%}" if top1 is not None else state if state in ("diverged", "failed", "oom") else ""
+    return f"{_MARKS[state]} {text}".strip()
+
+
+def _top1(cell: Cell, state: str) -> float | None:
+    record = cell_record(cell) if state == "completed" else None
+    return record.metrics.test.top1 if record and record.metrics and record.metrics.test else None
+
+
+def _relative_passes(cell: Cell) -> float:
+    """The cost of a cell among those of its recipe."""
+    return 1.0 if cell.recipe.train.budget == "passes" else cell.passes_per_update
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"

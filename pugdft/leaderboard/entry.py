@@ -1,0 +1,152 @@
+"""What a leaderboard is made of: groups of entries, as every renderer shows them. Plain data.
+
+Fractions are in 0..1, times in seconds, memory in bytes; None is "not measured", or "cannot be said".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Metric = Literal["top1", "top5", "loss", "ece"]
+"""What can rank; the higher the better for the first two, the lower the better for the others."""
+
+HIGHER_IS_BETTER: Mapping[Metric, bool] = {"top1": True, "top5": True, "loss": False, "ece": False}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Over seeds. ``std`` has n − 1 in the denominator; it and the interval are None for one seed."""
+
+    mean: float
+    std: float | None = None
+    ci95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Means over an entry's seeds at the end of an epoch; cumulative costs."""
+
+    epoch: int
+    gradient_passes: float | None
+    train_seconds: float | None
+    train_loss: float | None
+    test_top1: float | None
+
+
+@dataclass(frozen=True)
+class TuningBudget:
+    """What was spent to choose an entry's options, on held-out images."""
+
+    trials: int
+    gradient_passes: float
+
+
+@dataclass(frozen=True)
+class Versus:
+    """An entry against the best entry of its group.
+
+    Attributes:
+        difference: of the ranking metric, this entry minus the best.
+        p_value: two-sided, after Holm's correction over all pairs of the group; None if nothing can be tested.
+        separated: whether the data tell the two apart.
+        more_seeds: about how many more seeds each would need if the difference is real; None if separated,
+            if nothing can be said, or if there is no difference to find.
+    """
+
+    difference: float
+    p_value: float | None
+    separated: bool
+    more_seeds: int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a reported row was printed."""
+
+    title: str
+    arxiv: str | None
+    year: int | None
+    table: str
+    protocol: str
+    caveat: str | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One optimizer's row. Means are over its completed seeds.
+
+    Attributes:
+        rank_low: best rank that the seeds allow; None if no run completed, and for reported rows.
+        top1: None if no run completed, or if a completed one has no top-1: leaving that seed out would
+            flatter the optimizer. Such an entry ranks behind all that have one. (So for every metric.)
+        best_test_top1: of the best epoch picked on the test split. Comparable with papers, never ranks.
+        top1_at_equal_passes: at the group's ``equal_passes``, from the histories.
+        scores: the ranking metric by seed.
+        unfinished: status to the number of runs that ended so.
+        records: ids of the runs counted, by seed.
+        source: of a reported row.
+    """
+
+    label: str
+    status: Literal["measured", "reported"]
+    spec: Mapping[str, Any]
+    rank_low: int | None = None
+    rank_high: int | None = None
+    num_seeds: int = 0
+    top1: Summary | None = None
+    top5: Summary | None = None
+    loss: Summary | None = None
+    ece: Summary | None = None
+    best_test_top1: float | None = None
+    gradient_passes: float | None = None
+    train_seconds: float | None = None
+    images_per_second: float | None = None
+    peak_memory_bytes: float | None = None
+    top1_at_equal_passes: float | None = None
+    top1_at_equal_seconds: float | None = None
+    tuning: TuningBudget | None = None
+    mean_perturbation_norm: float | None = None
+    mean_gradient_cosine: float | None = None
+    scores: Mapping[int, float] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    versus_best: Versus | None = None
+    unfinished: Mapping[str, int] = field(default_factory=dict)
+    records: tuple[str, ...] = ()
+    unfinished_records: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    source: Source | None = None
+
+    @property
+    def num_failed(self) -> int:
+        """Runs that did not complete, whatever the reason."""
+        return sum(self.unfinished.values())
+
+
+@dataclass(frozen=True)
+class Group:
+    """One ranking: measured entries by the metric, those without it, those never completed, reported ones.
+
+    Attributes:
+        protocol: one line for people; ``reported`` groups say so in it.
+        recipe: the shared part of the recipes; empty for a group of reported rows alone.
+        equal_passes: gradient passes of the cheapest entry, at which all are compared.
+        equal_seconds: likewise in seconds of training.
+        notes: doubts about the whole comparison.
+    """
+
+    dataset: str
+    model: str
+    protocol: str
+    recipe: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
+    metric: Metric = "top1"
+    equal_passes: float | None = None
+    equal_seconds: float | None = None
+
+    @property
+    def best(self) -> tuple[Entry, ...]:
+        """The measured entries that the data cannot rule out as the best."""
+        return tuple(entry for entry in self.entries if entry.rank_low == 1)
