@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parent.parent / "pugdft"
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS = [
     ["errors", "folders", "allocator", "__init__"],
-    ["yaml_text", "record", "recipe", "hub"],
+    ["block_yaml", "yaml_text", "record", "recipe", "hub"],
     ["optim"],
     ["data", "models", "schedule", "predictions"],
     ["loop", "observer"],
     ["checkpoint", "environment", "interruption", "output", "parts", "outcome", "run", "finetune"],
-    ["bench", "leaderboard"],
+    ["bench", "leaderboard", "tuning", "verification"],
     ["cli", "__main__"],
 ]
 # Within the optimizer core, likewise.

@@ -162,7 +162,7 @@ class StopAt(Observer):
     def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
         self.step, self.number = step, number
 
-    def on_step(self, position: Position, totals: Totals) -> None:
+    def on_step(self, position: Position, totals: Totals, done: int) -> None:
         if position.steps == self.step:
             os.kill(os.getpid(), self.number)
 
@@ -303,7 +303,7 @@ def test_divergence_ends_the_run_and_is_recorded(small_recipe: dict[str, Any], t
 class Break(Observer):
     """Fails in the middle of an epoch."""
 
-    def on_step(self, position: Position, totals: Totals) -> None:
+    def on_step(self, position: Position, totals: Totals, done: int) -> None:
         if position.steps == 4:
             raise OSError("the disk is gone")
 
@@ -324,6 +324,58 @@ def test_max_steps_ends_the_run_and_the_schedule(small_recipe: dict[str, Any], t
     record, _ = run(small_recipe, tmp_path, "train.max_steps=4")
     assert (record.cost.steps, record.cost.epochs) == (4, 1)
     assert record.history[-1]["lr"] == pytest.approx(0.05 * lr_factor("cosine", 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "updates", "passes", "last"),
+    [
+        ({}, 6, 12, 10),  # sam: 12 passes are the 2 epochs' worth of it
+        ({"name": "looksam", "k": 4}, 9, 12, 10),  # 2 1 1 1, 2 1 1 1, 2
+        ({"name": "amp", "inner_iter": 4}, 3, 15, 10),  # an update is not cut
+    ],
+)
+def test_a_budget_of_passes_ends_the_run_and_the_schedule(
+    optimizer: dict[str, Any],
+    updates: int,
+    passes: int,
+    last: int,
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    small_recipe["optimizer"] |= optimizer
+    record, _ = run(small_recipe, tmp_path, "train.budget=passes", "train.epochs=4", "train.max_steps=12")
+    assert (record.cost.steps, record.cost.gradient_passes) == (updates, passes)
+    assert record.history[-1]["lr"] == pytest.approx(0.05 * lr_factor("cosine", last, 12))
+
+
+def test_a_run_cut_in_the_middle_of_its_budget_of_passes_goes_on_to_the_same_bits(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["optimizer"] = {
+        "name": "pugd", "trigger": {"name": "after", "fraction": 0.4}, "base": {"name": "sgd", "lr": 0.05},
+    }  # fmt: skip
+    small_recipe["train"]["budget"] = "passes"
+    whole, weights = run(small_recipe, tmp_path / "whole")
+    run(small_recipe, tmp_path / "cut", observer=StopAt(4))
+    resumed, same = run(small_recipe, tmp_path / "cut")
+    assert largest_difference(weights, same) == 0
+    assert without_times(resumed) == without_times(whole)
+    assert 0 < whole.method.two_pass_fraction < 1
+
+
+def test_a_search_s_run_never_sees_the_test_split(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    small_recipe["data"]["validation"] = 0.25
+    record, _ = run(small_recipe, tmp_path, "train.evaluate=validation")
+    assert record.metrics is not None
+    assert record.metrics.test is None
+    assert record.metrics.best_test is None
+    assert record.metrics.validation is not None
+    assert not any(key.startswith("test") for row in record.history for key in row)
+    assert set(record.artifacts) == {"predictions_validation", "model"}
+    assert record.data is not None
+    assert set(record.data.sizes) == {"train", "validation"}
+    with pytest.raises(UserError, match="train.evaluate: validation needs held-out images"):
+        run(small_recipe, tmp_path / "b", "train.evaluate=validation", "data.validation=0")
 
 
 @pytest.mark.parametrize(
