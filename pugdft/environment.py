@@ -18,11 +18,7 @@ _PACKAGES = ("torch", "timm", "accelerate", "numpy")
 
 def environment_facts(device: torch.device, num_processes: int, precision: str) -> dict[str, Any]:
     """The record's ``environment``, but for the times."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "pugdft": version("pugdft"),
         "git": git_revision(),
@@ -35,6 +31,16 @@ def environment_facts(device: torch.device, num_processes: int, precision: str) 
         "threads": torch.get_num_threads(),
         "precision": precision,
     }
+
+
+def _processor() -> str:
+    """The processor's model: another one may round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def git_revision() -> str | None:
