@@ -141,7 +141,8 @@ class Run:
                 name = "predictions" if split == "test" else f"predictions_{split}"
                 each.write(self.folder / f"{name}.npz")
                 paths[name] = f"{name}.npz"
-            if status == "completed":
+            # Of a search nobody wants the weights, and there are many.
+            if status == "completed" and self.recipe.train.evaluate == "all":
                 save_weights(parts.backbone.model, self.folder / "model.safetensors")
                 paths["model"] = "model.safetensors"
             elif (self.folder / "checkpoint" / "state.json").is_file():

@@ -371,7 +371,7 @@ def test_a_search_s_run_never_sees_the_test_split(small_recipe: dict[str, Any], 
     assert record.metrics.best_test is None
     assert record.metrics.validation is not None
     assert not any(key.startswith("test") for row in record.history for key in row)
-    assert set(record.artifacts) == {"predictions_validation", "model"}
+    assert set(record.artifacts) == {"predictions_validation"}, "of a search nobody wants the weights"
     assert record.data is not None
     assert set(record.data.sizes) == {"train", "validation"}
     with pytest.raises(UserError, match="train.evaluate: validation needs held-out images"):
