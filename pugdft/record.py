@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -152,7 +153,9 @@ def read_record(path: Path) -> RunRecord:
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")
     if data["schema"] != SCHEMA:
-        raise UserError(f'{path}: schema "{data["schema"]}" is not one that this version reads ({SCHEMA})')
+        newer = re.fullmatch(r"pugdft\.run/([2-9]|[1-9]\d+)", str(data["schema"]))
+        reason = "is of a newer version of pugdft: update it" if newer else "is not one that pugdft reads"
+        raise UserError(f'{path}: schema "{data["schema"]}" {reason} (this version reads {SCHEMA})')
     try:
         return RunRecord.model_validate(data)
     except ValidationError as error:

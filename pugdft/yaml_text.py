@@ -2,7 +2,8 @@
 
 PyYAML speaks YAML 1.1, where ``1e-3`` is a string, ``no`` is false, ``1:30`` is 90 and a repeated key
 silently wins. The loader here resolves plain scalars by YAML 1.2's core schema instead. It is built on
-``SafeLoader``: a tag such as ``!!python/object`` is an error, never a call.
+``SafeLoader``: a tag such as ``!!python/object`` is an error, never a call. What :func:`dump` wrote is read
+by ``block_yaml``, with the same result and much sooner.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from pugdft import block_yaml
 from pugdft.errors import UserError
 
 
@@ -21,6 +23,10 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 scalars and without repeated keys."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def dispose(self) -> None:
+        """Let go of everything: after an error, what was half built still refers to the loader."""
+        vars(self).clear()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -34,6 +40,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper whose text every YAML reader takes as it was meant: numbers as numbers, words as words."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 _NUMBER_START = list("-+.0123456789")
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -42,7 +55,9 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", _NUMBER_START),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _NUMBER_START),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
+    # The dumper has those of YAML 1.1 as well: a word is quoted that is a number to either, such as 12e5.
+    for _each in (_Loader, _Dumper):
+        _each.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -66,6 +81,14 @@ def parse(text: str, source: str = "", aliases: bool = False) -> Any:
         UserError: not YAML; a repeated key; a tag that YAML's safe schema does not have. The message
             names the line and the column.
     """
+    try:
+        return block_yaml.read(text, lambda section: _parse_in_full(section, source, aliases))
+    except (block_yaml.Unusual, UserError):
+        return _parse_in_full(text, source, aliases)  # which has the right place in its message
+
+
+def _parse_in_full(text: str, source: str, aliases: bool) -> Any:
+    """What :func:`parse` gives, by the parser of all of YAML."""
     prefix = f"{source}: " if source else ""
     try:
         if not aliases and "*" in text:
@@ -88,13 +111,6 @@ def parse(text: str, source: str = "", aliases: bool = False) -> Any:
         raise UserError(f"{prefix}not readable as YAML: {type(error).__name__}: {reason}") from None
 
 
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that writes numbers so that every YAML reader gets them back as numbers."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     text = {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan" if value != value else repr(value))
     if "e" in text and "." not in text.split("e")[0]:
@@ -102,7 +118,14 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML would write Unicode's other line breaks as they are, and read them as spaces.
+    style = '"' if not value.isascii() and re.search("[\x85\u2028\u2029]", value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 _Dumper.add_representer(float, _represent_float)
+_Dumper.add_representer(str, _represent_str)
 
 
 def dump(value: Any) -> str:

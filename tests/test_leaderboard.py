@@ -18,19 +18,16 @@ import pytest
 from rich.console import Console
 
 from pugdft.errors import UserError
-from pugdft.leaderboard import Group, Loaded, as_json, build_leaderboard, collect, print_table
+from pugdft.leaderboard import Group, Loaded, as_json, build_leaderboard, print_table
 from pugdft.leaderboard.labels import entry_labels, protocol_line
 from pugdft.leaderboard.statistics import compare, holm, rank_ranges, summarize
-from pugdft.record import RunRecord, read_record, write_record
+from pugdft.record import RunRecord, write_record
 
 NAN = math.nan
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9}
 ADAMW = {"name": "adamw", "lr": 0.001}
 SAM = {"name": "sam", "rho": 0.05, "base": SGD}
 PUGD = {"name": "pugd", "rho": 1.0, "base": SGD}
-BOMB = "a0: &a0 [x]\n" + "".join(
-    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12)
-)
 ESCAPE = "\x1b]8;;http://evil\x1b\\\x1b[31m\x07\x9b2J\u202e"
 
 _numbers = itertools.count()
@@ -95,113 +92,6 @@ def table(groups: list[Group], width: int = 100, **options: Any) -> str:
     console = Console(file=io.StringIO(), width=width, **options)
     print_table(groups, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-# --- collect ---------------------------------------------------------------------------------------------
-
-
-def test_folders_are_searched_for_record_yaml_and_files_of_any_name_are_read(tmp_path: Path) -> None:
-    deep = write_record(run(), tmp_path / "runs" / "a" / "b")
-    named = write_record(run(), tmp_path / "other").rename(tmp_path / "other" / "sam.yaml")
-    (tmp_path / "runs" / "recipe.yaml").write_text("not: a record")
-    loaded, messages = collect([tmp_path / "runs", named])
-    assert [each.path for each in loaded] == [deep, named]
-    assert messages == []
-
-
-def test_a_file_reached_twice_or_through_a_looping_link_counts_once(tmp_path: Path) -> None:
-    path = write_record(run(), tmp_path / "real" / "a")
-    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
-    (tmp_path / "linked").mkdir()
-    (tmp_path / "linked" / "runs").symlink_to(tmp_path / "real")
-    loaded, _ = collect([tmp_path / "linked", tmp_path, path])
-    assert len(loaded) == 1
-
-
-def test_broken_foreign_and_newer_files_are_named_and_left_out(tmp_path: Path) -> None:
-    good = write_record(run(), tmp_path / "good")
-    bad = {
-        "broken": "schema: [",
-        "binary": "\0\1",
-        "foreign": "hello: world",
-        "newer": "schema: pugdft.run/2\nid: x",
-        "incomplete": "schema: pugdft.run/1\nid: x",
-        "nameless": run(optimizer={"lr": 0.1}).to_yaml(),
-        "baseless": run(optimizer={"name": "sam", "base": {"lr": 0.1}}).to_yaml(),
-        "tagged": run().to_yaml() + "note: !!bool maybe\n",
-        "keyed": run().to_yaml() + "? {a: b}\n: c\n",
-        "endless": run().to_yaml().replace("  optimizer:\n", "  optimizer: &o\n    more: *o\n"),
-        "escaping": 'schema: "\\e[31mred"\nid: x',
-        "huge": run(cost={"peak_memory_bytes": 10**400}).to_yaml(),
-        "unwritable": run().to_yaml().replace("lr: 0.01", "lr: 0x" + "f" * 5000),
-        "bomb": BOMB + run().to_yaml(),
-    }
-    for name, text in bad.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "record.yaml").write_text(text)
-    (tmp_path / "dangling").mkdir()
-    (tmp_path / "dangling" / "record.yaml").symlink_to(tmp_path / "nowhere")
-    loaded, messages = collect([tmp_path])
-    assert [each.path for each in loaded] == [good]
-    for name in [*bad, "dangling"]:
-        assert sum(f"{name}/record.yaml" in message for message in messages) == 1
-    assert all(message.isprintable() for message in messages)
-
-
-def test_a_number_without_bounds_leaves_out_its_own_record_and_names_the_field(tmp_path: Path) -> None:
-    write_record(run(), tmp_path / "good")
-    write_record(run(cost={"peak_memory_bytes": 10**400}), tmp_path / "huge")
-    loaded, messages = collect([tmp_path])
-    assert len(loaded) == 1
-    assert [message.partition("record.yaml: ")[2] for message in messages] == [
-        "cost.peak_memory_bytes: is out of range"
-    ]
-
-
-def test_costs_too_large_to_add_are_not_measured() -> None:
-    costs = {"train_seconds": 1.7e308, "peak_memory_bytes": 10**400}
-    entry = only_group(*seeds(SGD, 0.9, 0.8, cost=costs)).entries[0]
-    assert (entry.train_seconds, entry.peak_memory_bytes) == (None, None)
-
-
-def test_a_record_with_aliases_is_refused_before_they_are_followed(tmp_path: Path) -> None:
-    (tmp_path / "record.yaml").write_text(BOMB + run().to_yaml())
-    with pytest.raises(UserError, match="alias"):
-        read_record(tmp_path / "record.yaml")
-
-
-def test_a_path_that_no_file_system_takes_is_the_users_error() -> None:
-    with pytest.raises(UserError, match="no such file"):
-        collect([Path("x" * 5000)])
-
-
-def test_a_folder_without_records_is_named(tmp_path: Path) -> None:
-    loaded, messages = collect([tmp_path])
-    assert loaded == []
-    assert str(tmp_path) in messages[0]
-
-
-def test_a_missing_path_is_the_users_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere: no such file"):
-        collect([tmp_path, tmp_path / "nowhere"])
-
-
-def test_a_copied_record_counts_once_even_with_nan(tmp_path: Path) -> None:
-    record = run(top1=NAN)
-    write_record(record, tmp_path / "a")
-    write_record(record, tmp_path / "b")
-    loaded, messages = collect([tmp_path])
-    assert len(loaded) == 1
-    assert messages == []
-
-
-def test_one_id_with_two_contents_names_both_files(tmp_path: Path) -> None:
-    first = write_record(run(id="same", top1=0.9), tmp_path / "a")
-    second = write_record(run(id="same", top1=0.8), tmp_path / "b")
-    with pytest.raises(UserError) as caught:
-        collect([tmp_path])
-    assert str(first) in str(caught.value)
-    assert str(second) in str(caught.value)
 
 
 # --- grouping --------------------------------------------------------------------------------------------
@@ -373,6 +263,12 @@ def test_a_completed_run_without_a_valid_top1_ranks_its_optimizer_last(bad: floa
     assert "no valid top-1 for seed 1: ranked last" in table([group])
     entry = json.loads(as_json([group]))["groups"][0]["entries"][2]
     assert entry["top1_mean"] is entry["top1_ci95"] is None
+
+
+def test_costs_too_large_to_add_are_not_measured() -> None:
+    costs = {"train_seconds": 1.7e308, "peak_memory_bytes": 10**400}
+    entry = only_group(*seeds(SGD, 0.9, 0.8, cost=costs)).entries[0]
+    assert (entry.train_seconds, entry.peak_memory_bytes) == (None, None)
 
 
 # --- filters ---------------------------------------------------------------------------------------------
@@ -642,7 +538,7 @@ def test_json_stays_json_whatever_a_record_holds() -> None:
     json.loads(text, parse_constant=refuse)
 
 
-def test_the_table_shows_percent_ranks_and_intervals_within_100_columns() -> None:
+def test_the_table_shows_percent_ranks_and_intervals_of_records() -> None:
     method = {"mean_perturbation_norm": 0.05, "mean_gradient_cosine": 0.87}
     cost = {
         "gradient_passes": 1e5,
@@ -650,25 +546,25 @@ def test_the_table_shows_percent_ranks_and_intervals_within_100_columns() -> Non
         "images_per_second": 1234,
         "peak_memory_bytes": 13_207_024_435,
     }
-    text = table(
-        board(
-            *seeds(SGD, 0.9, 0.901, 0.899, cost=cost),
-            *seeds({**SAM, "base": ADAMW}, 0.95, 0.952, 0.949, cost=cost, method=method),
-            *seeds({**PUGD, "base": ADAMW}, 0.951, 0.948, 0.95, cost=cost, method=method),
-        )
+    groups = board(
+        *seeds(SGD, 0.9, 0.901, 0.899, cost=cost),
+        *seeds({**SAM, "base": ADAMW}, 0.95, 0.952, 0.949, cost=cost, method=method),
+        *seeds({**PUGD, "base": ADAMW}, 0.951, 0.948, 0.95, cost=cost, method=method),
     )
-    assert max(map(len, text.splitlines())) <= 100
-    lines = [line.split() for line in text.splitlines()]
-    row = ["1–2", "sam+adamw", "3", "95.03", "±", "0.15", "94.65–95.41", "99.00", "2.00", "100.0k", "62m"]
-    assert [*row, "1,234", "12.3", "0.05", "0.87"] in lines
+    lines = [line.split() for line in table(groups, width=160).splitlines()]
+    figures = ["1–2", "sam+adamw", "3", "95.03", "±", "0.15", "94.65–95.41", "99.00", "0.3000", "2.00"]
+    assert [*figures, "100.0k", "62m", "1,234", "12.3", "0.05", "0.87"] in lines
     assert any(line[:3] == ["3", "sgd", "3"] and line[-2:] == ["–", "–"] for line in lines)
-    assert "cifar10 × resnet18.tv_in1k" in text
-    assert "224 px, 100 epochs, batch 100, fp32, cosine" in text
+    for width in (80, 100, 120):
+        text = table(groups, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "cifar10 × resnet18.tv_in1k" in text
+        assert "224 px, 100 epochs, batch 100, fp32, cosine" in text
 
 
 def test_columns_that_nobody_measured_are_left_out() -> None:
     text = table(board(run(SGD), run(SAM)))
-    assert not any(word in text for word in ("‖e‖", "GiB", "95 % CI", "±"))
+    assert not any(word in text for word in ("‖e‖", "GiB", "CI", "±", "trials"))
 
 
 @pytest.mark.parametrize(
@@ -676,7 +572,7 @@ def test_columns_that_nobody_measured_are_left_out() -> None:
     [
         ([run(SGD), run(SAM)], "One seed each: no difference can be claimed."),
         ([run(SGD), *seeds(SAM, 0.9, 0.8)], "An optimizer with one seed shares a range with all."),
-        ([*seeds(SGD, 0.9, 0.8), *seeds(SAM, 0.9, 0.8)], "Ranks share a range where a paired t-test"),
+        ([*seeds(SGD, 0.9, 0.8), *seeds(SAM, 0.9, 0.8)], "(Holm over all pairs, 5 %)"),
         ([run(SGD)], "Nothing to compare with."),
         ([run(SGD, top1=NAN), run(SAM)], "Nothing to compare with."),
     ],
@@ -684,7 +580,19 @@ def test_columns_that_nobody_measured_are_left_out() -> None:
 def test_the_footer_says_what_the_seeds_allow(records: list[RunRecord], sentence: str) -> None:
     text = " ".join(table(board(*records)).split())
     assert sentence in text
-    assert text.endswith("top-1 is the last epoch's on the test split.")
+    assert "top-1 is the last epoch's on the test split" in text
+
+
+def test_the_metric_ranks_and_marks_its_column() -> None:
+    def metrics(top1: float, loss: float) -> dict[str, Any]:
+        return {"test": {"top1": top1, "top5": 0.99, "loss": loss, "ece": 0.02}}
+
+    records = [run(SGD, metrics=metrics(0.9, 0.2)), run(SAM, metrics=metrics(0.8, 0.1))]
+    assert [labels(board(*records, metric=metric)[0]) for metric in ("top1", "loss")] == [
+        ["sgd", "sam"],
+        ["sam", "sgd"],
+    ]
+    assert "↓ loss" in table(board(*records, metric="loss"))
 
 
 def test_brackets_are_text_and_no_record_reaches_the_terminals_controls() -> None:
@@ -739,15 +647,65 @@ def leaderboard(*arguments: str, cwd: Path | None = None) -> subprocess.Complete
     )
 
 
-def test_what_is_left_out_is_said_once_and_does_not_cost_the_table(tmp_path: Path) -> None:
+@pytest.fixture
+def one_good_and_two_broken(tmp_path: Path) -> Path:
     write_record(run(), tmp_path / "good")
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "record.yaml").write_text("hello: world")
-    done = leaderboard(str(tmp_path), "--format", "json")
+    for name in ("bad", "worse"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.yaml").write_text("hello: world")
+    return tmp_path
+
+
+def test_what_is_left_out_is_named_and_counted_and_does_not_cost_the_table(
+    one_good_and_two_broken: Path,
+) -> None:
+    done = leaderboard(str(one_good_and_two_broken), "--format", "json")
     assert done.returncode == 0
     assert len(json.loads(done.stdout)["groups"]) == 1
-    assert done.stderr.count("left out: ") == 1
-    assert done.stderr.startswith(f"left out: {tmp_path}/bad/record.yaml: not a run record")
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == [
+        "left out",
+        "left out",
+        "2 records left out",
+    ]
+    assert done.stderr.startswith(f"left out: {one_good_and_two_broken}/bad/record.yaml: not a run record")
+
+
+def test_strict_fails_after_showing_what_there_is(one_good_and_two_broken: Path) -> None:
+    done = leaderboard(str(one_good_and_two_broken), "--strict", "--format", "json")
+    assert done.returncode == 1
+    assert len(json.loads(done.stdout)["groups"]) == 1
+    assert leaderboard(str(one_good_and_two_broken / "good"), "--strict").returncode == 0
+
+
+def test_runs_of_a_search_alone_are_nothing_to_rank(tmp_path: Path) -> None:
+    write_record(run(train__evaluate="validation", data__validation=0.1), tmp_path / "a")
+    done = leaderboard(str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing to rank: 1 record of a search" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ("table", "cifar10 × "),
+        ("json", "{"),
+        ("csv", "dataset,model,"),
+        ("markdown", "### cifar10"),
+        ("latex", "% needs"),
+        ("html", "<!doctype html>"),
+    ],
+)
+def test_every_format_goes_to_stdout_and_into_a_file_alike(form: str, begins: str, tmp_path: Path) -> None:
+    for record in (*seeds(SGD, 0.9, 0.91), *seeds(SAM, 0.92, 0.94)):
+        write_record(record, tmp_path / "runs" / record.id)
+    printed = leaderboard("--format", form, "--metric", "loss", cwd=tmp_path)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert printed.stdout.lower().startswith(begins.lower())
+    assert printed.stdout.endswith("\n")
+    assert "\x1b" not in printed.stdout
+    kept = leaderboard("--format", form, "--metric", "loss", "--output", "board", cwd=tmp_path)
+    assert (kept.returncode, kept.stdout) == (0, "")
+    assert (tmp_path / "board").read_text(encoding="utf-8") == printed.stdout
 
 
 @pytest.mark.parametrize("output", ["folder", "file/below", "/proc/x", "", "pipe", "x" * 300])

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from pugdft.bench.entries import parse_optimizers
+from pugdft.bench.matrix import build_matrix
+from pugdft.bench.plan import plan_cells
 from pugdft.finetune import read_recipe
 from pugdft.optim import Method, build_optimizer, resolve_spec, unit_presets
 from pugdft.yaml_text import parse
@@ -27,13 +29,25 @@ def block(kind: str, word: str) -> str:
     return next(text for each, text in BLOCKS if each == kind and word in text)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"pugdft (finetune|bench) \w+_\w+ ", c)])
+@pytest.mark.parametrize(
+    "command", [each for each in COMMANDS if re.match(r"pugdft (finetune|bench|tune) \w+_\w+ ", each)]
+)
 def test_the_session_s_commands_have_valid_recipes_and_optimizers(command: str) -> None:
     words = shlex.split(command)[2:]
     recipe = words[0] if words[0] != "my_recipe.yaml" else "resnet18_cifar10"
     read_recipe(recipe, [word for word in words if re.match(r"[\w.]+=", word)])
     if "--optimizers" in words:
         assert len(parse_optimizers(words[words.index("--optimizers") + 1])) == 3
+
+
+def test_the_bench_file_makes_cells(tmp_path: Path) -> None:
+    path = tmp_path / "bench.yaml"
+    path.write_text(block("yaml", "budget: passes"))
+    matrix = build_matrix([str(path)])
+    assert (len(matrix.recipes), len(matrix.entries), len(matrix.seeds), matrix.budget) == (2, 3, 5, "passes")
+    cells = plan_cells(matrix.recipes, (), matrix.entries, matrix.seeds, tmp_path, matrix.budget)
+    assert len(cells) == 2 * 3 * 5
+    assert {cell.recipe.train.epochs for cell in cells} == {200}, "as README says of 100 epochs of PUGD"
 
 
 def test_make_has_the_two_commands_and_ci_calls_the_second() -> None:

@@ -374,7 +374,7 @@ def test_a_search_s_run_never_sees_the_test_split(small_recipe: dict[str, Any], 
     assert set(record.artifacts) == {"predictions_validation"}, "of a search nobody wants the weights"
     assert record.data is not None
     assert set(record.data.sizes) == {"train", "validation"}
-    with pytest.raises(UserError, match="train.evaluate: validation needs held-out images"):
+    with pytest.raises(UserError, match=r"train\.evaluate: validation needs held-out images"):
         run(small_recipe, tmp_path / "b", "train.evaluate=validation", "data.validation=0")
 
 

@@ -239,9 +239,16 @@ def _unknown_option(key: str, known: Mapping[str, Iterable[str]]) -> Fault:
 
 
 def _as_text(spec: Mapping[str, Any]) -> str:
-    """A mapping as an entry of a list."""
-    options = [f"{key}={json.dumps(spec[key])}" for key in spec if key not in ("name", "base")]
-    return f"{spec.get('name')}[{','.join(options)}]" if options else str(spec.get("name"))
+    """A mapping as an entry of a list; options that are the defaults go without saying."""
+    name = spec.get("name")
+    constructor = METHODS.get(str(name)) or find_base(name)
+    defaults = {**ALGORITHM_OPTIONS, **(keyword_defaults(constructor) if constructor else {})}
+    words = [
+        f"{key}={json.dumps(value)}"
+        for key, value in spec.items()
+        if key not in ("name", "base") and (key not in defaults or value != defaults[key])
+    ]
+    return f"{name}[{','.join(words)}]" if words else str(name)
 
 
 def _identity(entry: OptimizerEntry) -> tuple[object, ...]:

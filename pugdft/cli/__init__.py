@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 from pugdft import __version__
-from pugdft.cli import bench, data, finetune, leaderboard, optimizers, recipes, tune, verify
+from pugdft.cli import bench, compare, data, finetune, leaderboard, optimizers, recipes, tune, verify
 from pugdft.errors import RunFailed, UserError
 
 app = typer.Typer(
@@ -29,9 +29,10 @@ app = typer.Typer(
 app.command("finetune")(finetune.command)
 app.command("bench")(bench.command)
 app.command("tune")(tune.command)
-app.command("leaderboard")(leaderboard.command)
+app.command("leaderboard", cls=leaderboard.Command)(leaderboard.command)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)
+app.command("compare")(compare.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(optimizers.app, name="optimizers")
 app.add_typer(data.app, name="data")

@@ -1,4 +1,4 @@
-"""``pugdft leaderboard``."""
+"""``pugdft leaderboard`` and ``pugdft leaderboard check``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from pugdft.leaderboard import Group
 
 _PLAIN_WIDTH = 120
+_DEFAULT_PATHS = (Path("runs"),)
+_CHECK = "check"
+_GATE_DID_NOT_HOLD = 3
 
 
 def given_path(text: str | Path) -> Path:
@@ -25,6 +32,31 @@ class Format(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    HTML = "html"
+
+
+class RankedBy(StrEnum):
+    """What can rank."""
+
+    TOP1 = "top1"
+    TOP5 = "top5"
+    LOSS = "loss"
+    ECE = "ece"
+
+
+class Command(TyperCommand):
+    """Ranks, unless the first word is ``check``: a group would take every path for a subcommand's name."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """The context of whichever of the two commands is meant."""
+        if args[:1] != [_CHECK]:
+            return super().make_context(info_name, args, *rest, **extra)
+        inner = typer.Typer(add_completion=False, rich_markup_mode=None)
+        inner.command(_CHECK)(check)
+        return typer.main.get_command(inner).make_context(f"{info_name} {_CHECK}", args[1:], *rest, **extra)
 
 
 def command(
@@ -34,16 +66,59 @@ def command(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.", show_default=False)] = None,
+    metric: Annotated[
+        RankedBy, typer.Option(help="Rank by this, of the last epoch on the test split.")
+    ] = RankedBy.TOP1,
     format_: Annotated[
-        Format, typer.Option("--format", help="Table for people, JSON for programs.")
+        Format, typer.Option("--format", help="Table for people, JSON and CSV for programs.")
     ] = Format.TABLE,
     output: Annotated[
         Path | None,
         typer.Option(parser=given_path, metavar="PATH", help="Write to this file.", show_default="stdout"),
     ] = None,
+    reported: Annotated[
+        bool, typer.Option("--reported", help="Add what papers printed, apart and without ranks.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit code 1 if a record had to be left out.")
+    ] = False,
 ) -> None:
-    """Rank the optimizers of finished runs, for each data set and model."""
-    show(paths or [Path("runs")], dataset, model, format_, output)
+    """Rank the optimizers of finished runs, for each data set and model.
+
+    `pugdft leaderboard check PATH...` validates records instead, such as those that others contribute.
+    """
+    show(
+        paths or (),
+        dataset,
+        model,
+        format_,
+        output,
+        metric=metric,
+        reported=reported,
+        strict=strict,
+    )
+
+
+def check(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="Records, or folders searched for them.", show_default=False),
+    ],
+) -> None:
+    """Validate records: required facts, hashes, numbers that are possible and agree with the predictions.
+
+    A line for each record, or one for each thing wrong with it; exit code 3 if there is any.
+    """
+    from pugdft.leaderboard.check import check_records
+
+    checked = check_records(paths, lambda note: print(note, file=sys.stderr))
+    for each in checked:
+        for line in each.lines():
+            typer.echo(line)
+    num_bad = sum(bool(each.faults) for each in checked)
+    print(f"{len(checked) - num_bad} good, {num_bad} with problems", file=sys.stderr)
+    if num_bad:
+        raise typer.Exit(_GATE_DID_NOT_HOLD)
 
 
 def show(
@@ -52,44 +127,101 @@ def show(
     model: str | None = None,
     format_: Format = Format.TABLE,
     output: Path | None = None,
+    *,
+    metric: RankedBy = RankedBy.TOP1,
+    reported: bool = False,
+    strict: bool = False,
 ) -> None:
-    """Collect, rank and write the leaderboard of records.
+    """Collect, rank and write the leaderboard of records; without paths, of those in ``runs``.
 
     Raises:
         UserError: no record, or none that fits the filters; ``output`` cannot be written.
+        typer.Exit: with code 1 after the leaderboard, if ``strict`` and a record was left out.
     """
+    from pugdft.errors import UserError, counted
+    from pugdft.leaderboard import Collected, build_leaderboard, collect
+    from pugdft.leaderboard.filters import NothingMatches
+
+    places = paths or _DEFAULT_PATHS
+    # What papers printed needs no run, so the folder that nobody named may be missing.
+    is_needed = bool(paths) or not reported or places[0].exists()
+    collected = collect(places) if is_needed else Collected([], (), ())
+    for message in (*collected.left_out, *collected.notes):
+        print(message, file=sys.stderr)
+    if collected.left_out:
+        print(f"{counted(len(collected.left_out), 'record')} left out", file=sys.stderr)
+    if not collected.records and not reported:
+        where = ", ".join(map(str, places))
+        raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
+    groups: list[Group] = []
+    unmatched: NothingMatches | None = None
+    if collected.records:
+        try:
+            groups = build_leaderboard(collected.records, dataset, model, metric.value)
+        except NothingMatches as error:
+            if not reported:
+                raise
+            unmatched = error
+        if not groups and not reported:
+            trials = counted(len(collected.records), "record")
+            raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
+    if reported:
+        groups = _with_reported(groups, dataset, model, unmatched)
+    _write(_rendered(groups, format_, output), output)
+    if strict and collected.left_out:
+        raise typer.Exit(1)
+
+
+def _with_reported(
+    groups: list[Group], dataset: str | None, model: str | None, unmatched: Exception | None
+) -> list[Group]:
+    from pugdft.errors import UserError
+    from pugdft.leaderboard.filters import NothingMatches
+    from pugdft.leaderboard.reported import reported_folder, reported_rows, select_rows, with_reported
+
+    try:
+        rows = select_rows(reported_rows(reported_folder()), groups, dataset, model)
+    except NothingMatches as error:
+        raise UserError("\n".join(str(each) for each in (unmatched, error) if each)) from None
+    return with_reported(groups, rows)
+
+
+def _rendered(groups: Sequence[Group], format_: Format, output: Path | None) -> str:
+    """The text, or nothing where a terminal has been written to."""
+    from pugdft.leaderboard import as_csv, as_json, as_latex, as_markdown, print_table
+
+    if format_ is Format.HTML:
+        from pugdft.leaderboard.page import as_html
+
+        return as_html(groups).rstrip("\n") + "\n"
+    writers = {
+        Format.JSON: as_json,
+        Format.CSV: as_csv,
+        Format.MARKDOWN: as_markdown,
+        Format.LATEX: as_latex,
+    }
+    if format_ in writers:
+        return writers[format_](groups)
+
     from io import StringIO
 
-    from pugdft.errors import UserError
-    from pugdft.leaderboard import as_json, build_leaderboard, collect, print_table
+    from rich.console import Console
 
-    records, messages = collect(paths)
-    for message in messages:
-        print(message, file=sys.stderr)
-    if not records:
-        places = ", ".join(map(str, paths))
-        raise UserError(f"no run record in {places}; `pugdft finetune` and `pugdft bench` write them")
-    groups = build_leaderboard(records, dataset, model)
-    if format_ is Format.JSON:
-        text = as_json(groups) + "\n"
-    else:
-        from rich.console import Console
-
-        is_terminal = sys.stdout.isatty() and output is None
-        buffer = StringIO()
-        width = None if is_terminal else _PLAIN_WIDTH
-        print_table(groups, Console(file=sys.stdout if is_terminal else buffer, width=width, highlight=False))
-        text = buffer.getvalue()
-    if output is not None:
-        _write(output, text)
-    else:
-        sys.stdout.write(text)
+    if sys.stdout.isatty() and output is None:
+        print_table(groups, Console(file=sys.stdout, highlight=False))
+        return ""
+    buffer = StringIO()
+    print_table(groups, Console(file=buffer, width=_PLAIN_WIDTH, highlight=False))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
 
 
-def _write(path: Path, text: str) -> None:
+def _write(text: str, path: Path | None) -> None:
     from pugdft.errors import UserError
     from pugdft.record import write_atomically
 
+    if path is None:
+        sys.stdout.write(text)
+        return
     try:
         # Writing atomically replaces what is there, which must not happen to a device or a pipe.
         if path.exists() and not path.is_file():

@@ -49,7 +49,8 @@ class Versus:
 
     Attributes:
         difference: of the ranking metric, this entry minus the best.
-        p_value: two-sided, after Holm's correction over all pairs of the group; None if nothing can be tested.
+        p_value: two-sided, after Holm's correction over all pairs of the group; None if nothing can be
+            tested.
         separated: whether the data tell the two apart.
         more_seeds: about how many more seeds each would need if the difference is real; None if separated,
             if nothing can be said, or if there is no difference to find.

@@ -1,19 +1,21 @@
 """Which runs may stand in one ranking, and which of them are seeds of the same entry.
 
 A group is data set × model × protocol, where the protocol is everything in the resolved recipe but the
-optimizer, the seed, the two names, and how often and in what batches the test split is evaluated, which
-leaves the last epoch's top-1 as it is. (``micro_batch_size`` does not: BatchNorm sees it.) Nothing here
-depends on the order in which records were read.
+optimizer, how it was tuned, the seed, the two names, and how often and in what batches the test split is
+evaluated, which leaves the last epoch's top-1 as it is. (``micro_batch_size`` does not: BatchNorm sees it.)
+Runs of a search, judged on held-out images alone, stand in no group. Nothing here depends on the order in
+which records were read.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+from pugdft.errors import counted
 from pugdft.leaderboard.collect import Loaded
 from pugdft.leaderboard.labels import canonical, differing, entry_labels, protocol_line, shown
 from pugdft.leaderboard.printable import printable
@@ -25,7 +27,10 @@ _NO_PROTOCOL = {
     ("train", "seed"),
     ("train", "eval_batch_size"),
     ("train", "eval_every"),
+    ("train", "evaluate"),  # runs on held-out images alone are in no group
 }
+# Keys that older records do not have, with what those runs did.
+_BEFORE = {("train", "budget"): "epochs"}
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,14 @@ class RunEntry:
     Attributes:
         label: unique in its group unless two option names are themselves confusable.
         spec: the whole ``optimizer`` mapping, which is the entry's identity.
-        completed: one run a seed, by seed.
+        completed: one run a seed, by seed, with the files they were read from.
         unfinished: every run that ended otherwise.
         notes: what a reader must know, such as a seed that ran twice.
     """
 
     label: str
     spec: Mapping[str, Any]
-    completed: tuple[RunRecord, ...]
+    completed: tuple[Loaded, ...]
     unfinished: tuple[RunRecord, ...]
     notes: tuple[str, ...]
 
@@ -54,6 +59,8 @@ class RunGroup:
     Attributes:
         protocol: one line for people, different for each group of the same data set and model.
         recipe: the shared part of the recipes.
+        data_sha256: of the images, None if no run came as far as to read them.
+        notes: what else there is of the same data set and model.
     """
 
     dataset: str
@@ -61,7 +68,14 @@ class RunGroup:
     protocol: str
     recipe: Mapping[str, Any]
     entries: tuple[RunEntry, ...]
-    notes: tuple[str, ...]
+    data_sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def is_trial(record: RunRecord) -> bool:
+    """Whether the run belongs to a search: it was judged on held-out images and never saw the test split."""
+    train = record.recipe.get("train")
+    return isinstance(train, Mapping) and train.get("evaluate") == "validation"
 
 
 def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
@@ -71,28 +85,41 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
     their test splits are not the same. A run that ended before its data was read goes with the others of
     its recipe if those agree, else into a group of its own.
     """
-    buckets: dict[tuple[str, str, str], list[RunRecord]] = defaultdict(list)
-    for record in sorted((each.record for each in loaded), key=lambda record: record.id):
-        shared = canonical(shared_recipe(record.recipe))
-        buckets[_dataset_name(record), str(record.recipe["model"]["name"]), shared].append(record)
+    buckets: dict[tuple[str, str, str], list[Loaded]] = defaultdict(list)
+    num_trials: Counter[tuple[str, str]] = Counter()
+    for run in sorted(loaded, key=lambda run: run.record.id):
+        names = _dataset_name(run.record), str(run.record.recipe["model"]["name"])
+        if is_trial(run.record):
+            num_trials[printable(names[0]), printable(names[1])] += 1
+        else:
+            buckets[*names, canonical(shared_recipe(run.record.recipe))].append(run)
     groups = []
-    for (dataset, model, _), records in buckets.items():
-        recipe = shared_recipe(records[0].recipe)
-        for digest, runs in _by_data(records).items():
-            line = protocol_line(recipe) + (f", data {printable(digest[:8])}" if digest else "")
-            entries, notes = _entries(runs), _group_notes(runs)
-            groups.append(RunGroup(printable(dataset), printable(model), line, recipe, entries, notes))
-    return sorted(_told_apart(groups), key=lambda group: (group.dataset, group.model, group.protocol))
+    for (dataset, model, _), runs in buckets.items():
+        recipe = shared_recipe(runs[0].record.recipe)
+        parts = _by_data(runs)
+        for digest, part in parts.items():
+            line = protocol_line(recipe) + (f", data {printable(digest[:8])}" if len(parts) > 1 else "")
+            groups.append(
+                RunGroup(
+                    printable(dataset), printable(model), line, recipe, _entries(part), _data_sha256(part)
+                )
+            )
+    ordered = sorted(_told_apart(groups), key=lambda group: (group.dataset, group.model, group.protocol))
+    return _with_neighbours(ordered, num_trials)
 
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe without what may differ inside a group, and the names that the group is keyed by."""
     return {
-        section: {key: item for key, item in value.items() if (section, key) not in _NO_PROTOCOL}
+        section: {
+            key: item
+            for key, item in value.items()
+            if (section, key) not in _NO_PROTOCOL and _BEFORE.get((section, key)) != item
+        }
         if isinstance(value, Mapping)
         else value
         for section, value in recipe.items()
-        if section != "optimizer"
+        if section not in ("optimizer", "tuning")
     }
 
 
@@ -102,15 +129,41 @@ def _dataset_name(record: RunRecord) -> str:
     return record.data.name if record.data else PurePath(name).name or name
 
 
-def _by_data(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by their data's digest; the key is empty where there is no need to tell data apart."""
-    digests = {record.data.sha256 for record in records if record.data}
+def _by_data(runs: Sequence[Loaded]) -> dict[str, list[Loaded]]:
+    """Runs by their data's digest; a single key where there is no need to tell data apart."""
+    digests = {run.record.data.sha256 for run in runs if run.record.data}
     if len(digests) <= 1:
-        return {"": list(records)}
-    parts: dict[str, list[RunRecord]] = defaultdict(list)
-    for record in records:
-        parts[record.data.sha256 if record.data else "unknown"].append(record)
+        return {"": list(runs)}
+    parts: dict[str, list[Loaded]] = defaultdict(list)
+    for run in runs:
+        parts[run.record.data.sha256 if run.record.data else "unknown"].append(run)
     return parts
+
+
+def _data_sha256(runs: Sequence[Loaded]) -> str | None:
+    return next((run.record.data.sha256 for run in runs if run.record.data), None)
+
+
+def _with_neighbours(groups: Sequence[RunGroup], num_trials: Mapping[tuple[str, str], int]) -> list[RunGroup]:
+    """The groups, with what else there is of their data set and model: other images, runs of a search."""
+    digests: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for group in groups:
+        if group.data_sha256:
+            digests[group.dataset, group.model].add(group.data_sha256)
+    result, told = [], set()
+    for group in groups:
+        names = group.dataset, group.model
+        notes = []
+        if group.data_sha256 and len(digests[names]) > 1:
+            notes.append(
+                f"other runs of {group.dataset} × {group.model} had other images (data.sha256); "
+                "numbers of different groups cannot be compared"
+            )
+        if num_trials.get(names) and names not in told:
+            told.add(names)
+            notes.append(f"{counted(num_trials[names], 'run')} of a search, on held-out images, not shown")
+        result.append(replace(group, notes=tuple(notes)))
+    return result
 
 
 def _told_apart(groups: Sequence[RunGroup]) -> list[RunGroup]:
@@ -126,38 +179,32 @@ def _told_apart(groups: Sequence[RunGroup]) -> list[RunGroup]:
     return result
 
 
-def _entries(records: Sequence[RunRecord]) -> tuple[RunEntry, ...]:
-    by_spec: dict[str, list[RunRecord]] = defaultdict(list)
-    for record in records:
-        by_spec[canonical(record.recipe["optimizer"])].append(record)
+def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
+    by_spec: dict[str, list[Loaded]] = defaultdict(list)
+    for run in loaded:
+        by_spec[canonical(run.record.recipe["optimizer"])].append(run)
     ordered = [by_spec[key] for key in sorted(by_spec)]
-    specs = [runs[0].recipe["optimizer"] for runs in ordered]
+    specs = [runs[0].record.recipe["optimizer"] for runs in ordered]
     entries = []
     for label, spec, runs in zip(entry_labels(specs), specs, ordered, strict=True):
-        completed, notes = _one_run_a_seed(run for run in runs if run.status == "completed")
-        unfinished = tuple(run for run in runs if run.status != "completed")
+        completed, notes = _one_run_a_seed(run for run in runs if run.record.status == "completed")
+        unfinished = tuple(run.record for run in runs if run.record.status != "completed")
         entries.append(RunEntry(label, spec, completed, unfinished, notes))
     return tuple(entries)
 
 
-def _one_run_a_seed(runs: Iterable[RunRecord]) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
+def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[str, ...]]:
     """One run of each seed: of repeated ones the last finished. A second one is no second sample."""
-    by_seed: dict[int, list[RunRecord]] = defaultdict(list)
+    by_seed: dict[int, list[Loaded]] = defaultdict(list)
     for run in runs:
-        by_seed[run.seed].append(run)
+        by_seed[run.record.seed].append(run)
     chosen, notes = [], []
     for seed, repeated in sorted(by_seed.items()):
-        newest = max(repeated, key=lambda run: (str(run.environment.get("finished") or ""), run.id))
+        newest = max(
+            repeated, key=lambda run: (str(run.record.environment.get("finished") or ""), run.record.id)
+        )
         chosen.append(newest)
         if len(repeated) > 1:
-            notes.append(f"seed {seed} ran {len(repeated)} times; {printable(newest.id)}, the newest, counts")
+            name = printable(newest.record.id)
+            notes.append(f"seed {seed} ran {len(repeated)} times; {name}, the newest, counts")
     return tuple(chosen), tuple(notes)
-
-
-def _group_notes(records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """Doubts about the whole comparison: one name of pretrained weights, several contents."""
-    pretrained = [run for run in records if run.model and run.recipe["model"].get("pretrained") is not False]
-    digests = {run.model.weights_sha256 for run in pretrained if run.model}
-    if len(digests) <= 1:
-        return ()
-    return (f"the runs started from {len(digests)} different sets of weights (model.weights_sha256)",)

@@ -10,6 +10,9 @@ from pugdft.leaderboard.printable import printable
 DEFAULT_BASE = "sgd"
 _BASE = "base."
 
+_MOST_TEXTS = 4096
+_canonical_texts: dict[str, str] = {}
+
 
 def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A label for each different ``optimizer`` mapping of one group, such as ``sam+adamw[rho=0.1]``.
@@ -41,7 +44,7 @@ def protocol_line(recipe: Mapping[str, Any]) -> str:
     values = _flat(recipe)
     forms = {
         "data.image_size": "{} px",
-        "train.epochs": "{} epoch" if values.get("train.epochs") == 1 else "{} epochs",
+        "train.epochs": _epochs_form(values),
         "train.max_steps": "at most {} steps",
         "train.batch_size": "batch {}",
         "train.precision": "{}",
@@ -60,6 +63,14 @@ def protocol_line(recipe: Mapping[str, Any]) -> str:
     return printable(", ".join(parts))
 
 
+def _epochs_form(values: Mapping[str, Any]) -> str:
+    """What an epoch counts: passes over the train split, or as many gradient passes as those have batches."""
+    is_one = values.get("train.epochs") == 1
+    if values.get("train.budget") == "passes":
+        return "{} epoch's worth of gradient passes" if is_one else "{} epochs' worth of gradient passes"
+    return "{} epoch" if is_one else "{} epochs"
+
+
 def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each mapping, the options that are not equal in all of them, under dotted keys."""
     flats = [_flat(mapping) for mapping in mappings]
@@ -74,11 +85,22 @@ def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def canonical(value: Any) -> str:
     """A text that two values share only if they are equal: key order and 1 against 1.0 do not matter."""
+    # A thousand records have a few dozen different recipes; Python writes a value faster than it sorts one.
+    written = repr(value)
+    text = _canonical_texts.get(written)
+    if text is None:
+        if len(_canonical_texts) == _MOST_TEXTS:
+            _canonical_texts.clear()
+        text = _canonical_texts[written] = _canonical(value)
+    return text
+
+
+def _canonical(value: Any) -> str:
     if isinstance(value, Mapping):
-        items = sorted(f"{canonical(key)}: {canonical(item)}" for key, item in value.items())
+        items = sorted(f"{_canonical(key)}: {_canonical(item)}" for key, item in value.items())
         return f"{{{', '.join(items)}}}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(canonical, value))}]"
+        return f"[{', '.join(map(_canonical, value))}]"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return repr(value)

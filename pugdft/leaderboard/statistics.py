@@ -1,7 +1,7 @@
-"""Numbers over seeds: mean, spread, interval, and the ranks that the seeds cannot rule out.
+"""Numbers over seeds: mean, spread, interval, and the ranks that the data cannot rule out.
 
-Scores are mappings from seed to a fraction in 0..1. Nothing here knows of records. scipy's special
-functions are imported where they are needed: a command that prints help must not wait for them.
+Scores are mappings from seed to a number. Nothing here knows of records. scipy's special functions are
+imported where they are needed: a command that prints help must not wait for them.
 """
 
 from __future__ import annotations
@@ -9,32 +9,43 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-LEVEL = 0.05
-"""Chance of any wrong separation in one group; 1 − LEVEL is the interval's coverage."""
+import numpy as np
 
-Scores = Mapping[int, float]
+from pugdft.leaderboard.crossed import LEVEL, Spread
+from pugdft.leaderboard.entry import Summary
+from pugdft.leaderboard.pairs import Pairs, Sample, Scores, compare_all
 
-# Two top-1 differ by at least one image in the test split; a spread below this is floating point.
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Summary:
-    """``std`` has n − 1 in the denominator; it and the interval are None for one seed."""
-
-    mean: float
-    std: float | None
-    ci95: tuple[float, float] | None
+__all__ = ["LEVEL", "Comparison", "Sample", "Summary", "compare", "holm", "mean", "rank_ranges", "summarize"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """First minus second, and the two-sided p-value of "no difference" (1 where nothing can be tested)."""
+    """First minus second.
+
+    Attributes:
+        p_value: two-sided, of "no difference"; 1 where nothing can be tested.
+        testable: whether there is any spread to hold the difference against.
+        num_seeds: that were compared.
+        paired: whether those are common to both.
+        spread: of the difference.
+        seed_variance: of the difference that one more seed each would bring.
+    """
 
     difference: float
     p_value: float
+    testable: bool
+    num_seeds: int
+    paired: bool
+    spread: Spread
+    seed_variance: float
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Covers the true difference with at least 1 − ``level``; None if nothing can be tested."""
+        if not self.testable:
+            return None
+        half = float(self.spread.half_width(level))
+        return self.difference - half, self.difference + half
 
 
 def mean(values: Iterable[float]) -> float:
@@ -43,105 +54,100 @@ def mean(values: Iterable[float]) -> float:
     return math.fsum(numbers) / len(numbers)
 
 
-def summarize(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation, and the 95 % interval mean ± t(n − 1)·std/√n, clipped to 0..1."""
+def summarize(
+    scores: Sequence[float] | Scores,
+    spread: Spread | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Summary:
+    """Mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``.
+
+    Args:
+        scores: by seed, or in any order.
+        spread: of the mean over seeds and test images, for an interval that speaks of other seeds and other
+            images (see ``crossed``); without, it is t over seeds, for these images.
+        bounds: that no score can leave.
+    """
+    values = list(scores.values()) if isinstance(scores, Mapping) else list(scores)
     centre = mean(values)
     if len(values) < 2:
-        return Summary(centre, None, None)
-    from scipy.special import stdtrit
-
-    spread = math.sqrt(_variance(values))
-    half = float(stdtrit(len(values) - 1, 1 - LEVEL / 2)) * spread / math.sqrt(len(values))
-    return Summary(centre, spread, (max(0.0, centre - half), min(1.0, centre + half)))
-
-
-def rank_ranges(scores: Sequence[Scores], num_images: int | None = None) -> list[tuple[int, int]]:
-    """For each entry the best and the worst rank (1 = highest score) that the seeds allow.
-
-    Two entries are separated if :func:`compare` is significant at 5 % after Holm's correction over all
-    pairs. The best rank is 1 + the number of separated better entries, the worst n − the number of
-    separated worse ones.
-
-    Args:
-        scores: of each entry.
-        num_images: images that each score is a fraction of, None if unknown.
-    """
-    pairs = list(combinations(range(len(scores)), 2))
-    comparisons = [compare(scores[first], scores[second], num_images) for first, second in pairs]
-    num_better, num_worse = [0] * len(scores), [0] * len(scores)
-    rejected = holm([comparison.p_value for comparison in comparisons])
-    for (first, second), comparison, separated in zip(pairs, comparisons, rejected, strict=True):
-        if separated:
-            winner, loser = (first, second) if comparison.difference > 0 else (second, first)
-            num_better[loser] += 1
-            num_worse[winner] += 1
-    return [(1 + better, len(scores) - worse) for better, worse in zip(num_better, num_worse, strict=True)]
+        return Summary(centre)
+    variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
+    half = float((spread or Spread(variance / len(values), len(values) - 1)).half_width())
+    interval = max(bounds[0], centre - half), min(bounds[1], centre + half)
+    return Summary(centre, math.sqrt(variance), interval)
 
 
-def compare(first: Scores, second: Scores, num_images: int | None = None) -> Comparison:
-    """Paired t-test over common seeds; Welch's test if no seed is common and each has two or more.
-
-    Pairing is right because equal seeds share their split, order, augmentation and head. With a single
-    common seed, or a single seed on one side, there is no estimate of the spread: nothing is separated.
-
-    A spread of zero would make t infinite, yet a few equal differences are a common accident: top-1 moves
-    in steps of 1/N for N test images. The rounding to such a step alone has the variance 1/(12 N²), that of
-    a difference of two top-1 is 1/(6 N²), and no estimate of a variance is taken to be smaller than that.
-    Three seeds that differ by one image each are thus not separated (p = 0.051), by two images they are.
-    Where N is unknown a spread of zero separates nothing.
+def compare(
+    first: Sample | Scores,
+    second: Sample | Scores,
+    num_images: int | None = None,
+    unpaired: bool = False,
+) -> Comparison:
+    """One pair, by the rules of :func:`pugdft.leaderboard.pairs.compare_all`.
 
     Args:
-        first: top-1 by seed.
+        first: scores by seed, with those of each image or without.
         second: likewise.
-        num_images: N, None if unknown.
+        num_images: that each score is a fraction of, None if unknown or if it is no fraction.
+        unpaired: equal seeds do not share what pairing needs.
     """
-    rounding = 1 / (12 * num_images**2) if num_images else 0.0
-    common = sorted(first.keys() & second.keys())
-    if common:
-        return _paired([first[seed] - second[seed] for seed in common], 2 * rounding)
-    return _welch(list(first.values()), list(second.values()), rounding)
+    one, two = (each if isinstance(each, Sample) else Sample(each) for each in (first, second))
+    pairs = compare_all([one, two], num_images, np.full((2, 2), True) if unpaired else None)
+    spread = pairs.spread
+    return Comparison(
+        difference=float(pairs.difference[0]),
+        p_value=float(pairs.p_values[0]),
+        testable=bool(pairs.testable[0]),
+        num_seeds=int(pairs.num_seeds[0]),
+        paired=bool(one.scores.keys() & two.scores.keys()) and not unpaired,
+        spread=Spread(
+            float(spread.seeds[0]),
+            float(spread.freedom[0]),
+            float(spread.images[0]),
+            float(spread.residual[0]),
+            spread.image_freedom,
+        ),
+        seed_variance=float(pairs.seed_variance[0]),
+    )
+
+
+def rank_ranges(
+    samples: Sequence[Sample | Scores], num_images: int | None = None, higher_is_better: bool = True
+) -> list[tuple[int, int]]:
+    """For each entry the best and the worst rank (1 = best score) that the data allow.
+
+    Args:
+        samples: of each entry.
+        num_images: images that each score is a fraction of, None if unknown.
+        higher_is_better: which end of the scores rank 1 is.
+    """
+    pairs = compare_all([s if isinstance(s, Sample) else Sample(s) for s in samples], num_images)
+    return ranges_of(pairs, holm_adjusted(pairs.p_values) <= LEVEL, higher_is_better)
+
+
+def ranges_of(pairs: Pairs, separated: np.ndarray, higher_is_better: bool = True) -> list[tuple[int, int]]:
+    """The best rank is 1 + the separated better entries, the worst is n − the separated worse ones."""
+    first, second = (each[separated] for each in pairs.first_and_second())
+    first_wins = (pairs.difference[separated] > 0) == higher_is_better
+    winners, losers = np.where(first_wins, first, second), np.where(first_wins, second, first)
+    num_better = np.bincount(losers, minlength=pairs.size)
+    num_worse = np.bincount(winners, minlength=pairs.size)
+    lows, highs = 1 + num_better, pairs.size - num_worse
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
-    """Which hypotheses Holm's step-down procedure rejects (Scandinavian J. Statistics 6, 1979)."""
-    rejected = [False] * len(p_values)
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    for position, index in enumerate(order):
-        if p_values[index] > level / (len(p_values) - position):
-            break
-        rejected[index] = True
-    return rejected
+    """Which hypotheses Holm's step-down procedure rejects."""
+    return [bool(p_value <= level) for p_value in holm_adjusted(np.asarray(p_values, dtype=float))]
 
 
-def _paired(differences: Sequence[float], floor: float) -> Comparison:
-    size, centre = len(differences), mean(differences)
-    variance = _variance(differences, floor) if size > 1 else 0.0
-    if variance == 0:
-        return Comparison(centre, 1.0)
-    return Comparison(centre, _two_sided(centre / math.sqrt(variance / size), size - 1))
+def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
+    """p-values that may each be held against the level of all (Scandinavian J. Statistics 6, 1979).
 
-
-def _welch(first: Sequence[float], second: Sequence[float], floor: float) -> Comparison:
-    centre = mean(first) - mean(second)
-    if min(len(first), len(second)) < 2:
-        return Comparison(centre, 1.0)
-    shares = [(_variance(values, floor) / len(values), len(values) - 1) for values in (first, second)]
-    squared_error = sum(share for share, _ in shares)
-    if squared_error == 0:
-        return Comparison(centre, 1.0)
-    freedom = squared_error**2 / sum(share**2 / degrees for share, degrees in shares)
-    return Comparison(centre, _two_sided(centre / math.sqrt(squared_error), freedom))
-
-
-def _two_sided(t: float, freedom: float) -> float:
-    from scipy.special import stdtr
-
-    return 2 * float(stdtr(freedom, -abs(t)))
-
-
-def _variance(values: Sequence[float], floor: float = 0.0) -> float:
-    """With n − 1 in the denominator, at least ``floor``; 0 is said of what only floating point spreads."""
-    if max(values) - min(values) <= _ROUNDING:
-        return floor
-    centre = mean(values)
-    return max(floor, math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+    The k-th smallest of m is multiplied by m − k + 1, and none is less than that of a smaller one.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return adjusted

@@ -1,0 +1,65 @@
+"""``pugdft compare``."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pugdft.cli.leaderboard import RankedBy
+
+_GATE_DID_NOT_HOLD = 3
+
+
+class Format(StrEnum):
+    """How the comparison is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def command(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A record, a folder with one optimizer's runs, or its label.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Exit code 3 unless A is shown to be worse than B by less than this, as a fraction: 0.002.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        RankedBy, typer.Option(help="Compare this, of the last epoch on the test split.")
+    ] = RankedBy.TOP1,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Where labels are looked up.", show_default="runs"),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only this data set.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.", show_default=False)] = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="Text for people, JSON for programs.")
+    ] = Format.TEXT,
+) -> None:
+    """Tell how much better optimizer A is than B, and how sure that is.
+
+    Equal seeds are pairs; with stored predictions the test images count as drawn, too. A label is what the
+    leaderboard calls an optimizer, such as 'sam[rho=0.1]'.
+    """
+    from pugdft.leaderboard.compare import compare_sides
+    from pugdft.leaderboard.compare_text import as_json, as_text
+    from pugdft.leaderboard.sides import find_sides
+
+    one, two = find_sides(
+        first, second, records or [Path("runs")], dataset, model, lambda line: print(line, file=sys.stderr)
+    )
+    report = compare_sides(one, two, metric.value, margin)
+    typer.echo(as_json(report) if format_ is Format.JSON else as_text(report))
+    if report.gate is not None and not report.gate.holds:
+        raise typer.Exit(_GATE_DID_NOT_HOLD)
