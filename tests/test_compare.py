@@ -290,7 +290,7 @@ def test_a_folder_of_several_optimizers_is_refused_with_their_names(runs: Path) 
     ("change", "said"),
     [
         ({"train__epochs": 5}, "train.epochs is 10 for A and 5 for B"),
-        ({"train__budget": "passes"}, "train.budget is absent for A and passes for B"),
+        ({"train__budget": "passes"}, "train.budget is epochs for A and passes for B"),
         ({"model__name": "vgg16"}, "model.name is resnet18 for A and vgg16 for B"),
         (
             {"data": {"name": "cifar10", "classes": 10, "sizes": {"test": 9}, "sha256": "cd" * 32}},

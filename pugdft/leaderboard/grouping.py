@@ -19,6 +19,7 @@ from pugdft.errors import counted
 from pugdft.leaderboard.collect import Loaded
 from pugdft.leaderboard.labels import canonical, differing, entry_labels, protocol_line, shown
 from pugdft.leaderboard.printable import printable
+from pugdft.recipe import DataSection, ModelSection, ScheduleSection, TrainSection
 from pugdft.record import RunRecord
 
 _NO_PROTOCOL = {
@@ -29,8 +30,16 @@ _NO_PROTOCOL = {
     ("train", "eval_every"),
     ("train", "evaluate"),  # runs on held-out images alone are in no group
 }
-# Keys that older records do not have, with what those runs did.
-_BEFORE = {("train", "budget"): "epochs"}
+# What a run does without a key: an older record lacks the newer ones.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
+    for name, section in (
+        ("model", ModelSection),
+        ("data", DataSection),
+        ("schedule", ScheduleSection),
+        ("train", TrainSection),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -113,8 +122,8 @@ def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {
         section: {
             key: item
-            for key, item in value.items()
-            if (section, key) not in _NO_PROTOCOL and _BEFORE.get((section, key)) != item
+            for key, item in {**_DEFAULTS.get(section, {}), **value}.items()
+            if (section, key) not in _NO_PROTOCOL
         }
         if isinstance(value, Mapping)
         else value
