@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def check(folder: Path, recipe: Recipe) -> None:
         other = Recipe.model_validate(other).as_dict()
     except ValidationError:
         raise UserError(f"{path}: is not a recipe; choose another --output, or move it away") from None
-    if differences := _differences(other, recipe.as_dict()):
+    if differences := differences_between(other, recipe.as_dict()):
         shown = "\n".join(f"  {line}" for line in differences)
         raise UserError(
             f"{folder}: holds the run of another recipe:\n{shown}\n"
@@ -84,12 +85,18 @@ def claim(folder: Path, recipe: Recipe) -> FileLock:
     return lock
 
 
-def _differences(theirs: Any, ours: Any, where: str = "") -> list[str]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
+def differences_between(theirs: Any, ours: Any, where: str = "") -> list[str]:
+    """What differs in two nested values, a line for each place, by its dotted name."""
+    pairs: list[tuple[object, Any, Any]] | None = None
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         keys = [*ours, *(key for key in theirs if key not in ours)]
-        return [
-            line
-            for key in keys
-            for line in _differences(theirs.get(key), ours.get(key), f"{where}.{key}" if where else str(key))
-        ]
-    return [] if theirs == ours else [f"{where}: {theirs!r} there, {ours!r} here"]
+        pairs = [(key, theirs.get(key), ours.get(key)) for key in keys]
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        pairs = [(number, *both) for number, both in enumerate(zip(theirs, ours, strict=True))]
+    if pairs is None:
+        return [] if theirs == ours else [f"{where}: {theirs!r} there, {ours!r} here"]
+    return [
+        line
+        for key, their, our in pairs
+        for line in differences_between(their, our, f"{where}.{key}" if where else str(key))
+    ]

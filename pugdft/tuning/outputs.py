@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pugdft import yaml_text
 from pugdft.errors import UserError
+from pugdft.output import differences_between
 from pugdft.recipe import Recipe, read_text
 from pugdft.record import write_atomically
 from pugdft.tuning.search import Search
@@ -73,7 +74,7 @@ def check_folder(folder: Path, question: Question) -> None:
     theirs = {key: given.get(key) for key in question.as_dict()}
     with suppress(ValidationError):  # of an older version: the defaults of newer keys are what it ran with
         theirs["recipe"] = Recipe.model_validate(theirs["recipe"]).as_dict()
-    if differences := _differences(_without_trials(theirs), _without_trials(question.as_dict())):
+    if differences := differences_between(_without_trials(theirs), _without_trials(question.as_dict())):
         shown = "\n".join(f"  {line}" for line in differences)
         raise UserError(
             f"{folder}: holds another search:\n{shown}\nChoose another --output, or move that one away."
@@ -156,17 +157,3 @@ def _without_trials(question: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(search, Mapping):
         kept = {key: value for key, value in search.items() if key != "trials"}
     return {**question, "search": kept}
-
-
-def _differences(theirs: Any, ours: Any, where: str = "") -> list[str]:
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        keys = [*ours, *(key for key in theirs if key not in ours)]
-        return [
-            line
-            for key in keys
-            for line in _differences(theirs.get(key), ours.get(key), f"{where}.{key}" if where else str(key))
-        ]
-    if isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
-        pairs = enumerate(zip(theirs, ours, strict=True))
-        return [line for number, pair in pairs for line in _differences(*pair, f"{where}.{number}")]
-    return [] if theirs == ours else [f"{where}: {theirs!r} there, {ours!r} here"]
