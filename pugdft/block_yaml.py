@@ -70,6 +70,8 @@ def read(text: str, read_section: Callable[[str], Any]) -> dict[str, Any]:
     Raises:
         Unusual: the whole text is to be read in the long way.
     """
+    if not text.endswith("\n"):
+        raise Unusual
     try:
         return _read_lines(text)
     except Unusual:
@@ -112,7 +114,7 @@ def _read_lines(text: str) -> dict[str, Any]:
             indent, is_item, value = value
         if opened is not None:
             # The items of a sequence may stand as far left as its key.
-            if indent < level + (not is_item) or len(outer) == _MOST_LEVELS:
+            if indent < level + (not is_item) or len(outer) >= _MOST_LEVELS:
                 raise Unusual
             outer.append((inner, level))
             inner[opened] = [] if is_item else {}
@@ -129,6 +131,8 @@ def _read_lines(text: str) -> dict[str, Any]:
             if key is None:
                 inner.append(value)
                 continue
+            if len(outer) >= _MOST_LEVELS:
+                raise Unusual
             outer.append((inner, level))
             inner.append({})
             inner, level = inner[-1], indent + 2

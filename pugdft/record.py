@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from pugdft.errors import UserError
 
 SCHEMA = "pugdft.run/1"
 RECORD_NAME = "record.yaml"
+_LARGEST_BYTES = 256 << 20  # of a file; a history of a million epochs is smaller
 
 Status = Literal["completed", "diverged", "failed", "interrupted", "oom"]
 
@@ -146,6 +148,10 @@ def read_record(path: Path) -> RunRecord:
         UserError: not readable, not a record, or of a schema this version does not know.
     """
     try:
+        status = path.stat()
+        # A pipe would be waited for, and a device has no end.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_BYTES:
+            raise UserError(f"{path}: not a run record: not a file of at most {_LARGEST_BYTES >> 20} MiB")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

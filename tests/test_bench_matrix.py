@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -24,7 +25,9 @@ from pugdft.bench.plan import Cell, passes_per_update, plan_cells
 from pugdft.errors import UserError
 from pugdft.finetune import read_recipe
 from pugdft.optim import resolve_spec
+from pugdft.recipe import Recipe
 from pugdft.record import RunRecord, read_record, write_record
+from pugdft.schedule import lr_factor
 
 BASE = {"name": "sgd", "lr": 0.05}
 
@@ -151,6 +154,27 @@ def test_equal_passes_are_what_the_recipes_own_optimizer_takes(recipe_file: Path
         assert (cell.recipe.train.epochs, cell.recipe.train.budget) == (4, "passes")
     assert [cell.recipe.train.epochs for cell in cells_of(recipe_file, "sgd,sam", "epochs")] == [2, 2]
     assert [cell.recipe.train.epochs for cell in cells_of(recipe_file, "sgd,sam")] == [2, 2]
+
+
+def test_counting_passes_leaves_the_recipes_own_optimizer_its_schedule(recipe_file: Path) -> None:
+    overrides = ["train.epochs=10", "schedule.warmup_epochs=2"]
+    entries = parse_optimizers("sam")  # the recipe's own: two passes an update
+    own, by_passes = (
+        plan_cells([str(recipe_file)], overrides, entries, [0], recipe_file.parent, budget)[0].recipe
+        for budget in (None, "passes")
+    )
+    steps = 7  # of an epoch
+
+    def factor(recipe: Recipe, spent: int) -> float:
+        total, warmup = recipe.train.epochs * steps, round(recipe.schedule.warmup_epochs * steps)
+        return lr_factor("cosine", spent, total, warmup)
+
+    for update in range(own.train.epochs * steps):
+        expected = factor(own, update)
+        # Within the warm-up an update is as long as two passes: half an update's rise of difference.
+        assert factor(by_passes, 2 * update) == pytest.approx(expected, abs=0.5 / (2 * steps) + 1e-12)
+    back = plan_cells([str(recipe_file)], [*overrides, "train.budget=passes"], entries, [0], Path(), "epochs")
+    assert (back[0].recipe.train.epochs, back[0].recipe.schedule.warmup_epochs) == (5, 1)
 
 
 @pytest.mark.slow
@@ -297,6 +321,60 @@ def test_what_runs_again(
     monkeypatch.setattr(local, "_run", run)
     assert local.run_cells(cells, local.Watcher(), local.Options(retry=retry)) == 0
     assert bool(started) is runs
+
+
+@pytest.mark.parametrize("status", ["failed", "oom"])
+def test_a_cell_that_failed_in_another_command_meanwhile_is_not_tried_by_this_one_too(
+    status: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = cells_of(recipe_file, "sgd,sam")
+    local.prepare_output(recipe_file.parent / "runs")
+    record = RunRecord.model_validate({"id": "x", "status": status, "recipe": {}, "seed": 0})
+    started: list[Cell] = []
+
+    def run(cell: Cell, *others: Any) -> int:
+        started.append(cell)
+        time.sleep(0.05)
+        write_record(record, cells[1].folder)  # the other command, while this one is at its first cell
+        return 0
+
+    monkeypatch.setattr(local, "_run", run)
+    assert local.run_cells(cells, local.Watcher()) == 0
+    assert started == cells[:1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_bench_although_its_cell_came_to_its_end(
+    number: int, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor signals the bench alone, and the cell, told at its very end, completes."""
+    cells = cells_of(recipe_file, "sgd,sam,pugd")
+    local.prepare_output(recipe_file.parent / "runs")
+    stands_in = "import os, signal, time\n"
+    stands_in += f"signal.signal({int(number)}, lambda *rest: os._exit(0))\n"
+    stands_in += f"os.kill(os.getppid(), {int(number)})\ntime.sleep(30)"
+    started: list[Any] = []
+    start = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> Any:
+        started.append(command)
+        return start([sys.executable, "-c", stands_in], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert local.run_cells(cells, local.Watcher()) == 128 + number
+    assert len(started) == 1
+
+
+def test_a_file_system_without_locks_is_the_users_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match="this file system has no locks"), claimed(tmp_path / "cell"):
+        pass
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:

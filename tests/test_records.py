@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any, NoReturn
@@ -415,3 +416,35 @@ def test_one_id_with_two_contents_names_both_files(tmp_path: Path) -> None:
     assert str(first) in str(caught.value)
     assert str(second) in str(caught.value)
     assert gc.isenabled()
+
+
+def test_a_pipe_or_a_device_is_no_record_and_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "record.yaml")
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / "record.yaml").symlink_to("/dev/zero")
+    collected = collect([tmp_path])
+    assert len(collected.left_out) == 2
+    assert all("not a file of at most" in message for message in collected.left_out)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "b: " + "x" * 100 + "\nc: |\n  y",  # no line break at the end
+        "a:\n  b:\n" + "".join(f"{'  ' * depth}- c:\n" for depth in range(2, 60)),
+    ],
+)
+def test_the_quick_way_leaves_to_the_long_way_what_it_would_read_otherwise(text: str) -> None:
+    with pytest.raises(block_yaml.Unusual):
+        block_yaml.read(text, lambda section: yaml_text._parse_in_full(section, "", False))
+
+
+def test_of_equal_copies_the_one_with_predictions_counts(tmp_path: Path) -> None:
+    record = run()
+    for name in ("a", "b"):
+        write_record(record, tmp_path / name)
+    (tmp_path / "b" / "predictions.npz").write_bytes(b"x")
+    for order in (["a", "b"], ["b", "a"]):
+        (loaded,) = collect([tmp_path / name for name in order]).records
+        assert loaded.path.parent.name == "b"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pugdft.errors import UserError
+
 _FOLDER = ".claims"
 
 
@@ -27,6 +29,11 @@ def claimed(folder: Path) -> Iterator[int | None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
+        except OSError as error:
+            raise UserError(
+                f"--output {folder.parent}: this file system has no locks ({error.strerror}), by which "
+                "several commands share a folder; choose a folder on another one"
+            ) from None
         else:
             yield descriptor
     finally:

@@ -13,10 +13,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from pugdft import yaml_text
@@ -101,8 +102,9 @@ def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None =
     """
     options = options or Options()
     elsewhere: list[Cell] = []
+    began = time.time()
     for cell in cells:
-        code = _run_if_free(cell, watcher, options)
+        code = _run_if_free(cell, watcher, options, began)
         if code is None:
             watcher.on_state(cell, "elsewhere")
             elsewhere.append(cell)
@@ -110,7 +112,7 @@ def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None =
             return code
     for cell in elsewhere:
         # Whoever has it settles it; should that command be killed, its cell becomes ours.
-        while (code := _run_if_free(cell, watcher, options, after_another=True)) is None:
+        while (code := _run_if_free(cell, watcher, options, began)) is None:
             time.sleep(_LOOK_AGAIN_SECONDS)
         if code == USER_MISTAKE or code in INTERRUPTED:
             return code
@@ -122,20 +124,31 @@ def incomplete(cells: Sequence[Cell]) -> list[tuple[Cell, str, Path]]:
     return [(cell, status, cell.folder) for cell in cells if (status := cell_status(cell)) != "completed"]
 
 
-def _run_if_free(cell: Cell, watcher: Watcher, options: Options, after_another: bool = False) -> int | None:
+def _run_if_free(cell: Cell, watcher: Watcher, options: Options, began: float) -> int | None:
     """The exit code of a cell, 0 if it needs no run, None if another command is at it."""
     with claimed(cell.folder) as descriptor:
         if descriptor is None:
             return None
         status = cell_status(cell)
-        settled = SETTLED if not options.retry or after_another else ("completed",)
-        if status in settled or (after_another and status in ("failed", "oom")):
+        if _is_settled(cell, status, options, began):
             watcher.on_state(cell, status)
             return 0
         watcher.on_state(cell, "running")
         code = _run(cell, watcher, options, descriptor)
         watcher.on_state(cell, "stopped" if code == USER_MISTAKE else cell_status(cell))
         return code
+
+
+def _is_settled(cell: Cell, status: str, options: Options, began: float) -> bool:
+    """Whether a cell needs no run: what failed before is tried once more, but not by every command."""
+    if status in ("missing", "interrupted"):
+        return False
+    if status == "completed" or (status in SETTLED and not options.retry):
+        return True
+    try:
+        return (cell.folder / RECORD_NAME).stat().st_mtime >= began  # another command did, meanwhile
+    except OSError:
+        return False
 
 
 def _run(cell: Cell, watcher: Watcher, options: Options, descriptor: int) -> int:
@@ -156,14 +169,11 @@ def _run(cell: Cell, watcher: Watcher, options: Options, descriptor: int) -> int
     assert process.stderr is not None
     listener = threading.Thread(target=_listen, args=(process.stderr, cell, watcher), daemon=True)
     listener.start()
-    with _handing_on(signal.SIGTERM, process):
-        while True:
-            try:
-                code = process.wait()
-                break
-            except KeyboardInterrupt:
-                continue  # the terminal sent it to the cell as well, which saves a checkpoint and ends
+    with _handing_on(process) as received:
+        code = process.wait()
     listener.join(timeout=10)  # a grandchild may hold the pipe open
+    if received:
+        return 128 + received[0]  # also if the cell had come to its end by itself
     # A signal that came before the cell listened ends it by that signal: 128 + n, as shells count.
     return code if code >= 0 else 128 - code
 
@@ -188,14 +198,25 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _handing_on(number: int, process: subprocess.Popen[str]) -> Iterator[None]:
-    """A signal to this process goes to its cell, which saves a checkpoint and ends with 128 + number."""
+def _handing_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM go to the cell, which saves a checkpoint and ends; yields the signals that came.
+
+    A terminal sends Ctrl-C to the cell by itself, and a second one would end it without a checkpoint.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
-    handler: Callable[..., None] = lambda received, frame: process.send_signal(received)  # noqa: E731
-    before = signal.signal(number, handler)
+    by_terminal = sys.stdin is not None and sys.stdin.isatty()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGTERM or not by_terminal:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -133,4 +133,10 @@ def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
     length = {"epochs": max(1, round(recipe.train.epochs * factor)), "budget": budget}
     if recipe.train.max_steps:
         length["max_steps"] = max(1, round(recipe.train.max_steps * factor))
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=length)})
+    warmup = {"warmup_epochs": recipe.schedule.warmup_epochs * factor}
+    return recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update=length),
+            "schedule": recipe.schedule.model_copy(update=warmup),
+        }
+    )

@@ -140,36 +140,38 @@ def show(
     """
     from pugdft.errors import UserError, counted
     from pugdft.leaderboard import Collected, build_leaderboard, collect
+    from pugdft.leaderboard.collect import without_garbage_collection
     from pugdft.leaderboard.filters import NothingMatches
 
-    places = paths or _DEFAULT_PATHS
-    # What papers printed needs no run, so the folder that nobody named may be missing.
-    is_needed = bool(paths) or not reported or places[0].exists()
-    collected = collect(places) if is_needed else Collected([], (), ())
-    for message in (*collected.left_out, *collected.notes):
-        print(message, file=sys.stderr)
-    if collected.left_out:
-        print(f"{counted(len(collected.left_out), 'record')} left out", file=sys.stderr)
-    if not collected.records and not reported:
-        where = ", ".join(map(str, places))
-        raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
-    groups: list[Group] = []
-    unmatched: NothingMatches | None = None
-    if collected.records:
-        try:
-            groups = build_leaderboard(collected.records, dataset, model, metric.value)
-        except NothingMatches as error:
-            if not reported:
-                raise
-            unmatched = error
-        if not groups and not reported:
-            trials = counted(len(collected.records), "record")
-            raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
-    if reported:
-        groups = _with_reported(groups, dataset, model, unmatched)
-    _write(_rendered(groups, format_, output), output)
-    if strict and collected.left_out:
-        raise typer.Exit(1)
+    with without_garbage_collection():
+        places = paths or _DEFAULT_PATHS
+        # What papers printed needs no run, so the folder that nobody named may be missing.
+        is_needed = bool(paths) or not reported or places[0].exists()
+        collected = collect(places) if is_needed else Collected([], (), ())
+        for message in (*collected.left_out, *collected.notes):
+            print(message, file=sys.stderr)
+        if collected.left_out:
+            print(f"{counted(len(collected.left_out), 'record')} left out", file=sys.stderr)
+        if not collected.records and not reported:
+            where = ", ".join(map(str, places))
+            raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
+        groups: list[Group] = []
+        unmatched: NothingMatches | None = None
+        if collected.records:
+            try:
+                groups = build_leaderboard(collected.records, dataset, model, metric.value)
+            except NothingMatches as error:
+                if not reported:
+                    raise
+                unmatched = error
+            if not groups and not reported:
+                trials = counted(len(collected.records), "record")
+                raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
+        if reported:
+            groups = _with_reported(groups, dataset, model, unmatched)
+        _write(_rendered(groups, format_, output), output)
+        if strict and collected.left_out:
+            raise typer.Exit(1)
 
 
 def _with_reported(

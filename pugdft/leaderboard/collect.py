@@ -81,12 +81,20 @@ def collect(paths: Sequence[Path]) -> Collected:
             left_out.append(f"left out: {error}")
             continue
         first = loaded.setdefault(record.id, Loaded(record, file))
-        if first.record is not record and first.record.to_yaml() != record.to_yaml():
+        if first.record is record:
+            continue
+        if first.record == record and not _has_predictions(first) and _has_predictions(Loaded(record, file)):
+            loaded[record.id] = Loaded(record, file)  # a copy says the same, and has more to show
+        elif first.record.to_yaml() != record.to_yaml():
             raise UserError(
                 f'the id "{printable(record.id)}" stands in two records that differ: {printable(first.path)} '
                 f"and {printable(file)}. Remove the one that is not the run's own."
             )
     return Collected(list(loaded.values()), tuple(map(printable, left_out)), tuple(map(printable, notes)))
+
+
+def _has_predictions(run: Loaded) -> bool:
+    return (run.path.parent / "predictions.npz").exists()
 
 
 def read_checked(file: Path) -> RunRecord:
