@@ -22,11 +22,12 @@ class Plan:
     @property
     def num_trials(self) -> int:
         """Trials of different options; a grid around the untuned value finds one of them run already."""
-        number, has_run = 0, False
+        number = 0
+        have_run: set[bool] = set()  # the base alone, the optimizer itself: neither's trials are the other's
         for grid in self.grids:
             values = grid.values
-            number += len(values) - (has_run and not grid.alone and grid.start in values)
-            has_run = has_run or not grid.alone
+            number += len(values) - (grid.alone in have_run and grid.start in values)
+            have_run.add(grid.alone)
         return number
 
 
@@ -40,7 +41,7 @@ def plan_greedy(search: GreedySearch, optimizers: Sequence[Untuned]) -> list[Pla
     if not search.equalize:
         return plans
     most = max(plan.num_trials for plan in plans)
-    return [_refined(plan, most - plan.num_trials) for plan in plans]
+    return [_refined(plan, most) for plan in plans]
 
 
 def search_greedily(plans: Sequence[Plan], trials: Trials) -> list[Tuned]:
@@ -128,11 +129,14 @@ class _Course:
         )
 
 
-def _refined(plan: Plan, further: int) -> Plan:
+def _refined(plan: Plan, num_trials: int) -> Plan:
     candidates = [number for number, grid in enumerate(plan.grids) if grid.can_refine]
-    if not further or not candidates:
+    if not candidates:
         return plan
     chosen = max(candidates, key=lambda number: (not plan.grids[number].alone, number))
-    grids = list(plan.grids)
-    grids[chosen] = grids[chosen].refined(further)
-    return replace(plan, grids=tuple(grids))
+    # One by one: a middle that is the untuned value is no trial more.
+    while plan.num_trials < num_trials:
+        grids = list(plan.grids)
+        grids[chosen] = grids[chosen].refined(1)
+        plan = replace(plan, grids=tuple(grids))
+    return plan

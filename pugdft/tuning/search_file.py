@@ -82,6 +82,9 @@ class _Reader:
             elif read := self._stage(where, stage):
                 if read.option in [other.option for other in stages]:
                     self._fault(f"{where}.option", f'"{read.option}" stands twice')
+                # What the base finds would change a method that was scored with another base.
+                if read.alone and (own := [other.option for other in stages if not other.alone]):
+                    self._fault(f"{where}.with", f"base must come before stages with the method ({own[0]})")
                 stages.append(read)
         return GreedySearch(title, tuple(stages), self._flag(data, "equalize", True))
 

@@ -7,10 +7,9 @@ stand in the journal, its runs resume in their folders. Whoever runs a trial hol
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from pugdft.bench.claim import claimed
+from pugdft.tuning.lock import locked
 from pugdft.tuning.search import GeneralSearch, Range
 from pugdft.tuning.space import Axis
 
@@ -137,14 +137,8 @@ class Study:
             options[option] = axis.value(point)
         return options
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self._folder / _LOCK)
 
 
 class _HeldByUs(JournalFileOpenLock):
