@@ -59,6 +59,8 @@ class ModelFacts(_Part):
 class SplitMetrics(_Part):
     """One evaluation: fractions in 0..1; ``loss`` is the mean cross-entropy; ``ece`` has 15 equal bins."""
 
+    model_config = ConfigDict(extra="allow", strict=True)  # `top1: true` is no accuracy
+
     top1: float
     top5: float
     loss: float
@@ -147,14 +149,32 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         UserError: not readable, not a record, or of a schema this version does not know.
     """
+    return parse_record(read_record_text(path), path)
+
+
+def read_record_text(path: Path) -> str:
+    """The text of a record's file.
+
+    Raises:
+        UserError: it cannot be read, or is no file of a sensible size.
+    """
     try:
-        status = path.stat()
+        status = os.stat(path)
         # A pipe would be waited for, and a device has no end.
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_BYTES:
             raise UserError(f"{path}: not a run record: not a file of at most {_LARGEST_BYTES >> 20} MiB")
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def parse_record(text: str, path: Path) -> RunRecord:
+    """A record from its text; ``path`` is for messages.
+
+    Raises:
+        UserError: not a record, or of a schema this version does not know.
+    """
     data = yaml_text.parse(text, str(path), aliases=False)  # a run writes none
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")

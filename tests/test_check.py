@@ -137,6 +137,8 @@ def test_a_good_record_is_ok_in_one_line(tmp_path: Path) -> None:
         ({"history.1.epoch": 1}, "history.1.epoch"),
         ({"history.1.epoch": ...}, "history.1.epoch"),
         ({"history.2.steps": 19}, "history.2.steps"),
+        ({"history.0.gradient_passes": 1}, "history.0.gradient_passes"),
+        ({"recipe.tuning": {"trials": 0, "gradient_passes": 9.0}}, "recipe.tuning.trials"),
         ({"history.1.gradient_passes": 70}, "history.2.gradient_passes"),
         ({"history.1.train_seconds": -1.0}, "history.1.train_seconds"),
         ({"history.2.train_seconds": 1.0}, "history.2.train_seconds"),
@@ -187,7 +189,10 @@ def test_several_ascents_allow_more_passes(tmp_path: Path) -> None:
     amp = {"recipe.optimizer": {"name": "amp", "inner_iter": 3, "base": {"name": "sgd", "lr": 0.1}}}
     write(tmp_path / "sam", changed(content(made, "sam"), passes), made)
     write(tmp_path / "amp", changed(content(made, "amp"), passes | amp), made)
-    assert [wheres(each) for each in check(tmp_path)] == [[], ["cost.gradient_passes"]]
+    assert [wheres(each) for each in check(tmp_path)] == [
+        [],
+        ["history.2.gradient_passes", "cost.gradient_passes"],
+    ]
 
 
 def test_a_budget_of_passes_counts_passes(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from conftest import pugdft
 from run_records import PUGD, SAM, SGD, loaded, record, stored
 from scipy import stats
 from typer.testing import CliRunner
 
 from pugdft.cli import compare as cli
 from pugdft.errors import UserError
-from pugdft.leaderboard.compare import Report, compare_sides, mcnemar
+from pugdft.leaderboard.compare import Report, _planning, compare_sides, mcnemar
 from pugdft.leaderboard.grouping import group_runs
 from pugdft.leaderboard.sides import Side, find_sides
 from pugdft.leaderboard.statistics import Sample
@@ -240,6 +241,36 @@ def test_a_failed_gate_says_how_many_seeds_equals_would_need() -> None:
     assert f"about {found.gate.seeds_needed} seeds would show it" in " ".join(as_text(found).split())
 
 
+@pytest.mark.parametrize("status", ["diverged", "failed", "oom"])
+def test_the_gate_does_not_hold_while_seeds_of_a_came_to_nothing(tmp_path: Path, status: str) -> None:
+    survived = seeds(SAM, 0.95, 0.96, 0.955)
+    lost = [record(SAM, seed, status=status) for seed in (3, 4)]
+    one = write(tmp_path / "a", *survived, *lost)
+    two = write(tmp_path / "b", *seeds(SGD, 0.9, 0.91, 0.905, 0.9, 0.91))
+    done = run_command(str(one), str(two), "--margin", "0.002")
+    assert done.code == 3
+    text = " ".join(done.out.split())
+    assert f"A has seeds without a completed run: 2 {status} (seed 3, 4)" in text
+    assert f"A: not in its mean: 2 {status} (seed 3, 4)." in text
+    assert run_command(str(two), str(one), "--margin", "0.2").code == 0  # B is not what must be shown good
+    assert f"B: not in its mean: 2 {status} (seed 3, 4)." in " ".join(
+        run_command(str(two), str(one)).out.split()
+    )
+    write(one, *(record(SAM, seed, 0.95) for seed in (3, 4)))
+    assert run_command(str(one), str(two), "--margin", "0.002").code == 0
+
+
+def test_a_run_that_somebody_stopped_is_noted_and_no_gates_matter() -> None:
+    found = report(
+        [*seeds(SAM, 0.95, 0.96, 0.955), record(SAM, 3, status="interrupted")],
+        seeds(SGD, 0.9, 0.91, 0.905),
+        margin=0.002,
+    )
+    assert found.gate is not None
+    assert found.gate.holds
+    assert "A: not in its mean: 1 interrupted (seed 3)" in found.notes
+
+
 @pytest.mark.parametrize("margin", [math.nan, math.inf, -0.1])
 def test_a_margin_is_a_size(margin: float) -> None:
     with pytest.raises(UserError, match="--margin"):
@@ -357,3 +388,34 @@ def test_no_record_reaches_the_terminals_controls(tmp_path: Path) -> None:
     done = run_command(str(one), str(two))
     assert done.code == 0
     assert done.out.replace("\n", "").isprintable()
+
+
+def test_one_set_of_runs_is_not_compared_with_itself(tmp_path: Path) -> None:
+    for each in seeds(SGD, 0.9, 0.91):
+        write_record(each, tmp_path / "a" / each.id)
+    done = pugdft("compare", str(tmp_path / "a"), str(tmp_path / "a"), "--margin", "0.01")
+    assert done.returncode == 2
+    assert "A and B share runs" in done.stderr
+
+
+def test_a_margin_of_all_there_is_is_refused(tmp_path: Path) -> None:
+    done = pugdft("compare", "a", "b", "--records", str(tmp_path), "--margin", "2")
+    assert done.returncode == 2
+    assert "a fraction is meant, 0.02 for 2 points" in done.stderr
+
+
+def test_what_two_seeds_can_find_is_no_less_than_their_interval_is_wide() -> None:
+    """Two seeds that differ alike by chance show no spread, but finite images have some."""
+    ours = (np.random.default_rng(0).random((2, 2000)) < 0.7).astype(float)
+    theirs = ours.copy()
+    for seed in (0, 1):
+        theirs[seed, np.flatnonzero(ours[seed])[50 * seed :][:25]] = 0.0
+    first, second = (
+        Sample({seed: float(row.mean()) for seed, row in enumerate(images)}, dict(enumerate(images)))
+        for images in (ours, theirs)
+    )
+    comparison = compare_samples(first, second, 2000)
+    assert comparison.seed_variance < 1e-6
+    detectable = _planning(comparison)[1]
+    assert detectable is not None
+    assert detectable > float(comparison.spread.half_width())

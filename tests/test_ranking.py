@@ -7,6 +7,7 @@ import math
 import os
 import random
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,45 @@ def test_no_difference_needs_no_seeds() -> None:
     assert versus is not None
     assert versus.difference == pytest.approx(0, abs=1e-12)
     assert versus.more_seeds is None or versus.more_seeds > 900
+
+
+def diverged(optimizer: dict[str, Any], *numbers: int) -> list[RunRecord]:
+    return [record(optimizer, seed, status="diverged") for seed in numbers]
+
+
+def ranges(group: Group) -> dict[str, tuple[int | None, int | None]]:
+    return {each.label: (each.rank_low, each.rank_high) for each in group.entries}
+
+
+def test_surviving_seeds_rank_no_optimizer_above_another() -> None:
+    sam, sgd = seeds(SAM, 0.95, 0.962, 0.953), seeds(SGD, 0.90, 0.91, 0.905, 0.9, 0.91)
+    assert ranges(one_group(sam, sgd)) == {"sam": (1, 1), "sgd": (2, 2)}
+    group = one_group(sam, diverged(SAM, 3, 4), sgd)
+    assert ranges(group) == {"sam": (1, 2), "sgd": (1, 2)}
+    best, second = group.entries
+    assert (best.label, best.notes) == ("sam", ("2 of 5 seeds diverged: not ranked above others",))
+    assert best.top1 is not None
+    assert best.top1.mean == pytest.approx(0.955)
+    assert second.versus_best is not None
+    assert second.versus_best.difference == pytest.approx(-0.05)
+    versus = second.versus_best
+    assert (versus.p_value, versus.separated, versus.more_seeds) == (None, False, None)
+
+
+def test_an_optimizer_with_diverged_seeds_can_rank_below_others() -> None:
+    runs = [*seeds(SAM, 0.95, 0.962, 0.953), *diverged(SGD, 3), *seeds(SGD, 0.90, 0.91, 0.905)]
+    group = one_group(runs, seeds(PUGD, 0.80, 0.81, 0.805))
+    assert ranges(group) == {"sam": (1, 1), "sgd": (2, 3), "pugd": (2, 3)}
+    versus = entry_of(group, "sgd").versus_best
+    assert versus is not None
+    assert versus.separated
+
+
+def test_a_seed_that_diverged_and_then_completed_or_was_stopped_bars_no_rank() -> None:
+    runs = [*seeds(SAM, 0.95, 0.962, 0.953), *diverged(SAM, 1), record(SAM, 7, status="interrupted")]
+    group = one_group(runs, record(SAM, 8, status="oom"), seeds(SGD, 0.90, 0.91, 0.905))
+    assert ranges(group) == {"sam": (1, 1), "sgd": (2, 2)}
+    assert entry_of(group, "sam").unfinished == {"diverged": 1, "interrupted": 1, "oom": 1}
 
 
 def test_too_few_test_images_are_named_as_what_is_missing(tmp_path: Path) -> None:
@@ -192,6 +232,27 @@ def promise_a_billion(folder: Path) -> None:
             archive.writestr(f"{name}.npy", text.getvalue())
 
 
+def unfold_the_header(folder: Path) -> None:
+    """A version of the format whose header may be as long as it likes: here a few KB become 30 MB."""
+    text = b"{'descr': '<i8', 'fortran_order': False, 'shape': (300,)}" + b" " * 30_000_000 + b"\n"
+    head = np.lib.format.magic(2, 0) + len(text).to_bytes(4, "little") + text
+    with zipfile.ZipFile(folder / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("label", "prediction", "in_top5", "loss"):
+            archive.writestr(f"{name}.npy", head + bytes(8 * 300))
+
+
+def lengthen_the_header(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "predictions.npz") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / "predictions.npz", "w") as archive:
+        for name, data in content.items():
+            length = int.from_bytes(data[8:10], "little")
+            header = data[10 : 10 + length] + b" " * 60_000
+            archive.writestr(
+                name, data[:8] + len(header).to_bytes(2, "little") + header + data[10 + length :]
+            )
+
+
 DAMAGES: dict[Callable[[Path], None], str | None] = {
     refuse_nothing: None,
     remove: "no such file",
@@ -203,6 +264,8 @@ DAMAGES: dict[Callable[[Path], None], str | None] = {
     replace_by_a_pipe: "not a file",
     link_outside: "leads out of the record's folder",
     promise_a_billion: "not for the 300 images",
+    unfold_the_header: "label is of another format than pugdft writes",
+    lengthen_the_header: "not readable",
 }
 
 
@@ -266,6 +329,30 @@ def test_a_record_opens_nothing_but_a_file_beside_it(tmp_path: Path, path: str) 
     entry = one_group(runs).entries[0]
     assert entry.notes[0].startswith("predictions of seed 0 not used: ")
     assert entry.num_seeds == 3
+
+
+def test_a_headers_length_costs_no_memory(tmp_path: Path) -> None:
+    run = stored(tmp_path, networks(1)[0])
+    unfold_the_header(run.path.parent)
+    tracemalloc.start()
+    try:
+        assert one_group(run).entries[0].notes
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_predictions_beside_the_record_cost_no_look_at_the_folders_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} resolved")
+
+    runs = stored_seeds(tmp_path, SGD, networks(1))
+    monkeypatch.setattr(Path, "resolve", refuse)
+    assert one_group(runs).entries[0].notes == ()
+    remove(runs[0].path.parent)
+    assert one_group(runs).entries[0].notes == ("predictions of seed 0 not used: no such file",)
 
 
 def test_images_in_another_order_are_not_compared_one_by_one(tmp_path: Path) -> None:
@@ -384,6 +471,32 @@ def test_the_cheapest_keeps_its_last_epoch_although_its_seeds_took_different_tim
     assert entry_of(group, "sam").top1_at_equal_seconds == pytest.approx(0.5)
 
 
+def test_runs_with_different_numbers_of_epochs_count_where_each_of_them_stood() -> None:
+    """As under a pass budget, where a method draws by chance which updates take two."""
+
+    def run(seed: int, num_epochs: int) -> RunRecord:
+        top1s = [0.6 + 0.3 * epoch / num_epochs for epoch in range(1, num_epochs + 1)]
+        return record(
+            SAM, seed, 0.9, history=history(1000 / num_epochs, *top1s), cost={"gradient_passes": 1000}
+        )
+
+    sam = [run(0, 10), run(1, 14)]
+    group = one_group(sam, record(SGD, history=history(100, *[0.8] * 10), cost={"gradient_passes": 1000}))
+    assert entry_of(group, "sam").top1_at_equal_passes == pytest.approx(0.9)
+    assert len(entry_of(group, "sam").curve) == 10
+    half = one_group(sam, record(SGD, history=history(100, *[0.8] * 5), cost={"gradient_passes": 500}))
+    assert entry_of(half, "sam").top1_at_equal_passes == pytest.approx(0.75)
+
+
+def test_a_run_that_was_not_evaluated_within_the_budget_leaves_no_figure() -> None:
+    sam = [
+        record(SAM, 0, history=history(200, 0.5, 0.6), cost={"gradient_passes": 400}),
+        record(SAM, 1, history=history(200, None, 0.6), cost={"gradient_passes": 400}),
+    ]
+    group = one_group(sam, record(SGD, history=history(200, 0.5), cost={"gradient_passes": 200}))
+    assert entry_of(group, "sam").top1_at_equal_passes is None
+
+
 def test_the_budget_is_of_entries_that_are_ranked_by_the_metric() -> None:
     free = record(PUGD, 0, NAN, cost={"gradient_passes": 1})
     group = one_group(record(SGD), free)
@@ -487,6 +600,28 @@ def test_what_epochs_count_is_part_of_the_protocol() -> None:
 def test_older_records_without_the_newer_keys_stand_with_newer_ones() -> None:
     new = record(SAM, train__budget="epochs", train__evaluate="all")
     assert len(one_group(record(SGD), new).entries) == 2
+    old = record(PUGD)
+    assert old.recipe.pop("schedule") == {"name": "cosine"}  # the default
+    assert len(one_group(old, new).entries) == 2
+    old.recipe["schedule"] = {"name": "constant"}
+    assert len(build_leaderboard(loaded(old, new))) == 2
+
+
+def test_what_makes_runs_faster_is_no_part_of_the_protocol() -> None:
+    fast = record(SAM, train__performance={"compile": True}, data__workers=8)
+    assert len(one_group(record(SGD), fast).entries) == 2
+
+
+def test_one_seed_under_several_names_counts_once() -> None:
+    runs = [record(SGD, seed, 0.9, id=f"run-{seed}", train__seed=0) for seed in range(3)]
+    entry = one_group(runs).entries[0]
+    assert (entry.num_seeds, list(entry.scores)) == (1, [0])
+    assert entry.notes == (
+        "2 runs with another seed on record than in the recipe, which counts: run-1, run-2",
+        "seed 0 ran 3 times; run-2, the newest, counts",
+    )
+    without = [record(SGD, seed, 0.9, train__seed=None) for seed in range(3)]
+    assert one_group(without).entries[0].num_seeds == 3
 
 
 # --- doubts ----------------------------------------------------------------------------------------------

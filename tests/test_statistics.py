@@ -135,6 +135,17 @@ def test_an_interval_touches_zero_at_its_p_value() -> None:
     assert (spreads.p_values(np.full(5, 1e9)) > 0).all()
 
 
+def test_an_interval_leaves_zero_out_exactly_where_the_p_value_is_below_the_level() -> None:
+    rng, count = np.random.default_rng(0), 20_000
+    seeds, images, residual = rng.uniform(0, 1, (3, count)) * rng.integers(0, 2, (3, count))
+    freedom = np.where(rng.random(count) < 0.7, rng.uniform(1, 9, count), rng.integers(1, 9, count))
+    spreads = Spread(seeds + 0.01, freedom, images, residual, 999)
+    half_width = spreads.half_width()
+    # Most of them so near that degrees of freedom rounded to a whole number would decide otherwise.
+    differences = half_width * rng.choice([0.5, 0.9, 0.99, 0.999, 1.001, 1.01, 1.1, 2.0], count)
+    assert ((differences > half_width) == (spreads.p_values(differences) < LEVEL)).all()
+
+
 def test_without_images_the_test_is_t_over_seeds() -> None:
     spread = Spread(np.array([4.0, 0.25]), np.array([3, 7]))
     expected = 2 * stats.t.sf([1.5, 6.0], [3, 7])
@@ -336,6 +347,13 @@ def test_more_seeds_do_not_help_where_test_images_are_too_few() -> None:
     assert needs_more_images(0.028, image_variance=0.01**2)
     assert not needs_more_images(0.0281, image_variance=0.01**2)
     assert seeds_needed(0.035, 0.05, image_variance=0.01**2) is not None
+
+
+def test_a_difference_that_only_rounding_makes_large_enough_needs_no_number_of_seeds() -> None:
+    difference, image_variance = 1.4873187224162334, 0.2818385625618594
+    assert not needs_more_images(difference, image_variance=image_variance)
+    assert seeds_needed(difference, 0.1, image_variance=image_variance) is None
+    assert seeds_needed(difference, 0.0, image_variance=image_variance) is None
 
 
 def test_nothing_is_planned_that_nobody_would_run() -> None:

@@ -5,6 +5,8 @@ Most of them run nothing: a run's record is made from a known response to the op
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -15,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,15 @@ from pugdft.bench import local
 from pugdft.bench.matrix import build_matrix
 from pugdft.bench.plan import Cell, plan_cells
 from pugdft.errors import UserError
-from pugdft.record import Cost, Metrics, RunRecord, SplitMetrics, read_record, write_record
+from pugdft.record import (
+    Cost,
+    Metrics,
+    RunRecord,
+    SplitMetrics,
+    read_record,
+    write_atomically,
+    write_record,
+)
 from pugdft.tuning.search_file import bundled_searches, read_search
 from pugdft.tuning.trials import StoppedError
 from pugdft.tuning.tune import Request, tune
@@ -105,7 +116,7 @@ class Search:
         overrides = options.pop("overrides", ())
         if "\n" in search:
             path = self.recipe.parent / "mine.yaml"
-            path.write_text(search)
+            write_atomically(path, search.encode())  # commands side by side never read half of it
             search = str(path)
         options = {"output": self.output, **options}
         request = Request(str(self.recipe), overrides, optimizers, search, **options)
@@ -151,6 +162,29 @@ def test_every_optimizer_gets_the_same_number_of_trials_and_shared_runs_count_fo
     assert len(runs.started) == len(search.records) == 4 * 19 - 2 * 6
     assert max(Counter(cell.folder for cell in runs.started).values()) == 1
     assert [each.gradient_passes for each in tuned] == [190, 60 + 13 * 20, 60 + 13 * 20, 19 * 20]
+
+
+@pytest.mark.parametrize(
+    ("stages", "number"),
+    [
+        # The best lr with the untuned weight decay: the second stage with the base alone finds it run.
+        ("{option: base.lr, times: [0.1, 1, 10], with: base}, "
+         "{option: base.weight_decay, times: [0.1, 1, 10], with: base}, {option: rho, values: [.05, .1]}", 7),
+        # The middle of sgd's lr is the untuned one, which the stage before has run.
+        ("{option: base.nesterov, values: [true, false]}, {option: base.lr, times: [0.5, 2]}, "
+         "{option: rho, values: [0.1]}", 5),
+    ],
+)  # fmt: skip
+def test_what_is_announced_is_what_runs_whichever_stages_share_a_trial(
+    stages: str, number: int, search: Search, runs: Runs
+) -> None:
+    runs.response = lambda spec, seed: (0.5, 1.0)
+    overrides = ["optimizer.base.weight_decay=0.001"]
+    tuned = search("sam,sgd", f"search: greedy\nstages: [{stages}]\n", overrides=overrides)
+    assert [each.num_runs for each in tuned] == [number, number]
+    assert any(
+        line.endswith(f"trials of each optimizer: sam {number}, sgd {number}") for line in search.lines
+    )
 
 
 def test_without_equalize_budgets_differ_and_that_is_said(search: Search, runs: Runs) -> None:
@@ -558,6 +592,9 @@ def test_bundled_searches_are_no_recipes() -> None:
          ["base searches options of the base"]),
         ("search: greedy\nstages: [{option: base.lr, values: [1], with: bass}]",
          ["must be base or method"]),
+        ("search: greedy\nstages: [{option: rho, values: [1]}, {option: base.lr, values: [1], with: base}, "
+         "{option: base.momentum, values: [1]}]",
+         ["stages.1.with: base must come before stages with the method (rho)"]),
         ("search: greedy\nstages: [{option: rho, values: [1]}, {option: rho, values: [2]}]",
          ['"rho" stands twice']),
         ("search: general\nsampler: tp\nspace: {}\n",
@@ -644,6 +681,74 @@ def test_a_further_optimizer_joins_the_same_folder(search: Search, runs: Runs) -
     assert len(runs.started) == len(search.records) == 7
 
 
+def names_in(path: Path) -> list[str]:
+    return [each.get("label") or each["name"] for each in yaml_text.parse(path.read_text())["optimizers"]]
+
+
+@pytest.mark.parametrize("text", [SMALL_GREEDY, general(3)], ids=["greedy", "general"])
+def test_commands_that_split_the_work_by_optimizer_end_with_all_of_them(
+    text: str, search: Search, runs: Runs
+) -> None:
+    for optimizers in ("sgd,sam,pugd", "sam", "gnp"):
+        before = outputs_of(search.output)
+        search(optimizers, text)
+    assert names_in(search.output / "tuning.yaml") == ["sgd", "sam", "pugd", "gnp"]
+    assert names_in(search.output / "bench.yaml") == ["sgd", "sam", "pugd", "gnp"]
+    for name, written in outputs_of(search.output).items():
+        there, now = yaml_text.parse(before[name]), yaml_text.parse(written)
+        assert now.get("optimizers", [])[:3] == there.get("optimizers", []), "what others found is as it was"
+
+
+def test_commands_that_write_at_the_same_time_lose_nothing(
+    search: Search, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pugdft.tuning import outputs
+
+    def slow_write(path: Path, content: bytes) -> None:
+        time.sleep(0.05)
+        write_atomically(path, content)
+
+    monkeypatch.setattr(outputs, "write_atomically", slow_write)
+    optimizers = ["sgd", "ugd", "pugd", "adamw"]
+    with ThreadPoolExecutor(len(optimizers)) as commands:
+        list(commands.map(lambda each: search(each, general(1)), optimizers))
+    assert sorted(names_in(search.output / "tuning.yaml")) == sorted(optimizers)
+    assert sorted(names_in(search.output / "bench.yaml")) == sorted(optimizers)
+
+
+def test_budgets_that_differ_between_commands_are_said(search: Search, runs: Runs) -> None:
+    search("sgd", general(3))
+    search("sam", general(2))
+    assert "bench.yaml: runs of each optimizer's search, which differ: sgd 3, sam 2" in search.lines
+
+
+def test_no_bench_file_of_before_stays_beside_an_optimizer_without_a_score(
+    search: Search, runs: Runs
+) -> None:
+    search("sgd", general(2))
+    runs.response = lambda spec, seed: "diverged" if spec["name"] == "sam" else response(spec)
+    search("sam", general(2))
+    assert search.bench is None
+    assert not (search.output / "bench.yaml").exists()
+    assert f"{search.output / 'bench.yaml'}: removed, it was of what was found before" in search.lines
+    search("sgd", general(2))
+    assert names_in(search.output / "bench.yaml") == ["sgd"]
+    assert names_in(search.output / "tuning.yaml") == ["sgd", "sam"]
+    assert "not in bench.yaml, since no trial of an earlier command has a score: sam" in search.lines
+
+
+@pytest.mark.parametrize("edited", ["optimizers: 3", "optimizers: [1]", "optimizers: [{label: sgd}]"])
+def test_a_tuning_file_whose_optimizers_were_edited_is_refused_before_anything_runs(
+    edited: str, search: Search, runs: Runs
+) -> None:
+    search("sgd", SMALL_GREEDY)
+    path, number = search.output / "tuning.yaml", len(runs.started)
+    path.write_text(path.read_text().split("optimizers:")[0] + edited)
+    with pytest.raises(UserError, match=r"tuning.yaml: optimizers: are not as a search writes them"):
+        search("sgd,sam", SMALL_GREEDY)
+    assert len(runs.started) == number
+
+
 @pytest.mark.parametrize("name", ["bench.yaml", "recipe.yaml", "tuning.yaml", "trials"])
 def test_files_of_somebody_else_are_not_written_over(name: str, search: Search, runs: Runs) -> None:
     search.output.mkdir()
@@ -719,6 +824,26 @@ def test_the_command_says_mistakes_in_one_message(
     code, out, err = command(monkeypatch, capsys, recipe_file, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("pugdft: --trials: ")
+
+
+@pytest.mark.parametrize("name", ["greedy", "general"])
+def test_a_file_system_without_locks_is_one_clear_message(
+    name: str,
+    recipe_file: Path,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    code, out, err = command(monkeypatch, capsys, recipe_file, "--optimizers", "sgd", "--search", name)
+    assert (code, out) == (2, "")
+    output = recipe_file.parent / "tuned"
+    assert f"pugdft: --output {output}: this file system has no locks (No locks available)" in err
+    assert err.endswith("choose a local folder\n")
+    assert not runs.started
 
 
 # --- real runs -------------------------------------------------------------------------------------------

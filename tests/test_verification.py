@@ -132,12 +132,11 @@ def test_batch_norm_precision_batch_size_and_initial_weights_of_a_file_are_the_r
     assert "compared bit for bit" in verification.notes[0]
 
 
-def test_a_search_that_never_saw_the_test_split_holds(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_search_keeps_no_weights_and_verify_says_so(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     overrides = ["train.evaluate=validation", "data.validation=0.25"]
     finetune(read_recipe(small_recipe, overrides), tmp_path)
-    verification = verify(tmp_path)
-    assert verification.agrees
-    assert not any(check.name.startswith("test") for check in verification.checks)
+    with pytest.raises(UserError, match=r"no stored weights: a search keeps none, or `pugdft rerun`"):
+        verify(tmp_path)
 
 
 def flip_bit(run: Path, bit: int) -> None:

@@ -81,7 +81,8 @@ def build_matrix(
     if optimizers is not None:
         given = replace(given, entries=tuple(parse_optimizers(optimizers)))
     if not given.entries:
-        raise UserError("--optimizers: is required, such as --optimizers 'sgd,sam[rho=0.1],pugd'")
+        hint = f"; {sources[0]} is no bench file, which has the key optimizers" if sources else ""
+        raise UserError(f"--optimizers: is required, such as --optimizers 'sgd,sam[rho=0.1],pugd'{hint}")
     if seeds is not None:
         given = replace(given, seeds=tuple(parse_seeds(seeds)))
     return replace(given, overrides=(*given.overrides, *overrides), budget=budget or given.budget)

@@ -52,10 +52,15 @@ def command(
     Equal seeds are pairs; with stored predictions the test images count as drawn, too. A label is what the
     leaderboard calls an optimizer, such as 'sam[rho=0.1]'.
     """
+    from pugdft.errors import UserError
     from pugdft.leaderboard.compare import compare_sides
     from pugdft.leaderboard.compare_text import as_json, as_text
     from pugdft.leaderboard.sides import find_sides
 
+    if margin is not None and margin >= 1 and metric is not RankedBy.LOSS:
+        raise UserError(
+            f"--margin: {margin:g} is everything there is: a fraction is meant, 0.02 for 2 points"
+        )
     one, two = find_sides(
         first, second, records or [Path("runs")], dataset, model, lambda line: print(line, file=sys.stderr)
     )

@@ -48,7 +48,8 @@ def command(
 
     Options in brackets are where its search starts from. Writes a bench file for the final comparison and
     prints its path. The same command goes on with an interrupted search; given again while it runs, in
-    another terminal or on another machine with the same folder, it takes its share of the trials.
+    another terminal or on another machine with the same folder, it takes its share of the trials. With other
+    optimizers and the same folder, the bench file gets them besides those that are there.
     """
     from pugdft.bench.local import USER_MISTAKE
     from pugdft.tuning.trials import StoppedError

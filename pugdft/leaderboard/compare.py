@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -10,13 +11,17 @@ import numpy as np
 
 from pugdft.errors import UserError, counted
 from pugdft.leaderboard.crossed import LEVEL
-from pugdft.leaderboard.doubts import group_doubts, unpaired
+from pugdft.leaderboard.doubts import group_doubts, listed, unpaired
 from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Metric
+from pugdft.leaderboard.grouping import RunEntry
 from pugdft.leaderboard.labels import entry_labels
 from pugdft.leaderboard.power import detectable_difference, needs_more_images, seeds_needed
 from pugdft.leaderboard.samples import NAMES, Measured, measure, num_test_images
 from pugdft.leaderboard.sides import Side
 from pugdft.leaderboard.statistics import Comparison, compare, mean
+
+# A run that somebody stopped says nothing of its optimizer.
+_LOST = ("diverged", "failed", "oom")
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: fl
     if margin is not None and not 0 <= margin < math.inf:
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
     sides = (first, second)
+    if {run.id for run in first.runs.completed} & {run.id for run in second.runs.completed}:
+        raise UserError("A and B share runs: two different optimizers are to be compared")
     measured = measure([side.runs for side in sides], metric)
     for name, each in zip("AB", measured, strict=True):
         if not each.runs.completed:
@@ -121,7 +128,7 @@ def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: fl
         num_images=num_test_images(measured),
         more_seeds=more_seeds,
         detectable=detectable,
-        gate=None if margin is None else _gate(comparison, metric, margin),
+        gate=None if margin is None else _gate(comparison, metric, margin, first.runs),
         notes=(
             *_limits(comparison, measured, metric, with_images),
             *doubts,
@@ -129,7 +136,7 @@ def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: fl
             *(
                 f"{name}: {note}"
                 for name, each in zip("AB", measured, strict=True)
-                for note in each.runs.notes + each.notes
+                for note in (*_unfinished(each.runs), *each.runs.notes, *each.notes)
             ),
         ),
     )
@@ -173,7 +180,9 @@ def _rows(measured: list[Measured], metric: Metric) -> tuple[SeedRow, ...]:
 def _planning(comparison: Comparison) -> tuple[int | None, float | None]:
     if not comparison.testable:
         return None, None
-    spread, images = math.sqrt(comparison.seed_variance), float(comparison.spread.images)
+    # However alike a few seeds came out, finite images make them spread.
+    least = float(comparison.spread.residual) * comparison.num_seeds
+    spread, images = math.sqrt(max(comparison.seed_variance, least)), float(comparison.spread.images)
     detectable = detectable_difference(comparison.num_seeds, spread, image_variance=images)
     if comparison.p_value <= LEVEL:
         return None, detectable
@@ -181,8 +190,14 @@ def _planning(comparison: Comparison) -> tuple[int | None, float | None]:
     return None if needed is None else max(1, needed - comparison.num_seeds), detectable
 
 
-def _gate(comparison: Comparison, metric: Metric, margin: float) -> Gate:
-    """Non-inferiority: the one-sided 95 % bound, which is the end of a two-sided 90 % interval."""
+def _gate(comparison: Comparison, metric: Metric, margin: float, first: RunEntry) -> Gate:
+    """Non-inferiority: the one-sided 95 % bound, which is the end of a two-sided 90 % interval.
+
+    Where seeds of A came to nothing the bound would speak of those that went well.
+    """
+    lost = {status: seeds for status, seeds in first.lost_seeds().items() if status in _LOST}
+    if lost:
+        return Gate(margin, None, False, f"A has seeds without a completed run: {_by_status(lost)}")
     interval = comparison.interval(2 * LEVEL)
     if interval is None:
         return Gate(margin, None, False, _untestable(comparison))
@@ -196,6 +211,22 @@ def _gate(comparison: Comparison, metric: Metric, margin: float) -> Gate:
         level=2 * LEVEL,
     )
     return Gate(margin, bound, False, "A may be worse than B by the margin or more", needed)
+
+
+def _unfinished(runs: RunEntry) -> list[str]:
+    """Every run that did not complete, those of seeds that ran again included."""
+    by_status: dict[str, list[int]] = defaultdict(list)
+    for record in runs.unfinished:
+        by_status[record.status].append(record.seed)
+    return [f"not in its mean: {_by_status(by_status)}"] if by_status else []
+
+
+def _by_status(seeds: Mapping[str, list[int]]) -> str:
+    """``2 diverged (seed 3, 4), 1 oom (seed 0)``."""
+    return ", ".join(
+        f"{len(each)} {status} (seed {listed([str(seed) for seed in sorted(each)])})"
+        for status, each in sorted(seeds.items())
+    )
 
 
 def _untestable(comparison: Comparison) -> str:

@@ -15,11 +15,14 @@ from pugdft.leaderboard.entry import CurvePoint
 from pugdft.leaderboard.statistics import mean
 from pugdft.record import RunRecord
 
+History = Mapping[int, Mapping[str, Any]]
+"""A run's rows by epoch."""
+
 # Costs are sums of floats and are rounded in the history.
 _SLACK = 1e-5
 
 # What a curve shows, and what can be right.
-_BOUNDS = {
+_BOUNDS: Mapping[str, tuple[float, float]] = {
     "gradient_passes": (0.0, LARGEST),
     "train_seconds": (0.0, LARGEST),
     "train_loss": (-LARGEST, LARGEST),
@@ -33,9 +36,16 @@ def mean_of(runs: Sequence[RunRecord], read: Callable[[RunRecord], float | None]
     return mean(values) if values and len(values) == len(runs) else None
 
 
-def mean_curve(runs: Sequence[RunRecord]) -> tuple[CurvePoint, ...]:
+def by_epoch(history: Sequence[Mapping[str, Any]]) -> History:
+    """Rows by epoch; the last of those that claim the same one."""
+    if not history:
+        return {}
+    epochs = _numbers([row.get("epoch") for row in history], (1, 1e9)).tolist()
+    return {int(epoch): row for epoch, row in zip(epochs, history, strict=True) if epoch % 1 == 0}
+
+
+def mean_curve(histories: Sequence[History]) -> tuple[CurvePoint, ...]:
     """Means over runs at the end of every epoch that all of them reached."""
-    histories = [_by_epoch(run.history) for run in runs]
     epochs = sorted(set.intersection(*map(set, histories))) if histories else []
     if not epochs:
         return ()
@@ -52,35 +62,52 @@ def smallest(values: Iterable[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def top1_at(curve: Sequence[CurvePoint], cost: str, budget: float | None) -> float | None:
-    """Mean top-1 at the last evaluated epoch whose mean cumulative cost is within the budget.
+def top1_at(
+    histories: Sequence[History], totals: Sequence[float | None], cost: str, budget: float | None
+) -> float | None:
+    """Mean over runs of top-1 at the last evaluated epoch within the budget, each run's own.
+
+    Runs of one entry do not cost the same to the second. Each may spend the same share of its own total,
+    so that the budget is what they spend on average, and is all of it for the entry that it was taken from.
 
     Args:
-        curve: of the entry.
+        histories: of the entry's runs.
+        totals: what each run spent; unless all are known, each is held to the budget itself.
         cost: ``gradient_passes`` or ``train_seconds``.
         budget: None if unknown.
+
+    Returns:
+        None as well if a run was not evaluated within it.
     """
-    if budget is None:
+    if budget is None or not histories:
         return None
-    for point in reversed(curve):
-        spent = getattr(point, cost)
-        if point.test_top1 is not None and spent is not None and spent <= budget * (1 + _SLACK):
-            return point.test_top1
+    known = [total for total in totals if total is not None and 0 < total <= LARGEST]
+    share = budget / mean(known) if len(known) == len(histories) else None
+    budgets = [budget] * len(histories) if share is None else [share * total for total in known]
+    values = [_last_top1(history, cost, own) for history, own in zip(histories, budgets, strict=True)]
+    reached = [value for value in values if value is not None]
+    return mean(reached) if len(reached) == len(histories) else None
+
+
+def _last_top1(history: History, cost: str, budget: float) -> float | None:
+    for epoch in sorted(history, reverse=True):
+        top1, spent = (_within_bounds(history[epoch], key) for key in ("test_top1", cost))
+        if top1 is not None and spent is not None and spent <= budget * (1 + _SLACK):
+            return top1
     return None
+
+
+def _within_bounds(row: Mapping[str, Any], key: str) -> float | None:
+    value, (low, high) = row.get(key), _BOUNDS[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if low <= value <= high else None
 
 
 def number_in(values: Mapping[str, Any], key: str) -> float | None:
     """A finite number of sensible size, or None whatever else stands there."""
     number = float(_numbers([values.get(key)], (-LARGEST, LARGEST))[0])
     return None if number != number else number
-
-
-def _by_epoch(history: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """Rows by epoch; the last of those that claim the same one."""
-    if not history:
-        return {}
-    epochs = _numbers([row.get("epoch") for row in history], (1, 1e9)).tolist()
-    return {int(epoch): row for epoch, row in zip(epochs, history, strict=True) if epoch % 1 == 0}
 
 
 def _numbers(values: Sequence[Any], bounds: tuple[float, float]) -> np.ndarray:

@@ -78,12 +78,19 @@ class Spread:
             from scipy.special import stdtr
 
             p_values[alone] = 2 * stdtr(freedom[alone], -sizes[alone] / np.sqrt(seeds[alone]))
-        # Only whole degrees have a table; rounding down errs on the side of "not separated".
-        whole = np.minimum(np.floor(freedom), _LARGEST_FREEDOM).astype(int)
+        freedom = np.minimum(freedom, _LARGEST_FREEDOM)
         crossed = ~alone & ((images > 0) | (residual > 0))
+        # Whole degrees have tables; Welch's, which are seldom needed here, go by themselves.
+        whole = np.where(freedom == np.floor(freedom), freedom, 0)
         for degrees in np.unique(whole[crossed]):
             where = crossed & (whole == degrees)
-            part = Spread(seeds[where], degrees, images[where], residual[where], self.image_freedom)
+            part = Spread(
+                seeds[where],
+                degrees or freedom[where],
+                images[where],
+                residual[where],
+                self.image_freedom,
+            )
             p_values[where] = _touching(sizes[where], part)
         return p_values
 
@@ -119,13 +126,15 @@ def _squared_width(spread: Spread, quantile: Any, image_quantile: Any) -> Any:
 
 
 def _touching(sizes: np.ndarray, spread: Spread) -> np.ndarray:
-    """p-values by bisection in the table, for spreads with the same whole degrees of freedom."""
+    """p-values by bisection in the table; of one whole number of degrees of freedom, or of each its own."""
     from scipy.special import ndtr
 
-    quantiles, image_quantiles = _quantiles(int(spread.freedom)), _quantiles(spread.image_freedom)
+    image_quantiles = _quantiles(spread.image_freedom)
+    table = None if np.ndim(spread.freedom) else _quantiles(int(spread.freedom))
 
     def width(index: np.ndarray) -> np.ndarray:
-        return np.sqrt(_squared_width(spread, quantiles[index], image_quantiles[index]))
+        quantiles = _quantile(spread.freedom, index) if table is None else table[index]
+        return np.sqrt(_squared_width(spread, quantiles, image_quantiles[index]))
 
     low, high = np.zeros(sizes.shape, dtype=int), np.full(sizes.shape, _NUM_STEPS)
     while np.any(high - low > 1):
@@ -144,6 +153,10 @@ def _touching(sizes: np.ndarray, spread: Spread) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _quantiles(degrees: int) -> np.ndarray:
+    return _quantile(degrees, np.arange(_NUM_STEPS + 1))
+
+
+def _quantile(degrees: Any, index: np.ndarray) -> np.ndarray:
     from scipy.special import ndtr, stdtrit
 
-    return -stdtrit(float(degrees), ndtr(-_STEP * np.arange(_NUM_STEPS + 1)))
+    return -np.asarray(stdtrit(np.asarray(degrees, dtype=float), ndtr(-_STEP * index)))

@@ -71,7 +71,7 @@ def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, tuple[str,
                 others = sorted(set(everyone) - set(positions))
                 matrix[np.ix_(positions, others)] = True
         if differing:
-            seeds = _listed([str(seed) for seed in sorted(differing)])
+            seeds = listed([str(seed) for seed in sorted(differing)])
             notes.append(
                 f"the {name} of seed {seeds} differs between entries ({section}.{field}): pairing by seed is "
                 "not justified, and those entries are compared as unpaired"
@@ -151,7 +151,7 @@ def _modified(entries: Sequence[RunEntry]) -> list[str]:
         for entry in entries
         if any(str(run.record.environment.get("git")).endswith("-dirty") for run in entry.completed)
     ]
-    return [f"run from a modified checkout (environment.git): {_listed(labels)}"] if labels else []
+    return [f"run from a modified checkout (environment.git): {listed(labels)}"] if labels else []
 
 
 def _holders(entries: Sequence[RunEntry], key: str) -> dict[str, list[str]]:
@@ -169,9 +169,10 @@ def _is_plain(run: Any, key: str) -> bool:
 
 
 def _who_has_what(holders: Mapping[str, Iterable[str]]) -> str:
-    return "; ".join(f"{value} ({_listed(list(labels))})" for value, labels in sorted(holders.items()))
+    return "; ".join(f"{value} ({listed(list(labels))})" for value, labels in sorted(holders.items()))
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
     named = ", ".join(words[:_MOST_NAMED])
     return named if len(words) <= _MOST_NAMED else f"{named} and {len(words) - _MOST_NAMED} more"

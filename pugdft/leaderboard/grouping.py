@@ -1,8 +1,9 @@
 """Which runs may stand in one ranking, and which of them are seeds of the same entry.
 
 A group is data set × model × protocol, where the protocol is everything in the resolved recipe but the
-optimizer, how it was tuned, the seed, the two names, and how often and in what batches the test split is
-evaluated, which leaves the last epoch's top-1 as it is. (``micro_batch_size`` does not: BatchNorm sees it.)
+optimizer, how it was tuned, the seed, the two names, how often and in what batches the test split is
+evaluated, which leaves the last epoch's top-1 as it is, and what makes a run faster but for rounding.
+(``micro_batch_size`` is none of these: BatchNorm sees it.)
 Runs of a search, judged on held-out images alone, stand in no group. Nothing here depends on the order in
 which records were read.
 """
@@ -29,7 +30,11 @@ _NO_PROTOCOL = {
     ("train", "eval_batch_size"),
     ("train", "eval_every"),
     ("train", "evaluate"),  # runs on held-out images alone are in no group
+    ("train", "performance"),
+    ("data", "workers"),
 }
+_MOST_NAMED = 6
+
 # What a run does without a key: an older record lacks the newer ones.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
@@ -59,6 +64,15 @@ class RunEntry:
     completed: tuple[Loaded, ...]
     unfinished: tuple[RunRecord, ...]
     notes: tuple[str, ...]
+
+    def lost_seeds(self) -> dict[str, list[int]]:
+        """Seeds that no run completed, by how a run of them ended."""
+        completed = {run.record.seed for run in self.completed}
+        lost: dict[str, set[int]] = defaultdict(set)
+        for record in self.unfinished:
+            if record.seed not in completed:
+                lost[record.status].add(record.seed)
+        return {status: sorted(seeds) for status, seeds in sorted(lost.items())}
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,10 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
 
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe without what may differ inside a group, and the names that the group is keyed by."""
+    """The recipe without what may differ inside a group, and the names that the group is keyed by.
+
+    What a recipe leaves out, a key or a whole section, stands in it with its default.
+    """
     return {
         section: {
             key: item
@@ -127,7 +144,7 @@ def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         }
         if isinstance(value, Mapping)
         else value
-        for section, value in recipe.items()
+        for section, value in {**{name: {} for name in _DEFAULTS}, **recipe}.items()
         if section not in ("optimizer", "tuning")
     }
 
@@ -196,10 +213,27 @@ def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
     specs = [runs[0].record.recipe["optimizer"] for runs in ordered]
     entries = []
     for label, spec, runs in zip(entry_labels(specs), specs, ordered, strict=True):
-        completed, notes = _one_run_a_seed(run for run in runs if run.record.status == "completed")
-        unfinished = tuple(run.record for run in runs if run.record.status != "completed")
-        entries.append(RunEntry(label, spec, completed, unfinished, notes))
+        seeded, doubts = _by_recipes_seed(runs)
+        completed, notes = _one_run_a_seed(run for run in seeded if run.record.status == "completed")
+        unfinished = tuple(run.record for run in seeded if run.record.status != "completed")
+        entries.append(RunEntry(label, spec, completed, unfinished, doubts + notes))
     return tuple(entries)
+
+
+def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], tuple[str, ...]]:
+    """The runs by the seed that they were told to use: one seed under five names is no five samples."""
+    seeded, differing_ids = [], []
+    for run in runs:
+        train, record = run.record.recipe.get("train"), run.record
+        seed = train.get("seed") if isinstance(train, Mapping) else None
+        if type(seed) is int and seed != record.seed:
+            differing_ids.append(printable(record.id))
+            run = replace(run, record=record.model_copy(update={"seed": seed}))
+        seeded.append(run)
+    if not differing_ids:
+        return seeded, ()
+    number, named = counted(len(differing_ids), "run"), ", ".join(differing_ids[:_MOST_NAMED])
+    return seeded, (f"{number} with another seed on record than in the recipe, which counts: {named}",)
 
 
 def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[str, ...]]:

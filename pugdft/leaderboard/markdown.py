@@ -18,7 +18,7 @@ from pugdft.leaderboard.remarks import (
 )
 
 # What Markdown reads anywhere, and what it reads at the beginning: a list, a heading's underline.
-_MARKUP = re.compile(r"([\\`*_\[\]#|~$]|^[-+=]|(?<=^\d)[.)])")
+_MARKUP = re.compile(r"([\\`*_\[\]#|~$]|^[-+=]|(?<=^\d)[.)](?=\s|$))")
 
 
 def as_markdown(groups: Sequence[Group]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import stat
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pugdft.record import SplitMetrics
 _MOST_IMAGES = 10_000_000
 
 _KINDS = {"label": "iu", "prediction": "iu", "in_top5": "b", "loss": "f"}
+_LONGEST_HEADER = 1_000
 _TOLERANCE = 1e-9
 
 
@@ -76,6 +79,8 @@ def read_per_image(run: Loaded) -> PerImage | None:
 
 def _inside(folder: Path, name: str) -> Path:
     """The regular file that an artifact names; a record must not make us open anything else."""
+    if os.path.basename(name) == name and stat.S_ISREG(os.lstat(folder / name).st_mode):
+        return folder / name  # and no look at every folder above it, for every record
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise NotUsable("the path leads out of the record's folder")
@@ -93,8 +98,10 @@ def _array(archive: zipfile.ZipFile, name: str, num_images: int) -> np.ndarray:
     """One array, of which no byte is read before its header promises what we expect."""
     layout = np.lib.format
     with archive.open(f"{name}.npy") as member:
-        read_header = {(1, 0): layout.read_array_header_1_0, (2, 0): layout.read_array_header_2_0}
-        shape, _, kind = read_header[layout.read_magic(member)](member)
+        # Of the other versions a header alone may unfold to gigabytes.
+        if layout.read_magic(member) != (1, 0):
+            raise NotUsable(f"{name} is of another format than pugdft writes")
+        shape, _, kind = layout.read_array_header_1_0(member, max_header_size=_LONGEST_HEADER)
         if kind.kind not in _KINDS[name] or kind.itemsize > 8:
             raise NotUsable(f"{name} is of type {kind}")
         if shape != (num_images,):

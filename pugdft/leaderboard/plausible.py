@@ -41,6 +41,8 @@ def record_faults(record: RunRecord) -> Iterator[Fault]:
         yield from (Fault(f"recipe.{fault.where}", fault.message) for fault in error.faults)
     except (UserError, TypeError, ValueError, RecursionError) as error:
         yield Fault("recipe", f"is not readable: {error}")
+    if recipe and recipe.tuning and not recipe.tuning.trials and recipe.tuning.gradient_passes:
+        yield Fault("recipe.tuning.trials", f"0, with {recipe.tuning.gradient_passes:g} gradient passes")
     if recipe and record.seed != recipe.train.seed:
         yield Fault("seed", f"{record.seed}, where the recipe has train.seed {recipe.train.seed}")
     yield from _facts(record, recipe)
@@ -127,6 +129,7 @@ def _best_epoch(test: SplitMetrics, best: BestEpoch, rows: list[dict[str, Any]])
 def _history(record: RunRecord) -> Iterator[Fault]:
     """Every row possible; epochs rise; what is counted from the start never falls."""
     before: Mapping[str, Any] = {"epoch": 0}
+    most = 1 + _num_ascents(record.recipe.get("optimizer"))
     for number, row in enumerate(record.history):
         where = f"history.{number}"
         for key, value in row.items():
@@ -142,6 +145,11 @@ def _history(record: RunRecord) -> Iterator[Fault]:
                 continue
             if now < earlier or (key == "epoch" and now == earlier):
                 yield Fault(f"{where}.{key}", f"{now} does not come after {earlier}")
+        steps, passes = row.get("steps"), row.get("gradient_passes")
+        if _is_number(steps) and _is_number(passes) and not steps <= passes <= most * steps:
+            yield Fault(
+                f"{where}.gradient_passes", f"{passes:g}, but {steps} updates take {steps} to {most * steps}"
+            )
         if not _is_number(row.get("epoch")):
             yield Fault(f"{where}.epoch", "is missing")
         before = row
@@ -174,16 +182,21 @@ def _cost(record: RunRecord, recipe: Recipe | None) -> Iterator[Fault]:
                 "cost.images_per_second",
                 f"{cost.images_per_second:g}, where updates, batch size and time give {speed:.4g}",
             )
-    if is_completed and record.data and record.data.sizes.get("train"):
+    if record.data and record.data.sizes.get("train"):
         yield from _length(record, recipe, record.data.sizes["train"])
 
 
 def _length(record: RunRecord, recipe: Recipe, num_images: int) -> Iterator[Fault]:
-    """A completed run is as long as its recipe says."""
+    """A completed run is as long as its recipe says, and no other run is."""
     cost, train = record.cost, recipe.train
     per_epoch = num_images // train.batch_size
     length = min(train.epochs * per_epoch, train.max_steps or train.epochs * per_epoch)
     spent = cost.gradient_passes if train.budget == "passes" else cost.steps
+    if record.status != "completed":
+        # A bad seed must not go away by one word; a method that never acted fails at the end, and says so.
+        if spent >= length and record.status in ("diverged", "interrupted") and "model" in record.artifacts:
+            yield Fault("status", f"{record.status}, where the run came to its end with its weights stored")
+        return
     # In passes, the last update may go beyond the end.
     beyond = _num_ascents(record.recipe.get("optimizer")) if train.budget == "passes" else 0
     if not length <= spent <= length + beyond:

@@ -95,6 +95,8 @@ def seeds_needed(
 
     # Were the spread known, so many less one would still be too few.
     spare = (difference / _normal_multiple(level / num_pairs, power)) ** 2 - image_variance
+    if spare <= 0:
+        return None  # by rounding alone
     low = max(1, math.ceil(min(std**2 / spare, MOST_SEEDS)) - 1)
     high = low + 1
     while not enough(high):

@@ -55,8 +55,8 @@ def print_table(groups: Sequence[Group], console: Console) -> None:
         entries = measured(group)
         if entries:
             chosen, left_out = fit(columns(group), entries, console.width, _GAP)
-            for line in _measured_lines(entries, chosen, console.width):
-                console.print(line, soft_wrap=True)
+            rows = _measured_lines(entries, chosen, console.width)
+            console.print(Text("\n").join(rows), soft_wrap=True)
             if left_out:
                 names = ", ".join(column.name for column in left_out)
                 say([f"No room for: {names}; `--format csv` and `html` have all."])

@@ -140,7 +140,8 @@ BASES: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 def find_base(name: Any) -> Callable[..., Any] | None:
     """The constructor of a base by name: ours, or timm's class; None if nobody knows it."""
     # timm's "momentum" and "nesterov" are SGD with options bound; here the options are the recipe's.
-    if not isinstance(name, str) or name in ("momentum", "nesterov"):
+    # And it takes "SGD" for its own "sgd", whose defaults are others than ours: a name is spelled as listed.
+    if not isinstance(name, str) or name in ("momentum", "nesterov") or name != name.lower():
         return None
     if name in BASES:
         return BASES[name]

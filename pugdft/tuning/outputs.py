@@ -15,13 +15,16 @@ from pugdft.errors import UserError
 from pugdft.output import differences_between
 from pugdft.recipe import Recipe, read_text
 from pugdft.record import write_atomically
+from pugdft.tuning.lock import locked
 from pugdft.tuning.search import Search
+from pugdft.tuning.trials import Say
 from pugdft.tuning.tuned import Finished, Tuned
 
 SCHEMA = "pugdft.tuning/1"
 TUNING_NAME, BENCH_NAME, RECIPE_NAME = "tuning.yaml", "bench.yaml", "recipe.yaml"
 
 _FINAL_SEEDS = "0-4"
+_LOCK = ".lock"
 _BENCH_HEADER = """\
 # The final comparison of tuned optimizers, under the recipe beside this file: give `pugdft bench` its path.
 #
@@ -62,12 +65,17 @@ def check_folder(folder: Path, question: Question) -> None:
     Raises:
         UserError: it holds another search, or files of somebody's where a search writes its own.
     """
+    _kept(folder, question)
+
+
+def _kept(folder: Path, question: Question) -> list[dict[str, Any]]:
+    """What earlier commands of this question have found, as in ``tuning.yaml``; checks as above."""
     path = folder / TUNING_NAME
     if not path.is_file():
         for name in (BENCH_NAME, RECIPE_NAME):
             if (folder / name).exists():
                 raise UserError(f"{folder / name}: is there, and of no search; choose another --output")
-        return
+        return []
     given = yaml_text.parse(read_text(path), str(path))
     if not isinstance(given, Mapping) or given.get("schema") != SCHEMA:
         raise UserError(f"{path}: is not of a search (no `schema: {SCHEMA}`); choose another --output")
@@ -79,32 +87,72 @@ def check_folder(folder: Path, question: Question) -> None:
         raise UserError(
             f"{folder}: holds another search:\n{shown}\nChoose another --output, or move that one away."
         )
+    found = given.get("optimizers")
+    if not isinstance(found, list) or not all(map(_is_evidence, found)):
+        raise UserError(f"{path}: optimizers: are not as a search writes them; choose another --output")
+    return found
 
 
 def claim_folder(folder: Path, question: Question) -> None:
-    """Write down the question, unless it stands there."""
+    """Write down the question, unless it stands there.
+
+    Raises:
+        UserError: as in :func:`check_folder`, if another command was quicker; the file system has no locks.
+    """
     path = folder / TUNING_NAME
-    if not path.is_file():
-        write_atomically(path, yaml_text.dump({**question.as_dict(), "optimizers": []}).encode())
+    with locked(folder / _LOCK):
+        check_folder(folder, question)
+        if not path.is_file():
+            write_atomically(path, yaml_text.dump({**question.as_dict(), "optimizers": []}).encode())
 
 
-def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned]) -> Path | None:
-    """Write what was found; returns the bench file's path, None if an optimizer has no trial with a score."""
-    evidence = {**question.as_dict(), "optimizers": [_evidence(each, question) for each in tuned]}
-    write_atomically(folder / TUNING_NAME, yaml_text.dump(evidence).encode())
-    if any(each.spec is None for each in tuned):
-        return None
-    write_atomically(folder / RECIPE_NAME, yaml_text.dump(question.recipe.as_dict()).encode())
+def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say: Say) -> Path | None:
+    """Write what was found; what other commands found for further optimizers stays.
+
+    Args:
+        folder: of the search.
+        question: what was searched.
+        tuned: the optimizers that this command was asked for.
+        say: hears of what a reader of the bench file must know.
+
+    Returns:
+        The bench file's path; None, and no bench file, if one of ``tuned`` has no trial with a score.
+    """
     path = folder / BENCH_NAME
-    # Two spellings of one optimizer come to one entry.
-    entries: list[dict[str, Any]] = []
-    for each in tuned:
-        entry = {**(each.spec or {}), "tuning": _budget(each, question)}
-        if each.spec not in [{key: given[key] for key in given if key != "tuning"} for given in entries]:
-            entries.append(entry)
-    bench = {"recipes": [RECIPE_NAME], "optimizers": entries, "seeds": _FINAL_SEEDS}
-    write_atomically(path, (_BENCH_HEADER + yaml_text.dump(bench)).encode())
+    with locked(folder / _LOCK):
+        found = {each["label"]: each for each in _kept(folder, question)}
+        found |= {each.label: _evidence(each, question) for each in tuned}
+        is_whole = all(each.spec is not None for each in tuned)
+        if not is_whole and path.exists():
+            path.unlink()
+            say(f"{path}: removed, it was of what was found before")
+        evidence = {**question.as_dict(), "optimizers": list(found.values())}
+        write_atomically(folder / TUNING_NAME, yaml_text.dump(evidence).encode())
+        if not is_whole:
+            return None
+        write_atomically(folder / RECIPE_NAME, yaml_text.dump(question.recipe.as_dict()).encode())
+        bench = {"recipes": [RECIPE_NAME], "optimizers": _entries(found, say), "seeds": _FINAL_SEEDS}
+        write_atomically(path, (_BENCH_HEADER + yaml_text.dump(bench)).encode())
     return path
+
+
+def _entries(found: Mapping[str, Mapping[str, Any]], say: Say) -> list[dict[str, Any]]:
+    """The optimizers of the bench file."""
+    chosen = {label: each for label, each in found.items() if each["choice"] is not None}
+    if unscored := [label for label in found if label not in chosen]:
+        say(f"not in {BENCH_NAME}, since no trial of an earlier command has a score: {', '.join(unscored)}")
+    runs = {label: each["tuning"]["trials"] for label, each in chosen.items()}
+    if len(set(runs.values())) > 1:
+        counts = ", ".join(f"{label} {number}" for label, number in runs.items())
+        say(f"{BENCH_NAME}: runs of each optimizer's search, which differ: {counts}")
+    entries: list[dict[str, Any]] = []
+    specs: list[Mapping[str, Any]] = []  # two spellings of one optimizer come to one entry
+    for each in chosen.values():
+        spec = each["choice"]["optimizer"]
+        if spec not in specs:
+            specs.append(spec)
+            entries.append({**spec, "tuning": each["tuning"]})
+    return entries
 
 
 def _budget(tuned: Tuned, question: Question) -> dict[str, Any]:
@@ -133,6 +181,17 @@ def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
         "remarks": list(tuned.remarks),
         "tuning": _budget(tuned, question),
     }
+
+
+def _is_evidence(given: Any) -> bool:
+    """Whether it has what another command needs of :func:`_evidence`."""
+    if not isinstance(given, Mapping) or not isinstance(given.get("label"), str) or "choice" not in given:
+        return False
+    choice, budget = given["choice"], given.get("tuning")
+    is_choice = choice is None or (
+        isinstance(choice, Mapping) and isinstance(choice.get("optimizer"), Mapping)
+    )
+    return is_choice and isinstance(budget, Mapping) and isinstance(budget.get("trials"), int)
 
 
 def _trial(number: int, finished: Finished, question: Question) -> dict[str, Any]:

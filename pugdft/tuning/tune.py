@@ -81,7 +81,7 @@ def tune(request: Request, say: Say, run: Runner = run_cells) -> tuple[list[Tune
         unequal = len({plan.num_trials for plan in plans}) > 1
         say(f"{search.title}: trials of each optimizer{', which differ' if unequal else ''}: {counts}")
         tuned = search_greedily(plans, trials)
-    return tuned, write_outputs(request.output, question, tuned)
+    return tuned, write_outputs(request.output, question, tuned, say)
 
 
 def _search(request: Request) -> Search:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pugdft.errors import UserError
+from pugdft.errors import UserError, counted
 from pugdft.predictions import Predictions
 from pugdft.record import Metrics, RunRecord, SplitMetrics
 from pugdft.verification.agreement import (
@@ -221,7 +221,7 @@ def _history_check(there: Sequence[Mapping[str, Any]], here: Sequence[Mapping[st
                 return Check("history", False, f"from epoch {number} on: {key} {_pair(old[key], new[key])}")
     if len(there) != len(here):
         return Check("history", False, f"{len(here):,} epochs here, {len(there):,} in the record")
-    return Check("history", True, f"{len(here):,} epochs, identical")
+    return Check("history", True, f"{counted(len(here), 'epoch')}, identical")
 
 
 def _seconds(there: RunRecord, here: RunRecord) -> Check:

@@ -134,6 +134,8 @@ def _weights_file(run: StoredRun) -> Path:
         reason = f"no stored weights: {entry.path} is not beside the record. Copy it there"
     elif status == "interrupted":
         reason = "no stored weights: the run is not complete; the command that began it goes on"
+    elif status == "completed" and run.record.metrics and run.record.metrics.test is None:
+        reason = "no stored weights: a search keeps none"
     else:
         reason = f"no stored weights ({status}); a run that completes leaves them in model.safetensors"
     raise UserError(f"{run.path}: {reason}, or `pugdft rerun` makes them again")
