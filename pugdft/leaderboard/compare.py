@@ -101,7 +101,7 @@ def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: fl
     if margin is not None and not 0 <= margin < math.inf:
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
     sides = (first, second)
-    if {run.id for run in first.runs.completed} & {run.id for run in second.runs.completed}:
+    if {run.record.id for run in first.runs.completed} & {run.record.id for run in second.runs.completed}:
         raise UserError("A and B share runs: two different optimizers are to be compared")
     measured = measure([side.runs for side in sides], metric)
     for name, each in zip("AB", measured, strict=True):
