@@ -145,7 +145,7 @@ class Run:
             if status == "completed" and self.recipe.train.evaluate == "all":
                 save_weights(parts.backbone.model, self.folder / "model.safetensors")
                 paths["model"] = "model.safetensors"
-            elif (self.folder / "checkpoint" / "state.json").is_file():
+            elif status != "completed" and (self.folder / "checkpoint" / "state.json").is_file():
                 paths["checkpoint"] = "checkpoint/state.json"
             record.artifacts = {
                 name: Artifact(path=path, sha256=file_sha256(self.folder / path))
