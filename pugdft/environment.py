@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,9 @@ import torch
 _PACKAGES = ("torch", "timm", "accelerate", "numpy")
 
 
-def environment_facts(device: torch.device, num_processes: int, precision: str) -> dict[str, Any]:
+def environment_facts(
+    device: torch.device, num_processes: int, precision: str, performance: Mapping[str, Any]
+) -> dict[str, Any]:
     """The record's ``environment``, but for the times."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
@@ -30,6 +33,7 @@ def environment_facts(device: torch.device, num_processes: int, precision: str) 
         "processes": num_processes,
         "threads": torch.get_num_threads(),
         "precision": precision,
+        "performance": dict(performance),
     }
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pugdft.checkpoint import remove_checkpoints
+from pugdft.data.auto_augment import data_faults
 from pugdft.errors import UserError
 from pugdft.models import model_faults
 from pugdft.observer import Observer
 from pugdft.optim import resolve_spec, spec_faults
 from pugdft.output import check, claim, run_id
 from pugdft.parts import assemble, load, make_accelerator
-from pugdft.recipe import Recipe, load_recipe
+from pugdft.performance import rounding_of
+from pugdft.profiling import MeasuredProfile, Profile
+from pugdft.recipe import Recipe, SectionCheck, load_recipe
 from pugdft.record import RECORD_NAME, RunRecord, read_record
 from pugdft.run import Run
 
@@ -29,12 +32,18 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Raises:
         UserError: with every fault of the file and the overrides.
     """
-    recipe = load_recipe(source, overrides, {"optimizer": spec_faults, "model": model_faults})
+    checks: dict[str, SectionCheck] = {"optimizer": spec_faults, "model": model_faults, "data": data_faults}
+    recipe = load_recipe(source, overrides, checks)
     return recipe.model_copy(update={"optimizer": resolve_spec(recipe.optimizer)})
 
 
 def finetune(
-    recipe: Recipe, output: Path | None = None, *, resume: bool = True, observer: Observer | None = None
+    recipe: Recipe,
+    output: Path | None = None,
+    *,
+    resume: bool = True,
+    observer: Observer | None = None,
+    profile: bool = False,
 ) -> tuple[RunRecord, Path]:
     """Fine-tune as the recipe says and leave a record.
 
@@ -46,6 +55,7 @@ def finetune(
         output: the run's folder; by default ``runs/ID``.
         resume: False starts anew.
         observer: hears of the progress.
+        profile: measure what the time goes to, and leave a trace in the folder.
 
     Returns:
         The record and its path; the status is ``completed``, ``interrupted``, ``diverged`` or ``oom``.
@@ -65,15 +75,24 @@ def finetune(
     with accelerator.main_process_first():  # one process decodes or fetches, the others find it done
         store, backbone = load(recipe)
     parts = assemble(recipe, accelerator, store, backbone)
+    watcher.on_message(f"performance: {parts.switches}")
+    is_measured = profile and accelerator.is_main_process
+    profiler = MeasuredProfile(folder, parts.device) if is_measured else Profile()
     # Only now the folder is this run's: a mistake found until here leaves nothing behind.
-    with claim(folder, recipe) if accelerator.is_main_process else nullcontext():
-        run = Run(recipe, folder, identity, parts, watcher)
+    with (
+        claim(folder, recipe) if accelerator.is_main_process else nullcontext(),
+        rounding_of(parts.switches, parts.device.type),
+    ):
+        run = Run(recipe, folder, identity, parts, watcher, profiler)
         if resume:
             run.restore()
         elif accelerator.is_main_process:
             (folder / RECORD_NAME).unlink(missing_ok=True)
             remove_checkpoints(folder)
-        return run.conclude(*run.train()), folder / RECORD_NAME
+        record = run.conclude(*run.train())
+        if table := profiler.table():
+            watcher.on_message(table)
+        return record, folder / RECORD_NAME
 
 
 def _finished(folder: Path) -> RunRecord | None:

@@ -19,8 +19,10 @@ from torch.nn import functional
 
 from pugdft.data.batches import Batch, EvaluationBatches, TrainingBatches
 from pugdft.data.seeding import torch_seed
+from pugdft.data.transfer import onto
 from pugdft.optim import PerturbedOptimizer
 from pugdft.predictions import Predictions
+from pugdft.profiling import Profile
 
 
 @dataclass
@@ -50,9 +52,33 @@ class Position:
     epoch: int = 0
     step_in_epoch: int = 0
     steps: int = 0
-    gradient_passes: int = 0
+    gradient_passes: float = 0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class AscentBatch:
+    """The part of each batch that ascent gradients are taken from.
+
+    Attributes:
+        num_calls: ascents of an update; its last pass takes the whole batch.
+        images: of the global batch.
+        own_images: of this process's share.
+    """
+
+    num_calls: int
+    images: int
+    own_images: int
+
+    def of(self, micro_batches: list[Batch]) -> list[Batch]:
+        """The first images of this process's share."""
+        parts, left = [], self.own_images
+        for inputs, targets in micro_batches:
+            if left > 0:
+                parts.append((inputs[:left], targets.first(left)))
+            left -= len(targets)
+        return parts
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,8 @@ class Trainer:
         lr_factor: of the base learning rate, from how much of the total is spent.
         set_training_mode: puts the model into training mode.
         after_step: called after each update with the totals so far; returning True stops the epoch.
+        profile: is told what the time goes to.
+        ascent: None takes every gradient from the whole batch.
     """
 
     model: nn.Module
@@ -74,15 +102,17 @@ class Trainer:
     total: int
     counts_passes: bool
     label_smoothing: float
-    lr_factor: Callable[[int], float]
+    lr_factor: Callable[[float], float]
     set_training_mode: Callable[[], None]
     after_step: Callable[[Position, Totals], bool]
+    profile: Profile = Profile()  # noqa: RUF009 - it has no state
+    ascent: AscentBatch | None = None
     base_lrs: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_lrs", [group["lr"] for group in self.optimizer.param_groups])
 
-    def spent(self, position: Position) -> int:
+    def spent(self, position: Position) -> float:
         """How much of the total is spent."""
         return position.gradient_passes if self.counts_passes else position.steps
 
@@ -101,7 +131,8 @@ def train_epoch(trainer: Trainer, position: Position, totals: Totals) -> bool:
     """
     optimizer, batches = trainer.optimizer, trainer.batches
     trainer.set_training_mode()
-    for micro_batches in batches.epoch(position.epoch, position.step_in_epoch):
+    epoch = batches.epoch(position.epoch, position.step_in_epoch)
+    for micro_batches in trainer.profile.each("input", epoch):
         spent = trainer.spent(position)
         if spent >= trainer.total:
             break
@@ -113,44 +144,46 @@ def train_epoch(trainer: Trainer, position: Position, totals: Totals) -> bool:
             torch_seed(batches.seed, position.epoch, position.step_in_epoch, batches.share.rank)
         )
         optimizer.zero_grad()
-        num_calls = _update(trainer, micro_batches, totals)
-        totals.images += sum(len(labels) for _, labels in micro_batches)
+        position.gradient_passes += _update(trainer, micro_batches, totals)
         position.steps += 1
         position.step_in_epoch += 1
-        position.gradient_passes += num_calls
         if trainer.after_step(position, totals):
             return False
     return True
 
 
-def _update(trainer: Trainer, micro_batches: list[Batch], totals: Totals) -> int:
-    """One update; returns how often the method went through the batch."""
-    model, world = trainer.model, trainer.batches.share.world
-    num_calls = 0
+def _update(trainer: Trainer, micro_batches: list[Batch], totals: Totals) -> float:
+    """One update; returns how often the method went through the batch, parts of it as such."""
+    model, world, ascent = trainer.model, trainer.batches.share.world, trainer.ascent
+    num_calls, num_images = 0, 0
 
     def closure() -> Tensor:
-        nonlocal num_calls
+        nonlocal num_calls, num_images
         num_calls += 1
+        parts, size = micro_batches, trainer.batches.batch_size
+        if ascent is not None and num_calls <= ascent.num_calls:
+            parts, size = ascent.of(micro_batches), ascent.images
+        num_images += size
         batch_loss = torch.zeros((), device=trainer.batches.device)
-        for number, (inputs, labels) in enumerate(micro_batches, start=1):
-            is_last = number == len(micro_batches)
+        for number, (inputs, targets) in enumerate(parts, start=1):
+            is_last = number == len(parts)
             # One reduction a pass: earlier micro-batches accumulate locally.
             with nullcontext() if is_last else trainer.accelerator.no_sync(model):
                 logits = model(inputs)
-                loss = functional.cross_entropy(
-                    logits, labels, reduction="sum", label_smoothing=trainer.label_smoothing
-                )
+                loss = targets.loss(logits, trainer.label_smoothing)
                 # Processes' gradients are averaged; the sum over all of them is to be the global mean's.
-                trainer.optimizer.backward(loss * (world / trainer.batches.batch_size))
+                trainer.optimizer.backward(loss * (world / size))
             batch_loss += loss.detach()
             if num_calls == 1:
-                totals.correct += (logits.detach().argmax(1) == labels).sum()
+                totals.correct += targets.correct(logits.detach())
+                totals.images += len(targets)
         if num_calls == 1:
             totals.loss += batch_loss
-        return batch_loss / trainer.batches.batch_size
+        return batch_loss / size
 
-    trainer.optimizer.step(closure)
-    return num_calls
+    with trainer.profile.span("optimizer"):
+        trainer.optimizer.step(trainer.profile.timed("passes", closure))
+    return num_calls if ascent is None else num_images / trainer.batches.batch_size
 
 
 def _share_buffers(model: nn.Module) -> None:
@@ -176,7 +209,7 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, accelerator: Accelera
         best = logits.topk(min(5, logits.shape[1]), 1).indices
         in_top5 = (best == labels[:, None]).any(1)
         loss = functional.cross_entropy(logits, labels, reduction="none")
-        where = torch.from_numpy(positions).to(device)
+        where = onto(positions, device)
         whole[:, where] = torch.stack([prediction, in_top5, confidence, loss]).to(whole.dtype)
     prediction, in_top5, confidence, loss = accelerator.reduce(whole, "sum").cpu().numpy()
     images = batches.images

@@ -13,10 +13,10 @@ class Observer:
     def on_message(self, text: str) -> None:
         """Something a person may want to know, such as the data being decoded."""
 
-    def on_start(self, total: int, done: int, images_per_step: int) -> None:
+    def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Training starts, or goes on after ``done`` of ``total`` updates (or gradient passes)."""
 
-    def on_step(self, position: Position, totals: Totals, done: int) -> None:
+    def on_step(self, position: Position, totals: Totals, done: float) -> None:
         """An update was made. Reading ``totals`` waits for the device: not at every step, please."""
 
     def on_epoch(self, row: dict[str, Any]) -> None:

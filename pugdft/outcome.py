@@ -127,7 +127,9 @@ def build_record(
             skipped_steps=optimizer.num_skipped_steps,
         ),
         environment={
-            **environment_facts(parts.device, accelerator.num_processes, recipe.train.precision),
+            **environment_facts(
+                parts.device, accelerator.num_processes, recipe.train.precision, parts.switches.as_dict()
+            ),
             "started": progress.started,
             "finished": now(),
         },

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,17 +14,27 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from pugdft.allocator import keep_freed_memory
+from pugdft.data.augment import Augmentation, ResizedCrop
+from pugdft.data.auto_augment import auto_augmentation
 from pugdft.data.batches import EvaluationBatches, Images, Share, TrainingBatches
 from pugdft.data.seeding import validation_split
 from pugdft.data.sources import open_source
 from pugdft.data.store import Store, prepare
+from pugdft.data.transfer import RESIDENT_SHARE, free_device_bytes, is_pinned_for, resident
 from pugdft.data.transforms import ToInput
+from pugdft.data.workers import ImageWorkers
 from pugdft.errors import UserError, counted
+from pugdft.loop import AscentBatch
 from pugdft.models import Backbone, build_model, freeze_backbone
-from pugdft.optim import LossScale, PerturbedOptimizer, build_optimizer
+from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
+from pugdft.optim.trigger import Always
+from pugdft.performance import Switches, arrange, attention_of, compiled, pick
 from pugdft.recipe import Recipe
 
-_EVAL_BATCH = 200
+# A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
+_EVAL_BATCH = {"cpu": 64}
+_EVAL_BATCH_ELSEWHERE = 256
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Parts:
     optimizer: PerturbedOptimizer
     training: TrainingBatches
     evaluations: dict[str, EvaluationBatches]
+    switches: Switches
+    ascent: AscentBatch | None = None
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +64,8 @@ class Parts:
     @property
     def evaluation_model(self) -> nn.Module:
         """The model in its precision, without what keeps processes in step: they evaluate unequal shares."""
-        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
+        # Not the compiled one: that would compile again for evaluation and for its last, smaller batch.
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -62,7 +77,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()
     precision = recipe.train.precision
     # Without an accelerator, Accelerate must be told so, or it takes many processes for one.
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())
+    on_cpu = _device_type() == "cpu"
     if precision == "fp16" and on_cpu:
         raise UserError("train.precision: fp16 needs a GPU; on a CPU use bf16 or fp32")
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
@@ -73,6 +88,11 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
+def _device_type() -> str:
+    kinds = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    return next((name for name, kind in kinds.items() if kind.is_available()), "cpu")
+
+
 def load(recipe: Recipe) -> tuple[Store, Backbone]:
     """The images, decoded, and the model with its weights; needs no other process.
 
@@ -80,7 +100,9 @@ def load(recipe: Recipe) -> tuple[Store, Backbone]:
         UserError: the data or the weights cannot be used.
     """
     store = prepare(open_source(recipe.data.name), recipe.data.image_size)
-    return store, build_model(recipe.model, len(store.classes), recipe.data.image_size, recipe.train.seed)
+    with attention_of(pick(recipe, _device_type())):
+        backbone = build_model(recipe.model, len(store.classes), recipe.data.image_size, recipe.train.seed)
+    return store, backbone
 
 
 def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone) -> Parts:
@@ -89,13 +111,15 @@ def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: B
     Raises:
         UserError: the recipe does not fit the data.
     """
-    data, train = recipe.data, recipe.train
-    splits = _splits(recipe, store)
+    train = recipe.train
+    splits = _splits(recipe, store, accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes)
     _check_batch(recipe, len(splits["train"]), share.world)
     if train.freeze == "backbone":
         freeze_backbone(backbone.model)
-    model = accelerator.prepare_model(backbone.model)
+    switches = pick(recipe, accelerator.device.type)
+    arrange(backbone.model, switches)
+    model = compiled(accelerator.prepare_model(backbone.model), switches)
     optimizer = build_optimizer(
         recipe.optimizer,
         backbone.model,
@@ -117,12 +141,13 @@ def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: B
         share=share,
         batch_size=train.batch_size,
         micro_batch_size=train.micro_batch_size or own_images,
-        crop_padding=data.crop_padding,
-        flip=data.flip,
+        augmentation=_augmentation(recipe, splits["train"]),
         seed=train.seed,
+        workers=_image_workers(recipe, splits["train"], backbone, device),
     )
     evaluations = _evaluations(recipe, splits, to_input, device, share)
-    return Parts(accelerator, store, backbone, model, optimizer, training, evaluations)
+    ascent = _ascent_batch(recipe, optimizer.method, share)
+    return Parts(accelerator, store, backbone, model, optimizer, training, evaluations, switches, ascent)
 
 
 def evaluation_parts(
@@ -133,9 +158,10 @@ def evaluation_parts(
     Raises:
         UserError: the recipe does not fit the data.
     """
-    splits = _splits(recipe, store)
+    splits = _splits(recipe, store, accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes)
     to_input = _to_input(recipe, store, backbone, accelerator.device)
+    arrange(backbone.model, pick(recipe, accelerator.device.type))
     model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
     return model, _evaluations(recipe, splits, to_input, accelerator.device, share)
 
@@ -149,7 +175,8 @@ def _evaluations(
     recipe: Recipe, splits: dict[str, Images], to_input: ToInput, device: torch.device, share: Share
 ) -> dict[str, EvaluationBatches]:
     train = recipe.train
-    batch_size = train.eval_batch_size or max(_EVAL_BATCH, -(-train.batch_size // share.world))
+    usual = _EVAL_BATCH.get(device.type, _EVAL_BATCH_ELSEWHERE)
+    batch_size = train.eval_batch_size or max(usual, -(-train.batch_size // share.world))
     return {
         name: EvaluationBatches(images, to_input, device, share, batch_size)
         for name, images in splits.items()
@@ -157,18 +184,79 @@ def _evaluations(
     }
 
 
-def _splits(recipe: Recipe, store: Store) -> dict[str, Images]:
+def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Images]:
     pixels, labels = store.images("train"), store.labels("train")
     try:
         train, validation = validation_split(labels, recipe.data.validation, recipe.train.seed)
     except ValueError as error:
         raise UserError(f"data.validation: {error}") from None
-    test_labels = store.labels("test")
+    test_pixels, test_labels = store.images("test"), store.labels("test")
+    budget = RESIDENT_SHARE * free_device_bytes(device)
+    # Workers read the training images themselves.
+    on_device = None if recipe.data.auto_augment else resident(pixels, device, budget)
+    left = budget if on_device is None else budget - pixels.nbytes
     return {
-        "train": Images(pixels, labels, train),
-        "validation": Images(pixels, labels, validation),
-        "test": Images(store.images("test"), test_labels, np.arange(len(test_labels))),
+        "train": Images(pixels, labels, train, on_device),
+        "validation": Images(pixels, labels, validation, on_device),
+        "test": Images(
+            test_pixels, test_labels, np.arange(len(test_labels)), resident(test_pixels, device, left)
+        ),
     }
+
+
+def _augmentation(recipe: Recipe, images: Images) -> Augmentation:
+    data, side = recipe.data, images.pixels.shape[1]
+    if data.cutout > side:
+        raise UserError(f"data.cutout: {data.cutout} is more than the side of the stored images, {side}")
+    crop = data.random_resized_crop
+    return Augmentation(
+        crop_padding=data.crop_padding,
+        flip=data.flip,
+        resized_crop=ResizedCrop((crop.scale[0], crop.scale[1]), (crop.ratio[0], crop.ratio[1]))
+        if crop
+        else None,
+        cutout=data.cutout,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
+        auto_augment=data.auto_augment,
+    )
+
+
+def _image_workers(
+    recipe: Recipe, images: Images, backbone: Backbone, device: torch.device
+) -> ImageWorkers | None:
+    data = recipe.data
+    if data.auto_augment is None:
+        return None
+    words = data.auto_augment, images.pixels.shape[1], backbone.mean, backbone.interpolation
+    num_workers = _default_workers(device) if data.workers is None else data.workers
+    make = partial(auto_augmentation, *words)
+    return ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, is_pinned_for(device))
+
+
+def _default_workers(device: torch.device) -> int:
+    """A share of the cores for each process of this machine; where a CPU trains it has better to do."""
+    if device.type == "cpu":
+        return 0
+    # Not every system can tell which cores are this process's.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(_MOST_WORKERS, cores // processes - 1))
+
+
+def _ascent_batch(recipe: Recipe, method: Method, share: Share) -> AscentBatch | None:
+    """The part of a batch for ascent gradients; None if that is all of it, or nothing ascends."""
+    train = recipe.train
+    # Two images a process at least: one alone has no variance for BatchNorm.
+    images = max(2 * share.world, math.ceil(train.ascent_batch * train.batch_size))
+    if images >= train.batch_size or not method.perturbs:
+        return None
+    if not isinstance(method.trigger, Always):
+        raise UserError(
+            "train.ascent_batch: is for methods that perturb at each step: of a step with one pass it would "
+            f"be the only gradient, and {recipe.optimizer['name']} as given has such steps. Leave it at 1"
+        )
+    return AscentBatch(method.direction.num_ascents, images, len(share.of(np.arange(images))))
 
 
 def _check_batch(recipe: Recipe, num_images: int, world: int) -> None:

@@ -11,25 +11,18 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
+from pydantic import BaseModel, Field, StrictBool, StrictStr, ValidationError
 
 from pugdft import yaml_text
 from pugdft.errors import Fault, FaultsError, UserError, close_match
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[Number, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
+from pugdft.sections import DataSection, Fraction, Number, PerformanceSection, PositiveInt, Section
 
 SectionCheck = Callable[[Any], Sequence[Fault]]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """The backbone."""
 
     name: StrictStr = Field(description="timm model, with its weights tag where pretrained: resnet18.tv_in1k")
@@ -41,25 +34,7 @@ class ModelSection(_Section):
     )
 
 
-class DataSection(_Section):
-    """The images."""
-
-    name: StrictStr = Field(
-        description="cifar10, cifar100, tiny_imagenet, bundled, or a folder of parquet or image files"
-    )
-    image_size: Annotated[int, Field(ge=8, le=4096)] = Field(
-        224, description="side of the square that the backbone sees, in pixels"
-    )
-    validation: Fraction = Field(
-        0.0, description="fraction of the train split held out, seeded and class-balanced"
-    )
-    crop_padding: Annotated[int, Field(ge=0, le=512)] = Field(
-        4, description="pixels added on each side, at stored size, before the random crop; 0 turns it off"
-    )
-    flip: StrictBool = Field(True, description="flip half of the training images left to right")
-
-
-class ScheduleSection(_Section):
+class ScheduleSection(Section):
     """The learning rate over the run, as a factor of the base optimizer's lr, changed at every step."""
 
     name: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to 0 at the last step")
@@ -68,7 +43,7 @@ class ScheduleSection(_Section):
     )
 
 
-class TrainSection(_Section):
+class TrainSection(Section):
     """The training loop."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="passes over the train split")
@@ -83,6 +58,9 @@ class TrainSection(_Section):
     micro_batch_size: PositiveInt | None = Field(
         None,
         description="images per forward pass and process: less memory, the same update but for BatchNorm",
+    )
+    ascent_batch: Annotated[Number, Field(gt=0, le=1)] = Field(
+        1.0, description="fraction of the batch that the ascent gradient of a two-pass method is taken from"
     )
     eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
     eval_every: PositiveInt = Field(1, description="epochs between evaluations")
@@ -100,9 +78,13 @@ class TrainSection(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="of the validation split, the order, the augmentation, the new head"
     )
+    performance: PerformanceSection = Field(
+        default_factory=lambda: PerformanceSection.model_validate({}),
+        description="auto, or switches that change speed and rounding",
+    )
 
 
-class TuningSection(_Section):
+class TuningSection(Section):
     """What was spent on held-out images to choose the optimizer's options; decides nothing, is kept."""
 
     trials: Annotated[int, Field(ge=0, le=10**9)] = Field(description="runs that the choice rests on")
@@ -110,7 +92,7 @@ class TuningSection(_Section):
     search: StrictStr = Field("", description="how the options were searched")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One run, resolved. The optimizer stays a mapping: its options belong to the optimizer core."""
 
     model: ModelSection
@@ -253,24 +235,36 @@ def _as_fault(details: Mapping[str, Any]) -> Fault:
     location = [str(part) for part in details["loc"] if part not in ("bool", "str", "function-after[...]")]
     where = ".".join(location)
     if details["type"] == "extra_forbidden":
-        section = Recipe.model_fields.get(location[0]) if len(location) > 1 else None
-        schema = section.annotation if section else Recipe
-        known = (
-            list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
-        )
+        known = _known_keys(location[:-1])
         return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}")
     if details["type"] == "missing":
         return Fault(where, "is required")
     if location[-1] == "[key]" or details["type"] == "invalid_key":
         return Fault(where.removesuffix(".[key]"), "keys must be words")
-    message = details["msg"].removeprefix("Input should be ")
+    message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if details["type"] in ("model_type", "dict_type"):
-        message = "a mapping, such as {name: …}"
+        example = "{scale: [0.08, 1]}" if where == "data.random_resized_crop" else "{name: …}"
+        message = f"a mapping, such as {example}"
     if details["type"] in ("bool_type", "string_type"):
         message = "true, false or a path" if where == "model.pretrained" else message
     given = details["input"]
     shown = f", not {json.dumps(given)[:80]}" if isinstance(given, str | int | float | bool | None) else ""
     return Fault(where, f"must be {message}{shown}")
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    """The keys of the section at this place."""
+    schema: Any = Recipe
+    for part in location:
+        annotation = schema.model_fields[part].annotation
+        schema = next((each for each in (annotation, *get_args(annotation)) if _is_section(each)), None)
+        if schema is None:
+            return []
+    return list(schema.model_fields)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _cross_faults(recipe: Recipe) -> list[Fault]:
@@ -287,6 +281,13 @@ def _cross_faults(recipe: Recipe) -> list[Fault]:
     if train.evaluate == "validation" and not recipe.data.validation:
         faults.append(
             Fault("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
+        )
+    if recipe.data.random_resized_crop and recipe.data.crop_padding:
+        faults.append(
+            Fault(
+                "data.crop_padding",
+                "random_resized_crop takes the place of this crop: leave it out, or set it to 0",
+            )
         )
     if recipe.schedule.warmup_epochs >= train.epochs:
         faults.append(Fault("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})"))

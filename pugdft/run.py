@@ -18,6 +18,7 @@ from pugdft.models import training_mode
 from pugdft.observer import Observer
 from pugdft.outcome import Ending, Progress, build_record
 from pugdft.parts import Parts
+from pugdft.profiling import Profile
 from pugdft.recipe import Recipe
 from pugdft.record import Artifact, BestEpoch, RunRecord, Status, file_sha256, write_record
 from pugdft.schedule import lr_factor
@@ -41,11 +42,20 @@ class Run:
         identity: the record's id.
         parts: assembled from the recipe.
         observer: hears of the progress.
+        profile: is told what the time goes to.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, identity: str, parts: Parts, observer: Observer) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        identity: str,
+        parts: Parts,
+        observer: Observer,
+        profile: Profile | None = None,
+    ) -> None:
         self.recipe, self.folder, self.identity = recipe, folder, identity
-        self.parts, self.observer = parts, observer
+        self.parts, self.observer, self.profile = parts, observer, profile or Profile()
         self.progress = Progress()
         self.interruption = Interruption()
         self._totals = new_totals(parts.device)
@@ -66,6 +76,8 @@ class Run:
                 parts.backbone.model, train.freeze == "backbone", train.batch_norm == "fixed"
             ),
             after_step=self._after_step,
+            profile=self.profile,
+            ascent=parts.ascent,
         )
 
     def train(self) -> tuple[Status, str | None]:
@@ -77,7 +89,7 @@ class Run:
         )
         self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
-            with self.interruption:
+            with self.interruption, self.profile.running():
                 while trainer.spent(position) < trainer.total or position.step_in_epoch:
                     if not self._train_epoch():
                         return self._interrupted()
@@ -85,7 +97,8 @@ class Run:
                     if trainer.spent(position) < trainer.total:
                         if self._consult():
                             return self._interrupted()
-                        self._save()
+                        with self.profile.span("checkpoint"):
+                            self._save()
             return self._verdict()
         except Diverged as error:
             return "diverged", str(error)
@@ -104,6 +117,7 @@ class Run:
                 error.add_note(f"and no record could be written: {another}")
             raise
         finally:
+            self.parts.training.close()
             self.observer.on_end()
 
     def restore(self) -> None:
@@ -135,6 +149,8 @@ class Run:
         """
         parts, predictions = self.parts, self.progress.predictions
         record = build_record(self.recipe, self.identity, parts, self.progress, Ending(status, error))
+        if self.profile.is_on:
+            record.environment["profiled"] = True
         if parts.accelerator.is_main_process:
             paths = {}
             for split, each in predictions.items():
@@ -189,6 +205,7 @@ class Run:
         return finished
 
     def _after_step(self, position: Position, totals: Totals) -> bool:
+        self.profile.after_step()
         self.observer.on_step(position, totals, self._trainer.spent(position))
         if self.parts.device.type == "cpu" and self.parts.accelerator.num_processes == 1:
             self._check_loss()  # nothing to wait for
@@ -244,7 +261,8 @@ class Run:
             for split in self.parts.evaluations
             if is_due or (needs_validation and split == "validation")
         ]
-        row |= self._evaluate(splits)
+        with self.profile.span("evaluation"):
+            row |= self._evaluate(splits)
         if needs_validation:
             optimizer.observe_epoch(row["train_loss"], row["validation_loss"], train.epochs)
         best = self.progress.best_test

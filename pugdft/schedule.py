@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def lr_factor(name: str, step: int, total_steps: int, warmup_steps: int = 0) -> float:
+def lr_factor(name: str, step: float, total_steps: int, warmup_steps: int = 0) -> float:
     """The factor at a step.
 
     Args:

@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).parent.parent / "pugdft"
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS = [
     ["errors", "folders", "allocator", "__init__"],
-    ["block_yaml", "yaml_text", "record", "recipe", "hub"],
+    ["block_yaml", "yaml_text", "record", "sections", "recipe", "hub"],
     ["optim"],
-    ["data", "models", "schedule", "predictions"],
-    ["loop", "observer"],
+    ["data", "models", "performance", "schedule", "predictions"],
+    ["profiling", "loop", "observer"],
     ["checkpoint", "environment", "interruption", "output", "parts", "outcome", "run", "finetune"],
     ["bench", "leaderboard", "tuning", "verification"],
     ["cli", "__main__"],

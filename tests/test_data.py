@@ -24,6 +24,7 @@ from filelock import FileLock
 from PIL import Image
 from torch.nn import functional
 
+from pugdft.data.augment import Augmentation
 from pugdft.data.batches import Images, Share, TrainingBatches
 from pugdft.data.contents import Sample
 from pugdft.data.decoding import decode
@@ -641,7 +642,7 @@ def batches(
     to_input = ToInput(32, 32, "bicubic", (0.5,) * 3, (0.5,) * 3, CPU)
     training = TrainingBatches(
         images, to_input, CPU, share, batch_size=20, micro_batch_size=options.get("micro", 20),
-        crop_padding=4, flip=True, seed=seed,
+        augmentation=Augmentation(crop_padding=4, flip=True), seed=seed,
     )  # fmt: skip
     return [torch.cat([x for x, _ in step]) for step in training.epoch(epoch, first_step)]
 

@@ -24,6 +24,7 @@ from pugdft.errors import UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.loop import Position, Totals
 from pugdft.observer import Observer
+from pugdft.optim import build_optimizer
 from pugdft.optim.registry import METHODS
 from pugdft.parts import Parts, assemble, load, make_accelerator
 from pugdft.predictions import Predictions, read_predictions
@@ -162,7 +163,7 @@ class StopAt(Observer):
     def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
         self.step, self.number = step, number
 
-    def on_step(self, position: Position, totals: Totals, done: int) -> None:
+    def on_step(self, position: Position, totals: Totals, done: float) -> None:
         if position.steps == self.step:
             os.kill(os.getpid(), self.number)
 
@@ -303,7 +304,7 @@ def test_divergence_ends_the_run_and_is_recorded(small_recipe: dict[str, Any], t
 class Break(Observer):
     """Fails in the middle of an epoch."""
 
-    def on_step(self, position: Position, totals: Totals, done: int) -> None:
+    def on_step(self, position: Position, totals: Totals, done: float) -> None:
         if position.steps == 4:
             raise OSError("the disk is gone")
 
@@ -361,6 +362,45 @@ def test_a_run_cut_in_the_middle_of_its_budget_of_passes_goes_on_to_the_same_bit
     assert largest_difference(weights, same) == 0
     assert without_times(resumed) == without_times(whole)
     assert 0 < whole.method.two_pass_fraction < 1
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_the_ascent_gradient_may_come_from_a_part_of_the_batch(
+    micro_batch_size: int | None, small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["train"] |= {"max_steps": 1, "ascent_batch": 0.25, "micro_batch_size": micro_batch_size}
+    record, weights = run(small_recipe, tmp_path)
+    assert record.cost.gradient_passes == 1.25
+    parts = parts_of(small_recipe)
+    model, micro_batches = parts.backbone.model, next(parts.training.epoch(0))
+    inputs = torch.cat([each for each, _ in micro_batches])
+    labels = torch.cat([targets.labels for _, targets in micro_batches])
+    optimizer = build_optimizer(small_recipe["optimizer"], model)
+    sizes = iter([6, 24])  # a quarter of 24, then all
+
+    def closure() -> torch.Tensor:
+        size = next(sizes)
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs[:size]), labels[:size])
+        loss.backward()
+        return loss
+
+    model.train()
+    loss = float(optimizer.step(closure))
+    assert record.history[0]["train_loss"] == pytest.approx(loss, rel=1e-5)
+    assert largest_difference(weights, dict(model.state_dict())) < 1e-6
+
+
+def test_an_ascent_batch_is_for_methods_that_perturb_at_each_step(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["train"] |= {"max_steps": 2, "ascent_batch": 0.5}
+    small_recipe["optimizer"]["name"] = "looksam"
+    with pytest.raises(UserError, match=r"train\.ascent_batch: is for methods that perturb at each step"):
+        run(small_recipe, tmp_path / "looksam")
+    small_recipe["optimizer"] = small_recipe["optimizer"]["base"]
+    record, _ = run(small_recipe, tmp_path / "sgd")
+    assert record.cost.gradient_passes == 2
 
 
 def test_a_search_s_run_never_sees_the_test_split(small_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pugdft.bench.entries import GivenEntry, OptimizerEntry
 from pugdft.errors import Fault, FaultsError, UserError
 from pugdft.finetune import read_recipe
 from pugdft.optim.registry import build_method
+from pugdft.optim.trigger import Always
 from pugdft.output import run_id
 from pugdft.recipe import Recipe
 
@@ -101,12 +102,14 @@ def plan_cells(
     return cells
 
 
-def passes_per_update(spec: dict[str, Any]) -> float:
+def passes_per_update(spec: dict[str, Any], ascent_batch: float = 1.0) -> float:
     """Gradient passes of an update of a resolved ``optimizer`` mapping, averaged over a run."""
     method = build_method(
         spec["name"], {key: value for key, value in spec.items() if key not in ("name", "base")}
     )
     known = method.expected_passes
+    if isinstance(method.trigger, Always):
+        return 1 + ascent_batch * method.direction.num_ascents
     return 1.0 + method.direction.num_ascents if known is None else known
 
 
@@ -119,15 +122,15 @@ def _cell(source: str, template: Recipe, entry: Entry, seed: int, output: Path) 
         data.get("tuning") if entry.text == template.optimizer["name"] else None
     )
     resolved = read_recipe(data)
-    folder = output / run_id(resolved)
-    return Cell(entry.text, seed, resolved, folder, passes_per_update(resolved.optimizer), source)
+    passes = passes_per_update(resolved.optimizer, resolved.train.ascent_batch)
+    return Cell(entry.text, seed, resolved, output / run_id(resolved), passes, source)
 
 
 def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
     """The recipe with its length counted in gradient passes, or in updates, at the same cost of its own."""
     if budget is None or budget == recipe.train.budget:
         return recipe
-    factor = passes_per_update(recipe.optimizer)
+    factor = passes_per_update(recipe.optimizer, recipe.train.ascent_batch)
     if budget == "epochs":
         factor = 1 / factor
     length = {"epochs": max(1, round(recipe.train.epochs * factor)), "budget": budget}

@@ -74,10 +74,11 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     from pugdft.loop import Position, Totals, Trainer, evaluate, new_totals, train_epoch
     from pugdft.models import training_mode
     from pugdft.parts import assemble, load, make_accelerator
+    from pugdft.performance import rounding_of
 
     accelerator = make_accelerator(recipe)
     parts = assemble(recipe, accelerator, *load(recipe))
-    moments: list[tuple[float, int]] = []
+    moments: list[tuple[float, float]] = []
     begin = time.perf_counter()
 
     def note(position: Position, totals: Totals) -> bool:
@@ -98,8 +99,10 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
             parts.backbone.model, recipe.train.freeze == "backbone", recipe.train.batch_norm == "fixed"
         ),
         after_step=note,
+        ascent=parts.ascent,
     )
-    train_epoch(trainer, Position(), new_totals(parts.device))
+    with rounding_of(parts.switches, parts.device.type):
+        train_epoch(trainer, Position(), new_totals(parts.device))
     start = moments[min(_WARM_UP, len(moments) - 1) - 1] if len(moments) > 1 else (begin, 0)
     passes = moments[-1][1] - start[1]
     images = {name: len(each.images) for name, each in parts.evaluations.items()}

@@ -37,6 +37,9 @@ def command(
         int | None, typer.Option(min=1, help="Processes to start, such as one a GPU.", show_default="1")
     ] = None,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start anew.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say what the time goes to; leave a trace in the folder.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     progress: Annotated[
         Progress, typer.Option(help="On stderr: text for people, JSON lines for programs.")
@@ -62,6 +65,7 @@ def command(
     if num_processes is not None and num_processes > 1:
         options = ["--output", str(output)] if output else []
         options += ["--no-resume"] if no_resume else []
+        options += ["--profile"] if profile else []
         options += ["--progress", progress.value]
         raise typer.Exit(launch(num_processes, ["finetune", recipe, *texts, *options]))
     from pugdft.cli.json_progress import JsonProgress
@@ -71,7 +75,7 @@ def command(
     observer = Observer()
     if is_main_process():
         observer = ProgressLog() if progress is Progress.TEXT else JsonProgress()
-    record, path = finetune(resolved, output, resume=not no_resume, observer=observer)
+    record, path = finetune(resolved, output, resume=not no_resume, observer=observer, profile=profile)
     if is_main_process():
         if progress is Progress.TEXT:
             print_summary(record)

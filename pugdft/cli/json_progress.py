@@ -18,20 +18,20 @@ class JsonProgress(Observer):
     """``{"event": "progress", "done": …, "total": …, "seconds_left": …}`` twice a second, and epochs."""
 
     def __init__(self) -> None:
-        self._total = self._first = 0
-        self._begin = self._told = 0.0
+        self._total = 0
+        self._first = self._begin = self._told = 0.0
 
     def on_message(self, text: str) -> None:
         """For people: as it is."""
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
-    def on_start(self, total: int, done: int, images_per_step: int) -> None:
+    def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Start the clock."""
         self._total, self._first = total, done
         self._begin = time.monotonic()
 
-    def on_step(self, position: Position, totals: Totals, done: int) -> None:
+    def on_step(self, position: Position, totals: Totals, done: float) -> None:
         """Never reads ``totals``: nothing here waits for the device."""
         now = time.monotonic()
         if now - self._told < _SECONDS:

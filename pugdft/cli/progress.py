@@ -25,7 +25,8 @@ class ProgressLog(Observer):
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         self._live: Progress | None = None
-        self._total = self._first = self._done = 0
+        self._total = 0
+        self._first = self._done = 0.0
         self._images_per_step = 0
         self._first_step = -1
         self._begin = self._shown = 0.0
@@ -34,7 +35,7 @@ class ProgressLog(Observer):
         """One line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def on_start(self, total: int, done: int, images_per_step: int) -> None:
+    def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Start the clock and the bar."""
         self._total, self._first, self._done = total, done, done
         self._images_per_step, self._first_step = images_per_step, -1
@@ -49,10 +50,10 @@ class ProgressLog(Observer):
                 TextColumn("left"),
             )
             self._live = Progress(*columns, console=self._console)
-            self._task = self._live.add_task("starting", total=total, completed=done, facts="")
+            self._task = self._live.add_task("starting", total=total, completed=int(done), facts="")
             self._live.start()
 
-    def on_step(self, position: Position, totals: Totals, done: int) -> None:
+    def on_step(self, position: Position, totals: Totals, done: float) -> None:
         """Show the state now and then; only then the device is waited for."""
         self._done = done
         if self._first_step < 0:
@@ -70,7 +71,7 @@ class ProgressLog(Observer):
         else:
             left = (self._total - done) * (self._shown - self._begin) / max(1, done - self._first)
             self.on_message(
-                f"epoch {position.epoch + 1}  {done}/{self._total}  {facts}  {duration(left)} left"
+                f"epoch {position.epoch + 1}  {done:g}/{self._total}  {facts}  {duration(left)} left"
             )
 
     def on_epoch(self, row: dict[str, Any]) -> None:

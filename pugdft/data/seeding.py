@@ -18,6 +18,10 @@ class Draw(IntEnum):
     ORDER = 1
     AUGMENT = 2
     MODEL = 3
+    BOX = 4
+    CUTOUT = 5
+    MIX = 6
+    IMAGE = 7
 
 
 def generator(seed: int, draw: Draw, *when: int) -> np.random.Generator:
@@ -29,6 +33,12 @@ def torch_seed(seed: int, *when: int) -> int:
     """A seed for torch's generators (dropout, drop-path) in 0..2^63."""
     state = np.random.SeedSequence((seed, int(Draw.MODEL), *when)).generate_state(1, np.uint64)
     return int(state[0] >> 1)
+
+
+def image_seeds(seed: int, epoch: int, step: int, row: int) -> tuple[int, int]:
+    """Seeds for ``random`` and for ``numpy.random``, whose global state timm's augmentations draw from."""
+    state = np.random.SeedSequence((seed, int(Draw.IMAGE), epoch, step, row)).generate_state(2)
+    return int(state[0]), int(state[1])
 
 
 def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

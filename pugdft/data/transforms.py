@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pugdft.data.resample import box_matrices
+
 
 def draw_crops(
     random: np.random.Generator, size: int, padding: int, flip: bool
@@ -39,11 +41,32 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) 
     return padded[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+def cut_out_(inputs: Tensor, centers: Tensor, length: int, stored_size: int) -> Tensor:
+    """Blank a square of each normalised input, which makes it the mean of all images; clipped at the edge.
+
+    Source: arXiv 1708.04552. Square and centre are given at stored size, where its authors work, so that
+    the share of the image that is lost does not depend on the size that the backbone sees.
+
+    Args:
+        inputs: (batch, 3, side, side), changed in place.
+        centers: int64, (batch, 2).
+        length: of the square's side.
+        stored_size: side of the stored images.
+    """
+    scale = inputs.shape[2] / stored_size
+    starts = (centers - length // 2) * scale
+    pixels = torch.arange(inputs.shape[2], device=inputs.device) + 0.5
+    distance = pixels - starts[:, :, None]
+    rows, columns = ((distance > 0) & (distance < length * scale)).unbind(1)
+    return inputs.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
+
+
 class ToInput:
     """Resize, scale to the backbone's mean and deviation, channels-last memory.
 
     A separable resize is two products with one matrix; the matrix is what torch's own antialiased resize
-    does to the identity, so the result is torch's to rounding, several times faster.
+    does to the identity, so the result is torch's to rounding, several times faster. With a box for each
+    image, each has two matrices of its own.
 
     Args:
         stored_size: side of the stored images.
@@ -62,21 +85,38 @@ class ToInput:
         std: tuple[float, ...],
         device: torch.device,
     ) -> None:
+        self.stored_size, self.image_size = stored_size, image_size
+        self.mode = interpolation if interpolation in ("bicubic", "bilinear") else "bicubic"
         self._matrix: Tensor | None = None
         if stored_size != image_size:
             identity = torch.eye(stored_size)[None, None]
-            mode = interpolation if interpolation in ("bicubic", "bilinear") else "bicubic"
-            size = (image_size, stored_size)
+            size, mode = (image_size, stored_size), self.mode
             matrix = functional.interpolate(identity, size, mode=mode, antialias=True, align_corners=False)
             self._matrix = matrix[0, 0].to(device)
         channel = (1, 3, 1, 1)
         self._scale = (1 / (255 * torch.tensor(std))).view(channel).to(device)
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).view(channel).to(device)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """float32, (batch, 3, image_size, image_size), from uint8, (batch, side, side, 3)."""
+    def __call__(self, images: Tensor, boxes: Tensor | None = None, flips: Tensor | None = None) -> Tensor:
+        """float32, (batch, 3, image_size, image_size), from uint8, (batch, side, side, 3).
+
+        Args:
+            images: at stored size.
+            boxes: top, left, height, width of what is to be seen of each, (batch, 4); None: all.
+            flips: bool, (batch,): which boxes are mirrored left to right.
+        """
         pixels = images.permute(0, 3, 1, 2).float()
-        if self._matrix is not None:
-            # Bicubic overshoots; Pillow clips to the range of pixels too.
-            pixels = (self._matrix @ (pixels @ self._matrix.T)).clamp_(0, 255)
+        if boxes is not None:
+            pixels = self._boxes(pixels, boxes, flips)
+        elif self._matrix is not None:
+            pixels = self._matrix @ (pixels @ self._matrix.T)
+        if boxes is not None or self._matrix is not None:
+            pixels.clamp_(0, 255)  # Bicubic overshoots; Pillow clips to the range of pixels too.
         return torch.addcmul(self._shift, pixels, self._scale).contiguous(memory_format=torch.channels_last)
+
+    def _boxes(self, pixels: Tensor, boxes: Tensor, flips: Tensor | None) -> Tensor:
+        sizes = self.stored_size, self.image_size
+        vertical = box_matrices(boxes[:, 0], boxes[:, 2], *sizes, self.mode)
+        horizontal = box_matrices(boxes[:, 1], boxes[:, 3], *sizes, self.mode, flips)
+        narrow = pixels.flatten(1, 2) @ horizontal.mT
+        return vertical[:, None] @ narrow.unflatten(1, pixels.shape[1:3])

@@ -16,6 +16,7 @@ from pugdft.loop import evaluate
 from pugdft.models import Backbone, build_model, model_faults
 from pugdft.observer import Observer
 from pugdft.parts import evaluation_parts, make_accelerator
+from pugdft.performance import attention_of, pick, rounding_of
 from pugdft.predictions import Predictions
 from pugdft.recipe import Recipe, load_recipe
 from pugdft.record import DataFacts, Metrics, SplitMetrics, file_sha256
@@ -93,7 +94,9 @@ def verify(
             f"not evaluated: the data has {len(store.classes)} classes here, {facts.classes} in the record"
         )
         return Verification(run, tuple(notes), tuple(checks))
-    backbone = build_model(recipe.model, facts.classes, recipe.data.image_size, recipe.train.seed)
+    switches = pick(recipe, accelerator.device.type)  # as the run did: its bits are wanted
+    with attention_of(switches):
+        backbone = build_model(recipe.model, facts.classes, recipe.data.image_size, recipe.train.seed)
     try:
         _load(backbone, weights, recipe.model.name)
     except UserError as error:
@@ -108,7 +111,8 @@ def verify(
             raise UserError(f"{run.path}: metrics.{split}: its recipe has no {split} split")
         count = len(evaluations[split].images)
         watcher.on_message(f"evaluating {count:,} {split} images on {accelerator.device}")
-        fresh = evaluate(model, evaluations[split], accelerator)
+        with rounding_of(switches, accelerator.device.type):
+            fresh = evaluate(model, evaluations[split], accelerator)
         checks += _split_checks(run, split, claimed, fresh, tolerance, notes)
     return Verification(run, tuple(notes), tuple(checks))
 
@@ -189,7 +193,7 @@ def _tolerance(
     run: StoredRun, recipe: Recipe, accelerator: Accelerator, tolerant: bool, notes: list[str]
 ) -> Tolerance:
     precision, environment = recipe.train.precision, run.record.environment
-    here = environment_facts(accelerator.device, accelerator.num_processes, precision)
+    here = environment_facts(accelerator.device, accelerator.num_processes, precision, {})
     differences = environment_differences(environment, here)
     if not differences and not tolerant:
         notes.append(

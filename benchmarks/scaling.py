@@ -1,0 +1,161 @@
+"""How speed grows with the batch and with processes, and what two passes cost beside one.
+
+    python benchmarks/scaling.py --model resnet18 --precision fp32 --rounds 5
+
+Batches and optimizers: one process, updates of pugdft's own loop on the bundled images, a few of each
+contender a round in changing order. Processes: ``pugdft finetune --num-processes N``, one run each, of which
+the record's images a second are taken; they share this machine's cores. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from pugdft import yaml_text
+from pugdft.finetune import read_recipe
+from pugdft.loop import Position, Totals, Trainer, new_totals, train_epoch
+from pugdft.models import training_mode
+from pugdft.optim import build_optimizer
+from pugdft.parts import Parts, assemble, load, make_accelerator
+from pugdft.record import read_record
+
+BASE = {"name": "sgd", "lr": 0.001, "momentum": 0.9}
+SPECS = {"sgd": BASE, "sam": {"name": "sam", "base": BASE}, "pugd": {"name": "pugd", "base": BASE}}
+WARM_UP, TIMED = 1, 2
+
+
+def recipe_of(arguments: argparse.Namespace, batch_size: int, optimizer: str = "sgd") -> dict[str, Any]:
+    return {
+        "model": {"name": arguments.model, "pretrained": False},
+        "data": {"name": "bundled", "image_size": arguments.image_size},
+        "optimizer": SPECS[optimizer],
+        "train": {"epochs": 1, "batch_size": batch_size, "precision": arguments.precision},
+    }
+
+
+def seconds_an_update(parts: Parts, num_warm_up: int = WARM_UP) -> float:
+    """Of a few updates, made by the loop that a run has."""
+    moments: list[float] = []
+
+    def note(position: Position, totals: Totals) -> bool:
+        float(totals.loss)  # waits for the device
+        moments.append(time.perf_counter())
+        return len(moments) == num_warm_up + TIMED
+
+    trainer = Trainer(
+        model=parts.model,
+        optimizer=parts.optimizer,
+        batches=parts.training,
+        accelerator=parts.accelerator,
+        total=10**9,
+        counts_passes=False,
+        label_smoothing=0.0,
+        lr_factor=lambda step: 1.0,
+        set_training_mode=lambda: training_mode(parts.backbone.model, False, False),
+        after_step=note,
+    )
+    train_epoch(trainer, Position(), new_totals(parts.device))
+    return (moments[-1] - moments[num_warm_up - 1]) / TIMED
+
+
+def interleaved(contenders: dict[Any, Parts], num_rounds: int) -> dict[Any, list[float]]:
+    """Seconds an update, by contender and round; the first round is not counted."""
+    samples: dict[Any, list[float]] = {name: [] for name in contenders}
+    for number in range(-1, num_rounds):
+        for name in list(contenders)[:: 1 if number % 2 == 0 else -1]:
+            seconds = seconds_an_update(contenders[name])
+            if number >= 0:
+                samples[name].append(seconds)
+    return samples
+
+
+def compare_optimizers(arguments: argparse.Namespace) -> None:
+    """Updates of SGD, SAM and PUGD on one model; ratios are taken within each round."""
+    parts = assembled(recipe_of(arguments, arguments.batch_size))
+    contenders = {}
+    for name, spec in SPECS.items():
+        optimizer = build_optimizer(spec, parts.backbone.model, closure_accumulates=True)
+        contenders[name] = replace(parts, optimizer=optimizer)
+    samples = interleaved(contenders, arguments.rounds)
+    print("\n| optimizer | ms an update | times SGD (lowest–highest) |\n|---|--:|--:|")
+    for name, each in samples.items():
+        ratios = [mine / sgd for mine, sgd in zip(each, samples["sgd"], strict=True)]
+        spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
+        print(f"| {name} | {median(each) * 1e3:.0f} | {median(ratios):.3f} ({spread}) |")
+
+
+def compare_batches(arguments: argparse.Namespace) -> None:
+    """Images a second of SGD by batch size."""
+    contenders = {size: assembled(recipe_of(arguments, size)) for size in arguments.batch_sizes}
+    samples = interleaved(contenders, arguments.rounds)
+    print("\n| batch | images/s |\n|--:|--:|")
+    for size, each in samples.items():
+        print(f"| {size} | {size / median(each):.1f} |")
+
+
+def compare_processes(arguments: argparse.Namespace) -> None:
+    """Images a second of whole runs by the number of processes, at one global batch."""
+    speeds: dict[int, list[float]] = {count: [] for count in arguments.processes}
+    for number in range(arguments.process_rounds):
+        for count in arguments.processes[:: 1 if number % 2 == 0 else -1]:
+            with tempfile.TemporaryDirectory() as folder:
+                recipe = recipe_of(arguments, arguments.batch_size)
+                recipe["train"] |= {"max_steps": 8, "evaluate": "validation"}
+                recipe["data"]["validation"] = 0.02
+                path = Path(folder) / "recipe.yaml"
+                path.write_text(yaml_text.dump(recipe))
+                command = [sys.executable, "-m", "pugdft", "finetune", str(path)]
+                command += ["--num-processes", str(count), "--output", f"{folder}/run"]
+                subprocess.run(command, check=True, capture_output=True)
+                record = read_record(Path(folder) / "run" / "record.yaml")
+                speeds[count].append(record.cost.images_per_second)
+    print("\n| processes | images/s |\n|--:|--:|")
+    for count, each in speeds.items():
+        print(f"| {count} | {median(each):.1f} |")
+
+
+def assembled(recipe: dict[str, Any]) -> Parts:
+    resolved = read_recipe(recipe)
+    return assemble(resolved, make_accelerator(resolved), *load(resolved))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[8, 16, 32, 64])
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--process-rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    print(
+        f"{arguments.model}, {arguments.precision}, {arguments.image_size} px; {platform.machine()}, "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the "
+        f"start; torch {torch.__version__}, timm {version('timm')}; medians of {arguments.rounds} "
+        f"interleaved rounds; batch {arguments.batch_size} where none is named.",
+        flush=True,
+    )
+    compare_optimizers(arguments)
+    if arguments.batch_sizes:
+        compare_batches(arguments)
+    if arguments.processes:
+        compare_processes(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Whole training programs side by side: pugdft, timm's own train.py, and a loop as in Accelerate's examples.
+
+    python benchmarks/throughput.py --timm ~/pytorch-image-models --rounds 3
+
+Each is a process of its own that trains one model for one epoch on the same images (a part of the bundled
+ones, written out as PNG files), with the same batch, precision and device, and evaluates it at the end.
+Rounds are interleaved in changing order, for a machine's speed drifts. timm's train.py is a checkout that
+you name; without one, or without torchvision, its row is left out. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+PARTS = ("input", "passes", "optimizer", "evaluation")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every program is given."""
+
+    model: str
+    precision: str
+    folder: str
+    batch_size: int
+    image_size: int
+    workers: int
+    timm: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One program, once: seconds until the first update was made, from there to the last, and in all.
+
+    ``processor_seconds`` of all its threads and processes, from the first update to the last, say most on a
+    machine that others use too; 0 where there is no /proc.
+    """
+
+    start_seconds: float
+    train_seconds: float
+    whole_seconds: float
+    num_updates: int
+    peak_bytes: int
+    processor_seconds: float
+    shares: dict[str, float] | None = None
+
+    def images_per_second(self, batch_size: int) -> float:
+        return (self.num_updates - 1) * batch_size / self.train_seconds
+
+    def milliseconds_an_image(self, batch_size: int) -> float:
+        return self.processor_seconds / ((self.num_updates - 1) * batch_size) * 1e3
+
+
+def export_images(folder: Path, num_train: int, num_test: int) -> None:
+    """The first of the bundled images as class folders, the classes in turn."""
+    from PIL import Image
+
+    from pugdft.data.sources import open_source
+    from pugdft.data.store import prepare
+
+    store = prepare(open_source("bundled"), 32)
+    for split, count in (("train", num_train), ("test", num_test)):
+        pixels, labels = store.images(split), store.labels(split)
+        if count > len(pixels):
+            raise SystemExit(f"there are only {len(pixels)} bundled {split} images")
+        for number in range(count):
+            path = folder / split / str(store.classes[labels[number]]) / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[number]).save(path)
+
+
+def recipe_of(task: Task) -> dict[str, Any]:
+    """pugdft's recipe: no option of speed is set, they are what a user gets."""
+    return {
+        "model": {"name": task.model, "pretrained": False},
+        "data": {"name": task.folder, "image_size": task.image_size},
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
+        "train": {"epochs": 1, "batch_size": task.batch_size, "precision": task.precision},
+    }
+
+
+def train_with_pugdft(task: Task, profile: bool = False) -> None:
+    """In a process of its own: ``pugdft finetune`` with an observer that looks at the clock."""
+    from pugdft.finetune import finetune, read_recipe
+    from pugdft.observer import Observer
+
+    class Clock(Observer):
+        def on_step(self, position: Any, totals: Any, done: int) -> None:
+            print(f"update {time.time()}", flush=True)
+
+        def on_message(self, text: str) -> None:
+            rows = [line.split() for line in text.splitlines()]
+            shares = {row[0]: float(row[2].rstrip("%")) / 100 for row in rows if row[0] in PARTS}
+            if shares:
+                print(f"shares {json.dumps(shares)}", flush=True)
+
+    with tempfile.TemporaryDirectory() as output:
+        finetune(read_recipe(recipe_of(task)), Path(output) / "run", observer=Clock(), profile=profile)
+
+
+def train_with_accelerate(task: Task) -> None:
+    """In a process of its own: the loop that tutorials teach, with a DataLoader and PIL images."""
+    import timm
+    import torch
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    size = task.image_size
+    mode = transforms.InterpolationMode.BICUBIC
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    finish = [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    augment = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
+    resize = [transforms.Resize(size, mode)]
+    folder = Path(task.folder)
+    train = ImageFolder(str(folder / "train"), transforms.Compose([*augment, *resize, *finish]))
+    test = ImageFolder(str(folder / "test"), transforms.Compose([*resize, *finish]))
+    precision = "no" if task.precision == "fp32" else task.precision
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    options: dict[str, Any] = {"batch_size": task.batch_size, "num_workers": task.workers}
+    model = timm.create_model(task.model, num_classes=len(train.classes))
+    model, optimizer, training, testing = accelerator.prepare(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+        DataLoader(train, shuffle=True, drop_last=True, **options),
+        DataLoader(test, **options),
+    )
+    model.train()
+    for inputs, labels in training:
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"update {time.time()}", flush=True)
+    model.eval()
+    correct = 0
+    with torch.inference_mode():
+        for inputs, labels in testing:
+            correct += int((model(inputs).argmax(1) == labels).sum())
+
+
+def timm_command(task: Task, output: str) -> list[str]:
+    """timm's train.py with what it has for speed, and without augmentation, which only costs it."""
+    from torch.cuda import is_available
+
+    num_classes = len(list((Path(task.folder) / "train").iterdir()))
+    options = f"""
+        --train-split train --val-split test --model {task.model} --num-classes {num_classes}
+        --img-size {task.image_size} --batch-size {task.batch_size} --workers {task.workers}
+        --epochs 1 --warmup-epochs 0 --opt sgd --lr 0.01 --smoothing 0 --log-interval 100000
+        --checkpoint-hist 1 --device {"cuda" if is_available() else "cpu"} --no-aug --channels-last
+    """.split()
+    if task.precision == "bf16":
+        options += ["--amp", "--amp-dtype", "bfloat16"]
+    paths = ["--data-dir", task.folder, "--output", output]
+    return [sys.executable, str(Path(task.timm) / "train.py"), *paths, *options]
+
+
+def measure(program: str, task: Task) -> Measured:
+    """Run a program, and look at the clock whenever it says that it made an update."""
+    with tempfile.TemporaryDirectory() as output:
+        if program == "timm train.py":
+            command = timm_command(task, output)
+        else:
+            command = [sys.executable, __file__, "--child", program, json.dumps(vars(task))]
+        begin = time.time()
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        try:
+            moments, last_update, shares, said, spent = [], 0, None, [], []
+            assert process.stdout is not None
+            for line in process.stdout:
+                said.append(line)
+                if line.startswith("update "):
+                    moments.append(float(line.split()[1]))
+                    last_update = len(moments)
+                elif line.startswith("shares "):
+                    shares = json.loads(line.removeprefix("shares "))
+                elif line.startswith("Train: 0 ["):
+                    moments.append(time.time())
+                    last_update = int(line.split("[")[1].split("/")[0]) + 1
+                if len(spent) < len(moments):
+                    spent.append(session_seconds(process.pid))
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if status or len(moments) < 2:
+        raise SystemExit(f"{program} failed:\n{''.join(said[-30:])}")
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Measured(
+        moments[0] - begin,
+        moments[-1] - moments[0],
+        time.time() - begin,
+        last_update,
+        peak,
+        spent[-1] - spent[0],
+        shares,
+    )
+
+
+def session_seconds(session: int) -> float:
+    """Processor time so far of a session's processes, and of those that they have waited for."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[3]) == session:
+            ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def compare(task: Task, programs: list[str], num_rounds: int) -> None:
+    """One model in one precision as a table."""
+    samples: dict[str, list[Measured]] = {program: [] for program in programs}
+    loads = [os.getloadavg()[0]]
+    for number in range(num_rounds):
+        for program in programs[:: 1 if number % 2 == 0 else -1]:
+            samples[program].append(measure(program, task))
+        loads.append(os.getloadavg()[0])
+    shares = measure("profiled", task).shares or {}
+    ours = median(each.images_per_second(task.batch_size) for each in samples[programs[0]])
+    our_cost = median(each.milliseconds_an_image(task.batch_size) for each in samples[programs[0]])
+    print(
+        f"\n**{task.model}, {task.precision}**, {task.image_size} px, batch {task.batch_size}; load "
+        f"{loads[0]:.1f} at the start, {max(loads):.1f} at most (a program of ours makes up to "
+        f"{os.cpu_count()})\n\n| program | images/s | pugdft is | processor ms an image | pugdft is "
+        "| start to first update, s | whole program, s | peak memory, MiB |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|"
+    )
+    for program, each in samples.items():
+        speeds = [sample.images_per_second(task.batch_size) for sample in each]
+        cost = median(sample.milliseconds_an_image(task.batch_size) for sample in each)
+        print(
+            f"| {program} | {median(speeds):.1f} ({min(speeds):.1f}–{max(speeds):.1f}) "
+            f"| {ours / median(speeds):.2f} × | {cost:.1f} | {cost / max(our_cost, 1e-9):.2f} × "
+            f"| {median(s.start_seconds for s in each):.1f} | {median(s.whole_seconds for s in each):.1f} "
+            f"| {median(s.peak_bytes for s in each) / 2**20:.0f} |"
+        )
+    words = ", ".join(f"{part} {share:.1%}" for part, share in shares.items())
+    print(f"\npugdft's time, in a further run with `--profile`: {words}.", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--timm", default="", metavar="PATH", help="a checkout of pytorch-image-models")
+    parser.add_argument("--models", nargs="+", default=["resnet18", "deit_tiny_patch16_224"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--train-images", type=int, default=512)
+    parser.add_argument("--test-images", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="the others' loader processes")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        program, text = arguments.child
+        task = Task(**json.loads(text))
+        if program == "Accelerate loop":
+            train_with_accelerate(task)
+        else:
+            train_with_pugdft(task, profile=program == "profiled")
+        return
+    programs = ["pugdft finetune"]
+    if find_spec("torchvision"):
+        programs += ["timm train.py"] if arguments.timm else []
+        programs += ["Accelerate loop"]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("pugdft", "torch", "timm", "accelerate"))
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {packages}; SGD; medians of {arguments.rounds} "
+          "interleaved rounds (lowest–highest). Peak memory is the largest process's.")  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        # Decoded images stay there too, so that no round finds those of an earlier call.
+        os.environ["PUGDFT_CACHE"] = str(Path(folder) / "cache")
+        export_images(Path(folder) / "images", arguments.train_images, arguments.test_images)
+        for model in arguments.models:
+            for precision in arguments.precisions:
+                task = Task(model, precision, str(Path(folder) / "images"), arguments.batch_size,
+                            arguments.image_size, arguments.workers, arguments.timm)  # fmt: skip
+                compare(task, programs, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Augmentations of single images, by timm, in processes of their own.
+
+What an image becomes depends on (seed, epoch, step, its place in the batch), never on the process that did
+it. Processes come from a fork server, which has neither threads nor a device, and stay over all epochs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import multiprocessing
+import random
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pugdft.data.auto_augment import Transform
+from pugdft.data.seeding import image_seeds
+
+
+class Request(Protocol):
+    """Which images of which step are wanted: rows of its global batch, and where these are stored."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def rows(self) -> np.ndarray: ...
+    @property
+    def chosen(self) -> np.ndarray: ...
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+class _Augmented(Dataset[Tensor]):
+    """uint8 images of a request, augmented one by one."""
+
+    def __init__(self, pixels: np.ndarray, seed: int, make: Callable[[], Transform]) -> None:
+        self.pixels, self.seed, self._make = pixels, seed, make
+        self._transform: Transform | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        pixels = self.pixels
+        if isinstance(pixels, np.memmap) and isinstance(pixels.base, mmap.mmap):
+            # A process maps the file anew: pickled, this would be all images.
+            where = (pixels.filename, pixels.dtype, "r", pixels.offset, pixels.shape)
+            return {**vars(self), "pixels": None, "where": where, "_transform": None}
+        return {**vars(self), "_transform": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        where = state.pop("where", None)
+        vars(self).update(state)
+        if where is not None:
+            self.pixels = np.memmap(*where)
+
+    def __getitem__(self, request: tuple[int, int, np.ndarray, np.ndarray]) -> Tensor:
+        epoch, step, rows, chosen = request
+        if self._transform is None:
+            self._transform = self._make()
+        out = np.empty((len(rows), *self.pixels.shape[1:]), np.uint8)
+        states = random.getstate(), np.random.get_state()
+        try:
+            for place, (row, index) in enumerate(zip(rows, chosen, strict=True)):
+                first, second = image_seeds(self.seed, epoch, step, int(row))
+                random.seed(first)
+                np.random.seed(second)
+                out[place] = self._transform(Image.fromarray(self.pixels[index]))
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+        return torch.from_numpy(out)
+
+
+class _Requests:
+    """The requests of an epoch, as a sampler that is filled anew for each."""
+
+    def __init__(self) -> None:
+        self.coming: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.coming)
+
+
+class ImageWorkers:
+    """Reads and augments the images of one request after the other, some of them ahead.
+
+    Args:
+        pixels: uint8, (stored images, side, side, 3); memory-mapped, or small.
+        seed: the run's.
+        make: picklable; gives the augmentation.
+        num_workers: processes; 0 does the work here.
+        pin_memory: whether images go to a device that copies from pinned memory.
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        seed: int,
+        make: Callable[[], Transform],
+        num_workers: int,
+        pin_memory: bool = False,
+    ) -> None:
+        self._requests = _Requests()
+        self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self._dataset = _Augmented(pixels, seed, make)
+        self._loader: DataLoader[Tensor] | None = None
+
+    def fetch(self, requests: Iterator[AnyRequest]) -> Iterator[tuple[AnyRequest, Tensor]]:
+        """Each request with its images, uint8, (rows, side, side, 3). Starts the processes if need be."""
+        under_way: deque[AnyRequest] = deque()
+
+        def tasks() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+            for request in requests:
+                under_way.append(request)
+                yield request.epoch, request.step, request.rows, request.chosen
+
+        self._requests.coming = tasks()
+        if self._loader is None:
+            self._loader = self._started()
+        for pixels in self._loader:
+            yield under_way.popleft(), pixels
+
+    def close(self) -> None:
+        """End the processes; another ``fetch`` would start new ones."""
+        loader, self._loader = self._loader, None
+        if loader is not None:
+            atexit.unregister(self.close)
+            iterator: Any = loader._iterator
+            if iterator is not None:
+                iterator._shutdown_workers()
+
+    def _started(self) -> DataLoader[Tensor]:
+        options = self._options
+        if options["num_workers"]:
+            methods = multiprocessing.get_all_start_methods()
+            context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+            if "forkserver" in methods:
+                context.set_forkserver_preload([__name__, "timm.data.auto_augment"])
+            options = options | {
+                "multiprocessing_context": context,
+                "persistent_workers": True,
+                "worker_init_fn": _outlive_signals,
+            }
+        atexit.register(self.close)
+        return DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=self._requests,
+            generator=torch.Generator(),  # torch's own is not touched
+            **options,
+        )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's signal reach every process; the run decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,112 @@
+"""What every section of a recipe is made of, and the sections of the images and of speed. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
+
+
+class Section(BaseModel):
+    """A mapping of known keys, each of its own kind: ``1`` is no string, ``yes`` no truth value."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _rising(pair: list[float]) -> list[float]:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+        raise ValueError("[low, high] with 0 < low ≤ high")
+    return pair
+
+
+def _within_image(scale: list[float]) -> list[float]:
+    if scale[1] > 1:
+        raise ValueError("at most 1: no box is larger than its image")
+    return scale
+
+
+Range = Annotated[list[Number], AfterValidator(_rising)]
+Alpha = Annotated[Number, Field(ge=0, le=1000)]
+
+
+class RandomResizedCropSection(Section):
+    """A box of each training image, resized to ``image_size``; the defaults are the field's."""
+
+    scale: Annotated[Range, AfterValidator(_within_image)] = Field(
+        [0.08, 1.0], description="area of the box as a share of the image's, drawn evenly"
+    )
+    ratio: Range = Field([0.75, 1.3333], description="width over height, drawn evenly in its logarithm")
+
+
+class DataSection(Section):
+    """The images."""
+
+    name: StrictStr = Field(
+        description="cifar10, cifar100, tiny_imagenet, bundled, or a folder of parquet or image files"
+    )
+    image_size: Annotated[int, Field(ge=8, le=4096)] = Field(
+        224, description="side of the square that the backbone sees, in pixels"
+    )
+    validation: Fraction = Field(
+        0.0, description="fraction of the train split held out, seeded and class-balanced"
+    )
+    crop_padding: Annotated[int, Field(ge=0, le=512)] = Field(
+        4,
+        description="pixels added on each side, at stored size, before the random crop; 0 turns it off, "
+        "and is the default beside random_resized_crop",
+    )
+    flip: StrictBool = Field(True, description="flip half of the training images left to right")
+    random_resized_crop: RandomResizedCropSection | None = Field(
+        None,
+        description="{scale: [0.08, 1], ratio: [0.75, 1.3333]}, or {} for these; not with crop_padding",
+    )
+    cutout: Annotated[int, Field(ge=0, le=4096)] = Field(
+        0, description="side, at stored size, of a square blanked in each training image (arXiv 1708.04552)"
+    )
+    mixup: Alpha = Field(0.0, description="alpha of mixup (arXiv 1710.09412); 0 turns it off")
+    cutmix: Alpha = Field(
+        0.0, description="alpha of CutMix (arXiv 1905.04899); beside mixup, each batch draws one of both"
+    )
+    auto_augment: StrictStr | None = Field(
+        None, description="timm's word for an augmentation of single images, such as rand-m9-mstd0.5-inc1"
+    )
+    workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        None, description="processes for auto_augment, which change no result; null: chosen for the machine"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_crop(cls, given: Any) -> Any:
+        """A random resized crop takes the place of the default crop, and only of the default one."""
+        if isinstance(given, dict) and given.get("random_resized_crop") is not None:
+            return {"crop_padding": 0, **given}
+        return given
+
+
+Switch = Literal["auto", True, False]
+
+
+class PerformanceSection(Section):
+    """How fast a run computes, and in what rounding; ``auto`` for all of them is short for this mapping."""
+
+    channels_last: Switch = Field("auto", description="lay images out pixel by pixel: faster convolutions")
+    fused_attention: Switch = Field(
+        "auto", description="torch's fused kernel, or plain products: faster on a CPU, more memory"
+    )
+    matmul: Literal["auto", "ieee", "tf32", "bf16"] = Field(
+        "auto",
+        description="rounding inside products of fp32 numbers: ieee; tf32 (a GPU); bf16 (a CPU that has it)",
+    )
+    onednn_linear: Switch = Field(
+        "auto", description="fp32 linear layers by oneDNN instead of the BLAS: a CPU that is not Intel's"
+    )
+    compile: Switch = Field("auto", description="torch.compile: half a minute first, then perhaps faster")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, given: Any) -> Any:
+        return {} if given == "auto" else given
