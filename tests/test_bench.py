@@ -118,6 +118,7 @@ def test_the_recipes_base_may_be_timms(small_recipe: dict[str, Any], tmp_path: P
         ("sam[rho", "expected NAME"), ("sam,,sgd", "expected NAME"), ("sam[rho]", "expected key=value"),
         ("sam[rho=1,rho=2]", "each key once"), ("sam,sam", "stands twice"),
         ("sam+pugd", "unknown base optimizer"), ("sgd+adamw", '"sgd" is itself a base optimizer'),
+        ("SGD", 'unknown optimizer "SGD"'),
         ("sam+rmsprob", 'Did you mean "rmsprop"?'), ("sam+sgd+adamw", "a method stands on one base"),
         ("sam[name=pugd]", "name: is no option: write pugd[…]"), ("sgd[name=sam]", "name: is no option"),
         ("sam[base=sgd]", "base: is no option: a method's base stands after a plus, as in sam+sgd"),

@@ -138,6 +138,8 @@ def test_a_good_record_is_ok_in_one_line(tmp_path: Path) -> None:
         ({"history.1.epoch": ...}, "history.1.epoch"),
         ({"history.2.steps": 19}, "history.2.steps"),
         ({"history.0.gradient_passes": 1}, "history.0.gradient_passes"),
+        ({"metrics.test.top1": True}, "metrics.test.top1"),
+        ({"status": "diverged", "artifacts": {"model": {"path": "m", "sha256": "a" * 64}}}, "status"),
         ({"recipe.tuning": {"trials": 0, "gradient_passes": 9.0}}, "recipe.tuning.trials"),
         ({"history.1.gradient_passes": 70}, "history.2.gradient_passes"),
         ({"history.1.train_seconds": -1.0}, "history.1.train_seconds"),

@@ -178,7 +178,8 @@ def _plan_lines(plan: Estimate) -> list[str]:
     pairs = f"{plan.num_pairs} pairs" if plan.num_pairs > 1 else "one pair"
     lines.append(
         f"{plan.num_seeds} seeds find a true difference (4 times in 5, {pairs}, Holm, 5 %) if it is at least "
-        f"{plan.detectable:.1f} times the spread of paired differences over seeds."
+        f"{plan.detectable:.1f} times the spread of paired differences over seeds; the draw of the test "
+        "images, which no seed makes smaller, comes on top."
     )
     if plan.spread is not None:
         lines.append(
