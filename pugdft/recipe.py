@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,9 +20,10 @@ from pydantic import BaseModel, Field, StrictBool, StrictStr, ValidationError
 
 from pugdft import yaml_text
 from pugdft.errors import Fault, FaultsError, UserError, close_match
-from pugdft.sections import DataSection, Fraction, Number, PerformanceSection, PositiveInt, Section
+from pugdft.sections import DataSection, Number, Section, TrainSection
 
 SectionCheck = Callable[[Any], Sequence[Fault]]
+_LONGEST_SHOWN = 80
 
 
 class ModelSection(Section):
@@ -40,47 +44,6 @@ class ScheduleSection(Section):
     name: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to 0 at the last step")
     warmup_epochs: Annotated[Number, Field(ge=0)] = Field(
         0.0, description="linear rise from 0 to lr, in epochs"
-    )
-
-
-class TrainSection(Section):
-    """The training loop."""
-
-    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="passes over the train split")
-    budget: Literal["epochs", "passes"] = Field(
-        "epochs",
-        description="what epochs and max_steps count: updates, or gradient passes, of which SAM's take two",
-    )
-    max_steps: PositiveInt | None = Field(
-        None, description="stop after so many updates; the schedule ends there"
-    )
-    batch_size: PositiveInt = Field(100, description="images per update, over all processes")
-    micro_batch_size: PositiveInt | None = Field(
-        None,
-        description="images per forward pass and process: less memory, the same update but for BatchNorm",
-    )
-    ascent_batch: Annotated[Number, Field(gt=0, le=1)] = Field(
-        1.0, description="fraction of the batch that the ascent gradient of a two-pass method is taken from"
-    )
-    eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
-    eval_every: PositiveInt = Field(1, description="epochs between evaluations")
-    evaluate: Literal["all", "validation"] = Field(
-        "all", description="validation: the test split is never looked at, as in a search"
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the forward pass; weights stay fp32, and fp16 scales the loss"
-    )
-    label_smoothing: Fraction = Field(0.0, description="in the training loss only")
-    freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the new head alone")
-    batch_norm: Literal["update", "fixed"] = Field(
-        "update", description="fixed: BatchNorm keeps normalising by the pretrained running statistics"
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="of the validation split, the order, the augmentation, the new head"
-    )
-    performance: PerformanceSection = Field(
-        default_factory=lambda: PerformanceSection.model_validate({}),
-        description="auto, or switches that change speed and rounding",
     )
 
 
@@ -130,25 +93,59 @@ def load_recipe(
         FaultsError: with every fault of the recipe and of the overrides.
     """
     label, data = _read(source)
-    faults: list[Fault] = []
-    for text in overrides:
-        faults += apply_override(data, text)
+    given = deepcopy(data) if overrides else {}
+    unreadable = [fault for text in overrides for fault in apply_override(data, text)]
+    recipe, faults = _checked(data, checks or {})
+    if faults and overrides:
+        own = set(_checked(given, checks or {})[1])
+        faults = [fault if fault in own else _of_override(fault, label, overrides) for fault in faults]
+    if unreadable or faults:
+        raise FaultsError(label, [*unreadable, *faults])
+    assert recipe is not None
+    return recipe
+
+
+def _checked(
+    data: Mapping[str, Any], checks: Mapping[str, SectionCheck]
+) -> tuple[Recipe | None, list[Fault]]:
+    """The recipe, if the schema accepts it, and everything that is wrong with it."""
     recipe: Recipe | None = None
+    faults: list[Fault] = []
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         # One alternative of a union may fail as another does: said once.
         faults += dict.fromkeys(_as_fault(details) for details in error.errors())
-    for section, check in (checks or {}).items():
+    for section, check in checks.items():
         # A section that is missing or of the wrong kind already has its fault from the schema.
         if isinstance(data.get(section), Mapping):
             faults += check(data[section])
     if recipe is not None:
         faults += _cross_faults(recipe)
-    if faults:
-        raise FaultsError(label, faults)
-    assert recipe is not None
-    return recipe
+    return recipe, faults
+
+
+def _of_override(fault: Fault, label: str, overrides: Sequence[str]) -> Fault:
+    """A fault that the file alone does not have, said of the override that stands for its place."""
+    keys = {text: text.partition("=")[0].strip() for text in overrides}
+    near = [
+        text
+        for text, key in keys.items()
+        if f"{fault.where}.".startswith(f"{key}.") or f"{key}.".startswith(f"{fault.where}.")
+    ]
+    if len(near) == 1:
+        return replace(fault, source=_quoted(near[0]))
+    return replace(fault, source=f"{label} with {' '.join(map(_shown, overrides))}".strip())
+
+
+def _quoted(override: str) -> str:
+    return f'override "{_shown(override)}"'
+
+
+def _shown(override: str) -> str:
+    """On one line, not too long for a message."""
+    line = " ".join(override.split())
+    return line if len(line) <= _LONGEST_SHOWN else f"{line[:_LONGEST_SHOWN]}…"
 
 
 def recipe_folder() -> Path:
@@ -169,20 +166,18 @@ def find_recipe(source: str | Path) -> Path:
         UserError: neither a file nor a bundled name.
     """
     path = Path(source)
-    if not str(source) or len(path.name) > 255:
-        raise UserError(
-            f'"{str(source)[:80]}": no such file or bundled recipe. `pugdft recipes ls` lists them.'
-        )
-    if path.is_file():
+    # Unlike pathlib's, os.path's tests are false for a name that is too long for any file.
+    if str(source) and os.path.isfile(path):
         return path
     bundled = recipe_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
     # `recipes/x.yaml` is how the documents name a recipe; it works outside a checkout too.
-    if bundled.is_file() and path.parent in (Path("."), Path("recipes")):
+    if os.path.isfile(bundled) and path.parent in (Path("."), Path("recipes")):
         return bundled
-    if path.is_dir():
+    if str(source) and os.path.isdir(path):
         raise UserError(f"{source}: is a folder; a recipe is a YAML file")
-    hint = close_match(path.name.removesuffix(".yaml"), bundled_recipes())
-    raise UserError(f"{source}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
+    shown = str(source)[:_LONGEST_SHOWN] or '""'
+    hint = close_match(path.name[:_LONGEST_SHOWN].removesuffix(".yaml"), bundled_recipes())
+    raise UserError(f"{shown}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
 
 
 def apply_override(data: dict[str, Any], text: str) -> list[Fault]:
@@ -194,37 +189,26 @@ def apply_override(data: dict[str, Any], text: str) -> list[Fault]:
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        return [Fault(f'override "{text}"', "expected KEY=VALUE, such as optimizer.rho=0.1")]
+        return [Fault(_quoted(text), "expected KEY=VALUE, such as optimizer.rho=0.1", source="")]
     try:
         value = yaml_text.parse(value_text)
     except UserError as error:
-        return [Fault(f'override "{text}"', str(error))]
+        return [Fault(_quoted(text), str(error), source="")]
     node = data
     for depth, part in enumerate(parts[:-1], start=1):
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            return [Fault(f'override "{text}"', f"{'.'.join(parts[:depth])} is a value, not a section")]
+            message = f"{'.'.join(parts[:depth])} is a value, not a section"
+            return [Fault(_quoted(text), message, source="")]
     node[parts[-1]] = value
     return []
-
-
-def read_text(path: Path) -> str:
-    """A recipe's text.
-
-    Raises:
-        UserError: it cannot be read, or is no text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(source, Mapping):
         return "", json.loads(json.dumps(source))
     path = find_recipe(source)
-    data = yaml_text.parse(read_text(path), str(path))
+    data = yaml_text.parse(yaml_text.read_text(path), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping with the sections {', '.join(Recipe.model_fields)}")
     return str(path), data

@@ -75,7 +75,14 @@ class DataSection(Section):
         None, description="timm's word for an augmentation of single images, such as rand-m9-mstd0.5-inc1"
     )
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
-        None, description="processes for auto_augment, which change no result; null: chosen for the machine"
+        None,
+        description="processes that decode image files and do auto_augment; they change no result; "
+        "null: chosen for the machine",
+    )
+    storage: Literal["auto", "decoded", "files"] = Field(
+        "auto",
+        description="decoded: all pixels are kept in the cache; files: image files are decoded each time; "
+        "auto: files where the disk has no room; changes no result",
     )
 
     @model_validator(mode="before")
@@ -104,9 +111,59 @@ class PerformanceSection(Section):
     onednn_linear: Switch = Field(
         "auto", description="fp32 linear layers by oneDNN instead of the BLAS: a CPU that is not Intel's"
     )
+    retain_memory: Switch = Field(
+        "auto", description="on a CPU, keep what a step frees for the next: faster, up to a half more memory"
+    )
     compile: Switch = Field("auto", description="torch.compile: half a minute first, then perhaps faster")
 
     @model_validator(mode="before")
     @classmethod
     def _auto(cls, given: Any) -> Any:
         return {} if given == "auto" else given
+
+
+class TrainSection(Section):
+    """The training loop."""
+
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="passes over the train split")
+    budget: Literal["epochs", "passes"] = Field(
+        "epochs",
+        description="what epochs and max_steps count: updates, or gradient passes, of which SAM's take two",
+    )
+    max_steps: PositiveInt | None = Field(
+        None, description="stop after so many updates; the schedule ends there"
+    )
+    batch_size: PositiveInt = Field(100, description="images per update, over all processes")
+    micro_batch_size: PositiveInt | None = Field(
+        None,
+        description="images per forward pass and process: less memory, the same update but for BatchNorm",
+    )
+    ascent_batch: Annotated[Number, Field(gt=0, le=1)] = Field(
+        1.0, description="fraction of the batch that the ascent gradient of a two-pass method is taken from"
+    )
+    eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
+    eval_every: PositiveInt = Field(1, description="epochs between evaluations")
+    evaluate: Literal["all", "validation"] = Field(
+        "all", description="validation: the test split is never looked at, as in a search"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; weights stay fp32, and fp16 scales the loss"
+    )
+    label_smoothing: Fraction = Field(0.0, description="in the training loss only")
+    freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the new head alone")
+    batch_norm: Literal["update", "fixed"] = Field(
+        "update", description="fixed: BatchNorm keeps normalising by the pretrained running statistics"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="of the validation split, the order, the augmentation, the new head"
+    )
+    checkpoint_minutes: Annotated[Number, Field(gt=0)] = Field(
+        10.0, description="at most so long between two checkpoints; one is made at each epoch's end too"
+    )
+    max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="updates without a finite loss and gradient to leave out before the run has diverged"
+    )
+    performance: PerformanceSection = Field(
+        default_factory=lambda: PerformanceSection.model_validate({}),
+        description="auto, or switches that change speed and rounding",
+    )

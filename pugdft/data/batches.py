@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pugdft.data.augment import Augmentation, Drawn
+from pugdft.data.image_files import Pixels
 from pugdft.data.mixing import Targets
 from pugdft.data.seeding import epoch_order
 from pugdft.data.transfer import ahead, gathered, onto
@@ -37,13 +38,13 @@ class Images:
     """Images of a store that belong to one split.
 
     Attributes:
-        pixels: uint8, (stored images, side, side, 3), memory-mapped.
+        pixels: uint8, (stored images, side, side, 3), memory-mapped or decoded from files each time.
         labels: int64, (stored images,).
         indices: which of them are in this split.
         resident: ``pixels`` on the training device, if they fit there.
     """
 
-    pixels: np.ndarray
+    pixels: Pixels
     labels: np.ndarray
     indices: np.ndarray
     resident: Tensor | None = None
@@ -119,7 +120,7 @@ class TrainingBatches:
     """The training batches of every epoch; images left over at an epoch's end wait for another order.
 
     Attributes:
-        workers: read the images, if single ones are to be augmented.
+        workers: read the images, if these are in files, or single ones are to be augmented.
     """
 
     images: Images

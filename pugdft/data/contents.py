@@ -11,6 +11,8 @@ from pathlib import Path
 from pugdft.folders import cache_subfolder
 from pugdft.record import file_sha256, write_atomically
 
+SPLITS = ("train", "test")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -46,11 +48,13 @@ class Source:
         name: for records and tables.
         key: hex digest of the content, equal for equal files wherever they lie.
         read: opens it; may raise ``UserError``.
+        folder: where each image is a file of its own; None if images lie in tables.
     """
 
     name: str
     key: str
     read: Callable[[], Contents]
+    folder: Path | None = None
 
 
 def content_key(kind: str, root: Path, files: Sequence[Path]) -> str:

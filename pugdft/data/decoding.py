@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import islice
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pugdft.data.contents import Sample
+from pugdft.data.contents import Sample, Split
 from pugdft.errors import UserError
 
 # Part of every store's name. Raise it when the same files would decode to other pixels or be stored in
 # another way: then no store of an earlier version is taken for one of this.
 DECODING_VERSION = 1
+_CHUNK = 512
+
+_MOST_PIXELS = 178_956_970  # Pillow's own limit: what is above may be a bomb
+# At half of it, it warns, which says nothing of whose image it is.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def kept_name(key: str, resize_to: int | None) -> str:
+    """What everything is called that is kept of the images of this key at this size; None: as they are."""
+    return f"{key}-v{DECODING_VERSION}-{resize_to or 'native'}"
+
+
+class NotNative(Exception):
+    """The images cannot be used as they are: they are not squares of one size that is small enough."""
 
 
 def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
@@ -25,6 +43,7 @@ def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
         content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
         with Image.open(content) as opened:
             image: Image.Image = opened
+            _check_size(image.size, resize_to, sample.where)
             if image.mode.startswith("I"):  # 16-bit grey: conversion to RGB would clip, not scale
                 grey = np.asarray(image, np.float64) / 257
                 image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
@@ -32,11 +51,62 @@ def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
             if resize_to is not None:
                 rgb = _resize_and_crop(rgb, resize_to)
             return np.asarray(rgb)
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{sample.where}: this image is too large: at most {_MOST_PIXELS:,} pixels are decoded"
+        ) from None
     except UnidentifiedImageError:  # its own message may name an object in memory
         raise UserError(f"{sample.where}: is not an image in a format that can be read") from None
+    except FileNotFoundError:
+        raise UserError(f"{sample.where}: this image is gone: no such file") from None
     except Exception as error:  # Pillow's decoders raise many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{sample.where}: this image does not decode: {reason}") from None
+
+
+def decoded_split(
+    part: Split, where: str, num_classes: int, resize_to: int | None, sides: range
+) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Every sample of a split with its pixels: squares of one size, which is one of ``sides``.
+
+    Args:
+        where: opens the message if the split as a whole is not usable.
+
+    Raises:
+        NotNative: an image is no such square.
+        UserError: an image does not decode, a label is not one of the classes, or the split is empty or of
+            one class.
+    """
+    if part.size == 0:
+        raise UserError(f"{where} is empty")
+    labels, samples = set(), part.samples()
+    pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
+    try:
+        while chunk := list(islice(samples, _CHUNK)):
+            for sample, pixels in zip(chunk, pool.map(lambda s: decode(s, resize_to), chunk), strict=True):
+                height, width, _ = pixels.shape
+                if height != width or height not in sides:
+                    raise NotNative
+                sides = range(height, height + 1)
+                if not 0 <= sample.label < num_classes:
+                    raise UserError(f"{sample.where}: label {sample.label} is not one of the classes")
+                labels.add(sample.label)
+                yield sample, pixels
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if len(labels) < 2:
+        raise UserError(f"{where} has one class only; at least two are needed")
+
+
+def _check_size(size: tuple[int, int], resize_to: int | None, where: str) -> None:
+    """Refuse an image so narrow that its longer side would fill the memory once the shorter one is resized."""
+    scale = resize_to / max(1, min(size)) if resize_to else 1.0
+    if size[0] * scale * size[1] * scale > _MOST_PIXELS:
+        raise UserError(
+            f"{where}: this image has {size[0]:,} × {size[1]:,} pixels, too narrow to be resized to {resize_to}"
+        )
 
 
 def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:

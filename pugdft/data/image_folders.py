@@ -53,7 +53,7 @@ def image_folder_source(folder: Path, name: str) -> Source:
     if annotations.is_file():
         files.append(annotations)
     key = content_key("images", folder, files)
-    return Source(name, key, lambda: Contents(classes, split(train), split(test)))
+    return Source(name, key, lambda: Contents(classes, split(train), split(test)), folder)
 
 
 def _class_folders(split: Path) -> Labelled:
@@ -67,9 +67,11 @@ def _class_folders(split: Path) -> Labelled:
                 f"{folder}: is a link to {target}, which holds every class; "
                 "a class folder holds the images of one. Remove the link"
             )
-        files = sorted(
-            file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-        )
+        named = [file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES]
+        files = sorted(file for file in named if file.is_file())
+        # What was not fetched must not go missing in silence.
+        if len(files) < len(named) and (gone := [file for file in named if not file.exists()]):
+            raise UserError(f"{min(gone)}: is a link that leads nowhere; fetch the image, or remove the link")
         if not files:
             raise UserError(f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})")
         labelled += [(file, folder.name) for file in files]

@@ -115,6 +115,9 @@ def _read_files(train: list[Path], test: list[Path]) -> Contents:
     for file, schema in schemas.items():
         if image not in schema.names or label not in schema.names:
             raise UserError(f'{file}: has no columns "{image}" and "{label}" as {train[0].name} has')
+        for name in (image, label):
+            if (count := schema.names.count(name)) > 1:
+                raise UserError(f'{file}: has {count} columns "{name}"; one is needed')
         _check_labels(schema.field(label).type, file, label)
     names = _class_names(first, label)
     numbers = None

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pugdft.data.image_files import ImageFiles, Pixels
+
 Item = TypeVar("Item")
 
 RESIDENT_SHARE = 0.25
@@ -34,13 +36,16 @@ def onto(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def gathered(rows: np.ndarray, chosen: np.ndarray, device: torch.device) -> Tensor:
+def gathered(rows: Pixels, chosen: np.ndarray, device: torch.device) -> Tensor:
     """``rows[chosen]`` in memory that copies to this device best."""
     out = torch.empty(
         (len(chosen), *rows.shape[1:]),
         dtype=torch.from_numpy(np.empty(0, rows.dtype)).dtype,
         pin_memory=is_pinned_for(device),
     )
+    if isinstance(rows, ImageFiles):
+        rows.read(chosen, out.numpy())
+        return out
     np.take(rows, chosen, axis=0, out=out.numpy(), mode="clip")  # the mode that needs no second buffer
     return out
 
@@ -64,9 +69,9 @@ def free_device_bytes(device: torch.device) -> int:
     return 0
 
 
-def resident(images: np.ndarray, device: torch.device, budget: float) -> Tensor | None:
-    """All images on the device, if they take no more than ``budget`` bytes of it."""
-    if images.nbytes > budget:
+def resident(images: Pixels, device: torch.device, budget: float) -> Tensor | None:
+    """All images on the device, if they take no more than ``budget`` bytes of it and are decoded."""
+    if isinstance(images, ImageFiles) or images.nbytes > budget:
         return None
     whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
     step = max(1, _CHUNK_BYTES * len(images) // max(1, images.nbytes))

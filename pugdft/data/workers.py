@@ -1,4 +1,4 @@
-"""Augmentations of single images, by timm, in processes of their own.
+"""Image files decoded, and single images augmented by timm, in processes of their own.
 
 What an image becomes depends on (seed, epoch, step, its place in the batch), never on the process that did
 it. Processes come from a fork server, which has neither threads nor a device, and stay over all epochs.
@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pugdft.data.auto_augment import Transform
+from pugdft.data.image_files import Pixels
 from pugdft.data.seeding import image_seeds
+from pugdft.errors import RunFailed
 
 
 class Request(Protocol):
@@ -41,10 +43,10 @@ class Request(Protocol):
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
-class _Augmented(Dataset[Tensor]):
-    """uint8 images of a request, augmented one by one."""
+class _Augmented(Dataset[Tensor | RunFailed]):
+    """uint8 images of a request, augmented one by one, if at all."""
 
-    def __init__(self, pixels: np.ndarray, seed: int, make: Callable[[], Transform]) -> None:
+    def __init__(self, pixels: Pixels, seed: int, make: Callable[[], Transform] | None) -> None:
         self.pixels, self.seed, self._make = pixels, seed, make
         self._transform: Transform | None = None
 
@@ -62,22 +64,28 @@ class _Augmented(Dataset[Tensor]):
         if where is not None:
             self.pixels = np.memmap(*where)
 
-    def __getitem__(self, request: tuple[int, int, np.ndarray, np.ndarray]) -> Tensor:
+    def __getitem__(self, request: tuple[int, int, np.ndarray, np.ndarray]) -> Tensor | RunFailed:
         epoch, step, rows, chosen = request
-        if self._transform is None:
-            self._transform = self._make()
-        out = np.empty((len(rows), *self.pixels.shape[1:]), np.uint8)
+        try:
+            out = self.pixels[chosen]
+        except RunFailed as error:
+            return error  # raised, it would come out of its process as a traceback
+        if self._make is not None:
+            self._transform = self._transform or self._make()
+            self._augment_(out, self._transform, [image_seeds(self.seed, epoch, step, int(r)) for r in rows])
+        return torch.from_numpy(out)
+
+    @staticmethod
+    def _augment_(images: np.ndarray, transform: Transform, seeds: list[tuple[int, int]]) -> None:
         states = random.getstate(), np.random.get_state()
         try:
-            for place, (row, index) in enumerate(zip(rows, chosen, strict=True)):
-                first, second = image_seeds(self.seed, epoch, step, int(row))
+            for place, (first, second) in enumerate(seeds):
                 random.seed(first)
                 np.random.seed(second)
-                out[place] = self._transform(Image.fromarray(self.pixels[index]))
+                images[place] = transform(Image.fromarray(images[place]))
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-        return torch.from_numpy(out)
 
 
 class _Requests:
@@ -94,28 +102,32 @@ class ImageWorkers:
     """Reads and augments the images of one request after the other, some of them ahead.
 
     Args:
-        pixels: uint8, (stored images, side, side, 3); memory-mapped, or small.
+        pixels: uint8, (stored images, side, side, 3); memory-mapped, in files, or small.
         seed: the run's.
-        make: picklable; gives the augmentation.
+        make: picklable; gives the augmentation; None: there is none.
         num_workers: processes; 0 does the work here.
         pin_memory: whether images go to a device that copies from pinned memory.
     """
 
     def __init__(
         self,
-        pixels: np.ndarray,
+        pixels: Pixels,
         seed: int,
-        make: Callable[[], Transform],
+        make: Callable[[], Transform] | None,
         num_workers: int,
         pin_memory: bool = False,
     ) -> None:
         self._requests = _Requests()
         self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         self._dataset = _Augmented(pixels, seed, make)
-        self._loader: DataLoader[Tensor] | None = None
+        self._loader: DataLoader[Tensor | RunFailed] | None = None
 
     def fetch(self, requests: Iterator[AnyRequest]) -> Iterator[tuple[AnyRequest, Tensor]]:
-        """Each request with its images, uint8, (rows, side, side, 3). Starts the processes if need be."""
+        """Each request with its images, uint8, (rows, side, side, 3). Starts the processes if need be.
+
+        Raises:
+            RunFailed: an image's file cannot be read any more.
+        """
         under_way: deque[AnyRequest] = deque()
 
         def tasks() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
@@ -127,6 +139,8 @@ class ImageWorkers:
         if self._loader is None:
             self._loader = self._started()
         for pixels in self._loader:
+            if isinstance(pixels, RunFailed):
+                raise pixels
             yield under_way.popleft(), pixels
 
     def close(self) -> None:
@@ -138,7 +152,7 @@ class ImageWorkers:
             if iterator is not None:
                 iterator._shutdown_workers()
 
-    def _started(self) -> DataLoader[Tensor]:
+    def _started(self) -> DataLoader[Tensor | RunFailed]:
         options = self._options
         if options["num_workers"]:
             methods = multiprocessing.get_all_start_methods()
