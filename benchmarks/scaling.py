@@ -51,7 +51,7 @@ def seconds_an_update(parts: Parts, num_warm_up: int = WARM_UP) -> float:
     moments: list[float] = []
 
     def note(position: Position, totals: Totals) -> bool:
-        float(totals.loss)  # waits for the device
+        totals.means()  # waits for the device
         moments.append(time.perf_counter())
         return len(moments) == num_warm_up + TIMED
 

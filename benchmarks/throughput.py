@@ -93,7 +93,7 @@ def recipe_of(task: Task) -> dict[str, Any]:
     }
 
 
-def train_with_pugdft(task: Task, profile: bool = False) -> None:
+def train_with_pugdft(task: Task, overrides: list[str], profile: bool = False) -> None:
     """In a process of its own: ``pugdft finetune`` with an observer that looks at the clock."""
     from pugdft.finetune import finetune, read_recipe
     from pugdft.observer import Observer
@@ -109,7 +109,7 @@ def train_with_pugdft(task: Task, profile: bool = False) -> None:
                 print(f"shares {json.dumps(shares)}", flush=True)
 
     with tempfile.TemporaryDirectory() as output:
-        finetune(read_recipe(recipe_of(task)), Path(output) / "run", observer=Clock(), profile=profile)
+        finetune(read_recipe(recipe_of(task), overrides), Path(output) / "run", observer=Clock(), profile=profile)
 
 
 def train_with_accelerate(task: Task) -> None:
@@ -270,6 +270,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="the others' loader processes")
+    parser.add_argument("--also", nargs="*", default=[], metavar="KEY=VALUE", help="pugdft with this as well")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -278,9 +279,10 @@ def main() -> None:
         if program == "Accelerate loop":
             train_with_accelerate(task)
         else:
-            train_with_pugdft(task, profile=program == "profiled")
+            overrides = [each for each in program.split() if "=" in each]
+            train_with_pugdft(task, overrides, profile=program == "profiled")
         return
-    programs = ["pugdft finetune"]
+    programs = ["pugdft finetune", *(f"pugdft finetune {override}" for override in arguments.also)]
     if find_spec("torchvision"):
         programs += ["timm train.py"] if arguments.timm else []
         programs += ["Accelerate loop"]

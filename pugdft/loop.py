@@ -7,7 +7,7 @@ stay on the device: reading them waits for it, so an observer does that when it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -27,22 +27,30 @@ from pugdft.profiling import Profile
 
 @dataclass
 class Totals:
-    """This process's sums over the clean passes of an epoch: loss times images, correct images, images."""
+    """This process's sums over the clean passes of an epoch, on the device until somebody reads them.
 
-    loss: Tensor
-    correct: Tensor
-    images: int = 0
+    Attributes:
+        sums: loss times images, correct images, images; of passes whose loss is finite. And how many passes'
+            was not, since the run began.
+    """
+
+    sums: Tensor
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """A clean pass: the sum of its losses, and how many of its images were right."""
+        finite = torch.isfinite(loss)
+        values = torch.stack([loss, correct, torch.full_like(loss, images)]).to(self.sums.dtype)
+        self.sums[:3] += torch.where(finite, values, 0)
+        self.sums[3] += ~finite
 
     def reset(self) -> None:
-        """Start again from nothing."""
-        self.loss.zero_()
-        self.correct.zero_()
-        self.images = 0
+        """Begin another epoch."""
+        self.sums[:3] = 0
 
     def means(self) -> tuple[float, float]:
         """Mean loss and top-1 so far; waits for the device."""
-        count = max(1, self.images)
-        return float(self.loss) / count, float(self.correct) / count
+        loss, correct, images, _ = self.sums.tolist()
+        return loss / max(1.0, images), correct / max(1.0, images)
 
 
 @dataclass
@@ -117,11 +125,10 @@ class Trainer:
         return position.gradient_passes if self.counts_passes else position.steps
 
 
-def new_totals(device: torch.device, loss: float = 0.0, correct: float = 0.0, images: int = 0) -> Totals:
+def new_totals(device: torch.device, sums: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> Totals:
     """Sums on a device, from the start or from a checkpoint. fp64, so that a restart rounds nothing away."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    values = torch.tensor([loss, correct], dtype=dtype, device=device)
-    return Totals(values[0], values[1], images)
+    return Totals(torch.tensor(sums, dtype=dtype, device=device))
 
 
 def train_epoch(trainer: Trainer, position: Position, totals: Totals) -> bool:
@@ -165,6 +172,7 @@ def _update(trainer: Trainer, micro_batches: list[Batch], totals: Totals) -> flo
             parts, size = ascent.of(micro_batches), ascent.images
         num_images += size
         batch_loss = torch.zeros((), device=trainer.batches.device)
+        correct = torch.zeros_like(batch_loss)
         for number, (inputs, targets) in enumerate(parts, start=1):
             is_last = number == len(parts)
             # One reduction a pass: earlier micro-batches accumulate locally.
@@ -175,10 +183,9 @@ def _update(trainer: Trainer, micro_batches: list[Batch], totals: Totals) -> flo
                 trainer.optimizer.backward(loss * (world / size))
             batch_loss += loss.detach()
             if num_calls == 1:
-                totals.correct += targets.correct(logits.detach())
-                totals.images += len(targets)
+                correct += targets.correct(logits.detach())
         if num_calls == 1:
-            totals.loss += batch_loss
+            totals.add(batch_loss, correct, sum(len(targets) for _, targets in parts))
         return batch_loss / size
 
     with trainer.profile.span("optimizer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pugdft.errors import Fault, UserError, close_match, counted
 from pugdft.folders import weights_folder
 from pugdft.hub import stay_offline_without_network
 from pugdft.recipe import ModelSection
 from pugdft.record import file_sha256
+
+_LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,12 @@ def model_faults(section: Mapping[str, Any]) -> list[Fault]:
             tags = ", ".join(each.partition(".")[2] for each in known) or "none"
             faults.append(Fault("model.name", f'{architecture} has no weights "{tag}". Known: {tags}'))
     if isinstance(pretrained, str):
-        path = Path(os.path.expanduser(pretrained))
+        path, shown = Path(os.path.expanduser(pretrained)), pretrained[:_LONGEST_SHOWN]
         if path.suffix not in (".safetensors", ".pth"):
             hint = " (true and false stand without quotes)" if pretrained in ("true", "false") else ""
-            faults.append(Fault("model.pretrained", f"{pretrained}: must end in .safetensors or .pth{hint}"))
-        elif not path.is_file():
-            faults.append(Fault("model.pretrained", f"{pretrained}: no such file"))
+            faults.append(Fault("model.pretrained", f"{shown}: must end in .safetensors or .pth{hint}"))
+        elif not os.path.isfile(path):  # pathlib's raises where a name is too long
+            faults.append(Fault("model.pretrained", f"{shown}: no such file"))
     return faults
 
 
@@ -115,16 +117,16 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
         else:
             # The head is that of the random model, so that the seed alone decides it: not the place that
             # the weights come from, and not a pretrained head of as many classes.
-            new_head = _head(model).state_dict()
+            new_head = head_of(model).state_dict()
             if isinstance(section.pretrained, str):
                 path = Path(os.path.expanduser(section.pretrained))
                 tag = f"file:{path.name}"
                 model = _create_from(section.name, read_weights(path), str(path), options)
             else:
                 model = _create_pretrained(section.name, tag, options)
-            _head(model).load_state_dict(new_head)
+            head_of(model).load_state_dict(new_head)
     if section.head_init == "zero":
-        for parameter in _head(model).parameters():
+        for parameter in head_of(model).parameters():
             nn.init.zeros_(parameter)
     _check_input(model, section.name, image_size)
     data = timm.data.resolve_model_data_config(model)
@@ -142,37 +144,15 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
 
 def head_parameters(model: nn.Module) -> set[str]:
     """Names of the head's parameters."""
-    heads = {id(parameter) for parameter in _head(model).parameters()}
+    heads = {id(parameter) for parameter in head_of(model).parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in heads}
 
 
-def _head(model: nn.Module) -> nn.Module:
+def head_of(model: nn.Module) -> nn.Module:
+    """The classifier; of distilled models, which have two, both."""
     timm_model: Any = model
     head = timm_model.get_classifier()
-    # Distilled models have two.
     return nn.ModuleList(head) if isinstance(head, tuple | list) else head
-
-
-def freeze_backbone(model: nn.Module) -> None:
-    """Leave the head alone trainable."""
-    heads = head_parameters(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in heads)
-
-
-def training_mode(model: nn.Module, frozen: bool, fixed_batch_norm: bool) -> None:
-    """Training mode; of a frozen backbone only the head, so that its features stay what they were.
-
-    With ``fixed_batch_norm`` those layers normalise by their running statistics as in evaluation, and
-    their scale and shift still learn.
-    """
-    model.train(not frozen)
-    if frozen:
-        _head(model).train()
-    if fixed_batch_norm:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -202,19 +182,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UserError: damaged, or a pickle that holds more than tensors.
     """
     try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles: for those who write them
+            state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # each reader raises its own kinds
-        lines = str(error).splitlines() or [""]
-        raise UserError(
-            f"{path}: not readable as weights: {type(error).__name__}: {lines[0][:200]}"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if "weights_only" in str(error) and path.suffix == ".pth":
+            reason = (
+                "no pickle of tensors alone, and no code in a file is run. Save the model's state_dict, best "
+                "as .safetensors"
+            )
+        elif isinstance(error, AttributeError):  # what is no mapping has no items
+            reason = "it holds no tensors by name"
+        raise UserError(f"{path}: not readable as weights: {reason}") from None
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no tensors")
     whole = [n for n, t in tensors.items() if not t.is_floating_point() and "num_batches_tracked" not in n]
     if len(whole) > len(tensors) // 2:
         raise UserError(f'{path}: "{whole[0]}" and others are {tensors[whole[0]].dtype}, not floating point')
+    if broken := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
+        raise UserError(f'{path}: "{broken[0]}" holds numbers that are not finite')
     return tensors
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_sparse or not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _check_input(model: nn.Module, name: str, image_size: int) -> None:
@@ -285,7 +278,7 @@ def _create_from(name: str, state: dict[str, Tensor], path: str, options: dict[s
     overlay = {"state_dict": dict(state), "custom_load": False}
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except RuntimeError as error:
+    except Exception as error:  # timm adapts tensors to the model, and trusts their shapes
         detail = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: does not fit {name}: {detail}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,10 +14,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from pugdft.allocator import keep_freed_memory
+from pugdft.allocator import retain_freed_memory
 from pugdft.data.augment import Augmentation, ResizedCrop
 from pugdft.data.auto_augment import auto_augmentation
 from pugdft.data.batches import EvaluationBatches, Images, Share, TrainingBatches
+from pugdft.data.image_files import ImageFiles, cores
 from pugdft.data.seeding import validation_split
 from pugdft.data.sources import open_source
 from pugdft.data.store import Store, prepare
@@ -24,8 +26,9 @@ from pugdft.data.transfer import RESIDENT_SHARE, free_device_bytes, is_pinned_fo
 from pugdft.data.transforms import ToInput
 from pugdft.data.workers import ImageWorkers
 from pugdft.errors import UserError, counted
+from pugdft.freezing import freeze_backbone, remember_features
 from pugdft.loop import AscentBatch
-from pugdft.models import Backbone, build_model, freeze_backbone
+from pugdft.models import Backbone, build_model
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
 from pugdft.optim.trigger import Always
 from pugdft.performance import Switches, arrange, attention_of, compiled, pick
@@ -84,7 +87,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes"
     if on_cpu:
-        keep_freed_memory()
+        retain_freed_memory(pick(recipe, "cpu").retain_memory)
     return accelerator
 
 
@@ -93,20 +96,36 @@ def _device_type() -> str:
     return next((name for name, kind in kinds.items() if kind.is_available()), "cpu")
 
 
-def load(recipe: Recipe) -> tuple[Store, Backbone]:
-    """The images, decoded, and the model with its weights; needs no other process.
+def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[Store, Backbone]:
+    """The images, ready to be read, and the model with its weights; needs no other process.
+
+    Args:
+        recipe: the run's.
+        on_message: hears what a person may want to know of the images.
 
     Raises:
         UserError: the data or the weights cannot be used.
     """
-    store = prepare(open_source(recipe.data.name), recipe.data.image_size)
+    data = recipe.data
+    store = prepare(open_source(data.name), data.image_size, data.storage, on_message)
     with attention_of(pick(recipe, _device_type())):
         backbone = build_model(recipe.model, len(store.classes), recipe.data.image_size, recipe.train.seed)
     return store, backbone
 
 
-def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone) -> Parts:
+def assemble(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    store: Store,
+    backbone: Backbone,
+    micro_batch_size: int | None = None,
+) -> Parts:
     """Split and share the images, place the model, build the optimizer; all processes together.
+
+    Args:
+        recipe: resolved.
+        accelerator, store, backbone: as made for it.
+        micro_batch_size: images that memory holds in one pass, if it was found to be fewer than asked for.
 
     Raises:
         UserError: the recipe does not fit the data.
@@ -115,9 +134,11 @@ def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: B
     splits = _splits(recipe, store, accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes)
     _check_batch(recipe, len(splits["train"]), share.world)
+    switches = pick(recipe, accelerator.device.type)
     if train.freeze == "backbone":
         freeze_backbone(backbone.model)
-    switches = pick(recipe, accelerator.device.type)
+        if not switches.compile:
+            remember_features(backbone.model)
     arrange(backbone.model, switches)
     model = compiled(accelerator.prepare_model(backbone.model), switches)
     optimizer = build_optimizer(
@@ -133,19 +154,20 @@ def assemble(recipe: Recipe, accelerator: Accelerator, store: Store, backbone: B
             "some out, such as data.validation=0.1 (the test split is never used for it)"
         )
     device, to_input = accelerator.device, _to_input(recipe, store, backbone, accelerator.device)
-    own_images = -(-train.batch_size // share.world)
+    asked_size = train.micro_batch_size or -(-train.batch_size // share.world)
+    shrunk = min(1.0, (micro_batch_size or asked_size) / asked_size)
     training = TrainingBatches(
         images=splits["train"],
         to_input=to_input,
         device=device,
         share=share,
         batch_size=train.batch_size,
-        micro_batch_size=train.micro_batch_size or own_images,
+        micro_batch_size=min(asked_size, micro_batch_size or asked_size),
         augmentation=_augmentation(recipe, splits["train"]),
         seed=train.seed,
         workers=_image_workers(recipe, splits["train"], backbone, device),
     )
-    evaluations = _evaluations(recipe, splits, to_input, device, share)
+    evaluations = _evaluations(recipe, splits, to_input, device, share, shrunk)
     ascent = _ascent_batch(recipe, optimizer.method, share)
     return Parts(accelerator, store, backbone, model, optimizer, training, evaluations, switches, ascent)
 
@@ -172,11 +194,17 @@ def _to_input(recipe: Recipe, store: Store, backbone: Backbone, device: torch.de
 
 
 def _evaluations(
-    recipe: Recipe, splits: dict[str, Images], to_input: ToInput, device: torch.device, share: Share
+    recipe: Recipe,
+    splits: dict[str, Images],
+    to_input: ToInput,
+    device: torch.device,
+    share: Share,
+    shrunk: float = 1.0,
 ) -> dict[str, EvaluationBatches]:
     train = recipe.train
     usual = _EVAL_BATCH.get(device.type, _EVAL_BATCH_ELSEWHERE)
-    batch_size = train.eval_batch_size or max(usual, -(-train.batch_size // share.world))
+    asked_size = train.eval_batch_size or max(usual, -(-train.batch_size // share.world))
+    batch_size = max(1, int(asked_size * shrunk))
     return {
         name: EvaluationBatches(images, to_input, device, share, batch_size)
         for name, images in splits.items()
@@ -226,11 +254,13 @@ def _image_workers(
     recipe: Recipe, images: Images, backbone: Backbone, device: torch.device
 ) -> ImageWorkers | None:
     data = recipe.data
-    if data.auto_augment is None:
+    if data.auto_augment is None and not isinstance(images.pixels, ImageFiles):
         return None
-    words = data.auto_augment, images.pixels.shape[1], backbone.mean, backbone.interpolation
+    make = None
+    if data.auto_augment is not None:
+        words = data.auto_augment, images.pixels.shape[1], backbone.mean, backbone.interpolation
+        make = partial(auto_augmentation, *words)
     num_workers = _default_workers(device) if data.workers is None else data.workers
-    make = partial(auto_augmentation, *words)
     return ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, is_pinned_for(device))
 
 
@@ -238,10 +268,7 @@ def _default_workers(device: torch.device) -> int:
     """A share of the cores for each process of this machine; where a CPU trains it has better to do."""
     if device.type == "cpu":
         return 0
-    # Not every system can tell which cores are this process's.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(_MOST_WORKERS, cores // processes - 1))
+    return max(1, min(_MOST_WORKERS, cores() - 1))
 
 
 def _ascent_batch(recipe: Recipe, method: Method, share: Share) -> AscentBatch | None:

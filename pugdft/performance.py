@@ -37,6 +37,7 @@ class Switches:
     matmul: Literal["ieee", "tf32", "bf16"]
     onednn_linear: bool
     compile: bool
+    retain_memory: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the record."""
@@ -67,6 +68,8 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
         raise UserError(
             "train.performance.onednn_linear: is for fp32 on a CPU, with matmul ieee and without compile"
         )
+    if given.retain_memory is True and not on_cpu:
+        raise UserError("train.performance.retain_memory: is for a CPU; torch does so by itself on others")
     few_tokens = recipe.data.image_size <= _LARGEST_PLAIN_ATTENTION
 
     def decide(value: bool | str, automatic: bool) -> bool:
@@ -78,6 +81,7 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
         matmul=matmul,
         onednn_linear=is_exact_onednn and decide(given.onednn_linear, _blas_is_slow()),
         compile=compiles,
+        retain_memory=on_cpu and decide(given.retain_memory, True),
     )
 
 

@@ -18,14 +18,14 @@ from pugdft import performance
 from pugdft.errors import FaultsError, UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.loop import Position, Trainer, new_totals, train_epoch
-from pugdft.models import training_mode
+from pugdft.freezing import training_mode
 from pugdft.observer import Observer
 from pugdft.optim.passes import frozen_batch_norm
 from pugdft.parts import Parts, assemble, load, make_accelerator
 from pugdft.performance import OneDnnLinear, Switches, arrange, attention_of, compiled, pick, rounding_of
 from pugdft.profiling import PARTS, TRACE_NAME, MeasuredProfile
 
-SWITCHES = Switches(True, True, "ieee", False, False)
+SWITCHES = Switches(True, True, "ieee", False, False, False)
 CONVOLUTIONS = {"name": "test_resnet", "pretrained": False}
 
 
@@ -120,7 +120,7 @@ def precision_flags() -> dict[str, str]:
 @pytest.mark.parametrize(("device", "matmul"), [("cpu", "bf16"), ("cuda", "tf32"), ("cuda", "ieee")])
 def test_rounding_is_set_inside_and_as_before_outside(device: str, matmul: Any) -> None:
     before = precision_flags()
-    with rounding_of(Switches(True, True, matmul, False, False), device):
+    with rounding_of(Switches(True, True, matmul, False, False, False), device):
         changed = precision_flags()
         if device == "cuda":
             assert torch.backends.cuda.matmul.fp32_precision == matmul
@@ -132,7 +132,7 @@ def test_rounding_is_set_inside_and_as_before_outside(device: str, matmul: Any) 
             assert changed["mkldnn.matmul.fp32_precision"] == matmul
             assert changed["cudnn.conv.fp32_precision"] == before["cudnn.conv.fp32_precision"]
     assert precision_flags() == before
-    with pytest.raises(ZeroDivisionError), rounding_of(Switches(True, True, matmul, False, False), device):
+    with pytest.raises(ZeroDivisionError), rounding_of(Switches(True, True, matmul, False, False, False), device):
         _ = 1 / 0
     assert precision_flags() == before
 
@@ -141,7 +141,7 @@ def test_rounding_is_set_inside_and_as_before_outside(device: str, matmul: Any) 
 def test_attention_is_as_picked_inside_and_timms_own_outside(level: int) -> None:
     timm.layers.set_fused_attn(level > 0, level > 1)
     try:
-        with attention_of(Switches(True, False, "ieee", False, False)):
+        with attention_of(Switches(True, False, "ieee", False, False, False)):
             assert not timm.create_model("test_vit").blocks[0].attn.fused_attn
         assert timm.layers.use_fused_attn() is (level > 0)
         assert timm.layers.use_fused_attn(experimental=True) is (level > 1)
@@ -161,7 +161,7 @@ def test_onednns_linear_layer_has_the_values_and_gradients_of_torchs(
     torch.manual_seed(0)
     ours, exact = nn.Linear(12, 9, bias=bias), nn.Linear(12, 9, bias=bias).double()
     exact.load_state_dict({name: value.double() for name, value in ours.state_dict().items()})
-    arrange(ours_in := nn.Sequential(ours), Switches(True, True, "ieee", True, False))
+    arrange(ours_in := nn.Sequential(ours), Switches(True, True, "ieee", True, False, False))
     assert type(ours_in[0]) is OneDnnLinear
     x = torch.randn(shape).transpose(0, -2) if len(shape) > 2 else torch.randn(shape)
     a, b = x.clone().requires_grad_(), x.double().requires_grad_()
@@ -177,7 +177,7 @@ def test_onednns_linear_layer_has_the_values_and_gradients_of_torchs(
 
 def test_frozen_linear_layers_get_no_gradient() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    arrange(model, Switches(True, True, "ieee", True, False))
+    arrange(model, Switches(True, True, "ieee", True, False, False))
     model[0].requires_grad_(False)
     model(torch.randn(3, 4)).sum().backward()
     assert model[0].weight.grad is None
@@ -187,7 +187,7 @@ def test_frozen_linear_layers_get_no_gradient() -> None:
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_convolutions_run_in_the_layout_that_was_picked(channels_last: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    arrange(model, Switches(channels_last, True, "ieee", False, False))
+    arrange(model, Switches(channels_last, True, "ieee", False, False, False))
     output = model(torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last))
     assert output.is_contiguous(memory_format=torch.channels_last) is channels_last
 
@@ -264,7 +264,7 @@ def test_two_graphs_serve_clean_and_perturbed_passes_and_evaluation_compiles_non
 @pytest.mark.usefixtures("eager_compiler")
 def test_a_compiled_models_perturbed_pass_leaves_batch_norm_statistics() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    fast = compiled(model, Switches(True, True, "ieee", False, True))
+    fast = compiled(model, Switches(True, True, "ieee", False, True, False))
     fast(torch.randn(2, 3, 8, 8))
     mean = model[1].running_mean.clone()
     with frozen_batch_norm(model):
@@ -296,6 +296,7 @@ def test_a_run_says_and_records_what_was_picked_and_restores_flags(
         "matmul": "bf16",
         "onednn_linear": False,
         "compile": False,
+        "retain_memory": True,
     }
     assert "profiled" not in record.environment
     assert any("matmul bf16" in text for text in messages.texts)

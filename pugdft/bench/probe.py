@@ -71,8 +71,8 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     import torch
 
     from pugdft.data.batches import EvaluationBatches
+    from pugdft.freezing import training_mode
     from pugdft.loop import Position, Totals, Trainer, evaluate, new_totals, train_epoch
-    from pugdft.models import training_mode
     from pugdft.parts import assemble, load, make_accelerator
     from pugdft.performance import rounding_of
 
@@ -82,7 +82,7 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     begin = time.perf_counter()
 
     def note(position: Position, totals: Totals) -> bool:
-        float(totals.loss)  # waits for the device
+        totals.means()  # waits for the device
         moments.append((time.perf_counter(), position.gradient_passes))
         return len(moments) == _WARM_UP + _TIMED
 

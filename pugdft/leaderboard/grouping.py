@@ -31,7 +31,9 @@ _NO_PROTOCOL = {
     ("train", "eval_every"),
     ("train", "evaluate"),  # runs on held-out images alone are in no group
     ("train", "performance"),
+    ("train", "checkpoint_minutes"),
     ("data", "workers"),
+    ("data", "storage"),
 }
 _MOST_NAMED = 6
 
