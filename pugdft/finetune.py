@@ -13,13 +13,14 @@ from pugdft.errors import UserError
 from pugdft.models import model_faults
 from pugdft.observer import Observer
 from pugdft.optim import resolve_spec, spec_faults
-from pugdft.output import check, claim, run_id
-from pugdft.parts import assemble, load, make_accelerator
+from pugdft.output import RECIPE_NAME, check, claim, run_id
+from pugdft.parts import Parts, assemble, load, make_accelerator
 from pugdft.performance import rounding_of
 from pugdft.profiling import MeasuredProfile, Profile
 from pugdft.recipe import Recipe, SectionCheck, load_recipe
 from pugdft.record import RECORD_NAME, RunRecord, read_record
 from pugdft.run import Run
+from pugdft.starts import Starts
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -39,7 +40,7 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 def finetune(
     recipe: Recipe,
-    output: Path | None = None,
+    output: str | Path | None = None,
     *,
     resume: bool = True,
     observer: Observer | None = None,
@@ -64,17 +65,22 @@ def finetune(
         UserError: the recipe, the data, the weights or the folder cannot be used.
     """
     identity = run_id(recipe)
-    folder = output or Path("runs") / identity
+    folder = Path(output) if output else Path("runs") / identity
     watcher = observer or Observer()
-    check(folder, recipe)
-    if resume and (finished := _finished(folder)):
+    finished = _finished(folder, recipe, identity)
+    if resume and finished is not None:
         watcher.on_message("this run is complete already; --no-resume runs it again")
         return finished, folder / RECORD_NAME
     accelerator = make_accelerator(recipe)
     watcher.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
-    with accelerator.main_process_first():  # one process decodes or fetches, the others find it done
-        store, backbone = load(recipe)
-    parts = assemble(recipe, accelerator, store, backbone)
+    starts = Starts.of(folder) if resume else Starts(folder)
+
+    def made() -> Parts:
+        with accelerator.main_process_first():  # one process decodes or fetches, the others find it done
+            store, backbone = load(recipe, watcher.on_message)
+        return assemble(recipe, accelerator, store, backbone, starts.micro_batch_size)
+
+    parts = made()
     watcher.on_message(f"performance: {parts.switches}")
     is_measured = profile and accelerator.is_main_process
     profiler = MeasuredProfile(folder, parts.device) if is_measured else Profile()
@@ -83,21 +89,45 @@ def finetune(
         claim(folder, recipe) if accelerator.is_main_process else nullcontext(),
         rounding_of(parts.switches, parts.device.type),
     ):
-        run = Run(recipe, folder, identity, parts, watcher, profiler)
-        if resume:
-            run.restore()
-        elif accelerator.is_main_process:
+        if not resume and accelerator.is_main_process:
             (folder / RECORD_NAME).unlink(missing_ok=True)
             remove_checkpoints(folder)
-        record = run.conclude(*run.train())
+            starts.remove()
+        while True:
+            run = Run(recipe, folder, identity, parts, starts, watcher, profiler)
+            run.begin()
+            status, error = run.train()
+            smaller = run.smaller_micro_batch() if status == "oom" else None
+            if smaller is None:
+                break
+            watcher.on_message(f"{error}; trying again with {smaller}")
+            starts.micro_batch_size = smaller
+            # The model and all that holds on to it goes before another is made.
+            del run, parts
+            accelerator.free_memory()
+            parts = made()
+        record = run.finish(status, error)
         if table := profiler.table():
             watcher.on_message(table)
         return record, folder / RECORD_NAME
 
 
-def _finished(folder: Path) -> RunRecord | None:
+def _finished(folder: Path, recipe: Recipe, identity: str) -> RunRecord | None:
+    """The record of this run, if it is complete.
+
+    Raises:
+        UserError: the folder is another run's, or cannot be used.
+    """
     try:
-        record = read_record(folder / RECORD_NAME)
+        check(folder, recipe)
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{folder}: cannot be used as the output folder: {error.strerror}") from None
+    path = folder / RECORD_NAME
+    try:
+        record = read_record(path)
     except UserError:
         return None
+    # A run writes its recipe first: a record alone was put there by somebody.
+    if record.id != identity and not (folder / RECIPE_NAME).is_file():
+        raise UserError(f"{path}: is of another run ({record.id}); choose another --output, or move it away")
     return record if record.status == "completed" else None

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from pugdft.checkpoint import CHECKPOINT_NAME, save_weights
 from pugdft.environment import environment_facts, now, peak_memory_bytes
 from pugdft.loop import Position
 from pugdft.parts import Parts
 from pugdft.predictions import Predictions
 from pugdft.recipe import Recipe
-from pugdft.record import BestEpoch, Cost, DataFacts, MethodFacts, Metrics, ModelFacts, RunRecord, Status
+from pugdft.record import (
+    Artifact,
+    BestEpoch,
+    Cost,
+    DataFacts,
+    MethodFacts,
+    Metrics,
+    ModelFacts,
+    RunRecord,
+    Status,
+    file_sha256,
+    write_record,
+)
+from pugdft.starts import Starts
 
 
 @dataclass
@@ -20,16 +35,12 @@ class Progress:
 
     Attributes:
         predictions: of the newest evaluation, by split.
-        restarts: when the run went on, and after which update.
-        started: when it was first started, in UTC.
     """
 
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
     best_test: BestEpoch | None = None
     predictions: dict[str, Predictions] = field(default_factory=dict)
-    restarts: list[dict[str, Any]] = field(default_factory=list)
-    started: str = field(default_factory=now)
 
     def to_state(self) -> dict[str, Any]:
         """Plain data for a checkpoint, but for the predictions."""
@@ -37,21 +48,16 @@ class Progress:
             "position": asdict(self.position),
             "history": self.history,
             "best_test": self.best_test.model_dump() if self.best_test else None,
-            "restarts": self.restarts,
-            "started": self.started,
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], predictions: dict[str, Predictions]) -> Progress:
-        """Go on from a checkpoint: one restart more."""
-        position = Position(**state["position"])
+        """Go on from a checkpoint."""
         return cls(
-            position=position,
+            position=Position(**state["position"]),
             history=state["history"],
             best_test=BestEpoch(**state["best_test"]) if state["best_test"] else None,
             predictions=predictions,
-            restarts=[*state["restarts"], {"time": now(), "step": position.steps}],
-            started=state["started"],
         )
 
 
@@ -68,6 +74,7 @@ def build_record(
     identity: str,
     parts: Parts,
     progress: Progress,
+    starts: Starts,
     ending: Ending,
 ) -> RunRecord:
     """The record of a run as it stands; its artifacts are the caller's to add.
@@ -130,8 +137,32 @@ def build_record(
             **environment_facts(
                 parts.device, accelerator.num_processes, recipe.train.precision, parts.switches.as_dict()
             ),
-            "started": progress.started,
+            "micro_batch_size": parts.training.micro_batch_size,
+            "started": starts.began,
             "finished": now(),
         },
-        restarts=progress.restarts,
+        restarts=starts.restarts,
     )
+
+
+def write_outcome(record: RunRecord, parts: Parts, progress: Progress, folder: Path) -> None:
+    """Write a record into its folder, after everything that it points at.
+
+    Raises:
+        OSError: something cannot be written.
+    """
+    paths = {}
+    for split, each in progress.predictions.items():
+        name = "predictions" if split == "test" else f"predictions_{split}"
+        each.write(folder / f"{name}.npz")
+        paths[name] = f"{name}.npz"
+    # Of a search nobody wants the weights, and there are many.
+    if record.status == "completed" and "test" in parts.evaluations:
+        save_weights(parts.backbone.model, folder / "model.safetensors")
+        paths["model"] = "model.safetensors"
+    elif record.status != "completed" and (folder / CHECKPOINT_NAME / "state.json").is_file():
+        paths["checkpoint"] = f"{CHECKPOINT_NAME}/state.json"
+    record.artifacts = {
+        name: Artifact(path=path, sha256=file_sha256(folder / path)) for name, path in paths.items()
+    }
+    write_record(record, folder)

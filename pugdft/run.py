@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pugdft.checkpoint import Checkpoint, load_checkpoint, remove_checkpoints, save_checkpoint, save_weights
-from pugdft.errors import RunFailed, UserError
+from pugdft.checkpoint import remove_checkpoints
+from pugdft.consultation import Consultation
+from pugdft.errors import RunFailed
+from pugdft.failures import explained, is_out_of_memory
+from pugdft.freezing import averages_over_batch, training_mode
 from pugdft.interruption import Interruption
+from pugdft.keeper import Keeper
 from pugdft.loop import Position, Totals, Trainer, evaluate, new_totals, train_epoch
-from pugdft.models import training_mode
 from pugdft.observer import Observer
-from pugdft.outcome import Ending, Progress, build_record
+from pugdft.outcome import Ending, Progress, build_record, write_outcome
 from pugdft.parts import Parts
 from pugdft.profiling import Profile
 from pugdft.recipe import Recipe
-from pugdft.record import Artifact, BestEpoch, RunRecord, Status, file_sha256, write_record
+from pugdft.record import BestEpoch, RunRecord, Status
 from pugdft.schedule import lr_factor
-
-# Asking an accelerator whether the loss is finite, and other processes whether they were told to stop,
-# waits for the device: not more often than this, in seconds and in updates.
-_CONSULT_SECONDS = 2.0
-_CONSULT_STEPS = 50
+from pugdft.starts import Starts
 
 
 class Diverged(RunFailed):
-    """The training loss is not finite."""
+    """Too many updates had no finite loss or gradient."""
 
 
 class Run:
@@ -41,6 +36,7 @@ class Run:
         folder: claimed for this recipe.
         identity: the record's id.
         parts: assembled from the recipe.
+        starts: of this run so far.
         observer: hears of the progress.
         profile: is told what the time goes to.
     """
@@ -51,15 +47,20 @@ class Run:
         folder: Path,
         identity: str,
         parts: Parts,
+        starts: Starts,
         observer: Observer,
         profile: Profile | None = None,
     ) -> None:
         self.recipe, self.folder, self.identity = recipe, folder, identity
-        self.parts, self.observer, self.profile = parts, observer, profile or Profile()
+        self.parts, self.starts = parts, starts
+        self.observer, self.profile = observer, profile or Profile()
         self.progress = Progress()
         self.interruption = Interruption()
         self._totals = new_totals(parts.device)
-        self._next_consultation, self._last_consultation = 1, (0, time.perf_counter())
+        self._keeper = Keeper(folder, parts, starts, self.observer)
+        self._since = time.perf_counter()
+        minutes = recipe.train.checkpoint_minutes
+        self._consultation = Consultation(parts.accelerator, self.interruption, 60 * minutes)
         train, steps = recipe.train, parts.training.steps_per_epoch
         total_steps = min(train.epochs * steps, train.max_steps or train.epochs * steps)
         warmup_steps = round(recipe.schedule.warmup_epochs * steps)
@@ -81,12 +82,13 @@ class Run:
         )
 
     def train(self) -> tuple[Status, str | None]:
-        """Train to the end or to whatever stops it; returns how it ended and why."""
+        """Train to the end or to whatever stops it; returns how it ended and why.
+
+        Raises:
+            RunFailed: something outside this process failed; the same command goes on.
+        """
         position, trainer = self.progress.position, self._trainer
-        self._next_consultation, self._last_consultation = (
-            position.steps + 1,
-            (position.steps, time.perf_counter()),
-        )
+        self._consultation.start(position.steps)
         self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
             with self.interruption, self.profile.running():
@@ -95,49 +97,50 @@ class Run:
                         return self._interrupted()
                     self._finish_epoch()
                     if trainer.spent(position) < trainer.total:
-                        if self._consult():
+                        if self._consultation.ask(position.steps).stop:
                             return self._interrupted()
-                        with self.profile.span("checkpoint"):
-                            self._save()
+                        self._save()
             return self._verdict()
         except Diverged as error:
-            return "diverged", str(error)
-        except torch.OutOfMemoryError as error:
-            return "oom", str(error).splitlines()[0]
+            return "diverged", f"{error}{self._keeper.in_words(', the last good checkpoint is of update {}')}"
         except KeyboardInterrupt:
             return (
                 "interrupted",
                 "stopped by a second Ctrl-C; the same command goes on from the last checkpoint",
             )
         except BaseException as error:
-            # A bug or a broken machine: leave the evidence if that still works, then let it be seen.
-            try:
-                self.conclude("failed", f"{type(error).__name__}: {error}", alone=True)
-            except Exception as another:
-                error.add_note(f"and no record could be written: {another}")
+            if isinstance(error, Exception) and is_out_of_memory(error):
+                return self._out_of_memory(error)
+            self._leave_evidence(error)
             raise
         finally:
             self.parts.training.close()
             self.observer.on_end()
 
-    def restore(self) -> None:
-        """Go on from the folder's checkpoint if there is a whole one.
+    def begin(self) -> None:
+        """Go on from the folder's newest whole checkpoint, if there is one, and note the start.
 
         Raises:
-            UserError: it was made with other images or other initial weights.
+            UserError: it was made with other images or other initial weights, or is damaged beyond use.
         """
-        checkpoint = load_checkpoint(self.folder)
-        if checkpoint is None:
-            return
-        self._check_sources(checkpoint)
-        self.parts.backbone.model.load_state_dict(checkpoint.weights)
-        self.parts.optimizer.load_state_dict(checkpoint.optimizer)
-        self.progress = Progress.from_state(checkpoint.state, checkpoint.predictions)
-        totals = checkpoint.state["totals"]
-        if self.parts.accelerator.is_main_process:
-            # The sums were reduced over all processes when they were saved: one of them takes them over.
-            self._totals = new_totals(self.parts.device, **totals)
-        self.observer.on_message(f"going on from update {self.progress.position.steps}")
+        found = self._keeper.begin()
+        if found is not None:
+            self.progress, sums = found
+            if self.parts.accelerator.is_main_process:
+                # They were reduced over all processes when they were saved: one of them takes them over.
+                self._totals = new_totals(self.parts.device, sums)
+
+    def finish(self, status: Status, error: str | None) -> RunRecord:
+        """:meth:`conclude` at the end of the training.
+
+        Raises:
+            RunFailed: it cannot be written; what was written before stays.
+        """
+        try:
+            return self.conclude(status, error)
+        except OSError as fault:
+            goes_on = self._keeper.in_words("; with that mended, the same command goes on from update {}")
+            raise RunFailed(f"{explained(fault, 1)}{goes_on}") from fault
 
     def conclude(self, status: Status, error: str | None = None, alone: bool = False) -> RunRecord:
         """The record, written with everything it points at.
@@ -147,29 +150,15 @@ class Run:
             error: why, in words, if not as hoped.
             alone: the other processes may be gone: do not wait for them.
         """
-        parts, predictions = self.parts, self.progress.predictions
-        record = build_record(self.recipe, self.identity, parts, self.progress, Ending(status, error))
+        parts, ending = self.parts, Ending(status, error)
+        record = build_record(self.recipe, self.identity, parts, self.progress, self.starts, ending)
         if self.profile.is_on:
             record.environment["profiled"] = True
         if parts.accelerator.is_main_process:
-            paths = {}
-            for split, each in predictions.items():
-                name = "predictions" if split == "test" else f"predictions_{split}"
-                each.write(self.folder / f"{name}.npz")
-                paths[name] = f"{name}.npz"
-            # Of a search nobody wants the weights, and there are many.
-            if status == "completed" and self.recipe.train.evaluate == "all":
-                save_weights(parts.backbone.model, self.folder / "model.safetensors")
-                paths["model"] = "model.safetensors"
-            elif status != "completed" and (self.folder / "checkpoint" / "state.json").is_file():
-                paths["checkpoint"] = "checkpoint/state.json"
-            record.artifacts = {
-                name: Artifact(path=path, sha256=file_sha256(self.folder / path))
-                for name, path in paths.items()
-            }
-            write_record(record, self.folder)
+            write_outcome(record, parts, self.progress, self.folder)
             if status == "completed":
                 remove_checkpoints(self.folder)
+                self.starts.remove()
         if not alone:
             # A process that ends with an error first takes the others down, this record with them.
             parts.accelerator.wait_for_everyone()
@@ -182,74 +171,66 @@ class Run:
             return "failed", f"{self.recipe.optimizer['name']} never perturbed: its trigger did not fire"
         return "completed", None
 
-    def _check_sources(self, checkpoint: Checkpoint) -> None:
-        sources = self._sources()
-        for what, digest in checkpoint.state["sources"].items():
-            if sources[what] != digest:
-                raise UserError(
-                    f"{self.folder}: the {what} have changed since this run began ({digest[:12]}… then, "
-                    f"{sources[what][:12]}… now); --no-resume starts anew"
-                )
-
-    def _sources(self) -> dict[str, str]:
-        return {"images": self.parts.store.sha256, "weights": self.parts.backbone.weights_sha256}
+    def smaller_micro_batch(self) -> int | None:
+        """Half the images of a pass; None if half of it is not to be had."""
+        size = self.parts.training.micro_batch_size
+        # One image alone has no variance for BatchNorm.
+        smallest = 2 if averages_over_batch(self.parts.backbone.model) else 1
+        return -(-size // 2) if -(-size // 2) >= smallest and size > 1 else None
 
     def _train_epoch(self) -> bool:
-        begin = time.perf_counter()
-        before = self.progress.position.train_seconds
+        self._since = time.perf_counter()
         try:
             finished = train_epoch(self._trainer, self.progress.position, self._totals)
-            self._check_loss()  # also waits for the device, so that the time is the work's
+            self._check_finite()  # also waits for the device, so that the time is the work's
         finally:
-            self.progress.position.train_seconds = before + time.perf_counter() - begin
+            self._take_time()
         return finished
+
+    def _take_time(self) -> None:
+        """Count the time until now as training."""
+        now = time.perf_counter()
+        self.progress.position.train_seconds += now - self._since
+        self._since = now
 
     def _after_step(self, position: Position, totals: Totals) -> bool:
         self.profile.after_step()
         self.observer.on_step(position, totals, self._trainer.spent(position))
-        if self.parts.device.type == "cpu" and self.parts.accelerator.num_processes == 1:
-            self._check_loss()  # nothing to wait for
-            return bool(self.interruption.received)
-        return position.steps >= self._next_consultation and self._consult()
+        decision = self._consultation.after_step(position.steps)
+        if decision.looked:
+            self._check_finite()
+        if decision.save and not decision.stop:
+            self._take_time()
+            self._save()
+            self._since = time.perf_counter()
+        return decision.stop
 
-    def _consult(self) -> bool:
-        """Whether any process was told to stop; the same answer, and the same next time, on all of them."""
-        steps, moment = self.progress.position.steps, time.perf_counter()
-        last_steps, last_time = self._last_consultation
-        pace = (moment - last_time) / max(1, steps - last_steps)
-        facts = torch.tensor([float(self.interruption.received > 0), pace], device=self.parts.device)
-        told, pace_sum = self.parts.accelerator.reduce(facts, "sum").tolist()
-        pace = pace_sum / self.parts.accelerator.num_processes
-        self._last_consultation = (steps, moment)
-        steps_away = int(_CONSULT_SECONDS / max(pace, 1e-9))
-        self._next_consultation = steps + min(_CONSULT_STEPS, max(1, steps_away))
-        self._check_loss()
-        if told and not self.interruption.received:
-            self.interruption.received = int(signal.SIGTERM)
-        return bool(told)
+    def _check_finite(self) -> None:
+        """Stop a run that has left out more updates than it may; in fp16 the loss scale leaves out some."""
+        num_lost = self._reduced_totals()[3] / self.parts.accelerator.num_processes
+        if self.recipe.train.precision != "fp16":
+            num_lost = max(num_lost, self.parts.optimizer.num_skipped_steps)
+        if num_lost > self.recipe.train.max_skipped_steps:
+            where = f"at update {self.progress.position.steps}"
+            raise Diverged(f"the training loss or its gradient is not finite {where}")
 
-    def _check_loss(self) -> None:
-        if self._totals.images and not math.isfinite(self._reduced_totals()["loss"]):
-            raise Diverged(f"the training loss is not finite after update {self.progress.position.steps}")
-
-    def _reduced_totals(self) -> dict[str, Any]:
-        totals = self._totals
-        sums = torch.stack([totals.loss, totals.correct, torch.full_like(totals.loss, totals.images)])
-        loss, correct, images = self.parts.accelerator.reduce(sums, "sum").tolist()
-        return {"loss": loss, "correct": correct, "images": int(images)}
+    def _reduced_totals(self) -> list[float]:
+        """The sums of :class:`Totals` over all processes; waits for the device."""
+        sums: list[float] = self.parts.accelerator.reduce(self._totals.sums, "sum").tolist()
+        return sums
 
     def _finish_epoch(self) -> None:
         """Evaluate if it is time, add a line to the history, begin the next epoch."""
         position, train, optimizer = self.progress.position, self.recipe.train, self.parts.optimizer
-        totals = self._reduced_totals()
+        loss, correct, images, _ = self._reduced_totals()
         position.epoch += 1
         position.step_in_epoch = 0
         row: dict[str, Any] = {
             "epoch": position.epoch,
             "steps": position.steps,
             "lr": optimizer.param_groups[0]["lr"],
-            "train_loss": totals["loss"] / totals["images"],
-            "train_top1": totals["correct"] / totals["images"],
+            "train_loss": loss / images if images else None,
+            "train_top1": correct / images if images else None,
             "gradient_passes": position.gradient_passes,
             "train_seconds": round(position.train_seconds, 3),
         }
@@ -290,11 +271,29 @@ class Run:
         return "interrupted", f"stopped by signal {self.interruption.received}; the same command goes on"
 
     def _save(self) -> None:
-        totals = self._reduced_totals()
-        optimizer = self.parts.optimizer.state_dict()
-        if self.parts.accelerator.is_main_process:
-            state = {**self.progress.to_state(), "totals": totals, "sources": self._sources()}
-            save_checkpoint(
-                self.folder, self.parts.backbone.model, optimizer, state, self.progress.predictions
-            )
-        self.parts.accelerator.wait_for_everyone()
+        with self.profile.span("checkpoint"):
+            self._keeper.save(self.progress, self._reduced_totals())
+        self._consultation.saved()
+
+    def _out_of_memory(self, error: Exception) -> tuple[Status, str]:
+        """What is left to do depends on whether others are in the middle of this update too."""
+        size, smaller = self.parts.training.micro_batch_size, self.smaller_micro_batch()
+        words = f"out of memory with {size} images a pass ({(str(error).splitlines() or [''])[0][:200]})"
+        if self.parts.accelerator.num_processes > 1:
+            if smaller is not None:
+                self.starts.micro_batch_size = smaller
+                self.starts.write()
+                words += f"; the same command goes on with {smaller}"
+            raise RunFailed(words) from None
+        return "oom", words
+
+    def _leave_evidence(self, error: BaseException) -> None:
+        """Leave a record if that still works; what is no bug of ours becomes a message."""
+        reason = explained(error, self.parts.accelerator.num_processes)
+        goes_on = self._keeper.in_words("; the same command goes on from update {}")
+        try:
+            self.conclude("failed", reason or f"{type(error).__name__}: {error}", alone=True)
+        except Exception as another:
+            error.add_note(f"and no record could be written: {another}")
+        if reason is not None:
+            raise RunFailed(f"{reason}{goes_on}") from error

@@ -222,7 +222,7 @@ def test_a_damaged_newest_checkpoint_is_not_used(small_recipe: dict[str, Any], t
     path = tmp_path / "cut" / "checkpoint" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     resumed, same = run(small_recipe, tmp_path / "cut")
-    assert resumed.restarts == []
+    assert [restart["step"] for restart in resumed.restarts] == [0], "there was no other"
     assert largest_difference(weights, same) == 0
 
 
@@ -297,7 +297,7 @@ def test_divergence_ends_the_run_and_is_recorded(small_recipe: dict[str, Any], t
     small_recipe["optimizer"] = {"name": "sgd", "lr": 1e30}
     record, _ = run(small_recipe, tmp_path)
     assert record.status == "diverged"
-    assert "not finite after update" in (record.error or "")
+    assert "not finite at update 2" in (record.error or "")
     assert not (tmp_path / "model.safetensors").exists()
 
 

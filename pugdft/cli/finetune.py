@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pugdft import yaml_text
+from pugdft.cli.leaderboard import given_path
 
 
 class Progress(StrEnum):
@@ -31,7 +32,10 @@ def command(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Overrides: optimizer.rho=0.1", show_default=False),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default="runs/ID")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="PATH", help="The run's folder.", show_default="runs/ID"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Short for train.seed=N.", show_default=False)] = None,
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="Processes to start, such as one a GPU.", show_default="1")
