@@ -1,7 +1,7 @@
 """The ``pugdft`` command. Results go to stdout, progress and messages to stderr.
 
-Exit codes: 0 done; 1 the run failed or diverged; 2 usage or recipe error; 3 a gate did not hold; 4 a bench is
-incomplete; 130 interrupted; 143 terminated.
+Exit codes: 0 done; 1 the run failed or diverged, or ``doctor`` found a problem; 2 usage or recipe error; 3 a
+gate did not hold; 4 a bench is incomplete; 130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 from pugdft import __version__
-from pugdft.cli import bench, compare, data, finetune, leaderboard, optimizers, recipes, tune, verify
+from pugdft.cli import bench, compare, data, doctor, finetune, leaderboard, optimizers, recipes, tune, verify
 from pugdft.errors import RunFailed, UserError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command("leaderboard", cls=leaderboard.Command)(leaderboard.command)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)
 app.command("compare")(compare.command)
+app.command("doctor")(doctor.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(optimizers.app, name="optimizers")
 app.add_typer(data.app, name="data")

@@ -1,0 +1,1 @@
+"""What is here, what works and what does not: for bug reports, and before a run of days."""
