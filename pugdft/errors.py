@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+_LONGEST_NAME = 200
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: recipe, option, data, weights, output folder (exit code 2)."""
@@ -20,13 +22,19 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong at one place, such as ``optimizer.rho``."""
+    """One thing wrong at one place, such as ``optimizer.rho``.
+
+    Attributes:
+        source: what the place is in, if not what the others of a :class:`FaultsError` are in.
+    """
 
     where: str
     message: str
+    source: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        # A key may hold a line break, and would begin a message of its own.
+        return f"{' '.join(self.where.split())}: {self.message}" if self.where else self.message
 
 
 class FaultsError(UserError):
@@ -41,8 +49,19 @@ class FaultsError(UserError):
         assert faults
         self.source = source
         self.faults = tuple(faults)
-        prefix = f"{source}: " if source else ""
-        super().__init__("\n".join(prefix + str(fault) for fault in faults))
+        sources = [source if fault.source is None else fault.source for fault in faults]
+        lines = [
+            f"{each}: {fault}" if each else str(fault) for each, fault in zip(sources, faults, strict=True)
+        ]
+        super().__init__("\n".join(lines))
+
+
+def undriven(text: str) -> str:
+    """``text`` with a mark in the place of what could drive a terminal; lines stay lines.
+
+    A name in a message may come from a file that somebody else made.
+    """
+    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
 
 
 def close_match(name: object, known: Iterable[str]) -> str:
@@ -54,7 +73,9 @@ def close_match(name: object, known: Iterable[str]) -> str:
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not in a list: the name, the list, the nearest entry."""
     names = sorted(known)
-    return f'unknown {kind} "{name}". Known: {", ".join(names)}.{close_match(name, names)}'
+    shown = " ".join(str(name).split())
+    shown = shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}…"
+    return f'unknown {kind} "{shown}". Known: {", ".join(names)}.{close_match(name, names)}'
 
 
 def counted(number: int, noun: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from pugdft.errors import UserError
 
 SCHEMA = "pugdft.run/1"
 RECORD_NAME = "record.yaml"
-_LARGEST_BYTES = 256 << 20  # of a file; a history of a million epochs is smaller
+_LONGEST_SHOWN = 80
 
 Status = Literal["completed", "diverged", "failed", "interrupted", "oom"]
 
@@ -149,24 +148,7 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         UserError: not readable, not a record, or of a schema this version does not know.
     """
-    return parse_record(read_record_text(path), path)
-
-
-def read_record_text(path: Path) -> str:
-    """The text of a record's file.
-
-    Raises:
-        UserError: it cannot be read, or is no file of a sensible size.
-    """
-    try:
-        status = os.stat(path)
-        # A pipe would be waited for, and a device has no end.
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_BYTES:
-            raise UserError(f"{path}: not a run record: not a file of at most {_LARGEST_BYTES >> 20} MiB")
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    return parse_record(yaml_text.read_text(path), path)
 
 
 def parse_record(text: str, path: Path) -> RunRecord:
@@ -179,9 +161,10 @@ def parse_record(text: str, path: Path) -> RunRecord:
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")
     if data["schema"] != SCHEMA:
-        newer = re.fullmatch(r"pugdft\.run/([2-9]|[1-9]\d+)", str(data["schema"]))
+        schema = str(data["schema"])[:_LONGEST_SHOWN]
+        newer = re.fullmatch(r"pugdft\.run/([2-9]|[1-9]\d+)", schema)
         reason = "is of a newer version of pugdft: update it" if newer else "is not one that pugdft reads"
-        raise UserError(f'{path}: schema "{data["schema"]}" {reason} (this version reads {SCHEMA})')
+        raise UserError(f'{path}: schema "{schema}" {reason} (this version reads {SCHEMA})')
     try:
         return RunRecord.model_validate(data)
     except ValidationError as error:

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pugdft import block_yaml
 from pugdft.errors import UserError
+
+LARGEST_BYTES = 256 << 20  # of a file; a record with a history of a million epochs is smaller
+
+# A longer whole number cannot be written out, not even into a message (``sys.get_int_max_str_digits``).
+_MOST_DIGITS, _MOST_DIGITS_HEXADECIMAL = 4300, 3500
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,7 +39,11 @@ class _Loader(yaml.SafeLoader):
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "unhashable key: a key is a word or a number", key_node.start_mark
+                )
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f'the key "{key}" stands twice', key_node.start_mark
                 )
@@ -62,11 +73,36 @@ for _tag, _pattern, _first in (
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
+    if len(text) > (_MOST_DIGITS_HEXADECIMAL if text.startswith("0x") else _MOST_DIGITS):
+        digits = len(text.lstrip("+-").removeprefix("0x"))
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a whole number of {digits:,} digits is not readable", node.start_mark
+        )
     # Decimal even with a leading zero: YAML 1.1 would read 010 as eight.
     return int(text, 16) if text.startswith("0x") else int(text)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: it cannot be read, is no file of a sensible size, or is no text in UTF-8.
+    """
+    try:
+        status = path.stat()
+        # A pipe would be waited for, and a device has no end.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
+            raise UserError(f"{path}: is not a file of at most {LARGEST_BYTES >> 20} MiB")
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: is not text in UTF-8 (line {number}); save it as UTF-8") from None
 
 
 def parse(text: str, source: str = "", aliases: bool = False) -> Any:
@@ -105,10 +141,13 @@ def _parse_in_full(text: str, source: str, aliases: bool) -> Any:
         raise UserError(f"{prefix}{place}{error.problem or error.context}") from None
     except UserError:
         raise
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except RecursionError:
+        raise UserError(f"{prefix}not readable as YAML: nested too deep") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         # PyYAML's constructors let these out on values such as `!!bool word` or a mapping as a key.
         reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{prefix}not readable as YAML: {type(error).__name__}: {reason}") from None
+        kind = "" if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}: "
+        raise UserError(f"{prefix}not readable as YAML: {kind}{reason}") from None
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:

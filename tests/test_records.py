@@ -223,13 +223,13 @@ def test_a_word_stays_that_word_whatever_it_looks_like(word: str) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "a: " + "{a: " * 100_000, "- " * 100_000, "? " * 50_000])
 def test_a_hundred_thousand_levels_are_one_message(text: str) -> None:
-    with pytest.raises(UserError, match="not readable as YAML: RecursionError"):
+    with pytest.raises(UserError, match="not readable as YAML: nested too deep"):
         yaml_text.parse(text)
 
 
 def test_indentation_without_end_is_one_message() -> None:
     text = "".join(f"{' ' * level}a:\n" for level in range(600)).removesuffix("\n") + " 1\n"
-    with pytest.raises(UserError, match="not readable as YAML: RecursionError"):
+    with pytest.raises(UserError, match="not readable as YAML: nested too deep"):
         yaml_text.parse(text)
 
 

@@ -6,12 +6,13 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pugdft.bench.local import cell_record, cell_status
 from pugdft.bench.plan import Cell
 from pugdft.bench.probe import Probe
+from pugdft.errors import UserError
 from pugdft.recipe import Recipe
 from pugdft.record import RunRecord
 
@@ -28,6 +29,7 @@ class Line:
         updates, passes: of one cell.
         seconds: of the cells that are left, None without a probe.
         disk_bytes: that the cells left will keep.
+        problem: why the cells left cannot run here, if they cannot.
     """
 
     source: str
@@ -39,6 +41,7 @@ class Line:
     seconds: float | None
     disk_bytes: int | None
     passes_are_bound: bool
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,7 @@ class Estimate:
 def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Probe]) -> Estimate:
     """Probe one cell of each optimizer and recipe that has unfinished ones, and add up.
 
-    Raises:
-        UserError: a recipe cannot run here.
+    A recipe that cannot run here has its problem in its lines, and the others their price.
     """
     from pugdft.leaderboard.power import detectable_difference
 
@@ -74,15 +76,20 @@ def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Pro
     for cell in cells:
         rows.setdefault((cell.source, cell.optimizer), []).append(cell)
     probes: dict[str, Probe] = {}
+    problems: dict[str, str] = {}
     lines, checkpoint = [], 0
     for (source, optimizer), members in rows.items():
         left = [cell for cell in members if cell_status(cell) != "completed"]
         facts = None
-        if left:
+        if left and source not in problems:  # a missing data set is not looked for again
             key = _cost_key(left[0].recipe)
-            facts = probes.get(key) or probes.setdefault(key, prober(left[0].recipe))
-            checkpoint = max(checkpoint, 2 * (facts.weights_bytes + facts.optimizer_bytes))
-        lines.append(_line(source, optimizer, members, len(left), facts))
+            try:
+                facts = probes.get(key) or probes.setdefault(key, prober(left[0].recipe))
+                checkpoint = max(checkpoint, 2 * (facts.weights_bytes + facts.optimizer_bytes))
+            except UserError as error:
+                problems[source] = str(error)
+        problem = problems.get(source, "") if left and facts is None else ""
+        lines.append(replace(_line(source, optimizer, members, len(left), facts), problem=problem))
     num_seeds = len({cell.seed for cell in cells})
     # Within one table every two optimizers are a pair to be told apart.
     num_pairs = max(1, math.comb(len({cell.optimizer for cell in cells}), 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +15,20 @@ from pugdft import yaml_text
 from pugdft.bench.entries import GivenEntry, OptimizerEntry, parse_optimizers
 from pugdft.bench.plan import parse_seeds
 from pugdft.errors import Fault, FaultsError, UserError, close_match
-from pugdft.recipe import find_recipe, read_text
+from pugdft.recipe import find_recipe
 
 Budget = Literal["epochs", "passes"]
+
+
+# What may stand under each key, for messages.
+_FORMS = {
+    "recipes": "a list of files or bundled names",
+    "optimizers": "a list of entries such as sam[rho=0.1] or {name: sam, rho: 0.1}, at least one",
+    "seeds": "a range such as 0-4, a whole number, or a list of whole numbers",
+    "budget": "epochs or passes",
+    "overrides": "a list of KEY=VALUE",
+}
+_LONGEST_SHOWN = 80
 
 
 class BenchFile(BaseModel):
@@ -91,14 +104,14 @@ def build_matrix(
 def _is_bench(source: str) -> bool:
     """A recipe has an ``optimizer``, a bench file ``optimizers``."""
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's raises where a name is too long
         return False
-    data = yaml_text.parse(read_text(path), source)
+    data = yaml_text.parse(yaml_text.read_text(path), source)
     return isinstance(data, Mapping) and "optimizers" in data
 
 
 def _read(path: Path) -> Matrix:
-    data = yaml_text.parse(read_text(path), str(path))
+    data = yaml_text.parse(yaml_text.read_text(path), str(path))
     try:
         file = BenchFile.model_validate(data)
     except ValidationError as error:
@@ -125,15 +138,26 @@ def _read(path: Path) -> Matrix:
 def _beside(path: Path, recipe: str) -> str:
     """A recipe's file beside the bench file, or the name as it is, which is found from here or bundled."""
     neighbour = path.parent / recipe
-    if neighbour.is_file():
+    if os.path.isfile(neighbour):
         return str(neighbour)
     find_recipe(recipe)
     return recipe
 
 
 def _fault(details: Any) -> Fault:
-    where = ".".join(str(part) for part in details["loc"] if part not in ("str", "int", "list[int]"))
+    """Pydantic's error in our words; the alternatives of a union come to one."""
     known = list(BenchFile.model_fields)
+    # What is no key or place in a list is an alternative's name.
+    parts = [str(part) for part in details["loc"] if isinstance(part, int) or part in known]
     if details["type"] == "extra_forbidden":
-        return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(where, known)}")
-    return Fault(where, details["msg"].replace("Input should be", "must be"))
+        key = str(details["loc"][0])
+        return Fault(key, f"unknown key. Known: {', '.join(known)}.{close_match(key, known)}")
+    if details["type"] == "missing":
+        return Fault(parts[0], "is required")
+    if not parts:
+        return Fault(str(details["loc"][0]) if details["loc"] else "", "keys must be words")
+    if parts[0] == "seeds":
+        return Fault("seeds", f"must be {_FORMS['seeds']}")
+    shown = json.dumps(details["input"], default=str)[:_LONGEST_SHOWN]
+    subject = "" if len(parts) == 1 else f"{parts[0]} "
+    return Fault(".".join(parts), f"{subject}must be {_FORMS[parts[0]]}, not {shown}")

@@ -16,6 +16,9 @@ from pugdft.optim.trigger import Always
 from pugdft.output import run_id
 from pugdft.recipe import Recipe
 
+_SEED_BOUND = 2**31  # as of a recipe's train.seed
+_LONGEST_SHOWN = 80
+
 Entry = OptimizerEntry | GivenEntry
 
 
@@ -45,11 +48,14 @@ def parse_seeds(text: str) -> list[int]:
         UserError: neither.
     """
     seeds: list[int] = []
+    shown = text[:_LONGEST_SHOWN]
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*([0-9]{1,20})\s*(?:-\s*([0-9]{1,20})\s*)?", part)
         if not match:
-            raise UserError(f'--seeds: "{text}": expected numbers and ranges, such as 0-4 or 0,2,7')
+            raise UserError(f'--seeds: "{shown}": expected numbers and ranges, such as 0-4 or 0,2,7')
         first, last = int(match[1]), int(match[2] or match[1])
+        if max(first, last) >= _SEED_BOUND:
+            raise UserError(f'--seeds: "{shown}": seeds are whole numbers below {_SEED_BOUND}')
         if last < first:
             raise UserError(f'--seeds: "{part}" runs backwards')
         if last - first >= 10_000:

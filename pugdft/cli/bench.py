@@ -70,7 +70,14 @@ def command(
         from pugdft.bench.estimate import estimate
         from pugdft.bench.probe import probe
 
-        print_plan(estimate(cells, output, probe), Console(highlight=False, soft_wrap=True))
+        made = estimate(cells, output, probe)
+        problems = list(
+            dict.fromkeys(f"{each.source}: {each.problem}" for each in made.lines if each.problem)
+        )
+        if len(problems) < len({each.source for each in made.lines}):
+            print_plan(made, Console(highlight=False, soft_wrap=True))
+        if problems:
+            raise UserError("\n".join(problems))
         return
     prepare_output(output)
     console = Console(stderr=True, highlight=False)

@@ -15,6 +15,7 @@ from pugdft.bench.estimate import Estimate
 from pugdft.bench.local import Watcher, cell_record, cell_status
 from pugdft.bench.plan import Cell
 from pugdft.cli.duration import duration
+from pugdft.errors import counted
 
 _WIDEST_MATRIX = 8
 _MARKS = {
@@ -161,7 +162,8 @@ def print_plan(plan: Estimate, console: Console) -> None:
 
 
 def _plan_lines(plan: Estimate) -> list[str]:
-    left = sum(line.cells - line.finished for line in plan.lines)
+    left = sum(line.cells - line.finished for line in plan.lines if not line.problem)
+    stuck = sum(line.cells - line.finished for line in plan.lines if line.problem)
     seconds = sum(line.seconds or 0.0 for line in plan.lines)
     disk = sum(line.disk_bytes or 0 for line in plan.lines) + plan.checkpoint_bytes
     hours = f" ({seconds / 3600:.1f} hours)" if seconds >= 3600 else ""
@@ -170,6 +172,8 @@ def _plan_lines(plan: Estimate) -> list[str]:
         f"Disk: about {_megabytes(disk)}, {_megabytes(plan.checkpoint_bytes)} of it while a cell runs; "
         f"{_megabytes(plan.free_bytes)} are free.",
     ]
+    if stuck:
+        lines.insert(0, f"{counted(stuck, 'cell')} cannot run here and stand in no sum below.")
     if disk > plan.free_bytes:
         lines.append("That does not fit: choose another --output, or make room.")
     if plan.detectable is None:

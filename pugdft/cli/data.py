@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -18,13 +19,26 @@ Name = Annotated[
 ImageSize = Annotated[int, typer.Option(min=8, help="Side of the backbone's input, in pixels.")]
 
 
+class StorageForm(StrEnum):
+    """``data.storage`` of a recipe."""
+
+    AUTO = "auto"
+    DECODED = "decoded"
+    FILES = "files"
+
+
+Storage = Annotated[
+    StorageForm, typer.Option(help="Keep decoded images, or read their files; auto: as the disk allows.")
+]
+
+
 @app.command("prepare")
-def prepare_data(name: Name, image_size: ImageSize = 224) -> None:
-    """Fetch a data set if need be and decode it into the store; prints the store's folder."""
+def prepare_data(name: Name, image_size: ImageSize = 224, storage: Storage = StorageForm.AUTO) -> None:
+    """Fetch a data set if need be and decode it; prints the folder that images are read from."""
     from pugdft.data.sources import open_source
     from pugdft.data.store import SPLITS, prepare
 
-    store = prepare(open_source(name), image_size)
+    store = prepare(open_source(name), image_size, storage.value, _say)
     for split in SPLITS:
         images = store.images(split)
         side = f"{images.shape[1]} × {images.shape[2]}"
@@ -34,12 +48,17 @@ def prepare_data(name: Name, image_size: ImageSize = 224) -> None:
 
 
 @app.command("verify")
-def verify_data(name: Name, image_size: ImageSize = 224) -> None:
-    """Read every stored pixel and label again and compare their digest with the one of the decoding."""
+def verify_data(name: Name, image_size: ImageSize = 224, storage: Storage = StorageForm.AUTO) -> None:
+    """Read every pixel and label again and compare their digest with the one of the first decoding."""
     from pugdft.data.sources import open_source
-    from pugdft.data.store import content_sha256, prepare
+    from pugdft.data.store import prepare
 
-    store = prepare(open_source(name), image_size)
-    if content_sha256(store.folder) != store.sha256:
-        raise RunFailed(f"{store.folder}: damaged; delete this folder and prepare the data again")
+    store = prepare(open_source(name), image_size, storage.value, _say)
+    if store.content_sha256() != store.sha256:
+        kind = "file" if store.files else "folder"
+        raise RunFailed(f"{store.kept}: damaged; delete this {kind} and prepare the data again")
     typer.echo(f"{name}: ok, sha256 {store.sha256}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from pugdft.errors import undriven
 from pugdft.loop import Position, Totals
 from pugdft.observer import Observer
 
@@ -24,7 +25,7 @@ class JsonProgress(Observer):
     def on_message(self, text: str) -> None:
         """For people: as it is."""
         with suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+            print(undriven(text), file=sys.stderr, flush=True)
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Start the clock."""

@@ -109,9 +109,10 @@ def check(
 
     A line for each record, or one for each thing wrong with it; exit code 3 if there is any.
     """
+    from pugdft.errors import undriven
     from pugdft.leaderboard.check import check_records
 
-    checked = check_records(paths, lambda note: print(note, file=sys.stderr))
+    checked = check_records(paths, lambda note: print(undriven(note), file=sys.stderr))
     for each in checked:
         for line in each.lines():
             typer.echo(line)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pugdft.cli.duration import duration
-from pugdft.errors import counted
+from pugdft.errors import counted, undriven
 from pugdft.loop import Position, Totals
 from pugdft.observer import Observer
 from pugdft.record import RunRecord
@@ -33,7 +33,7 @@ class ProgressLog(Observer):
 
     def on_message(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(undriven(text), markup=False, soft_wrap=True)
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Start the clock and the bar."""
@@ -80,10 +80,10 @@ class ProgressLog(Observer):
             self._live.update(self._task, completed=self._done)
         tested = [split for split in ("test", "validation") if f"{split}_top1" in row]
         test = f"  {tested[0]} top-1 {row[f'{tested[0]}_top1']:.2%}" if tested else ""
-        self.on_message(
-            f"epoch {row['epoch']} done: train loss {row['train_loss']:.3f}  "
-            f"train top-1 {row['train_top1']:.2%}{test}"
-        )
+        train = "no finite train loss"  # all of its updates were left out
+        if row["train_loss"] is not None:
+            train = f"train loss {row['train_loss']:.3f}  train top-1 {row['train_top1']:.2%}"
+        self.on_message(f"epoch {row['epoch']} done: {train}{test}")
 
     def on_end(self) -> None:
         """Leave the terminal as it was."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pugdft.errors import FaultsError, UserError
+from pugdft.errors import UserError, undriven
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -18,7 +20,8 @@ Name = Annotated[str, typer.Argument(help="A bundled recipe's name, or a file.",
 @app.command("ls")
 def list_recipes() -> None:
     """List the bundled recipes with their purpose."""
-    from pugdft.recipe import bundled_recipes, find_recipe, read_text
+    from pugdft.recipe import bundled_recipes, find_recipe
+    from pugdft.yaml_text import read_text
 
     names = bundled_recipes()
     width = max(map(len, names))
@@ -30,9 +33,12 @@ def list_recipes() -> None:
 @app.command("show")
 def show_recipe(name: Name) -> None:
     """Print a recipe as it stands."""
-    from pugdft.recipe import find_recipe, read_text
+    from pugdft.recipe import find_recipe
+    from pugdft.yaml_text import read_text
 
-    typer.echo(read_text(find_recipe(name)), nl=False)
+    text = read_text(find_recipe(name))
+    # Somebody else's file shall not drive the terminal; a pipe gets it as it is.
+    typer.echo(undriven(text.replace("\t", " ")) if sys.stdout.isatty() else text, nl=False)
 
 
 @app.command("copy")
@@ -41,11 +47,12 @@ def copy_recipe(
     target: Annotated[Path, typer.Argument(help="The new file, or a folder.", show_default="here")] = Path(),
 ) -> None:
     """Copy a bundled recipe to change it."""
-    from pugdft.recipe import find_recipe, read_text
+    from pugdft.recipe import find_recipe
+    from pugdft.yaml_text import read_text
 
     source = find_recipe(name)
     text = read_text(source)
-    path = target / source.name if target.is_dir() else target
+    path = target / source.name if os.path.isdir(target) else target
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -67,7 +74,7 @@ def validate_recipes(
     for name in names:
         try:
             read_recipe(name)
-        except (FaultsError, UserError) as error:
+        except UserError as error:
             errors.append(str(error))
         else:
             typer.echo(f"{name}: ok")

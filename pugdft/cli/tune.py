@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pugdft.cli.leaderboard import given_path
+from pugdft.errors import undriven
 
 if TYPE_CHECKING:
     from pugdft.tuning.tuned import Tuned
@@ -73,9 +74,7 @@ def command(
 
 
 def _say(line: str) -> None:
-    # What a run said may hold a name that somebody else gave: it shall not drive the terminal.
-    shown = "".join(each if each.isprintable() else "�" for each in line)
-    print(shown, file=sys.stderr, flush=True)
+    print(undriven(line), file=sys.stderr, flush=True)
 
 
 def _warnings(tuned: Tuned) -> list[str]:

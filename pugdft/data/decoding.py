@@ -101,12 +101,11 @@ def decoded_split(
 
 
 def _check_size(size: tuple[int, int], resize_to: int | None, where: str) -> None:
-    """Refuse an image so narrow that its longer side would fill the memory once the shorter one is resized."""
+    """Refuse an image so narrow that, with its shorter side resized, the longer one fills the memory."""
     scale = resize_to / max(1, min(size)) if resize_to else 1.0
     if size[0] * scale * size[1] * scale > _MOST_PIXELS:
-        raise UserError(
-            f"{where}: this image has {size[0]:,} × {size[1]:,} pixels, too narrow to be resized to {resize_to}"
-        )
+        pixels = f"{size[0]:,} × {size[1]:,} pixels"
+        raise UserError(f"{where}: this image has {pixels}, too narrow to be resized to {resize_to}")
 
 
 def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pugdft import yaml_text
 from pugdft.errors import UserError
 from pugdft.leaderboard.printable import printable
-from pugdft.record import RECORD_NAME, RunRecord, parse_record, read_record_text
+from pugdft.record import RECORD_NAME, RunRecord, parse_record
 
 # What PyYAML, or the walk through a very deep value, may let out: one file must not cost the whole table.
 _ESCAPING = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
@@ -107,7 +108,7 @@ def read_checked(file: Path) -> RunRecord:
         UserError: anything else, however the file came to be.
     """
     try:
-        text = read_record_text(file)
+        text = yaml_text.read_text(file)
         record = parse_record(text, file)
         _check_recipe(file, record)
         # Only where the text leaves room for it: going through every value costs as much as reading them.

@@ -9,10 +9,12 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pugdft.errors import Fault, close_match
+
+_COUNTS = {2: "two", 3: "three"}
 
 
 def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -75,8 +77,10 @@ def option_faults(
     if not faults:
         try:
             construct(given)
-        except (ValueError, TypeError, IndexError, OverflowError, AssertionError) as error:
-            faults.append(Fault(where, str(error)))
+        except (ValueError, AssertionError) as error:
+            faults.append(Fault(where, str(error) or "is refused"))
+        except Exception as error:  # a foreign constructor that did not expect such a value
+            faults.append(Fault(where, f"is refused: {type(error).__name__}: {error}"))
     return faults
 
 
@@ -100,8 +104,10 @@ def unmet_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> list[
 
 def _unmet_kind(value: Any, kind: Any) -> str:
     """What ``value`` should be and is not, or the empty string."""
-    if get_origin(kind) is not None and kind != tuple[float, float]:
+    if get_origin(kind) is not None:
         return _unmet_compound(value, kind)
+    if kind is NoneType and value is not None:
+        return "null"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is str and not isinstance(value, str):
         return "a word"
@@ -111,10 +117,6 @@ def _unmet_kind(value: Any, kind: Any) -> str:
         return "a whole number"
     if kind is float and not (is_number and _is_finite(value)):
         return "a finite number"
-    if kind == tuple[float, float]:
-        pair = list(value) if isinstance(value, list | tuple) else []
-        if len(pair) != 2 or any(_unmet_kind(entry, float) for entry in pair):
-            return "a list of two numbers"
     return ""
 
 
@@ -128,7 +130,12 @@ def _is_finite(value: float) -> bool:
 def _unmet_compound(value: Any, kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "" if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) is tuple and set(get_args(kind)) == {float}:
+        entries = list(value) if isinstance(value, list | tuple) else []
+        count = len(get_args(kind))
+        if len(entries) != count or any(_unmet_kind(entry, float) for entry in entries):
+            return f"a list of {_COUNTS.get(count, count)} numbers"
+    if get_origin(kind) in (UnionType, Union):
         unmet = [_unmet_kind(value, each) for each in get_args(kind)]
         return "" if "" in unmet else " or ".join(unmet)
     if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):

@@ -218,7 +218,8 @@ def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[Faul
     if not isinstance(options.get("no_decay", False), bool):
         faults.append(Fault(f"{where}.no_decay", "must be true or false"))
     decay = options.get("layer_decay")
-    if decay is not None and not (isinstance(decay, int | float) and 0 < decay <= 1):
+    is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
+    if decay is not None and not (is_number and 0 < decay <= 1):
         faults.append(Fault(f"{where}.layer_decay", f"must be a number in (0, 1], not {decay!r}"))
 
     def construct(given: Mapping[str, Any]) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pugdft import yaml_text
 from pugdft.errors import UserError
 from pugdft.output import differences_between
-from pugdft.recipe import Recipe, read_text
+from pugdft.recipe import Recipe
 from pugdft.record import write_atomically
 from pugdft.tuning.lock import locked
 from pugdft.tuning.search import Search
@@ -76,7 +76,7 @@ def _kept(folder: Path, question: Question) -> list[dict[str, Any]]:
             if (folder / name).exists():
                 raise UserError(f"{folder / name}: is there, and of no search; choose another --output")
         return []
-    given = yaml_text.parse(read_text(path), str(path))
+    given = yaml_text.parse(yaml_text.read_text(path), str(path))
     if not isinstance(given, Mapping) or given.get("schema") != SCHEMA:
         raise UserError(f"{path}: is not of a search (no `schema: {SCHEMA}`); choose another --output")
     theirs = {key: given.get(key) for key in question.as_dict()}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pugdft import yaml_text
 from pugdft.errors import Fault, FaultsError, UserError, close_match
-from pugdft.recipe import read_text, recipe_folder
+from pugdft.recipe import recipe_folder
 from pugdft.tuning.search import SAMPLERS, Dimension, GeneralSearch, GreedySearch, Range, Search
 
 _MOST = 100_000
+_LONGEST_SHOWN = 80
 
 
 def bundled_searches() -> dict[str, Path]:
@@ -29,7 +32,7 @@ def read_search(source: str) -> Search:
         FaultsError: with every fault of the file.
     """
     path = _find(source)
-    data = yaml_text.parse(read_text(path), str(path))
+    data = yaml_text.parse(yaml_text.read_text(path), str(path))
     title = path.stem if path in bundled_searches().values() else path.name
     reader = _Reader()
     search = reader.search(data, title)
@@ -42,13 +45,14 @@ def read_search(source: str) -> Search:
 def _find(source: str) -> Path:
     bundled = bundled_searches()
     path = Path(source)
-    if source and len(path.name) <= 255 and path.is_file():
+    if source and os.path.isfile(path):  # pathlib's raises where a name is too long
         return path
     if source in bundled:
         return bundled[source]
-    hint = close_match(path.stem, bundled)
+    hint = close_match(path.stem[:_LONGEST_SHOWN], bundled)
     raise UserError(
-        f'--search "{source[:80]}": no such file or bundled search. Bundled: {", ".join(bundled)}.{hint}'
+        f'--search "{source[:_LONGEST_SHOWN]}": no such file or bundled search. '
+        f"Bundled: {', '.join(bundled)}.{hint}"
     )
 
 
@@ -204,8 +208,9 @@ class _Reader:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    # A whole number may be longer than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, default=str)[:80]
+    return json.dumps(value, default=str)[:_LONGEST_SHOWN]

@@ -174,7 +174,10 @@ def _accelerator(recipe: Recipe, notes: list[str]) -> tuple[Recipe, Accelerator]
 
 def _store(recipe: Recipe, data: str | None) -> Store:
     try:
-        return prepare(open_source(recipe.data.name), recipe.data.image_size)
+        source = open_source(recipe.data.name)
+        # The same images may lie here in another form, and how they are read changes no result.
+        storage = recipe.data.storage if source.folder else "auto"
+        return prepare(source, recipe.data.image_size, storage)
     except UserError as error:
         remedy = "" if data else "\n--data NAME_OR_FOLDER says where the record's data lies on this machine"
         raise UserError(f"{error}{remedy}") from None
