@@ -26,8 +26,8 @@ import torch
 
 from pugdft import yaml_text
 from pugdft.finetune import read_recipe
-from pugdft.loop import Position, Totals, Trainer, new_totals, train_epoch
 from pugdft.freezing import training_mode
+from pugdft.loop import Position, Totals, Trainer, new_totals, train_epoch
 from pugdft.optim import build_optimizer
 from pugdft.parts import Parts, assemble, load, make_accelerator
 from pugdft.record import read_record

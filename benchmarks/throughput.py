@@ -109,7 +109,8 @@ def train_with_pugdft(task: Task, overrides: list[str], profile: bool = False) -
                 print(f"shares {json.dumps(shares)}", flush=True)
 
     with tempfile.TemporaryDirectory() as output:
-        finetune(read_recipe(recipe_of(task), overrides), Path(output) / "run", observer=Clock(), profile=profile)
+        recipe = read_recipe(recipe_of(task), overrides)
+        finetune(recipe, Path(output) / "run", observer=Clock(), profile=profile)
 
 
 def train_with_accelerate(task: Task) -> None:

@@ -31,7 +31,7 @@ from pugdft.record import file_sha256, readable_mode
 
 CHECKPOINT_NAME = "checkpoint"
 PREVIOUS_NAME = "checkpoint.previous"
-_NEW_NAME = f".{CHECKPOINT_NAME}.new"
+_NEW_NAME, _DAMAGED_NAME = f".{CHECKPOINT_NAME}.new", f"{CHECKPOINT_NAME}.damaged"
 _STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
 
 
@@ -62,9 +62,9 @@ def save_weights(model: nn.Module, path: Path) -> None:
         temporary.chmod(readable_mode())  # safetensors makes private files
         _flush(temporary)
         temporary.replace(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         temporary.unlink(missing_ok=True)
-        raise _writing_failed(path, error) from None
+        raise error if isinstance(error, OSError) else _writing_failed(path, error) from None
 
 
 def save_checkpoint(
@@ -124,9 +124,19 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, faults
 
 
+def put_damaged_aside(folder: Path) -> None:
+    """Move the newest checkpoint, found damaged, away: saving would put it in the place of the one before."""
+    current, aside = folder / CHECKPOINT_NAME, folder / _DAMAGED_NAME
+    try:
+        _read(current)
+    except _Damaged:
+        shutil.rmtree(aside, ignore_errors=True)
+        current.rename(aside)
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of an output folder."""
-    for name in (_NEW_NAME, PREVIOUS_NAME, CHECKPOINT_NAME):
+    for name in (_NEW_NAME, _DAMAGED_NAME, PREVIOUS_NAME, CHECKPOINT_NAME):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -185,5 +195,9 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Some network and user-space file systems cannot flush a folder by itself, which is no fault.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pugdft.optim import resolve_spec, spec_faults
 from pugdft.output import RECIPE_NAME, check, claim, run_id
 from pugdft.parts import Parts, assemble, load, make_accelerator
 from pugdft.performance import rounding_of
+from pugdft.processes import on_first_process, settle_order_of_sums
 from pugdft.profiling import MeasuredProfile, Profile
 from pugdft.recipe import Recipe, SectionCheck, load_recipe
 from pugdft.record import RECORD_NAME, RunRecord, read_record
@@ -69,6 +70,7 @@ def finetune(
     watcher = observer or Observer()
     finished = _finished(folder, recipe, identity)
     if resume and finished is not None:
+        remove_checkpoints(folder)  # it may have been killed before it did that itself
         watcher.on_message("this run is complete already; --no-resume runs it again")
         return finished, folder / RECORD_NAME
     accelerator = make_accelerator(recipe)
@@ -76,23 +78,19 @@ def finetune(
     starts = Starts.of(folder) if resume else Starts(folder)
 
     def made() -> Parts:
-        with accelerator.main_process_first():  # one process decodes or fetches, the others find it done
-            store, backbone = load(recipe, watcher.on_message)
-        return assemble(recipe, accelerator, store, backbone, starts.micro_batch_size)
+        # One process decodes or fetches, the others find it done.
+        loaded = on_first_process(accelerator, lambda: load(recipe, watcher.on_message)) or load(recipe)
+        parts = assemble(recipe, accelerator, *loaded, starts.micro_batch_size)
+        settle_order_of_sums(parts.model, recipe.data.image_size, parts.device)
+        return parts
 
     parts = made()
     watcher.on_message(f"performance: {parts.switches}")
     is_measured = profile and accelerator.is_main_process
     profiler = MeasuredProfile(folder, parts.device) if is_measured else Profile()
     # Only now the folder is this run's: a mistake found until here leaves nothing behind.
-    with (
-        claim(folder, recipe) if accelerator.is_main_process else nullcontext(),
-        rounding_of(parts.switches, parts.device.type),
-    ):
-        if not resume and accelerator.is_main_process:
-            (folder / RECORD_NAME).unlink(missing_ok=True)
-            remove_checkpoints(folder)
-            starts.remove()
+    lock = on_first_process(accelerator, lambda: _claimed(folder, recipe, starts, resume))
+    with lock or nullcontext(), rounding_of(parts.switches, parts.device.type):
         while True:
             run = Run(recipe, folder, identity, parts, starts, watcher, profiler)
             run.begin()
@@ -110,6 +108,20 @@ def finetune(
         if table := profiler.table():
             watcher.on_message(table)
         return record, folder / RECORD_NAME
+
+
+def _claimed(folder: Path, recipe: Recipe, starts: Starts, resume: bool) -> AbstractContextManager[Any]:
+    """The folder's lock; what an earlier run left there is gone, unless this one resumes it.
+
+    Raises:
+        UserError: the folder cannot be used, or another process is at work in it.
+    """
+    lock = claim(folder, recipe)
+    if not resume:
+        (folder / RECORD_NAME).unlink(missing_ok=True)
+        remove_checkpoints(folder)
+        starts.remove()
+    return lock
 
 
 def _finished(folder: Path, recipe: Recipe, identity: str) -> RunRecord | None:

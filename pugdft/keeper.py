@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pugdft.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pugdft.checkpoint import Checkpoint, load_checkpoint, put_damaged_aside, save_checkpoint
 from pugdft.errors import UserError
 from pugdft.observer import Observer
 from pugdft.outcome import Progress
 from pugdft.parts import Parts
+from pugdft.processes import require_same
 from pugdft.starts import Starts
 
 
@@ -34,12 +35,20 @@ class Keeper:
             What the run had come to and the sums of its epoch; None without a checkpoint.
 
         Raises:
-            UserError: it was made with other images or other initial weights.
+            UserError: it was made with other images or other initial weights, or not all processes find it.
         """
         checkpoint, damage = load_checkpoint(self._folder)
         for fault in damage:
             self._observer.on_message(f"a checkpoint is damaged and is left out: {fault}")
         accelerator, facts, found = self._parts.accelerator, dict[str, Any](), None
+        require_same(
+            accelerator,
+            -1 if checkpoint is None else checkpoint.state["position"]["steps"],
+            f"{self._folder}: the processes of this run find different checkpoints here; --output has to be "
+            "on a disk that all of them share",
+        )
+        if damage and accelerator.is_main_process:
+            put_damaged_aside(self._folder)
         if checkpoint is not None:
             found = self._restored(checkpoint), checkpoint.state["totals"]
             self._saved_at = found[0].position.steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from pugdft.record import RECORD_NAME, write_atomically
 
 RECIPE_NAME = "recipe.yaml"
 _LOCK_NAME = ".lock"
+_LONGEST_NAME = 64  # characters of a data set's name in a run's; the digest tells runs apart
 
 
 def run_id(recipe: Recipe) -> str:
     """``resnet18-cifar10-pugd-s0-1a2b3c4d``: readable, and unique by the recipe's digest."""
-    data = Path(recipe.data.name).name
+    data = Path(recipe.data.name).name[:_LONGEST_NAME]
     parts = (
         recipe.model.name,
         data,
@@ -64,16 +66,16 @@ def check(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def claim(folder: Path, recipe: Recipe) -> FileLock:
-    """Make ``folder`` this recipe's for as long as the lock that is returned lives.
+def claim(folder: Path, recipe: Recipe) -> AbstractContextManager[Any]:
+    """Make ``folder`` this recipe's, locked from now until the end of a ``with`` over what is returned.
 
     Raises:
-        UserError: it cannot be written, or another process is at work in it.
+        UserError: it cannot be written, holds another recipe's run, or another process is at work in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK_NAME, timeout=0)
-        lock.acquire()
+        lock = FileLock(folder / _LOCK_NAME, timeout=0).acquire()
+        check(folder, recipe)  # again: until now somebody else may have run another recipe here
         if not (folder / RECIPE_NAME).is_file():
             write_atomically(folder / RECIPE_NAME, yaml_text.dump(recipe.as_dict()).encode())
     except Timeout:

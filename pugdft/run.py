@@ -21,6 +21,7 @@ from pugdft.profiling import Profile
 from pugdft.recipe import Recipe
 from pugdft.record import BestEpoch, RunRecord, Status
 from pugdft.schedule import lr_factor
+from pugdft.sound_buffers import SoundBuffers
 from pugdft.starts import Starts
 
 
@@ -89,6 +90,7 @@ class Run:
         """
         position, trainer = self.progress.position, self._trainer
         self._consultation.start(position.steps)
+        self._buffers = SoundBuffers(self.parts.backbone.model, self.recipe.train.max_skipped_steps > 0)
         self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
             with self.interruption, self.profile.running():
@@ -104,10 +106,7 @@ class Run:
         except Diverged as error:
             return "diverged", f"{error}{self._keeper.in_words(', the last good checkpoint is of update {}')}"
         except KeyboardInterrupt:
-            return (
-                "interrupted",
-                "stopped by a second Ctrl-C; the same command goes on from the last checkpoint",
-            )
+            return "interrupted", "stopped by a second Ctrl-C; the same command goes on from the checkpoint"
         except BaseException as error:
             if isinstance(error, Exception) and is_out_of_memory(error):
                 return self._out_of_memory(error)
@@ -194,6 +193,7 @@ class Run:
         self._since = now
 
     def _after_step(self, position: Position, totals: Totals) -> bool:
+        self._buffers.mend()
         self.profile.after_step()
         self.observer.on_step(position, totals, self._trainer.spent(position))
         decision = self._consultation.after_step(position.steps)
@@ -244,7 +244,7 @@ class Run:
         ]
         with self.profile.span("evaluation"):
             row |= self._evaluate(splits)
-        if needs_validation:
+        if needs_validation and images:
             optimizer.observe_epoch(row["train_loss"], row["validation_loss"], train.epochs)
         best = self.progress.best_test
         if "test_top1" in row and (best is None or row["test_top1"] > best.top1):

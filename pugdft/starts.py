@@ -44,8 +44,9 @@ class Starts:
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
-        """The starts after the first."""
-        return self.entries[1:]
+        """The starts that went on from an earlier one: all but the first, even if that one's was lost."""
+        is_whole = not self.entries or not self.entries[0].get("step")
+        return self.entries[1:] if is_whole else self.entries
 
     def add(self, step: int, **facts: Any) -> None:
         """The run starts now, after ``step`` updates that were made before."""

@@ -17,8 +17,8 @@ from torch import nn
 from pugdft import performance
 from pugdft.errors import FaultsError, UserError
 from pugdft.finetune import finetune, read_recipe
-from pugdft.loop import Position, Trainer, new_totals, train_epoch
 from pugdft.freezing import training_mode
+from pugdft.loop import Position, Trainer, new_totals, train_epoch
 from pugdft.observer import Observer
 from pugdft.optim.passes import frozen_batch_norm
 from pugdft.parts import Parts, assemble, load, make_accelerator
@@ -132,7 +132,10 @@ def test_rounding_is_set_inside_and_as_before_outside(device: str, matmul: Any) 
             assert changed["mkldnn.matmul.fp32_precision"] == matmul
             assert changed["cudnn.conv.fp32_precision"] == before["cudnn.conv.fp32_precision"]
     assert precision_flags() == before
-    with pytest.raises(ZeroDivisionError), rounding_of(Switches(True, True, matmul, False, False, False), device):
+    with (
+        pytest.raises(ZeroDivisionError),
+        rounding_of(Switches(True, True, matmul, False, False, False), device),
+    ):
         _ = 1 / 0
     assert precision_flags() == before
 

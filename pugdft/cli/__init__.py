@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import typer
 
 from pugdft import __version__
 from pugdft.cli import bench, compare, data, doctor, finetune, leaderboard, optimizers, recipes, tune, verify
-from pugdft.errors import RunFailed, UserError
+from pugdft.errors import RunFailed, UserError, undriven
 
 app = typer.Typer(
     help="Fine-tune pretrained timm backbones with sharpness-aware and unit-gradient optimizers, "
@@ -61,6 +62,10 @@ _UsageError: type[Exception] = next(
 
 def main() -> None:
     """Run the command; a user's mistake is one message and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding does not have shall not end the command that says it.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = app(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
@@ -97,9 +102,6 @@ def _leave_quietly() -> NoReturn:
 
 
 def _end(message: str, code: int) -> None:
-    # A name in a message may come from a file that somebody else made: it shall not drive the terminal.
-    shown = "".join(each if each.isprintable() or each == "\n" else "�" for each in message)
-    encoding = sys.stderr.encoding or "utf-8"
-    if shown:
-        print(f"pugdft: {shown}".encode(encoding, "replace").decode(encoding), file=sys.stderr)
+    if message:
+        print(f"pugdft: {undriven(message)}", file=sys.stderr)
     sys.exit(code)

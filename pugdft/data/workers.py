@@ -9,10 +9,13 @@ from __future__ import annotations
 import atexit
 import mmap
 import multiprocessing
+import os
 import random
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -159,10 +162,11 @@ class ImageWorkers:
             context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
             if "forkserver" in methods:
                 context.set_forkserver_preload([__name__, "timm.data.auto_augment"])
+                _start_fork_server()
             options = options | {
                 "multiprocessing_context": context,
                 "persistent_workers": True,
-                "worker_init_fn": _outlive_signals,
+                "worker_init_fn": _live_as_long_as_the_run,
             }
         atexit.register(self.close)
         return DataLoader(
@@ -174,7 +178,26 @@ class ImageWorkers:
         )
 
 
-def _outlive_signals(worker: int) -> None:
+def _start_fork_server() -> None:
+    """Start it with SIGTERM blocked, for it and its children: a scheduler may send that to a whole group."""
+    resource_tracker.ensure_running()  # it unblocks the signal, so it has its turn before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _live_as_long_as_the_run(worker: int) -> None:
     """Ctrl-C and a scheduler's signal reach every process; the run decides when its workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    """End this process when the run's is gone; torch looks at the fork server, which waits for this one."""
+    run = multiprocessing.parent_process()
+    assert run is not None
+    run.join()
+    os._exit(1)

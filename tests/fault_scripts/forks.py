@@ -1,0 +1,149 @@
+"""The real command in forked children, which start in a fraction of a second and may be killed at will."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from small_runs import tiny_recipe
+
+from pugdft import finetune, yaml_text
+from pugdft.checkpoint import load_checkpoint
+from pugdft.cli import main, progress
+from pugdft.consultation import Consultation
+
+torch.set_num_threads(1)
+assert finetune  # imported here once instead of in each child
+
+_WAIT_SECONDS = 120.0
+
+
+@dataclass
+class Child:
+    """A forked command.
+
+    Attributes:
+        step: a page shared with it, in which it writes how many updates it has made.
+    """
+
+    pid: int
+    log: Path
+    page: mmap.mmap
+
+    @property
+    def step(self) -> int:
+        return int(struct.unpack("q", self.page[:8])[0])
+
+    def wait(self) -> int:
+        """The exit code, or minus the signal that it died of."""
+        end = time.monotonic() + _WAIT_SECONDS
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        self.kill()
+        raise TimeoutError(f"a command has not ended in {_WAIT_SECONDS:g} s:\n{self.output()}")
+
+    def wait_for_step(self, step: int) -> None:
+        """Until it has made so many updates."""
+        end = time.monotonic() + _WAIT_SECONDS
+        while self.step < step:
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.002)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def output(self) -> str:
+        """What it has printed."""
+        return self.log.read_text()
+
+
+def start(folder: Path, recipe: Path, before: Callable[[], Any] = lambda: None, *options: str) -> Child:
+    """``pugdft finetune RECIPE --output FOLDER`` in a child that calls ``before`` first."""
+    page = mmap.mmap(-1, 8)
+    log = folder.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        _child(["pugdft", "finetune", str(recipe), "--output", str(folder), *options], log, page, before)
+    return Child(pid, log, page)
+
+
+def _child(arguments: list[str], log: Path, page: mmap.mmap, before: Callable[[], Any]) -> NoReturn:
+    code = 70
+    try:
+        os.setpgrp()
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        on_step = progress.ProgressLog.on_step
+
+        def counted(self: Any, position: Any, *rest: Any) -> None:
+            page[:8] = struct.pack("q", position.steps)
+            on_step(self, position, *rest)
+
+        progress.ProgressLog.on_step = counted  # type: ignore[method-assign]
+        sys.argv = arguments
+        before()
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def write_recipe(path: Path, images: Path, optimizer: dict[str, Any], **train: Any) -> Path:
+    """A tiny recipe as a file."""
+    path.write_text(yaml_text.dump(tiny_recipe(images, optimizer, **train)))
+    return path
+
+
+def completed(folder: Path, recipe: Path, before: Callable[[], Any] = lambda: None) -> str:
+    """Run to the end, which it must reach; returns what was printed."""
+    child = start(folder, recipe, before)
+    code = child.wait()
+    assert code == 0, (code, child.output())
+    return child.output()
+
+
+def save_after_each_step() -> None:
+    """As if the interval between two checkpoints were nothing; the recipe stays what it is."""
+    Consultation._is_due = lambda self: True  # type: ignore[method-assign]
+
+
+def whole_checkpoint(folder: Path) -> tuple[int | None, list[str]]:
+    """The update of the checkpoint that a run would go on from, and what is said of others."""
+    found, faults = load_checkpoint(folder)
+    return (None if found is None else int(found.state["position"]["steps"])), faults
+
+
+def stop_at(step: int, number: int = signal.SIGTERM) -> None:
+    """In a child: a signal to itself after an update."""
+    on_step = progress.ProgressLog.on_step
+
+    def stopping(self: Any, position: Any, *rest: Any) -> None:
+        on_step(self, position, *rest)
+        if position.steps == step:
+            os.kill(os.getpid(), number)
+
+    progress.ProgressLog.on_step = stopping  # type: ignore[method-assign]

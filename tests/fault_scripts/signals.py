@@ -1,0 +1,174 @@
+"""Run as ``signals.py CASE FOLDER``: signals to commands and to their helpers; prints what they came to."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import forks
+import psutil
+from conftest import write_image_folder
+from small_runs import IMAGES, SGD, differences, outcome_of
+
+from pugdft import checkpoint
+from pugdft.cli import progress
+from pugdft.consultation import Consultation, Decision
+from pugdft.data import workers as image_workers
+
+
+def slow(seconds: float) -> None:
+    """In a child: each update takes a while."""
+    on_step = progress.ProgressLog.on_step
+
+    def slowly(self: Any, *arguments: Any) -> None:
+        on_step(self, *arguments)
+        time.sleep(seconds)
+
+    progress.ProgressLog.on_step = slowly
+
+
+def slow_save() -> None:
+    """In a child: a checkpoint after each update, which takes more than a second."""
+    forks.save_after_each_step()
+    flush = checkpoint._flush
+
+    def slowly(path: Path) -> None:
+        time.sleep(0.2)
+        flush(path)
+
+    checkpoint._flush = slowly
+
+
+def twice(root: Path, images: Path) -> dict[str, Any]:
+    """A second Ctrl-C in an update and in a save; a second SIGTERM changes nothing."""
+    recipe = forks.write_recipe(root / "recipe.yaml", images, {"name": "vasso", "base": SGD}, epochs=2)
+    forks.completed(root / "whole", recipe)
+    results: list[Any] = []
+    for number, second, before, delay in (
+        (signal.SIGINT, signal.SIGINT, lambda: slow(5), 0.1),
+        (signal.SIGINT, signal.SIGINT, slow_save, 0.3),
+        (signal.SIGINT, signal.SIGINT, slow_save, 0.7),
+        (signal.SIGINT, signal.SIGINT, slow_save, 1.2),
+        (signal.SIGTERM, signal.SIGTERM, slow_save, 0.3),
+    ):
+        folder = root / f"run{len(results)}"
+        child = forks.start(folder, recipe, before)
+        child.wait_for_step(1)
+        child.kill(number)
+        time.sleep(delay)
+        child.kill(second)
+        begin = time.monotonic()
+        code = child.wait()
+        seconds = time.monotonic() - begin
+        _, faults = forks.whole_checkpoint(folder)
+        text = child.output()
+        forks.completed(folder, recipe)
+        results.append(
+            {
+                "code": code,
+                "seconds": seconds,
+                "traceback": "Traceback" in text,
+                "faults": faults,
+                "differences": differences(outcome_of(root / "whole"), outcome_of(folder)),
+            }
+        )
+    return {"results": results}
+
+
+def two(root: Path, images: Path) -> dict[str, Any]:
+    """Two commands on one folder; the first is killed, and its lock file stays."""
+    recipe = forks.write_recipe(root / "recipe.yaml", images, SGD, epochs=2)
+    other = forks.write_recipe(root / "other.yaml", images, SGD, epochs=3)
+    folder = root / "run"
+    first = forks.start(folder, recipe, lambda: slow(30))
+    first.wait_for_step(1)
+    second = forks.start(folder, recipe)
+    refused, said = second.wait(), second.output()
+    first.kill()
+    first.wait()
+    has_lock_file = (folder / ".lock").is_file()
+    strange = forks.start(folder, other)
+    strange_code, difference = strange.wait(), strange.output()
+    forks.completed(folder, recipe)
+    return {
+        "refused": refused,
+        "said": said,
+        "lock_file": has_lock_file,
+        "other": strange_code,
+        "difference": difference,
+    }
+
+
+def ask_late() -> None:
+    """In a child: look at signals no sooner than after some updates more, as with an accelerator."""
+    ask = Consultation.ask
+
+    def after_step(self: Any, steps: int) -> Decision:
+        return ask(self, steps) if steps >= 30 else Decision(looked=False)
+
+    Consultation.after_step = after_step
+    Consultation.ask = after_step
+
+
+def workers(root: Path, images: Path) -> dict[str, Any]:
+    """A process that augments images is killed; a whole process group is told to stop; the run is killed."""
+    recipe = forks.write_recipe(root / "recipe.yaml", images, SGD, epochs=14)
+    recipe.write_text(recipe.read_text().replace("data:", "data:\n  auto_augment: rand-m9\n  workers: 2"))
+    folder = root / "run"
+
+    def helpers(child: forks.Child) -> list[psutil.Process]:
+        return psutil.Process(child.pid).children(recursive=True)
+
+    def kill_one() -> tuple[int, str]:
+        child = forks.start(folder, recipe, lambda: slow(0.02))
+        child.wait_for_step(4)
+        next(each for each in helpers(child) if each.ppid() != child.pid).kill()
+        return child.wait(), child.output()
+
+    def tell_all(where: Path, before: Any) -> tuple[int, str]:
+        child = forks.start(where, recipe, lambda: (slow(0.02), ask_late(), before()))
+        child.wait_for_step(8)
+        os.killpg(child.pid, signal.SIGTERM)
+        return child.wait(), child.output()
+
+    def survivors(where: Path, before: Any) -> int:
+        child = forks.start(where, recipe, lambda: (slow(0.05), before()))
+        time.sleep(1)  # what an earlier command counted is not of this one
+        child.wait_for_step(1)
+        left = helpers(child)
+        assert len(left) == 4, left  # a tracker, a fork server, two workers
+        child.kill()
+        child.wait()
+        _, alive = psutil.wait_procs(left, timeout=10)
+        alive = [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+        for each in alive:
+            each.kill()
+        return len(alive)
+
+    def unprotected() -> None:
+        image_workers._start_fork_server = lambda: None
+
+    def unwatched() -> None:
+        image_workers._live_as_long_as_the_run = operator.index  # something that does nothing, and pickles
+
+    results: dict[str, Any] = {"killed": kill_one(), "told": tell_all(folder, lambda: None)}
+    results["step"] = forks.whole_checkpoint(folder)[0]
+    results["survivors"] = survivors(folder, lambda: None)
+    forks.completed(folder, recipe)
+    forks.completed(root / "whole", recipe)
+    results["differences"] = differences(outcome_of(root / "whole"), outcome_of(folder))
+    results["told_unprotected"] = tell_all(root / "unprotected", unprotected)
+    results["survivors_unwatched"] = survivors(root / "unwatched", unwatched)
+    return results
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[2])
+    insects = write_image_folder(place / "insects", IMAGES)
+    print(json.dumps({"twice": twice, "two": two, "workers": workers}[sys.argv[1]](place, insects)))
