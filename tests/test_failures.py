@@ -113,7 +113,10 @@ def test_another_number_of_processes_is_told_and_listed(
     assert [(each["step"], each["processes"]) for each in record.restarts] == [(4, 1)]
 
 
-def test_a_store_that_is_damaged_or_gone_is_made_again(images: Path, tmp_path: Path) -> None:
+def test_a_store_that_is_damaged_or_gone_is_made_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PUGDFT_CACHE", str(tmp_path / "cache"))
     recipe = tiny_recipe(images, SGD)
     whole = whole_run(recipe, tmp_path / "whole")
 
@@ -140,6 +143,17 @@ def test_a_store_that_is_damaged_or_gone_is_made_again(images: Path, tmp_path: P
     shutil.rmtree(cache_folder())
     finetune(read_recipe(recipe), folder)
     assert differences(whole, outcome_of(folder)) == []
+
+
+def test_what_a_run_killed_at_its_very_end_left_is_cleared_away(images: Path, tmp_path: Path) -> None:
+    recipe, folder = tiny_recipe(images, SGD), tmp_path / "run"
+    stopped(recipe, folder)
+    shutil.copytree(folder / "checkpoint", tmp_path / "kept")
+    record, _ = finetune(read_recipe(recipe), folder)
+    shutil.move(tmp_path / "kept", folder / "checkpoint")
+    again, _ = finetune(read_recipe(recipe), folder)
+    assert again == record
+    assert not (folder / "checkpoint").exists()
 
 
 def test_a_start_whose_note_was_lost_is_still_a_restart(images: Path, tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_changes_nothing(tmp
         assert not each["traceback"]
         assert each["faults"] == []
         assert each["differences"] == []
-    assert all(each["seconds"] < 1 for each in results[:4])
-    assert results[4]["seconds"] > 0.5, "the checkpoint was still made"
+    assert all(each["seconds"] < 3 for each in results[:4]), "a save takes more, and so does an update"
+    assert results[4]["seconds"] > 3, "the checkpoint was still made"
 
 
 @pytest.mark.slow
@@ -226,6 +226,7 @@ def test_a_disk_that_fills_up_stops_no_training_and_spoils_nothing(
         with pytest.raises(RunFailed, match=r"^\S+: No space left on device") as failure:
             finetune(read_recipe(recipe), folder, observer=messages)
         assert "\n" not in str(failure.value)
+        assert not list(folder.glob(".*.new")), "what could not be written whole takes no room"
         del failure
         small_disk(20)
     else:

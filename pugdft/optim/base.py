@@ -147,10 +147,12 @@ def find_base(name: Any) -> Callable[..., Any] | None:
         return BASES[name]
     if importlib.util.find_spec("timm") is None:
         return None
-    from timm.optim import get_optimizer_class
+    from timm.optim import get_optimizer_class, get_optimizer_info
 
     try:
         found: Callable[..., Any] = get_optimizer_class(name, bind_defaults=False)
+        if get_optimizer_info(name).second_order:
+            return None
     except (ValueError, KeyError, AssertionError, ImportError):  # unknown, or its package is not installed
         return None
     # A wrapper such as Lookahead, or a second-order method that needs its own closure, is no base.

@@ -40,6 +40,7 @@ SPECS = [
         'r.yaml: optimizer.name: unknown optimizer "pgud"',
         'Did you mean "pugd"?',
     ),
+    spec("second order", {"name": "adahessian", "lr": 0.1}, "r.yaml: optimizer.name: unknown optimizer"),
     spec("no lr", {"name": "sgd"}, "r.yaml: optimizer.lr: is required"),
     spec("lr 0", {"name": "sgd", "lr": 0}, "r.yaml: optimizer: lr must be greater than 0"),
     spec("lr for a word", {"name": "sgd", "lr": "0.1"}, "r.yaml: optimizer.lr: must be a finite number"),

@@ -34,12 +34,12 @@ def slow(seconds: float) -> None:
 
 
 def slow_save() -> None:
-    """In a child: a checkpoint after each update, which takes more than a second."""
+    """In a child: a checkpoint after each update, which takes four seconds and more."""
     forks.save_after_each_step()
     flush = checkpoint._flush
 
     def slowly(path: Path) -> None:
-        time.sleep(0.2)
+        time.sleep(0.6)
         flush(path)
 
     checkpoint._flush = slowly
@@ -51,7 +51,7 @@ def twice(root: Path, images: Path) -> dict[str, Any]:
     forks.completed(root / "whole", recipe)
     results: list[Any] = []
     for number, second, before, delay in (
-        (signal.SIGINT, signal.SIGINT, lambda: slow(5), 0.1),
+        (signal.SIGINT, signal.SIGINT, lambda: slow(8), 0.1),
         (signal.SIGINT, signal.SIGINT, slow_save, 0.3),
         (signal.SIGINT, signal.SIGINT, slow_save, 0.7),
         (signal.SIGINT, signal.SIGINT, slow_save, 1.2),
