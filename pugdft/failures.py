@@ -25,6 +25,11 @@ def explained(error: BaseException, num_processes: int) -> str | None:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return f"a process that reads images was killed, perhaps for its memory ({first_line[:200]})"
+    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        return (
+            "BatchNorm has nothing to average over in a pass of one image, whose features are 1 × 1: give "
+            "train.batch_size or train.micro_batch_size more images a process, or set train.batch_norm=fixed"
+        )
     lost = isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST_PEER)
     )

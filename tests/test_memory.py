@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pugdft import freezing, parts
+from pugdft.errors import RunFailed
 from pugdft.finetune import finetune, read_recipe
 from pugdft.models import Backbone
 from pugdft.observer import Observer
@@ -132,6 +133,16 @@ def test_batch_norm_is_never_left_with_one_image(
     with_hook(too_large(0))
     record, _ = trained(small_recipe, tmp_path)
     assert [each["micro_batch_size"] for each in record.restarts] == [12, 6, 3, 2]
+
+
+def test_a_batch_of_one_image_is_said_to_have_no_variance(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["model"]["name"] = "test_resnet"
+    with pytest.raises(RunFailed, match=r"BatchNorm has nothing to average over.*train\.batch_norm=fixed"):
+        trained(small_recipe, tmp_path / "one", "train.batch_size=1")
+    record, _ = trained(small_recipe, tmp_path / "two", "train.batch_size=2", "train.max_steps=2")
+    assert record.status == "completed"
 
 
 def test_a_run_that_goes_on_remembers_what_memory_held(
