@@ -141,7 +141,9 @@ def workers(root: Path, images: Path) -> dict[str, Any]:
         child = forks.start(where, recipe, lambda: (slow(0.05), before()))
         time.sleep(1)  # what an earlier command counted is not of this one
         child.wait_for_step(1)
-        left = helpers(child)
+        until = time.monotonic() + 20
+        while len(left := helpers(child)) < 4 and time.monotonic() < until:
+            time.sleep(0.02)
         assert len(left) == 4, left  # a tracker, a fork server, two workers
         child.kill()
         child.wait()
