@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,12 @@ from pugdft.folders import cache_folder
 from pugdft.output import claim
 from pugdft.starts import STARTS_NAME, Starts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return write_image_folder(tmp_path / "insects", IMAGES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads wait for each other longer than these models compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_clock_that_jumps_changes_nothing(

@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from conftest import write_image_folder
 from small_runs import ADAMW, IMAGES, SGD, Messages, differences, outcome_of, tiny_recipe, whole_run
 
@@ -24,16 +23,9 @@ from pugdft.errors import RunFailed, UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.record import read_record
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCRIPTS = Path(__file__).parent / "fault_scripts"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads wait for each other longer than these models compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def script(name: str, *arguments: str) -> Any:

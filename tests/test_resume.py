@@ -6,18 +6,19 @@ import copy
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import write_image_folder
 from small_runs import ADAMW, IMAGES, SGD, cut_run, differences, tiny_recipe, whole_run
 
 from pugdft import keeper
 from pugdft.checkpoint import Checkpoint
 from pugdft.optim.registry import METHODS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STOPS = (2, 4)  # of three updates an epoch: in the middle of the first, in the middle of the second
 SCRIPTS = Path(__file__).parent / "fault_scripts"
@@ -73,15 +74,6 @@ SETTINGS: list[tuple[str, tuple[str, ...]]] = [
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_image_folder(tmp_path_factory.mktemp("tiny") / "insects", IMAGES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads wait for each other longer than these models compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,19 +23,12 @@ from pugdft.optim.registry import METHODS
 from pugdft.parts import Parts
 from pugdft.sound_buffers import SoundBuffers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return write_image_folder(tmp_path / "insects", IMAGES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads wait for each other longer than these models compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Spoiled(ProgressLog):
