@@ -865,13 +865,6 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
             process.wait()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(REAL))
 def test_real_trials_survive_kills_and_never_look_at_the_test_split(
@@ -879,7 +872,7 @@ def test_real_trials_survive_kills_and_never_look_at_the_test_split(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(REAL[kind])
     arguments = ["tune", str(recipe_file), "--optimizers", "sgd,sam" if kind == "greedy" else "sam"]
-    arguments += ["--search", "mine.yaml", "train.epochs=8", "train.batch_size=8"]
+    arguments += ["--search", "mine.yaml", "train.epochs=16", "train.batch_size=8"]
     environment = {"OMP_NUM_THREADS": "1"}
 
     def begin() -> subprocess.Popen[str]:
@@ -901,19 +894,34 @@ def test_real_trials_survive_kills_and_never_look_at_the_test_split(
         }
 
     def checkpoints() -> list[str]:
-        return [path.parent.parent.name for path in tmp_path.glob("tuned/trials/*/checkpoint/state.json")]
+        """Of trials under way: a finished one's is removed a moment after its record is there."""
+        names = [path.parent.parent.name for path in tmp_path.glob("tuned/trials/*/checkpoint/state.json")]
+        return [name for name in names if name not in finished()]
+
+    def stopped(process: subprocess.Popen[str], num_finished: int) -> list[str]:
+        """The trial that is in the middle of its training after so many others; all processes stand still."""
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            os.killpg(process.pid, signal.SIGSTOP)
+            if len(finished()) == num_finished and (names := checkpoints()):
+                return names
+            os.killpg(process.pid, signal.SIGCONT)
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        raise AssertionError(f"no checkpoint after {num_finished} finished trials")
 
     first = begin()
-    wait_for(lambda: len(finished()) == 1 and bool(checkpoints()))
-    before, under_way = finished(), checkpoints()
+    under_way = stopped(first, 1)
+    before = finished()
     os.killpg(first.pid, signal.SIGKILL)  # the command and its run
     first.wait()
     if kind == "greedy":
         second = begin()
-        wait_for(lambda: len(finished()) == 2 and bool(checkpoints()))
-        under_way += checkpoints()
+        stopped(second, 2)
         second.send_signal(signal.SIGTERM)
+        os.killpg(second.pid, signal.SIGCONT)
         assert second.wait(60) == 143
+        under_way += checkpoints()  # unless it was finished before the command could tell it
     done = pugdft(*arguments, cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     records = {path.parent.name: read_record(path) for path in tmp_path.glob("tuned/trials/*/record.yaml")}
