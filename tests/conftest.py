@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Before torch is imported, and for all processes that tests start: threads that wait for each other sleep.
+# Where other work is going on beside, those that spin make a run of two seconds take minutes.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +17,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from pugdft import yaml_text
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
-torch.set_num_threads(2)
+
+# The same values every time, however slowly a machine draws them: `benchmarks/fuzz.py` is for new ones.
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+
+def pytest_configure() -> None:
+    """Two threads in the tests themselves; the scripts that import from here have one."""
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session", autouse=True)
