@@ -10,7 +10,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from standing_still import Command
 
 from pugdft import yaml_text
 
@@ -91,6 +92,20 @@ def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "insects.yaml"
     path.write_text(yaml_text.dump(small_recipe))
     return path
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Command]]:
+    """Starts commands beside the test; none of their processes outlives it."""
+    started: list[Command] = []
+
+    def begin(*arguments: str, **options: Any) -> Command:
+        started.append(Command(*arguments, **options))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.kill()
 
 
 def pugdft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

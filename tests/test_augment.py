@@ -19,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from standing_still import HANG_SECONDS, until
 from torch import Tensor
 from torch.nn import functional
 
@@ -286,7 +287,7 @@ def test_single_images_are_augmented_alike_by_any_number_of_workers(tmp_path: Pa
             assert torch.equal(joined(batches.epoch(1))[0][0], expected[1][0][0])
         finally:
             batches.close()
-        assert not multiprocessing.active_children()
+        until(lambda: not multiprocessing.active_children())
 
 
 def test_an_image_s_augmentation_depends_on_its_place_alone_and_leaves_the_random_numbers_be(
@@ -346,7 +347,7 @@ def test_items_made_ahead_come_in_order_and_one_is_made_while_another_is_used() 
 
     coming = ahead(items())
     assert next(coming) == 0
-    assert both.wait(5), "the second is made before it is asked for"
+    assert both.wait(HANG_SECONDS), "the second is made before it is asked for"
     assert made == [0, 1], "and only that one"
     assert list(coming) == [1, 2, 3]
     unused = ahead(items())
@@ -490,7 +491,7 @@ def test_a_run_with_workers_cut_in_an_epoch_goes_on_to_the_same_bits_without_the
     whole, weights = run(small_recipe, tmp_path / "whole", *overrides, "data.workers=0")
     stopped, _ = run(small_recipe, tmp_path / "cut", *overrides, "data.workers=2", observer=StopAt(2))
     assert (stopped.status, stopped.cost.steps) == ("interrupted", 2)
-    assert not multiprocessing.active_children()
+    until(lambda: not multiprocessing.active_children())
     resumed, same = run(small_recipe, tmp_path / "cut", *overrides, "data.workers=2")
     assert largest_difference(weights, same) == 0
     assert resumed.restarts[0]["step"] == 2

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import pugdft
+from standing_still import Command, go_on, is_caught, is_pending, until
 
 from pugdft import yaml_text
 from pugdft.bench import local
@@ -225,6 +228,11 @@ def test_one_seed_means_one_split_order_augmentation_and_head_for_every_optimize
 # --- commands that share a folder ------------------------------------------------------------------------
 
 
+def listening(command: list[str]) -> subprocess.Popen[str]:
+    """A process that tells something, and lives as long as this one lets it read."""
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_a_claim_is_one_processs_at_a_time_and_ends_with_it(tmp_path: Path) -> None:
     cell = tmp_path / "cell"
     with claimed(cell) as first:
@@ -233,9 +241,9 @@ def test_a_claim_is_one_processs_at_a_time_and_ends_with_it(tmp_path: Path) -> N
             assert second is None
         with claimed(tmp_path / "another") as other:
             assert other is not None
-    holder = "import sys, time; from pathlib import Path; from pugdft.bench.claim import claimed\n"
-    holder += f"with claimed(Path({str(cell)!r})): print('mine', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
+    holder = "import sys; from pathlib import Path; from pugdft.bench.claim import claimed\n"
+    holder += f"with claimed(Path({str(cell)!r})): print('mine', flush=True); sys.stdin.read()"
+    process = listening([sys.executable, "-c", holder])
     assert process.stdout is not None
     process.stdout.readline()
     with claimed(cell) as taken:
@@ -248,14 +256,12 @@ def test_a_claim_is_one_processs_at_a_time_and_ends_with_it(tmp_path: Path) -> N
 
 def test_a_child_holds_the_claim_of_its_killed_parent(tmp_path: Path) -> None:
     cell = tmp_path / "cell"
-    parent = (
-        "import os, subprocess, sys, time; from pathlib import Path; from pugdft.bench.claim import claimed\n"
-    )
+    parent = "import subprocess, sys; from pathlib import Path; from pugdft.bench.claim import claimed\n"
     parent += f"with claimed(Path({str(cell)!r})) as fd:\n"
-    parent = f"SLEEP = 'import time; time.sleep(60)'\n{parent}"
-    parent += "    child = subprocess.Popen([sys.executable, '-c', SLEEP], pass_fds=(fd,))\n"
-    parent += "    print(child.pid, flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    parent += "    wait = [sys.executable, '-c', 'import sys; sys.stdin.read()']\n"
+    parent += "    child = subprocess.Popen(wait, pass_fds=(fd,))\n"
+    parent += "    print(child.pid, flush=True); child.wait()"
+    process = listening([sys.executable, "-c", parent])
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.kill()
@@ -263,12 +269,12 @@ def test_a_child_holds_the_claim_of_its_killed_parent(tmp_path: Path) -> None:
     with claimed(cell) as taken:
         assert taken is None
     os.kill(child, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+
+    def is_free() -> bool:
         with claimed(cell) as free:
-            if free is not None:
-                return
-    pytest.fail("the claim outlived its last holder")
+            return free is not None
+
+    until(is_free)
 
 
 def test_two_commands_on_one_folder_run_each_cell_once(
@@ -350,10 +356,22 @@ def test_a_signal_ends_the_bench_although_its_cell_came_to_its_end(
     """A supervisor signals the bench alone, and the cell, told at its very end, completes."""
     cells = cells_of(recipe_file, "sgd,sam,pugd")
     local.prepare_output(recipe_file.parent / "runs")
+    hands_on = recipe_file.parent / "hands on"
     stands_in = "import os, signal, time\n"
     stands_in += f"signal.signal({int(number)}, lambda *rest: os._exit(0))\n"
-    stands_in += f"os.kill(os.getppid(), {int(number)})\ntime.sleep(30)"
+    # Before the bench listens, the signal would end this test.
+    stands_in += f"while not os.path.exists({str(hands_on)!r}): time.sleep(0.01)\n"
+    stands_in += f"os.kill(os.getppid(), {int(number)})\ntime.sleep(300)"
+    handing_on = local._handing_on
     started: list[Any] = []
+
+    @contextmanager
+    def noted(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+        with handing_on(process) as received:
+            hands_on.touch()
+            yield received
+
+    monkeypatch.setattr(local, "_handing_on", noted)
     start = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> Any:
@@ -377,35 +395,24 @@ def test_a_file_system_without_locks_is_the_users_error(
         pass
 
 
-def wait_for(condition: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_sigterm_to_a_bench_saves_its_cell_and_the_same_command_goes_on(
-    recipe_file: Path, tmp_path: Path
+    recipe_file: Path, tmp_path: Path, start: Callable[..., Command]
 ) -> None:
-    command = [sys.executable, "-m", "pugdft", "bench", str(recipe_file), "--optimizers", "sgd,sam"]
-    command += ["--seeds", "0", "train.epochs=150"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    # The cell has begun when its folder is claimed; a moment later it trains.
-    wait_for(lambda: list(tmp_path.glob("runs/*/recipe.yaml")))
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
+    command = ("bench", str(recipe_file), "--seeds", "0", "train.epochs=5", "--optimizers")
+    bench = start(*command, "sgd,sam", stops=0, cwd=tmp_path)
+    cell = bench.stopped()
+    until(lambda: is_caught(bench.process.pid, signal.SIGTERM))
+    bench.send(signal.SIGTERM)
+    until(lambda: is_pending(cell.pid, signal.SIGTERM))
+    go_on(cell)
+    code, _, said = bench.end()
+    assert code == 143, said
     assert "incomplete: sgd seed 0: interrupted" in said
     assert "incomplete: sam seed 0: missing" in said
     (folder,) = (path.parent for path in tmp_path.glob("runs/*/record.yaml"))
     assert (folder / "checkpoint" / "state.json").is_file()
-    again = pugdft(
-        "bench", str(recipe_file), "--optimizers", "sgd", "--seeds", "0", "train.epochs=150", cwd=tmp_path
-    )
+    again = pugdft(*command, "sgd", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert len(read_record(folder / "record.yaml").restarts) == 1
 

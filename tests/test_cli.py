@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import pugdft
+from standing_still import Command
 
 from pugdft import __version__, yaml_text
 from pugdft.finetune import read_recipe
@@ -107,29 +108,14 @@ def test_names_from_files_do_not_drive_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_run_in_a_folder_at_work_is_refused(recipe_file: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pugdft",
-        "finetune",
-        str(recipe_file),
-        "train.epochs=2000",
-        "--output",
-        "o",
-    ]
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=-3, stderr=-3)
-    try:
-        for _ in range(600):
-            if (tmp_path / "o" / "checkpoint" / "state.json").exists():
-                break
-            time.sleep(0.1)
-        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert second.returncode == 2
-        assert "o: another process is running here" in second.stderr
-    finally:
-        first.kill()
-        first.wait()
+def test_a_second_run_in_a_folder_at_work_is_refused(
+    recipe_file: Path, tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    command = ("finetune", str(recipe_file), "train.epochs=5", "--output", "o")
+    start(*command, stops=0, cwd=tmp_path).stopped()
+    second = pugdft(*command, cwd=tmp_path)
+    assert second.returncode == 2
+    assert "o: another process is running here" in second.stderr
 
 
 def test_no_record_yet_is_said(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from conftest import pugdft
 from PIL import Image
+from standing_still import until
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -521,7 +522,7 @@ def test_workers_leave_nothing_behind_and_images_are_the_same_in_any_of_them(pho
         assert same is request
         assert np.array_equal(pixels.numpy(), decoded[chosen])
         workers.close()
-    assert not multiprocessing.active_children()
+    until(lambda: not multiprocessing.active_children())
 
 
 def test_a_grey_image_of_sixteen_bits_keeps_its_greys(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from standing_still import Command, go_on
 from torch.nn import functional
 
 from pugdft import yaml_text
@@ -513,20 +513,15 @@ def test_two_processes_make_the_updates_of_one(
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_command_leaves_a_checkpoint_and_the_shell_s_exit_code(
-    number: int, code: int, small_recipe: dict[str, Any], tmp_path: Path
+    number: int, code: int, recipe_file: Path, tmp_path: Path, start: Callable[..., Command]
 ) -> None:
-    small_recipe["train"]["epochs"] = 500
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml_text.dump(small_recipe))
-    command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        if (tmp_path / "run" / "checkpoint" / "state.json").exists():
-            break
-        time.sleep(0.1)
+    options = ("train.epochs=500", "--output", str(tmp_path / "run"))
+    command = start("finetune", str(recipe_file), *options, stops=0, after=0.05)
+    process = command.stopped()
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    go_on(process)
+    returncode, out, err = command.end()
+    assert returncode == code, err
     assert out.strip() == str(tmp_path / "run" / "record.yaml")
     assert read_record(tmp_path / "run" / "record.yaml").status == "interrupted"
     assert (tmp_path / "run" / "checkpoint" / "state.json").exists()

@@ -11,18 +11,19 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import pugdft
+from standing_still import HANG_SECONDS, Command, go_on, is_caught, is_pending, until
 
 from pugdft import yaml_text
 from pugdft.bench import local
@@ -352,16 +353,18 @@ def test_two_commands_share_the_trials_and_come_to_the_same(
 ) -> None:
     monkeypatch.setattr(local, "_LOOK_AGAIN_SECONDS", 0.01)
     monkeypatch.setattr("pugdft.tuning.general._LOOK_AGAIN_SECONDS", 0.01)
-    runs.seconds = 0.05
     found: dict[int, list[Tuned]] = {}
-    by_thread: list[int] = []
-    run = runs.run
+    at_work: set[int] = set()
+    both, run = threading.Barrier(2), runs.run
 
-    def counting(*arguments: Any) -> int:
-        by_thread.append(threading.get_ident())
+    def together(*arguments: Any) -> int:
+        """A command's first run goes on as soon as the other command is at a run of its own."""
+        if threading.get_ident() not in at_work:
+            at_work.add(threading.get_ident())
+            both.wait(HANG_SECONDS)
         return run(*arguments)
 
-    monkeypatch.setattr(local, "_run", counting)
+    monkeypatch.setattr(local, "_run", together)
 
     def work(number: int) -> None:
         found[number] = search("sgd,sam", text)
@@ -374,7 +377,7 @@ def test_two_commands_share_the_trials_and_come_to_the_same(
     assert found[0] == found[1]
     expected = 7 if text == SMALL_GREEDY else 12
     assert len(runs.started) == len(search.records) == expected
-    assert min(Counter(by_thread).values()) >= expected // 3, "both had their share"
+    assert len(at_work) == 2, "both had their share"
 
 
 @pytest.mark.parametrize("text", [SMALL_GREEDY, general(4)], ids=["greedy", "general"])
@@ -855,80 +858,49 @@ REAL = {
 }
 
 
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(REAL))
 def test_real_trials_survive_kills_and_never_look_at_the_test_split(
-    kind: str, recipe_file: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+    kind: str, recipe_file: Path, tmp_path: Path, start: Callable[..., Command]
 ) -> None:
     (tmp_path / "mine.yaml").write_text(REAL[kind])
     arguments = ["tune", str(recipe_file), "--optimizers", "sgd,sam" if kind == "greedy" else "sam"]
-    arguments += ["--search", "mine.yaml", "train.epochs=16", "train.batch_size=8"]
-    environment = {"OMP_NUM_THREADS": "1"}
-
-    def begin() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pugdft", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
+    arguments += ["--search", "mine.yaml", "train.epochs=4", "train.batch_size=8"]
 
     def finished() -> dict[str, int]:
+        paths = tmp_path.glob("tuned/trials/*/record.yaml")
         return {
-            path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("tuned/trials/*/record.yaml")
+            path.parent.name: path.stat().st_mtime_ns
+            for path in paths
+            if read_record(path).status == "completed"
         }
 
-    def checkpoints() -> list[str]:
-        """Of trials under way: a finished one's is removed a moment after its record is there."""
-        names = [path.parent.parent.name for path in tmp_path.glob("tuned/trials/*/checkpoint/state.json")]
-        return [name for name in names if name not in finished()]
+    def under_way(num_finished: int) -> tuple[Command, psutil.Process, str]:
+        """A command whose trial after so many others stands still in the middle of its training."""
+        command = start(*arguments, stops=num_finished, cwd=tmp_path)
+        process = command.stopped()
+        assert len(finished()) == num_finished
+        (state,) = tmp_path.glob("tuned/trials/*/checkpoint/state.json")
+        return command, process, state.parent.parent.name
 
-    def stopped(process: subprocess.Popen[str], num_finished: int) -> list[str]:
-        """The trial that is in the middle of its training after so many others; all processes stand still."""
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            os.killpg(process.pid, signal.SIGSTOP)
-            if len(finished()) == num_finished and (names := checkpoints()):
-                return names
-            os.killpg(process.pid, signal.SIGCONT)
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.02)
-        raise AssertionError(f"no checkpoint after {num_finished} finished trials")
-
-    first = begin()
-    under_way = stopped(first, 1)
-    before = finished()
-    os.killpg(first.pid, signal.SIGKILL)  # the command and its run
-    first.wait()
+    first, _, name = under_way(1)
+    names, before = [name], finished()
+    first.kill()  # the command and its run
     if kind == "greedy":
-        second = begin()
-        stopped(second, 2)
-        second.send_signal(signal.SIGTERM)
-        os.killpg(second.pid, signal.SIGCONT)
-        assert second.wait(60) == 143
-        under_way += checkpoints()  # unless it was finished before the command could tell it
-    done = pugdft(*arguments, cwd=tmp_path, **environment)
+        second, trial, name = under_way(2)
+        until(lambda: is_caught(second.process.pid, signal.SIGTERM))
+        second.send(signal.SIGTERM)
+        until(lambda: is_pending(trial.pid, signal.SIGTERM))
+        go_on(trial)
+        assert second.end()[0] == 143
+        names.append(name)
+    done = pugdft(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     records = {path.parent.name: read_record(path) for path in tmp_path.glob("tuned/trials/*/record.yaml")}
     assert len(records) == (3 if kind == "greedy" else 2)
     assert before.items() <= finished().items(), "a finished trial is not run again"
-    assert under_way
-    assert all(records[name].restarts for name in under_way), "a run that was under way goes on"
+    assert len({*names}) == len(names)
+    assert all(records[name].restarts for name in names), "a run that was under way goes on"
     for record in records.values():
         assert record.status == "completed"
         assert record.metrics is not None
@@ -944,9 +916,7 @@ def test_real_trials_survive_kills_and_never_look_at_the_test_split(
 def the_comparison_runs_and_its_records_say_what_the_choice_cost(
     folder: Path, trials: list[RunRecord]
 ) -> None:
-    bench = pugdft(
-        "bench", "tuned/bench.yaml", "train.epochs=1", "--seeds", "0", cwd=folder, OMP_NUM_THREADS="1"
-    )
+    bench = pugdft("bench", "tuned/bench.yaml", "train.epochs=1", "--seeds", "0", cwd=folder)
     assert bench.returncode == 0, bench.stderr
     budgets = {}
     for path in folder.glob("runs/*/record.yaml"):

@@ -22,11 +22,25 @@ from pugdft import finetune, yaml_text
 from pugdft.checkpoint import load_checkpoint
 from pugdft.cli import main, progress
 from pugdft.consultation import Consultation
+from pugdft.interruption import Interruption
 
 torch.set_num_threads(1)
 assert finetune  # imported here once instead of in each child
 
-_WAIT_SECONDS = 120.0
+_WAIT_SECONDS = 300.0  # bounds a hang; no machine that is merely slow comes near
+
+STEP, SIGNALS, HELD, IS_FREE = range(4)
+"""Numbers in a page that a command and the one who started it share."""
+
+
+def read(page: mmap.mmap, place: int) -> int:
+    """A number in a shared page."""
+    return int(struct.unpack_from("q", page, 8 * place)[0])
+
+
+def write(page: mmap.mmap, place: int, number: int) -> None:
+    """Set a number in a shared page."""
+    struct.pack_into("q", page, 8 * place, number)
 
 
 @dataclass
@@ -34,7 +48,8 @@ class Child:
     """A forked command.
 
     Attributes:
-        step: a page shared with it, in which it writes how many updates it has made.
+        page: shared with it: it writes there how many updates it has made, how many signals it has met, and
+            how often it has come to a place that ``held`` holds it at.
     """
 
     pid: int
@@ -43,7 +58,7 @@ class Child:
 
     @property
     def step(self) -> int:
-        return int(struct.unpack("q", self.page[:8])[0])
+        return read(self.page, STEP)
 
     def wait(self) -> int:
         """The exit code, or minus the signal that it died of."""
@@ -56,12 +71,20 @@ class Child:
         self.kill()
         raise TimeoutError(f"a command has not ended in {_WAIT_SECONDS:g} s:\n{self.output()}")
 
-    def wait_for_step(self, step: int) -> None:
-        """Until it has made so many updates."""
+    def wait_for(self, place: int, number: int) -> None:
+        """Until it has made so many updates, met so many signals, come so often to where it is held."""
         end = time.monotonic() + _WAIT_SECONDS
-        while self.step < step:
+        while read(self.page, place) < number:
             assert time.monotonic() < end, self.output()
             time.sleep(0.002)
+
+    def wait_for_step(self, step: int) -> None:
+        """Until it has made so many updates."""
+        self.wait_for(STEP, step)
+
+    def let_go(self) -> None:
+        """It need not wait any more where it is held."""
+        write(self.page, IS_FREE, 1)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
@@ -73,7 +96,7 @@ class Child:
 
 def start(folder: Path, recipe: Path, before: Callable[[], Any] = lambda: None, *options: str) -> Child:
     """``pugdft finetune RECIPE --output FOLDER`` in a child that calls ``before`` first."""
-    page = mmap.mmap(-1, 8)
+    page = mmap.mmap(-1, mmap.PAGESIZE)
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -84,7 +107,9 @@ def start(folder: Path, recipe: Path, before: Callable[[], Any] = lambda: None, 
 
 
 def _child(arguments: list[str], log: Path, page: mmap.mmap, before: Callable[[], Any]) -> NoReturn:
-    code = 70
+    global _page
+    code, _page = 70, page
+    torch.set_num_threads(1)
     try:
         os.setpgrp()
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -93,10 +118,17 @@ def _child(arguments: list[str], log: Path, page: mmap.mmap, before: Callable[[]
         on_step = progress.ProgressLog.on_step
 
         def counted(self: Any, position: Any, *rest: Any) -> None:
-            page[:8] = struct.pack("q", position.steps)
+            write(page, STEP, position.steps)
             on_step(self, position, *rest)
 
+        met = Interruption._on_signal
+
+        def noted(self: Any, *arguments: Any) -> None:
+            write(page, SIGNALS, read(page, SIGNALS) + 1)
+            met(self, *arguments)
+
         progress.ProgressLog.on_step = counted  # type: ignore[method-assign]
+        Interruption._on_signal = noted  # type: ignore[method-assign]
         sys.argv = arguments
         before()
         main()
@@ -110,6 +142,29 @@ def _child(arguments: list[str], log: Path, page: mmap.mmap, before: Callable[[]
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+_page: mmap.mmap
+"""In a child: what it shares with the one who started it."""
+
+
+def held() -> None:
+    """In a child: come to a place, and wait there until one is let go; signals are met meanwhile."""
+    write(_page, HELD, read(_page, HELD) + 1)
+    while not read(_page, IS_FREE):
+        time.sleep(0.005)
+
+
+def hold_at(step: int) -> None:
+    """In a child: wait after so many updates."""
+    on_step = progress.ProgressLog.on_step
+
+    def holding(self: Any, position: Any, *rest: Any) -> None:
+        on_step(self, position, *rest)
+        if position.steps == step:
+            held()
+
+    progress.ProgressLog.on_step = holding  # type: ignore[method-assign]
 
 
 def write_recipe(path: Path, images: Path, optimizer: dict[str, Any], **train: Any) -> Path:

@@ -21,18 +21,24 @@ from pugdft import checkpoint, keeper
 
 Install = Callable[[], Any]
 KILLS = 8
-"""Of each of the runs that are killed at random."""
+"""At most, of each of the runs that are killed at random."""
+ENOUGH, MOST_RUNS = (14, 5), 12
+"""Kills, and different updates that runs went on from; a slow hand at killing needs more runs for them."""
 
 
 def at_random(root: Path, images: Path) -> dict[str, Any]:
     """Kill a run again and again, at any moment of its life, until it is finished."""
     rng = random.Random(11)
     kills, lost, starts, found = 0, [], [], []
-    for number, method in enumerate(("pugd", "vasso")):
+    for number in range(MOST_RUNS):
+        if number > 1 and kills >= ENOUGH[0] and len(set(starts)) >= ENOUGH[1]:
+            break
+        method = ("pugd", "vasso")[number % 2]
         recipe = forks.write_recipe(
             root / f"{method}.yaml", images, {"name": method, "base": SGD}, epochs=12, checkpoint_minutes=1e-6
         )
-        forks.completed(root / f"whole{number}", recipe)
+        if number < 2:
+            forks.completed(root / f"whole{number}", recipe)
         folder = root / f"cut{number}"
         step: int | None = None
         for _ in range(KILLS):
@@ -50,7 +56,7 @@ def at_random(root: Path, images: Path) -> dict[str, Any]:
             starts.append(step or 0)
             lost.append(max(0, reached - (step or 0)))
         forks.completed(folder, recipe)  # returns at once if it was finished
-        found += differences(outcome_of(root / f"whole{number}"), outcome_of(folder))
+        found += differences(outcome_of(root / f"whole{number % 2}"), outcome_of(folder))
     return {"kills": kills, "most_lost": max(lost), "starts": starts, "differences": found}
 
 

@@ -7,7 +7,7 @@ import operator
 import os
 import signal
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,27 @@ from conftest import write_image_folder
 from small_runs import IMAGES, SGD, differences, outcome_of
 
 from pugdft import checkpoint
-from pugdft.cli import progress
 from pugdft.consultation import Consultation, Decision
 from pugdft.data import workers as image_workers
 
 
-def slow(seconds: float) -> None:
-    """In a child: each update takes a while."""
-    on_step = progress.ProgressLog.on_step
+def in_a_save(number: int) -> Callable[[], None]:
+    """In a child: a checkpoint after each update, held before the given file of the first is flushed."""
 
-    def slowly(self: Any, *arguments: Any) -> None:
-        on_step(self, *arguments)
-        time.sleep(seconds)
+    def install() -> None:
+        forks.save_after_each_step()
+        flush, count = checkpoint._flush, 0
 
-    progress.ProgressLog.on_step = slowly
+        def counted(path: Path) -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                forks.held()
+            flush(path)
 
+        checkpoint._flush = counted
 
-def slow_save() -> None:
-    """In a child: a checkpoint after each update, which takes four seconds and more."""
-    forks.save_after_each_step()
-    flush = checkpoint._flush
-
-    def slowly(path: Path) -> None:
-        time.sleep(0.6)
-        flush(path)
-
-    checkpoint._flush = slowly
+    return install
 
 
 def twice(root: Path, images: Path) -> dict[str, Any]:
@@ -50,29 +45,29 @@ def twice(root: Path, images: Path) -> dict[str, Any]:
     recipe = forks.write_recipe(root / "recipe.yaml", images, {"name": "vasso", "base": SGD}, epochs=2)
     forks.completed(root / "whole", recipe)
     results: list[Any] = []
-    for number, second, before, delay in (
-        (signal.SIGINT, signal.SIGINT, lambda: slow(8), 0.1),
-        (signal.SIGINT, signal.SIGINT, slow_save, 0.3),
-        (signal.SIGINT, signal.SIGINT, slow_save, 0.7),
-        (signal.SIGINT, signal.SIGINT, slow_save, 1.2),
-        (signal.SIGTERM, signal.SIGTERM, slow_save, 0.3),
+    for number, before in (
+        (signal.SIGINT, lambda: forks.hold_at(1)),
+        (signal.SIGINT, in_a_save(1)),
+        (signal.SIGINT, in_a_save(2)),
+        (signal.SIGINT, in_a_save(4)),
+        (signal.SIGTERM, in_a_save(1)),
     ):
         folder = root / f"run{len(results)}"
         child = forks.start(folder, recipe, before)
-        child.wait_for_step(1)
-        child.kill(number)
-        time.sleep(delay)
-        child.kill(second)
-        begin = time.monotonic()
+        child.wait_for(forks.HELD, 1)
+        for count in (1, 2):
+            child.kill(number)
+            child.wait_for(forks.SIGNALS, count)
+        if number == signal.SIGTERM:
+            child.let_go()  # a second Ctrl-C needs nobody to let it go
         code = child.wait()
-        seconds = time.monotonic() - begin
-        _, faults = forks.whole_checkpoint(folder)
+        step, faults = forks.whole_checkpoint(folder)
         text = child.output()
         forks.completed(folder, recipe)
         results.append(
             {
                 "code": code,
-                "seconds": seconds,
+                "step": step,
                 "traceback": "Traceback" in text,
                 "faults": faults,
                 "differences": differences(outcome_of(root / "whole"), outcome_of(folder)),
@@ -86,8 +81,8 @@ def two(root: Path, images: Path) -> dict[str, Any]:
     recipe = forks.write_recipe(root / "recipe.yaml", images, SGD, epochs=2)
     other = forks.write_recipe(root / "other.yaml", images, SGD, epochs=3)
     folder = root / "run"
-    first = forks.start(folder, recipe, lambda: slow(30))
-    first.wait_for_step(1)
+    first = forks.start(folder, recipe, lambda: forks.hold_at(1))
+    first.wait_for(forks.HELD, 1)
     second = forks.start(folder, recipe)
     refused, said = second.wait(), second.output()
     first.kill()
@@ -126,28 +121,28 @@ def workers(root: Path, images: Path) -> dict[str, Any]:
         return psutil.Process(child.pid).children(recursive=True)
 
     def kill_one() -> tuple[int, str]:
-        child = forks.start(folder, recipe, lambda: slow(0.02))
-        child.wait_for_step(4)
+        child = forks.start(folder, recipe, lambda: forks.hold_at(4))
+        child.wait_for(forks.HELD, 1)
         next(each for each in helpers(child) if each.ppid() != child.pid).kill()
+        child.let_go()
         return child.wait(), child.output()
 
     def tell_all(where: Path, before: Any) -> tuple[int, str]:
-        child = forks.start(where, recipe, lambda: (slow(0.02), ask_late(), before()))
-        child.wait_for_step(8)
+        child = forks.start(where, recipe, lambda: (forks.hold_at(8), ask_late(), before()))
+        child.wait_for(forks.HELD, 1)
         os.killpg(child.pid, signal.SIGTERM)
+        child.wait_for(forks.SIGNALS, 1)
+        child.let_go()
         return child.wait(), child.output()
 
-    def survivors(where: Path, before: Any) -> int:
-        child = forks.start(where, recipe, lambda: (slow(0.05), before()))
-        time.sleep(1)  # what an earlier command counted is not of this one
-        child.wait_for_step(1)
-        until = time.monotonic() + 20
-        while len(left := helpers(child)) < 4 and time.monotonic() < until:
-            time.sleep(0.02)
+    def survivors(where: Path, step: int, before: Any, seconds: float) -> int:
+        child = forks.start(where, recipe, lambda: (forks.hold_at(step), before()))
+        child.wait_for(forks.HELD, 1)
+        left = helpers(child)
         assert len(left) == 4, left  # a tracker, a fork server, two workers
         child.kill()
         child.wait()
-        _, alive = psutil.wait_procs(left, timeout=10)
+        _, alive = psutil.wait_procs(left, timeout=seconds)
         alive = [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
         for each in alive:
             each.kill()
@@ -161,12 +156,12 @@ def workers(root: Path, images: Path) -> dict[str, Any]:
 
     results: dict[str, Any] = {"killed": kill_one(), "told": tell_all(folder, lambda: None)}
     results["step"] = forks.whole_checkpoint(folder)[0]
-    results["survivors"] = survivors(folder, lambda: None)
+    results["survivors"] = survivors(folder, 31, lambda: None, 300)  # as long as it may take
     forks.completed(folder, recipe)
     forks.completed(root / "whole", recipe)
     results["differences"] = differences(outcome_of(root / "whole"), outcome_of(folder))
     results["told_unprotected"] = tell_all(root / "unprotected", unprotected)
-    results["survivors_unwatched"] = survivors(root / "unwatched", unwatched)
+    results["survivors_unwatched"] = survivors(root / "unwatched", 1, unwatched, 5)
     return results
 
 
