@@ -83,11 +83,11 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     on_cpu = _device_type() == "cpu"
     if precision == "fp16" and on_cpu:
         raise UserError("train.precision: fp16 needs a GPU; on a CPU use bf16 or fp32")
+    if on_cpu:
+        retain_freed_memory(pick(recipe, "cpu").retain_memory)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes"
-    if on_cpu:
-        retain_freed_memory(pick(recipe, "cpu").retain_memory)
     return accelerator
 
 

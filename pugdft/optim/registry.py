@@ -223,7 +223,8 @@ def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[Faul
         faults.append(Fault(f"{where}.layer_decay", f"must be a number in (0, 1], not {decay!r}"))
 
     def construct(given: Mapping[str, Any]) -> torch.optim.Optimizer:
-        return construct_base(name, [{"params": [torch.nn.Parameter(torch.zeros(1))]}], given)
+        # Empty: whoever reads a recipe has not decided yet how tensors shall be allocated.
+        return construct_base(name, [{"params": [torch.nn.Parameter(torch.empty(0))]}], given)
 
     elsewhere = f" A method's options, such as rho, go beside its name, not under {where}."
     return faults + option_faults(where, constructor, own, construct, elsewhere)
