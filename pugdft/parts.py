@@ -173,9 +173,13 @@ def assemble(
 
 
 def evaluation_parts(
-    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone
+    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, shrunk: float = 1.0
 ) -> tuple[nn.Module, dict[str, EvaluationBatches]]:
     """The model and the images as a run of this recipe evaluates them, without anything to train with.
+
+    Args:
+        recipe, accelerator, store, backbone: as for :func:`assemble`.
+        shrunk: the share of the images of a pass that memory held, where it ran out.
 
     Raises:
         UserError: the recipe does not fit the data.
@@ -185,7 +189,7 @@ def evaluation_parts(
     to_input = _to_input(recipe, store, backbone, accelerator.device)
     arrange(backbone.model, pick(recipe, accelerator.device.type))
     model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
-    return model, _evaluations(recipe, splits, to_input, accelerator.device, share)
+    return model, _evaluations(recipe, splits, to_input, accelerator.device, share, shrunk)
 
 
 def _to_input(recipe: Recipe, store: Store, backbone: Backbone, device: torch.device) -> ToInput:
