@@ -20,13 +20,17 @@ import typer
 from conftest import pugdft, write_image_folder
 from scipy.stats import binomtest
 
+from pugdft import loop
 from pugdft.cli.verify import rerun_command, verify_command
+from pugdft.data.batches import EvaluationBatches
 from pugdft.errors import UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.observer import Observer
-from pugdft.predictions import read_predictions
+from pugdft.predictions import Predictions, read_predictions
 from pugdft.record import RunRecord, file_sha256, read_record, write_record
+from pugdft.starts import STARTS_NAME, Starts
 from pugdft.verification.comparison import Comparison, compare_runs, mcnemar
+from pugdft.verification.course import changes_on_the_way
 from pugdft.verification.rerun import rerun, rerun_folder, rerun_recipe
 from pugdft.verification.stored import open_run
 from pugdft.verification.verify import Verification, verify
@@ -473,6 +477,138 @@ def test_without_predictions_three_standard_errors_are_allowed(run: Path, finish
         middle = top1 + difference / 2
         assert (difference <= 3 * (2 * middle * (1 - middle) / 33) ** 0.5) == agrees
         assert compare_runs(open_run(run), new).agrees == agrees
+
+
+# runs whose memory ran out, or that changed on the way
+
+
+@pytest.fixture(scope="module")
+def shrunk(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with BatchNorm whose memory held 4 of 24 images a pass; copied, never changed."""
+    data = {"name": str(image_folder), "image_size": 32, "crop_padding": 2}
+    model = {"name": "test_resnet", "pretrained": False}
+    train = {**RECIPE["train"], "epochs": 1, "eval_batch_size": 33}
+    folder = tmp_path_factory.mktemp("shrunk") / "run"
+    Starts(folder, micro_batch_size=4).write()
+    record, _ = finetune(read_recipe({**RECIPE, "data": data, "model": model, "train": train}), folder)
+    assert record.environment["micro_batch_size"] == 4
+    return folder
+
+
+def test_a_run_whose_memory_ran_out_is_evaluated_in_its_own_batches(
+    shrunk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def evaluate(model: Any, batches: EvaluationBatches, accelerator: Any) -> Predictions:
+        sizes.append(batches.batch_size)
+        return loop.evaluate(model, batches, accelerator)
+
+    monkeypatch.setattr("pugdft.verification.verify.evaluate", evaluate)
+    verification = verify(shrunk)
+    assert sizes == [33 * 4 // 24]  # sums over other batches may have other bits
+    assert verification.agrees
+    assert "compared bit for bit" in verification.notes[0]
+    assert verification.notes[1].endswith("memory held 4 of 24 images")
+
+
+def test_a_run_whose_memory_ran_out_is_run_again_in_passes_as_small(shrunk: Path, tmp_path: Path) -> None:
+    old = open_run(shrunk)
+    new = rerun(old, tmp_path / "again")
+    assert new.record.environment["micro_batch_size"] == 4
+    comparison = compare_runs(old, new)
+    assert comparison.verdict == "identical: all results have the same bits"
+    assert set(differing(comparison)) <= {"environment"}  # a commit in between
+    assert not (tmp_path / "again" / STARTS_NAME).exists()
+
+
+def test_another_number_of_images_a_pass_is_another_environment(shrunk: Path, tmp_path: Path) -> None:
+    old, new = open_run(shrunk), rerun(open_run(shrunk), tmp_path / "again", resume=False)
+    assert new.record.environment["micro_batch_size"] == 24
+    comparison = compare_runs(old, new)
+    assert {"history", "test predictions"} <= set(differing(comparison))
+    assert "micro_batch_size 4 there, 24 here" in detail(comparison, "environment")
+    assert "comes to the same bits" not in comparison.verdict
+    del old.record.environment["micro_batch_size"]  # as in a record of an older version
+    assert "micro_batch_size" not in detail(compare_runs(old, new), "environment")
+
+
+def test_a_rerun_in_smaller_passes_leaves_nothing_behind_where_it_cannot_run(
+    shrunk: Path, finished: Path, tmp_path: Path
+) -> None:
+    old = open_run(shrunk)
+    with pytest.raises(UserError, match="no such folder"):
+        rerun(old, tmp_path / "a" / "b", str(tmp_path / "nowhere"))
+    assert list(tmp_path.iterdir()) == []
+    other = shutil.copytree(finished, tmp_path / "other")
+    (other / "record.yaml").unlink()
+    before = sorted(other.iterdir())
+    with pytest.raises(UserError, match="holds the run of another recipe"):
+        rerun(old, other)
+    assert sorted(other.iterdir()) == before
+
+
+def test_an_interrupted_rerun_in_smaller_passes_goes_on_to_the_same_bits(
+    shrunk: Path, tmp_path: Path
+) -> None:
+    class Stop(Observer):
+        def on_step(self, position: Any, totals: Any, done: int) -> None:
+            if position.steps == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    old = open_run(shrunk)
+    assert rerun(old, tmp_path / "again", observer=Stop()).record.status == "interrupted"
+    assert compare_runs(old, rerun(old, tmp_path / "again")).verdict.startswith("identical")
+
+
+@pytest.mark.parametrize("entry", [{"processes": 2}, {"micro_batch_size": 12}], ids=str)
+def test_a_change_on_the_way_is_another_environment(entry: dict[str, int], run: Path, finished: Path) -> None:
+    new = open_run(finished)
+    cheat(run, 6)
+    change(run, lambda data: data.update(restarts=[{"time": "", "step": 3}]))
+    assert "comes to the same bits" in compare_runs(open_run(run), new).verdict
+    change(run, lambda data: data.update(restarts=[{"time": "", "step": 3, **entry}]))
+    comparison = compare_runs(open_run(run), new)
+    assert comparison.agrees, "6 of 6 images may be chance"
+    assert "from update 3 on" in detail(comparison, "environment")
+    assert "there" in detail(comparison, "environment")
+    cheat(run, 2)
+    comparison = compare_runs(open_run(run), new)
+    assert not comparison.agrees
+    assert "p = 0.0078" in comparison.verdict
+    assert "They did not run alike, which may be why: " in comparison.verdict
+    reverse = compare_runs(new, open_run(run))
+    assert "here" in detail(reverse, "environment")
+
+
+@pytest.mark.parametrize(
+    ("restarts", "changes"),
+    [
+        ([], []),
+        ([{"step": 3}, {"step": 5}], []),
+        ([{"step": 0, "micro_batch_size": 12}, {"step": 0, "micro_batch_size": 6}], []),
+        ([{"step": 0, "micro_batch_size": 6}, {"step": 4, "micro_batch_size": 6}], []),
+        ([{"step": 3, "micro_batch_size": 12}], ["from update 3 on 12 images a pass there"]),
+        (
+            [{"step": 3, "micro_batch_size": 2}, {"step": 5, "micro_batch_size": 1}],
+            ["from update 3 on 2 images a pass there", "from update 5 on 1 image a pass there"],
+        ),
+        ([{"step": 3, "processes": 1}], ["from update 3 on 1 process there"]),
+        ([{"step": 3, "processes": 1}, {"step": 0}], []),  # begun anew
+        ([{"step": 3, "processes": 2}, {"step": 3}], []),  # killed before it saved anything
+        (
+            [{"step": 3, "processes": 2}, {"step": 5, "processes": 1}],
+            ["from update 3 on 2 processes there", "from update 5 on 1 process there"],
+        ),
+        ([{"step": "x", "processes": 2}, {"processes": [], "step": 4}, {}], []),
+        ([{"step": 10**3000, "processes": 1}], [f"from update 1{'0' * 79}… on 1 process there"]),
+    ],
+)
+def test_what_changed_on_the_way_is_read_off_the_restarts(
+    restarts: list[dict[str, Any]], changes: list[str], finished: Path
+) -> None:
+    record = read_record(finished / "record.yaml").model_copy(update={"restarts": restarts})
+    assert changes_on_the_way(record, "there") == changes
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (1, 0), (5, 5), (3, 9), (0, 8), (40, 71), (1000, 900)])

@@ -24,6 +24,7 @@ from pugdft.verification.agreement import (
     same,
     shown,
 )
+from pugdft.verification.course import changes_on_the_way
 from pugdft.verification.stored import StoredRun
 
 LEVEL = 0.01
@@ -50,10 +51,10 @@ class Comparison:
 def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> Comparison:
     """What two runs of one recipe have in common, and whether that bears the first one out.
 
-    It does if the results are identical. On a CPU, with the same versions and device, nothing less will
-    do. Elsewhere sums are made in another order and training amplifies that: the top-1 may then differ as
-    chance makes it, by McNemar's exact test on the stored predictions (two-sided, 1 %), or without
-    these by no more than 3·√(2p(1 − p)/N).
+    It does if the results are identical. On a CPU, with the same versions, device and images a pass, nothing
+    less will do, unless one of the runs changed on its way. Elsewhere sums are made in another order and
+    training amplifies that: the top-1 may then differ as chance makes it, by McNemar's exact test on the
+    stored predictions (two-sided, 1 %), or without these by no more than 3·√(2p(1 − p)/N).
 
     Args:
         old: the record.
@@ -61,7 +62,7 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> C
         tolerant: allow for chance even on a CPU with the same versions.
     """
     there, here = old.record, new.record
-    differences = environment_differences(there.environment, here.environment, also=("python", "git"))
+    differences = _differences(there, here)
     inputs, results = _input_checks(there, here), _result_checks(old, new)
     checks = (
         Check("environment", not differences, "; ".join(differences) or "same versions and device"),
@@ -82,7 +83,10 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> C
             "(--tolerant allows for chance, as where the record is of another processor)"
         )
         return Comparison(checks, False, f"{_stated(*_ranking_metrics(there, here))}; {reason}")
-    return Comparison(checks, *_chance(old, new))
+    agrees, verdict = _chance(old, new)
+    if differences and not agrees:
+        verdict += f". They did not run alike, which may be why: {'; '.join(differences)}"
+    return Comparison(checks, agrees, verdict)
 
 
 def mcnemar(only_there: int, only_here: int) -> float:
@@ -91,6 +95,18 @@ def mcnemar(only_there: int, only_here: int) -> float:
 
     total = only_there + only_here
     return min(1.0, 2 * float(bdtr(min(only_there, only_here), total, 0.5))) if total else 1.0
+
+
+def _differences(there: RunRecord, here: RunRecord) -> list[str]:
+    """What decides a run's bits and differs, from its start or from some update on."""
+    also = ["python", "git"]
+    if "micro_batch_size" in there.environment:  # older records do not have it
+        also.append("micro_batch_size")
+    return [
+        *environment_differences(there.environment, here.environment, also),
+        *changes_on_the_way(there, "there"),
+        *changes_on_the_way(here, "here"),
+    ]
 
 
 def _chance(old: StoredRun, new: StoredRun) -> tuple[bool, str]:

@@ -32,6 +32,7 @@ from pugdft.verification.agreement import (
     compare_predictions,
     environment_differences,
 )
+from pugdft.verification.course import images_asked_for, shrunk_size
 from pugdft.verification.stored import (
     StoredRun,
     open_run,
@@ -105,7 +106,8 @@ def verify(
         notes.append(f"not evaluated: {error}")
         return Verification(run, tuple(notes), tuple(checks))
     tolerance = _tolerance(run, recipe, accelerator, tolerant, notes)
-    model, evaluations = evaluation_parts(recipe, accelerator, store, backbone)
+    shrunk = _shrunk(run, recipe, notes)
+    model, evaluations = evaluation_parts(recipe, accelerator, store, backbone, shrunk)
     for split, claimed in metrics.items():
         if split not in evaluations:
             raise UserError(f"{run.path}: metrics.{split}: its recipe has no {split} split")
@@ -190,6 +192,16 @@ def _load(backbone: Backbone, weights: Path, name: str) -> None:
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise UserError(f"{weights}: does not fit {name}: {detail}") from None
+
+
+def _shrunk(run: StoredRun, recipe: Recipe, notes: list[str]) -> float:
+    """The share of a batch that the run evaluated at a time: another one sums in another order."""
+    size = shrunk_size(run.record, recipe)
+    if size is None:
+        return 1.0
+    asked_size = images_asked_for(run.record, recipe)
+    notes.append(f"evaluated in smaller batches, as the run did: memory held {size} of {asked_size} images")
+    return size / asked_size  # as in assemble
 
 
 def _tolerance(
