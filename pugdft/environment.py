@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import resource
-import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from pugdft.machine import git_revision
 
 _PACKAGES = ("torch", "timm", "accelerate", "numpy")
 
@@ -45,19 +46,6 @@ def _processor() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
-
-
-def git_revision() -> str | None:
-    """The commit of the checkout that pugdft runs from, with ``-dirty``; None in an installed copy."""
-    top = Path(__file__).parent.parent
-    if not (top / ".git").exists():
-        return None
-    command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

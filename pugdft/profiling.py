@@ -153,10 +153,6 @@ class MeasuredProfile(Profile):
         short = f"no trace: the run had fewer than {_WAIT + _WARM_UP + 1} updates"
         return "\n".join([*lines, f"trace: {where}" if made else short])
 
-    def facts(self) -> dict[str, float]:
-        """Seconds of each part, for programs."""
-        return {part: round(self.seconds[part], 3) for part in PARTS}
-
     def _turn(self, part: str | None) -> None:
         """Give the time since the last border to the part that was open, then enter a part or leave one."""
         if self._device.type == "cuda":

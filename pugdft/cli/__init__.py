@@ -16,6 +16,8 @@ import typer
 
 from pugdft import __version__
 from pugdft.cli import bench, compare, data, doctor, finetune, leaderboard, optimizers, recipes, tune, verify
+from pugdft.cli.audience import Unheard
+from pugdft.cli.launch import is_main_process
 from pugdft.errors import RunFailed, UserError, undriven
 
 app = typer.Typer(
@@ -66,6 +68,8 @@ def main() -> None:
         # A name that the terminal's encoding does not have shall not end the command that says it.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if isinstance(sys.stderr, TextIOWrapper):
+        sys.stderr = Unheard(sys.stderr)
     try:
         code = app(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
@@ -81,7 +85,7 @@ def main() -> None:
         sys.exit(usage.exit_code)
     except UserError as error:
         # Every process of a run finds the same mistake: one of them says it.
-        _end(str(error) if os.environ.get("RANK", "0") == "0" else "", 2)
+        _end(str(error) if is_main_process() else "", 2)
     except RunFailed as error:
         _end(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from pugdft import yaml_text
-from pugdft.cli.leaderboard import given_path
+from pugdft.cli.given import given_path
+from pugdft.cli.launch import end_with_the_launcher, is_main_process, launch
 
 
 class Progress(StrEnum):
@@ -55,8 +56,8 @@ def command(
     """
     from pugdft.recipe import find_recipe
 
+    end_with_the_launcher()
     find_recipe(recipe)  # a misspelt name is said before torch is imported
-    from pugdft.cli.launch import is_main_process, launch
     from pugdft.finetune import finetune, read_recipe
 
     texts = list(overrides or [])

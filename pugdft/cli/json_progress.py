@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import suppress
 from typing import Any
 
 from pugdft.errors import undriven
@@ -24,8 +23,7 @@ class JsonProgress(Observer):
 
     def on_message(self, text: str) -> None:
         """For people: as it is."""
-        with suppress(OSError):
-            print(undriven(text), file=sys.stderr, flush=True)
+        print(undriven(text), file=sys.stderr, flush=True)
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Start the clock."""
@@ -46,6 +44,4 @@ class JsonProgress(Observer):
         self._tell(event="epoch", **row)
 
     def _tell(self, **event: Any) -> None:
-        # Whoever listened may have been killed; the run goes on without an audience.
-        with suppress(OSError):
-            print(json.dumps(event), file=sys.stderr, flush=True)
+        print(json.dumps(event), file=sys.stderr, flush=True)

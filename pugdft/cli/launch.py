@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
+
+from pugdft.machine import usable_cores
+
+_LAUNCHER = "PUGDFT_LAUNCHER"
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def is_main_process() -> bool:
     """Whether this process speaks for all; true where there is only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def launch(num_processes: int, arguments: list[str]) -> int:
@@ -26,7 +34,9 @@ def launch(num_processes: int, arguments: list[str]) -> int:
     # The processes speak for themselves; the launcher's report of the same failure helps nobody.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Processes share the cores; torch would otherwise give all of them to each.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // num_processes)))
+    os.environ[_LAUNCHER] = str(os.getpid())
+    _leave_at_a_second_ctrl_c()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -46,3 +56,37 @@ def launch(num_processes: int, arguments: list[str]) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def end_with_the_launcher() -> None:
+    """In a process that ``launch`` started: end as soon as the launcher is gone, even if it was killed.
+
+    Otherwise the processes would train on with nobody to hear of it, and their folder would stay theirs.
+    """
+    launcher = os.environ.get(_LAUNCHER, "")
+    if launcher.isdigit() and "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_without, args=(int(launcher),), daemon=True).start()
+
+
+def _end_without(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
+
+
+def _leave_at_a_second_ctrl_c() -> None:
+    """torch's launcher waits for its processes however often it is told; they end when this one does.
+
+    Its handlers replace any of ours, so this reads the numbers that Python writes beside calling them.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def count() -> None:
+        presses = 0
+        while presses < 2:
+            presses += os.read(reading, 64).count(signal.SIGINT)
+        os._exit(128 + signal.SIGINT)
+
+    threading.Thread(target=count, daemon=True).start()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from pugdft.cli.given import given_path
+
 if TYPE_CHECKING:
     from pugdft.leaderboard import Group
 
@@ -18,13 +20,6 @@ _PLAIN_WIDTH = 120
 _DEFAULT_PATHS = (Path("runs"),)
 _CHECK = "check"
 _GATE_DID_NOT_HOLD = 3
-
-
-def given_path(text: str | Path) -> Path:
-    """A path from the command line; ``--output ""``, from an unset variable, would mean this folder."""
-    if not str(text):
-        raise typer.BadParameter("is empty: expected a path")
-    return Path(text)
 
 
 class Format(StrEnum):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from pugdft.cli.leaderboard import given_path
+from pugdft.cli.given import given_path
 from pugdft.errors import UserError
 
 if TYPE_CHECKING:

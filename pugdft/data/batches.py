@@ -52,12 +52,6 @@ class Images:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def take(self, positions: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-        """uint8 pixels and labels at positions of this split, on the device."""
-        chosen = self.indices[positions]
-        pixels = self.gather(chosen, device).to(device, non_blocking=True)
-        return pixels, onto(self.labels[chosen], device)
-
     def gather(self, chosen: np.ndarray, device: torch.device) -> Tensor:
         """Stored images: on the device where they are resident, else in memory, ready for a copy."""
         if self.resident is not None:

@@ -19,6 +19,13 @@ from pugdft.errors import UserError
 DECODING_VERSION = 1
 _CHUNK = 512
 
+# What a file's name says does not count. Of Pillow's other formats, one has Ghostscript run a program that
+# the file holds (EPS), and the rest are rarely met, and seldom are their readers.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Known by how they begin, to be named.
+_OTHER_FORMATS = ("AVIF", "DDS", "EPS", "ICNS", "ICO", "JPEG2000", "PSD", "QOI", "SGI", "WMF")
+_BEGINNING = 16  # bytes that Pillow tells formats by
+
 _MOST_PIXELS = 178_956_970  # Pillow's own limit: what is above may be a bomb
 # At half of it, it warns, which says nothing of whose image it is.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -41,12 +48,11 @@ def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
     """
     try:
         content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
-        with Image.open(content) as opened:
+        with Image.open(content, formats=FORMATS) as opened:
             image: Image.Image = opened
             _check_size(image.size, resize_to, sample.where)
-            if image.mode.startswith("I"):  # 16-bit grey: conversion to RGB would clip, not scale
-                grey = np.asarray(image, np.float64) / 257
-                image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+            if image.mode == "F" or image.mode.startswith("I"):
+                image = _grey_of_8_bits(image, sample.where)
             rgb = image.convert("RGB")
             if resize_to is not None:
                 rgb = _resize_and_crop(rgb, resize_to)
@@ -58,7 +64,11 @@ def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
             f"{sample.where}: this image is too large: at most {_MOST_PIXELS:,} pixels are decoded"
         ) from None
     except UnidentifiedImageError:  # its own message may name an object in memory
-        raise UserError(f"{sample.where}: is not an image in a format that can be read") from None
+        reason = "is not an image in a format that can be read"
+        if name := _other_format(sample.content):
+            known = ", ".join(FORMATS)
+            reason = f"looks like {name}, which is not read. Save it in one of the formats {known}"
+        raise UserError(f"{sample.where}: {reason}") from None
     except FileNotFoundError:
         raise UserError(f"{sample.where}: this image is gone: no such file") from None
     except Exception as error:  # Pillow's decoders raise many kinds
@@ -106,6 +116,40 @@ def _check_size(size: tuple[int, int], resize_to: int | None, where: str) -> Non
     if size[0] * scale * size[1] * scale > _MOST_PIXELS:
         pixels = f"{size[0]:,} × {size[1]:,} pixels"
         raise UserError(f"{where}: this image has {pixels}, too narrow to be resized to {resize_to}")
+
+
+def _grey_of_8_bits(image: Image.Image, where: str) -> Image.Image:
+    """Grey of 16 bits, scaled: a conversion to RGB would clip it.
+
+    Raises:
+        UserError: there is no telling which value is white.
+    """
+    if image.mode == "F":
+        values = "are floating-point numbers"
+    else:
+        grey = np.asarray(image, np.float64)  # of mode I, 32 bits with a sign, in which 16 are kept too
+        low, high = int(grey.min()), int(grey.max())
+        if low >= 0 and high <= 65535:
+            return Image.fromarray((grey / 257).round().astype(np.uint8))
+        values = f"go from {low:,} to {high:,}"
+    raise UserError(
+        f"{where}: this image's grey values {values}; those of 8 bits (0 to 255) and of 16 bits (0 to 65,535) "
+        "are read. Scale them, and save it as a PNG of 8 or 16 bits"
+    )
+
+
+def _other_format(content: bytes | Path) -> str | None:
+    """The format that an image is in, if it is a known one that is not read."""
+    if isinstance(content, bytes):
+        beginning = content[:_BEGINNING]
+    else:
+        with content.open("rb") as file:
+            beginning = file.read(_BEGINNING)
+    for name in _OTHER_FORMATS:
+        accepts = Image.OPEN[name][1] if name in Image.OPEN else None
+        if accepts is not None and accepts(beginning):
+            return name
+    return None
 
 
 def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:

@@ -13,6 +13,7 @@ import numpy as np
 from pugdft.data.contents import Sample
 from pugdft.data.decoding import decode
 from pugdft.errors import RunFailed, UserError
+from pugdft.machine import usable_cores
 
 _REMEDY = (
     "Images that are not kept decoded (data.storage) must stay as they are while a run reads them: "
@@ -22,9 +23,7 @@ _REMEDY = (
 
 def cores() -> int:
     """Of this machine, for each process that trains on it."""
-    # Not every system can tell which cores are this process's.
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class ImageFiles:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pugdft.doctor.apart import Facts
 from pugdft.doctor.report import Line, size
+from pugdft.machine import usable_cores
 
 _FLAGS = {
     "avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "AVX-512 bf16",
@@ -18,11 +19,6 @@ _FLAGS = {
 }  # fmt: skip
 _LOW_MEMORY = 2 * 2**30
 _LOW_SHARED_MEMORY = 256 * 2**20
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on; a container's share of their time is another matter."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_lines(facts: Facts) -> Iterator[Line]:

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from pugdft.doctor.devices import usable_cores
 from pugdft.doctor.report import Line, State
+from pugdft.machine import usable_cores
 
 _WATCHED = re.compile(
     r"PUGDFT_.*|(OMP|MKL|OPENBLAS)_.*|(CUDA|NVIDIA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_LAUNCH_BLOCKING"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pugdft
 from pugdft.doctor.apart import Facts
 from pugdft.doctor.report import Line
+from pugdft.machine import git_revision
 
 _SHOWN = (
     "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "safetensors", "pyarrow", "pillow",
@@ -25,7 +25,8 @@ _REINSTALL = "reinstall: pip install --force-reinstall {0}"
 def own_lines() -> Iterator[Line]:
     """pugdft and the Python that runs it."""
     folder = Path(pugdft.__file__).parent
-    text = f"{pugdft.__version__}, {_commit(folder.parent)}, in {folder.parent}"
+    revision = git_revision()
+    text = f"{pugdft.__version__}, {f'commit {revision}' if revision else 'no checkout'}, in {folder.parent}"
     installed = _version("pugdft")
     if installed is None:
         yield Line(
@@ -120,15 +121,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _commit(top: Path) -> str:
-    """The checkout's commit. ``pugdft.environment`` knows it too, but does not import without torch."""
-    if not (top / ".git").exists():
-        return "no checkout"
-    command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "a checkout whose commit git does not tell"
-    return f"commit {done.stdout.strip()}"
