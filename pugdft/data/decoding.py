@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,12 +21,21 @@ from pugdft.errors import UserError
 DECODING_VERSION = 1
 _CHUNK = 512
 
-# What a file's name says does not count. Of Pillow's other formats, one has Ghostscript run a program that
-# the file holds (EPS), and the rest are rarely met, and seldom are their readers.
+# Whatever a file is called, Pillow goes by its content, and has Ghostscript run what is PostScript; its other
+# formats are those of other trades.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# Known by how they begin, to be named.
-_OTHER_FORMATS = ("AVIF", "DDS", "EPS", "ICNS", "ICO", "JPEG2000", "PSD", "QOI", "SGI", "WMF")
-_BEGINNING = 16  # bytes that Pillow tells formats by
+# How files begin that somebody may take for images that can be read.
+_OTHER_FORMATS = {
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"8BPS": "Photoshop's",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\0\0\1\0": "ICO",
+    b"DDS ": "DDS",
+}
 
 _MOST_PIXELS = 178_956_970  # Pillow's own limit: what is above may be a bomb
 # At half of it, it warns, which says nothing of whose image it is.
@@ -66,8 +77,8 @@ def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
     except UnidentifiedImageError:  # its own message may name an object in memory
         reason = "is not an image in a format that can be read"
         if name := _other_format(sample.content):
-            known = ", ".join(FORMATS)
-            reason = f"looks like {name}, which is not read. Save it in one of the formats {known}"
+            known = ", ".join(FORMATS[:-1])
+            reason = f"is in a format that is not read ({name}). Save it as {known} or {FORMATS[-1]}"
         raise UserError(f"{sample.where}: {reason}") from None
     except FileNotFoundError:
         raise UserError(f"{sample.where}: this image is gone: no such file") from None
@@ -133,23 +144,21 @@ def _grey_of_8_bits(image: Image.Image, where: str) -> Image.Image:
             return Image.fromarray((grey / 257).round().astype(np.uint8))
         values = f"go from {low:,} to {high:,}"
     raise UserError(
-        f"{where}: this image's grey values {values}; those of 8 bits (0 to 255) and of 16 bits (0 to 65,535) "
-        "are read. Scale them, and save it as a PNG of 8 or 16 bits"
+        f"{where}: this image's grey values {values}; those of 8 bits (0 to 255) and of 16 (0 to 65,535) are "
+        "read. Scale them, and save it as a PNG of 8 or 16 bits"
     )
 
 
 def _other_format(content: bytes | Path) -> str | None:
-    """The format that an image is in, if it is a known one that is not read."""
-    if isinstance(content, bytes):
-        beginning = content[:_BEGINNING]
-    else:
-        with content.open("rb") as file:
-            beginning = file.read(_BEGINNING)
-    for name in _OTHER_FORMATS:
-        accepts = Image.OPEN[name][1] if name in Image.OPEN else None
-        if accepts is not None and accepts(beginning):
-            return name
-    return None
+    """The format that a file is in, if it is one that is known and not read."""
+    if isinstance(content, Path):
+        with suppress(OSError), content.open("rb") as file:
+            content = file.read(12)
+    if not isinstance(content, bytes):
+        return None
+    if content[4:8] == b"ftyp":
+        return "AVIF, HEIC or a video"
+    return next((name for start, name in _OTHER_FORMATS.items() if content.startswith(start)), None)
 
 
 def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:

@@ -211,6 +211,24 @@ PICTURES = [
     picture("a smaller bomb", png_of(12_000, 10_000), "this image does not decode"),
     picture("a thread", png_of(1, 200_000), "1 × 200,000 pixels, too narrow"),
     picture(
+        "PostScript",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n",
+        "is in a format that is not read (PostScript). Save it as BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP",
+        "1.jpg",
+    ),
+    picture(
+        "floating-point numbers",
+        encoded(np.ones((8, 8), np.float32), "TIFF"),
+        "this image's grey values are floating-point numbers; those of 8 bits",
+        "1.tif",
+    ),
+    picture(
+        "grey of 32 bits",
+        encoded(np.full((8, 8), 70_000, np.int32), "TIFF"),
+        "this image's grey values go from 70,000 to 70,000; those of 8 bits",
+        "1.tif",
+    ),
+    picture(
         "text without end",
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
