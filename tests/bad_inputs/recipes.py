@@ -157,6 +157,8 @@ VALUES = [
     value("data.flip", "no", "valid boolean"),
     value("data.auto_augment", "rand-m9-n-3", "nothing that timm knows"),
     value("data.auto_augment", "rand-m1.2.3", "nothing that timm knows"),
+    value("data.auto_augment", "rand-m9-n20-tweights", "has numbers that timm's augmentation cannot do with"),
+    value("data.auto_augment", "rand-n1000000000", "nothing that timm knows (n is at most 100)"),
     value("data.random_resized_crop.scale", [0.5, 2], "at most 1"),
     value("train.epochs", 0, "greater than or equal to 1"),
     value("train.epochs", 1.5, "must be a valid integer"),
