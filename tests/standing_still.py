@@ -48,7 +48,8 @@ class Command:
         environment = {**os.environ, **dict(env)}
         if stops is not None:
             environment["STOPS_ITSELF"] = f"{stops}:{after}"
-            environment["PYTHONPATH"] = str(Path(__file__).parent / "stops_itself")
+            places = [str(Path(__file__).parent / "stops_itself"), environment.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pugdft", *arguments],
             stdout=subprocess.PIPE,

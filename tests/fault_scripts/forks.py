@@ -155,16 +155,16 @@ def held() -> None:
         time.sleep(0.005)
 
 
-def hold_at(step: int) -> None:
-    """In a child: wait after so many updates."""
+def after_step(step: int, act: Callable[[], Any] = held) -> None:
+    """In a child: do something after so many updates; wait there, if nothing else."""
     on_step = progress.ProgressLog.on_step
 
-    def holding(self: Any, position: Any, *rest: Any) -> None:
+    def acting(self: Any, position: Any, *rest: Any) -> None:
         on_step(self, position, *rest)
         if position.steps == step:
-            held()
+            act()
 
-    progress.ProgressLog.on_step = holding  # type: ignore[method-assign]
+    progress.ProgressLog.on_step = acting  # type: ignore[method-assign]
 
 
 def write_recipe(path: Path, images: Path, optimizer: dict[str, Any], **train: Any) -> Path:
@@ -194,11 +194,4 @@ def whole_checkpoint(folder: Path) -> tuple[int | None, list[str]]:
 
 def stop_at(step: int, number: int = signal.SIGTERM) -> None:
     """In a child: a signal to itself after an update."""
-    on_step = progress.ProgressLog.on_step
-
-    def stopping(self: Any, position: Any, *rest: Any) -> None:
-        on_step(self, position, *rest)
-        if position.steps == step:
-            os.kill(os.getpid(), number)
-
-    progress.ProgressLog.on_step = stopping  # type: ignore[method-assign]
+    after_step(step, lambda: os.kill(os.getpid(), number))

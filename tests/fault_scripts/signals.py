@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import operator
 import os
 import signal
@@ -46,7 +47,7 @@ def twice(root: Path, images: Path) -> dict[str, Any]:
     forks.completed(root / "whole", recipe)
     results: list[Any] = []
     for number, before in (
-        (signal.SIGINT, lambda: forks.hold_at(1)),
+        (signal.SIGINT, lambda: forks.after_step(1)),
         (signal.SIGINT, in_a_save(1)),
         (signal.SIGINT, in_a_save(2)),
         (signal.SIGINT, in_a_save(4)),
@@ -81,7 +82,7 @@ def two(root: Path, images: Path) -> dict[str, Any]:
     recipe = forks.write_recipe(root / "recipe.yaml", images, SGD, epochs=2)
     other = forks.write_recipe(root / "other.yaml", images, SGD, epochs=3)
     folder = root / "run"
-    first = forks.start(folder, recipe, lambda: forks.hold_at(1))
+    first = forks.start(folder, recipe, lambda: forks.after_step(1))
     first.wait_for(forks.HELD, 1)
     second = forks.start(folder, recipe)
     refused, said = second.wait(), second.output()
@@ -111,6 +112,13 @@ def ask_late() -> None:
     Consultation.ask = after_step
 
 
+def kill_a_worker() -> None:
+    """In a child: kill a process that augments images, and wait until it is seen to be gone."""
+    worker = multiprocessing.active_children()[0]
+    worker.kill()
+    worker.join()
+
+
 def workers(root: Path, images: Path) -> dict[str, Any]:
     """A process that augments images is killed; a whole process group is told to stop; the run is killed."""
     recipe = forks.write_recipe(root / "recipe.yaml", images, SGD, epochs=14)
@@ -121,14 +129,11 @@ def workers(root: Path, images: Path) -> dict[str, Any]:
         return psutil.Process(child.pid).children(recursive=True)
 
     def kill_one() -> tuple[int, str]:
-        child = forks.start(folder, recipe, lambda: forks.hold_at(4))
-        child.wait_for(forks.HELD, 1)
-        next(each for each in helpers(child) if each.ppid() != child.pid).kill()
-        child.let_go()
+        child = forks.start(folder, recipe, lambda: forks.after_step(4, kill_a_worker))
         return child.wait(), child.output()
 
     def tell_all(where: Path, before: Any) -> tuple[int, str]:
-        child = forks.start(where, recipe, lambda: (forks.hold_at(8), ask_late(), before()))
+        child = forks.start(where, recipe, lambda: (forks.after_step(8), ask_late(), before()))
         child.wait_for(forks.HELD, 1)
         os.killpg(child.pid, signal.SIGTERM)
         child.wait_for(forks.SIGNALS, 1)
@@ -136,7 +141,7 @@ def workers(root: Path, images: Path) -> dict[str, Any]:
         return child.wait(), child.output()
 
     def survivors(where: Path, step: int, before: Any, seconds: float) -> int:
-        child = forks.start(where, recipe, lambda: (forks.hold_at(step), before()))
+        child = forks.start(where, recipe, lambda: (forks.after_step(step), before()))
         child.wait_for(forks.HELD, 1)
         left = helpers(child)
         assert len(left) == 4, left  # a tracker, a fork server, two workers
