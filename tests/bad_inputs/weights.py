@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import struct
@@ -50,6 +51,13 @@ def head(header: Any, body: bytes = b"") -> bytes:
 def saved() -> bytes:
     """The model's weights as ``.safetensors``."""
     return safetensors.torch.save({key: value.contiguous() for key, value in tensors().items()})
+
+
+def saved_by_torch(**options: Any) -> bytes:
+    """The same as ``.pth``."""
+    buffer = io.BytesIO()
+    torch.save(tensors(), buffer, **options)
+    return buffer.getvalue()
 
 
 def first(value: Any) -> dict[str, Any]:
@@ -107,7 +115,42 @@ CASES = [
         "does not fit test_vit: ",
         'the file has "conv1.weight"',
     ),
-    pth("a sparse tensor", lambda: changed(norm__bias=torch.zeros(64).to_sparse()), "w.pth: "),
+    pth(
+        "a sparse tensor",
+        lambda: changed(norm__bias=torch.zeros(64).to_sparse()),
+        '"norm.bias" is sparse; save it dense',
+    ),
+    pth(
+        "sparse rows",
+        lambda: changed(norm__bias=torch.zeros(8, 8).to_sparse_csr()),
+        '"norm.bias" is sparse; save it dense',
+    ),
+    pth(
+        "a tensor without numbers",
+        lambda: changed(norm__bias=torch.zeros(64, device="meta")),
+        '"norm.bias" has no numbers: it is of torch\'s meta device',
+    ),
+    pth(
+        "one number repeated beyond all memory",
+        lambda: changed(norm__bias=torch.zeros(1).expand(2**44)),
+        "does not fit test_vit: ",
+    ),
+    raw(
+        "safetensors called .pth",
+        saved,
+        UNREADABLE + ": it is a .safetensors file by its content; rename it to w.safetensors",
+        file="w.pth",
+    ),
+    raw(
+        ".pth called safetensors",
+        saved_by_torch,
+        UNREADABLE + ": it is a .pth file by its content; rename it to w.pth",
+    ),
+    raw(
+        "an old .pth called safetensors",
+        lambda: saved_by_torch(_use_new_zipfile_serialization=False),
+        UNREADABLE + ": it is a .pth file by its content; rename it to w.pth",
+    ),
     raw("an empty .pth", b"", UNREADABLE, file="w.pth"),
     raw("text for a .pth", b"404: not found\n", UNREADABLE, file="w.pth"),
     raw("zeros for a .pth", bytes(4096), UNREADABLE, file="w.pth"),
