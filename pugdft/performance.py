@@ -100,9 +100,6 @@ def arrange(model: nn.Module, switches: Switches) -> None:
     """Lay a new model's weights out and give it its linear layers, in place; its tensors' names stay."""
     if switches.channels_last:
         model.to(memory_format=torch.channels_last)
-    else:
-        # The input comes channels-last, and a convolution goes by its input.
-        model.register_forward_pre_hook(lambda _, inputs: tuple(each.contiguous() for each in inputs))
     if switches.onednn_linear:
         for module in model.modules():
             if type(module) is nn.Linear:
@@ -131,8 +128,9 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """y = x·Wᵀ + b over the last dimension."""
-        output: Tensor = _OneDnnProduct.apply(input, self.weight, self.bias)
-        return output
+        # Rows go in and come out, so that the result is no view made inside: some models write into it.
+        rows: Tensor = _OneDnnProduct.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
+        return rows.view(*input.shape[:-1], self.out_features)
 
 
 class _OneDnnProduct(torch.autograd.Function):
@@ -146,11 +144,10 @@ class _OneDnnProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
         return (
             _product(gradient, weight.t()) if needs_input else None,
-            _product(rows.t(), input.flatten(0, -2).t()) if needs_weight else None,
-            rows.sum(0) if needs_bias else None,
+            _product(gradient.t(), input.t()) if needs_weight else None,
+            gradient.sum(0) if needs_bias else None,
         )
 
 

@@ -15,13 +15,14 @@ from conftest import pugdft
 from torch import nn
 
 from pugdft import performance
+from pugdft.accelerator import make_accelerator
 from pugdft.errors import FaultsError, UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.freezing import training_mode
 from pugdft.loop import Position, Trainer, new_totals, train_epoch
 from pugdft.observer import Observer
 from pugdft.optim.passes import frozen_batch_norm
-from pugdft.parts import Parts, assemble, load, make_accelerator
+from pugdft.parts import Parts, assemble, load
 from pugdft.performance import OneDnnLinear, Switches, arrange, attention_of, compiled, pick, rounding_of
 from pugdft.profiling import PARTS, TRACE_NAME, MeasuredProfile
 
@@ -188,11 +189,36 @@ def test_frozen_linear_layers_get_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_convolutions_run_in_the_layout_that_was_picked(channels_last: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    arrange(model, Switches(channels_last, True, "ieee", False, False, False))
-    output = model(torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last))
-    assert output.is_contiguous(memory_format=torch.channels_last) is channels_last
+def test_convolutions_run_in_the_layout_that_was_picked(
+    channels_last: bool, small_recipe: dict[str, Any]
+) -> None:
+    small_recipe["model"]["name"] = "test_resnet"
+    parts = parts_of(small_recipe, channels_last=channels_last)
+    found = []
+
+    def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if output.shape[2] > 1:
+            found.append(output.is_contiguous(memory_format=torch.channels_last))
+
+    for module in parts.model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(look)
+    trained(parts)
+    assert found
+    assert set(found) == {channels_last}
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 5, 3, 4), (4,)])
+def test_onednn_s_linear_layers_may_be_written_into(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(4, 6))
+    expected = model(torch.ones(shape)).detach() + 1
+    arrange(model, Switches(True, True, "ieee", True, False, False))
+    output = model(torch.ones(shape))
+    output += 1  # as some of timm's models do
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert model[0].bias.grad is not None
+    assert model[0].bias.grad[0] == output.numel() / 6
 
 
 def parts_of(small: dict[str, Any], **given: Any) -> Parts:
@@ -236,7 +262,7 @@ def test_switches_change_weights_by_rounding_alone(
     assert list(found) == list(expected)
     moved = sum((expected[key].double() - before[key].double()).norm() ** 2 for key in expected) ** 0.5
     apart = sum((expected[key].double() - found[key].double()).norm() ** 2 for key in expected) ** 0.5
-    assert apart < 1e-3 * moved, (float(apart), float(moved))
+    assert apart < 1e-2 * moved, (float(apart), float(moved))
 
 
 def num_graphs() -> int:

@@ -62,7 +62,7 @@ def cut_out_(inputs: Tensor, centers: Tensor, length: int, stored_size: int) -> 
 
 
 class ToInput:
-    """Resize, scale to the backbone's mean and deviation, channels-last memory.
+    """Resize, scale to the backbone's mean and deviation, lay out in memory.
 
     A separable resize is two products with one matrix; the matrix is what torch's own antialiased resize
     does to the identity, so the result is torch's to rounding, several times faster. With a box for each
@@ -74,6 +74,7 @@ class ToInput:
         interpolation: ``bicubic`` or ``bilinear``, as the weights were trained with.
         mean, std: per channel, for pixels in 0..1.
         device: where batches are wanted.
+        channels_last: whether an input's pixels lie together in memory, or its channels.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class ToInput:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: torch.device,
+        channels_last: bool = True,
     ) -> None:
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.stored_size, self.image_size = stored_size, image_size
         self.mode = interpolation if interpolation in ("bicubic", "bilinear") else "bicubic"
         self._matrix: Tensor | None = None
@@ -112,7 +115,7 @@ class ToInput:
             pixels = self._matrix @ (pixels @ self._matrix.T)
         if boxes is not None or self._matrix is not None:
             pixels.clamp_(0, 255)  # Bicubic overshoots; Pillow clips to the range of pixels too.
-        return torch.addcmul(self._shift, pixels, self._scale).contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(self._shift, pixels, self._scale).contiguous(memory_format=self._format)
 
     def _boxes(self, pixels: Tensor, boxes: Tensor, flips: Tensor | None) -> Tensor:
         sizes = self.stored_size, self.image_size
