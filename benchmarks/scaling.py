@@ -25,11 +25,12 @@ from typing import Any
 import torch
 
 from pugdft import yaml_text
+from pugdft.accelerator import make_accelerator
 from pugdft.finetune import read_recipe
 from pugdft.freezing import training_mode
 from pugdft.loop import Position, Totals, Trainer, new_totals, train_epoch
 from pugdft.optim import build_optimizer
-from pugdft.parts import Parts, assemble, load, make_accelerator
+from pugdft.parts import Parts, assemble, load
 from pugdft.record import read_record
 
 BASE = {"name": "sgd", "lr": 0.001, "momentum": 0.9}

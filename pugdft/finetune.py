@@ -7,16 +7,18 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from pugdft.accelerator import make_accelerator, ready_device
 from pugdft.checkpoint import remove_checkpoints
 from pugdft.data.auto_augment import data_faults
+from pugdft.data.store import Store
 from pugdft.errors import UserError
-from pugdft.models import model_faults
+from pugdft.models import Backbone, model_faults
 from pugdft.observer import Observer
 from pugdft.optim import resolve_spec, spec_faults
 from pugdft.output import RECIPE_NAME, check, claim, run_id
-from pugdft.parts import Parts, assemble, load, make_accelerator
+from pugdft.parts import Parts, assemble, load
 from pugdft.performance import rounding_of
-from pugdft.processes import on_first_process, settle_order_of_sums
+from pugdft.processes import Attempt, agree, on_first_process, settle_order_of_sums
 from pugdft.profiling import MeasuredProfile, Profile
 from pugdft.recipe import Recipe, SectionCheck, load_recipe
 from pugdft.record import RECORD_NAME, RunRecord, read_record
@@ -71,20 +73,24 @@ def finetune(
     finished = _finished(folder, recipe, identity)
     if resume and finished is not None:
         remove_checkpoints(folder)  # it may have been killed before it did that itself
+        Starts(folder).remove()
         watcher.on_message("this run is complete already; --no-resume runs it again")
         return finished, folder / RECORD_NAME
-    accelerator = make_accelerator(recipe)
+    ready_device(recipe)
     watcher.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
     starts = Starts.of(folder) if resume else Starts(folder)
+    # Before the processes meet: one decodes or fetches, the others wait for its lock, which unlike a
+    # process group has no time limit.
+    loaded = Attempt(lambda: load(recipe, watcher.on_message))
+    accelerator = make_accelerator(recipe)
+    agree(accelerator, loaded.problem)
 
-    def made() -> Parts:
-        # One process decodes or fetches, the others find it done.
-        loaded = on_first_process(accelerator, lambda: load(recipe, watcher.on_message)) or load(recipe)
-        parts = assemble(recipe, accelerator, *loaded, starts.micro_batch_size)
+    def made(store: Store, backbone: Backbone) -> Parts:
+        parts = assemble(recipe, accelerator, store, backbone, starts.micro_batch_size)
         settle_order_of_sums(parts.model, recipe.data.image_size, parts.device)
         return parts
 
-    parts = made()
+    parts = made(*loaded.result())
     watcher.on_message(f"performance: {parts.switches}")
     is_measured = profile and accelerator.is_main_process
     profiler = MeasuredProfile(folder, parts.device) if is_measured else Profile()
@@ -103,7 +109,7 @@ def finetune(
             # The model and all that holds on to it goes before another is made.
             del run, parts
             accelerator.free_memory()
-            parts = made()
+            parts = made(*load(recipe))
         record = run.finish(status, error)
         if table := profiler.table():
             watcher.on_message(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,28 +15,55 @@ from pugdft.errors import RunFailed, UserError
 Result = TypeVar("Result")
 
 
+class Attempt(Generic[Result]):
+    """Work that is done at once, and whose failure waits until all processes can hear of it.
+
+    Args:
+        work: needs no other process.
+    """
+
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._results: list[Result] = []
+        self.problem: Exception | None = None
+        try:
+            self._results.append(work())
+        except Exception as error:
+            self.problem = error
+
+    def result(self) -> Result:
+        """What the work gave; the caller's from now on."""
+        assert self.problem is None
+        return self._results.pop()
+
+
+def agree(accelerator: Accelerator, problem: Exception | None) -> None:
+    """End all processes if one of them has a problem: the others would wait for it in vain.
+
+    Raises:
+        Exception: this process's own. A process that has none ends with nothing to add.
+    """
+    if accelerator.num_processes > 1:
+        code = 0 if problem is None else 2 if isinstance(problem, UserError) else 1
+        codes = accelerator.gather(torch.tensor([code], device=accelerator.device)).tolist()
+        # The first process speaks for all of what a user has done; what it did not meet is this machine's.
+        by_user = codes[0] == 2
+        if problem is None and any(codes):
+            problem = UserError("") if by_user else RunFailed("")
+        elif isinstance(problem, UserError) and not by_user:
+            problem = RunFailed(str(problem))
+    if problem is not None:
+        raise problem
+
+
 def on_first_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result | None:
     """What ``work`` gives on the first process; None on the others, which wait for it.
 
     Raises:
-        Exception: the first process's. The others end as well, with nothing to add and the same exit code:
-            they would wait for it in vain.
+        Exception: the first process's; the others end as well.
     """
-    result: Result | None = None
-    problem: Exception | None = None
-    if accelerator.is_main_process:
-        try:
-            result = work()
-        except Exception as error:
-            problem = error
-    if accelerator.num_processes > 1:
-        code = 0 if problem is None else 2 if isinstance(problem, UserError) else 1
-        told = int(accelerator.reduce(torch.tensor(float(code), device=accelerator.device), "sum"))
-        if told and problem is None:
-            problem = UserError("") if told == 2 else RunFailed("")
-    if problem is not None:
-        raise problem
-    return result
+    attempt = Attempt(work) if accelerator.is_main_process else None
+    agree(accelerator, attempt.problem if attempt else None)
+    return attempt.result() if attempt else None
 
 
 def require_same(accelerator: Accelerator, number: int, problem: str) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "pugdft"
 
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS = [
-    ["errors", "folders", "machine", "allocator", "__init__"],
+    ["errors", "folders", "machine", "variables", "allocator", "__init__"],
     ["block_yaml", "yaml_text", "record", "sections", "recipe", "hub"],
     ["optim"],
     ["data", "models", "freezing", "performance", "schedule", "predictions"],
@@ -26,11 +26,14 @@ LAYERS = [
         "interruption",
         "keeper",
         "output",
+        "accelerator",
+        "inputs",
         "parts",
         "processes",
         "outcome",
         "run",
         "sound_buffers",
+        "soundness",
         "finetune",
         "starts",
     ],

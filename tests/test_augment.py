@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pugdft import yaml_text
+from pugdft.accelerator import make_accelerator
 from pugdft.data.augment import Augmentation, ResizedCrop
 from pugdft.data.auto_augment import auto_augmentation
 from pugdft.data.batches import EvaluationBatches, Images, Share, TrainingBatches
@@ -36,7 +37,7 @@ from pugdft.errors import FaultsError, UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.loop import Position, Totals
 from pugdft.observer import Observer
-from pugdft.parts import assemble, load, make_accelerator
+from pugdft.parts import assemble, load
 from pugdft.record import RunRecord, read_record
 
 CPU = torch.device("cpu")

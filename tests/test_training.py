@@ -20,13 +20,14 @@ from standing_still import Command, go_on
 from torch.nn import functional
 
 from pugdft import yaml_text
+from pugdft.accelerator import make_accelerator
 from pugdft.errors import UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.loop import Position, Totals
 from pugdft.observer import Observer
 from pugdft.optim import build_optimizer
 from pugdft.optim.registry import METHODS
-from pugdft.parts import Parts, assemble, load, make_accelerator
+from pugdft.parts import Parts, assemble, load
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.record import RunRecord, file_sha256, read_record
 from pugdft.schedule import lr_factor

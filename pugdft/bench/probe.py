@@ -70,10 +70,11 @@ def probe(recipe: Recipe) -> Probe:
 def _measure(recipe: Recipe) -> dict[str, Any]:
     import torch
 
+    from pugdft.accelerator import make_accelerator
     from pugdft.data.batches import EvaluationBatches
     from pugdft.freezing import training_mode
     from pugdft.loop import Position, Totals, Trainer, evaluate, new_totals, train_epoch
-    from pugdft.parts import assemble, load, make_accelerator
+    from pugdft.parts import assemble, load
     from pugdft.performance import rounding_of
 
     accelerator = make_accelerator(recipe)

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from pugdft.accelerator import make_accelerator
 from pugdft.data.sources import open_source
 from pugdft.data.store import Store, prepare
 from pugdft.environment import environment_facts
@@ -15,7 +16,7 @@ from pugdft.errors import FaultsError, UserError
 from pugdft.loop import evaluate
 from pugdft.models import Backbone, build_model, model_faults
 from pugdft.observer import Observer
-from pugdft.parts import evaluation_parts, make_accelerator
+from pugdft.parts import evaluation_parts
 from pugdft.performance import attention_of, pick, rounding_of
 from pugdft.predictions import Predictions
 from pugdft.recipe import Recipe, load_recipe

@@ -30,7 +30,7 @@ from small_runs import (
     whole_run,
 )
 
-from pugdft import consultation, keeper, parts
+from pugdft import accelerator, consultation, keeper
 from pugdft.errors import UserError
 from pugdft.finetune import finetune, read_recipe
 
@@ -52,7 +52,7 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     # Both processes need the same folder: the first one makes it.
-    parts.make_accelerator(read_recipe(tiny_recipe(Path("bundled"), SGD)))
+    accelerator.make_accelerator(read_recipe(tiny_recipe(Path("bundled"), SGD)))
     place = [tempfile.mkdtemp() if rank == 0 else ""]
     torch.distributed.broadcast_object_list(place)
     root = Path(place[0])
