@@ -47,7 +47,8 @@ class Predictions:
         """
         correct = (self.prediction == self.label).astype(np.float64)
         confidence = self.confidence.astype(np.float64)
-        bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+        # Lost weights give no confidence, and then no error: the first bin's, as good as any.
+        bins = np.clip(np.ceil(np.nan_to_num(confidence) * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
         gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_BINS)
         return float(np.abs(gaps).sum() / len(correct))
 

@@ -22,11 +22,8 @@ from pugdft.recipe import Recipe
 from pugdft.record import BestEpoch, RunRecord, Status
 from pugdft.schedule import lr_factor
 from pugdft.sound_buffers import SoundBuffers
+from pugdft.soundness import Diverged, Soundness
 from pugdft.starts import Starts
-
-
-class Diverged(RunFailed):
-    """Too many updates had no finite loss or gradient."""
 
 
 class Run:
@@ -59,6 +56,7 @@ class Run:
         self.interruption = Interruption()
         self._totals = new_totals(parts.device)
         self._keeper = Keeper(folder, parts, starts, self.observer)
+        self._soundness = Soundness(recipe, parts.optimizer)
         self._since = time.perf_counter()
         minutes = recipe.train.checkpoint_minutes
         self._consultation = Consultation(parts.accelerator, self.interruption, 60 * minutes)
@@ -90,6 +88,7 @@ class Run:
         """
         position, trainer = self.progress.position, self._trainer
         self._consultation.start(position.steps)
+        self._soundness.start(position.steps)
         self._buffers = SoundBuffers(self.parts.backbone.model, self.recipe.train.max_skipped_steps > 0)
         self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
@@ -164,8 +163,9 @@ class Run:
         return record
 
     def _verdict(self) -> tuple[Status, str | None]:
-        """Completed, unless the method never did what makes it that method."""
+        """Completed, unless nothing was learned or the method never did what makes it that method."""
         optimizer = self.parts.optimizer
+        self._soundness.check_end(self.progress.position.steps)
         if optimizer.method.perturbs and not optimizer.num_two_pass_steps:
             return "failed", f"{self.recipe.optimizer['name']} never perturbed: its trigger did not fire"
         return "completed", None
@@ -206,13 +206,8 @@ class Run:
         return decision.stop
 
     def _check_finite(self) -> None:
-        """Stop a run that has left out more updates than it may; in fp16 the loss scale leaves out some."""
         num_lost = self._reduced_totals()[3] / self.parts.accelerator.num_processes
-        if self.recipe.train.precision != "fp16":
-            num_lost = max(num_lost, self.parts.optimizer.num_skipped_steps)
-        if num_lost > self.recipe.train.max_skipped_steps:
-            where = f"at update {self.progress.position.steps}"
-            raise Diverged(f"the training loss or its gradient is not finite {where}")
+        self._soundness.check(self.progress.position.steps, num_lost)
 
     def _reduced_totals(self) -> list[float]:
         """The sums of :class:`Totals` over all processes; waits for the device."""
@@ -252,6 +247,7 @@ class Run:
         self.progress.history.append(row)
         self._totals.reset()
         self.observer.on_epoch(row)
+        self._soundness.check_evaluation(position.steps, {split: row[f"{split}_loss"] for split in splits})
 
     def _evaluate(self, splits: list[str]) -> dict[str, float]:
         begin = time.perf_counter()

@@ -16,6 +16,10 @@ from torch import Tensor
 from pugdft.optim import tensors
 
 
+# At 0, where halving for ever would lead, no gradient is finite again.
+_LEAST = 2.0**-14
+
+
 class LossScale:
     """A dynamic loss scale, kept on the device so that nothing waits for it.
 
@@ -44,9 +48,10 @@ class LossScale:
             tensors.scale_(gradients, 1.0 / self._on(gradients[0].device))
 
     def update(self, finite: Tensor) -> None:
-        """Halve the scale after an overflow, double it after a long run without one."""
+        """Halve the scale after an overflow, down to 2⁻¹⁴; double it after a long run without one."""
         scale = self._on(finite.device)
         torch._amp_update_scale_(scale, self._growth, (~finite).float(), 2.0, 0.5, self._growth_interval)
+        scale.clamp_(min=_LEAST)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
