@@ -133,7 +133,6 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
             nn.init.zeros_(parameter)
     _check_input(model, section.name, image_size)
     data = timm.data.resolve_model_data_config(model)
-    model = model.to(memory_format=torch.channels_last)
     return Backbone(
         model,
         tag,
