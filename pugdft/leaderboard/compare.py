@@ -16,7 +16,7 @@ from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Metric
 from pugdft.leaderboard.grouping import RunEntry
 from pugdft.leaderboard.labels import entry_labels
 from pugdft.leaderboard.power import detectable_difference, needs_more_images, seeds_needed
-from pugdft.leaderboard.samples import NAMES, Measured, measure, num_test_images
+from pugdft.leaderboard.samples import NAMES, Measured, measure, num_test_images, without_lost
 from pugdft.leaderboard.sides import Side
 from pugdft.leaderboard.statistics import Comparison, compare, mean
 
@@ -100,9 +100,10 @@ def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: fl
     """
     if margin is not None and not 0 <= margin < math.inf:
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
-    sides = (first, second)
     if {run.record.id for run in first.runs.completed} & {run.record.id for run in second.runs.completed}:
         raise UserError("A and B share runs: two different optimizers are to be compared")
+    first, second = (replace(side, runs=without_lost(side.runs, metric)) for side in (first, second))
+    sides = (first, second)
     measured = measure([side.runs for side in sides], metric)
     for name, each in zip("AB", measured, strict=True):
         if not each.runs.completed:

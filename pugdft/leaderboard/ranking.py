@@ -18,7 +18,16 @@ from pugdft.leaderboard.filters import chosen
 from pugdft.leaderboard.grouping import RunGroup, group_runs
 from pugdft.leaderboard.pairs import Pairs, compare_all
 from pugdft.leaderboard.power import needs_more_images, seeds_needed
-from pugdft.leaderboard.samples import BOUNDS, NAMES, Measured, measure, num_test_images, scope_notes, valid
+from pugdft.leaderboard.samples import (
+    BOUNDS,
+    NAMES,
+    Measured,
+    measure,
+    num_test_images,
+    scope_notes,
+    valid,
+    without_lost,
+)
 from pugdft.leaderboard.statistics import holm_adjusted, mean, ranges_of, summarize
 from pugdft.record import RunRecord
 
@@ -68,6 +77,7 @@ def chosen_groups(groups: list[RunGroup], dataset: str | None, model: str | None
 
 def _ranked(group: RunGroup, metric: Metric) -> Group:
     """Ranks for every entry with a completed run; one without the metric comes behind all that have it."""
+    group = replace(group, entries=tuple(without_lost(entry, metric) for entry in group.entries))
     measured = measure(group.entries, metric)
     started = [each for each in measured if each.runs.completed]
     scored = _best_first([each for each in started if not each.without(metric)], metric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ import numpy as np
 
 from pugdft.leaderboard.collect import LARGEST
 from pugdft.leaderboard.crossed import Spread, spread_of
+from pugdft.leaderboard.doubts import listed
 from pugdft.leaderboard.entry import Metric
 from pugdft.leaderboard.grouping import RunEntry
 from pugdft.leaderboard.pairs import Sample
@@ -56,6 +58,25 @@ class Measured:
     def sample(self, metric: Metric) -> Sample:
         """For comparisons by the metric that ``images`` are of."""
         return Sample(self.scores(metric), self.images)
+
+
+def without_lost(entry: RunEntry, metric: Metric) -> RunEntry:
+    """The entry, of whose runs those have diverged that evaluated to a loss that is no number.
+
+    Their network's outputs are no numbers either, so the accuracy that they have on record is that of
+    nothing. By the loss itself they have no figure, which ranks last. A loss without end is another matter:
+    one image's may overflow where all predictions are as good as ever.
+    """
+    lost = [run.record for run in entry.completed if _is_lost(run.record)]
+    if not lost or metric == "loss":
+        return entry
+    seeds = listed([str(record.seed) for record in lost])
+    return replace(
+        entry,
+        completed=tuple(run for run in entry.completed if not _is_lost(run.record)),
+        unfinished=(*entry.unfinished, *(each.model_copy(update={"status": "diverged"}) for each in lost)),
+        notes=(*entry.notes, f"the loss of seed {seeds} is not a number: counted as diverged"),
+    )
 
 
 def measure(entries: Sequence[RunEntry], metric: Metric) -> list[Measured]:
@@ -143,6 +164,11 @@ def _per_image(entry: RunEntry) -> tuple[dict[int, PerImage], list[str]]:
         for reason, seeds in sorted(reasons.items())
     ]
     return found, notes
+
+
+def _is_lost(record: RunRecord) -> bool:
+    test = record.metrics.test if record.metrics else None
+    return test is not None and math.isnan(test.loss)
 
 
 def _value(record: RunRecord, metric: Metric) -> float | None:

@@ -163,6 +163,11 @@ CHECKED = [
     checked("an id that leads elsewhere", "id: must be of letters", id="../../x"),
     checked("an accuracy of 2", "metrics.test.top1: must be a number, from 0 to 1", top1=2.0),
     checked("no accuracy", "metrics.test.top1: must be a number, from 0 to 1", top1=float("nan")),
+    checked(
+        "no loss",
+        "metrics.test.loss: must be a number, at least 0",
+        metrics={"test": {"top1": 0.9, "top5": 1.0, "loss": float("nan"), "ece": 0.0}},
+    ),
     checked("another seed", "seed: 3, where the recipe has train.seed 0", seed=3, train__seed=0),
     checked("an unknown key in the recipe", "recipe.train.epoch: unknown key", train__epoch=3),
     checked(
