@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_inputs.case import call
 from conftest import pugdft
 from standing_still import Command, go_on, is_caught, is_pending, until
 
@@ -26,7 +27,7 @@ from pugdft.bench.entries import parse_optimizers
 from pugdft.bench.matrix import build_matrix
 from pugdft.bench.plan import Cell, passes_per_update, plan_cells
 from pugdft.errors import UserError
-from pugdft.finetune import read_recipe
+from pugdft.finetune import finetune, read_recipe
 from pugdft.optim import resolve_spec
 from pugdft.recipe import Recipe
 from pugdft.record import RunRecord, read_record, write_record
@@ -210,10 +211,9 @@ def test_one_seed_means_one_split_order_augmentation_and_head_for_every_optimize
     small_recipe["data"]["validation"] = 0.2
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml_text.dump(small_recipe))
-    done = pugdft("bench", str(path), "--optimizers", "sgd,pugd", "--seeds", "0-1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     digests: dict[int, set[tuple[str | None, ...]]] = {}
-    for record in map(read_record, tmp_path.glob("runs/*/record.yaml")):
+    for cell in cells_of(path, "sgd,pugd", seeds=(0, 1)):
+        record, _ = finetune(cell.recipe, cell.folder)
         data, model = record.data, record.model
         assert data is not None
         assert model is not None
@@ -422,32 +422,31 @@ def test_sigterm_to_a_bench_saves_its_cell_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_the_plan_tells_cells_cost_disk_and_what_seeds_can_tell_and_runs_nothing(
-    recipe_file: Path, tmp_path: Path
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--optimizers", "sgd,sam", "--seeds", "0-3", "--plan")
-    done = pugdft("bench", str(recipe_file), *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = call(("bench", str(recipe_file), "--optimizers", "sgd,sam", "--seeds", "0-3", "--plan"))
+    assert done.code == 0, done.err
     rows = {
-        line.split()[0]: line.split()
-        for line in done.stdout.splitlines()
-        if line[:4].strip() in ("sgd", "sam")
+        line.split()[0]: line.split() for line in done.out.splitlines() if line[:4].strip() in ("sgd", "sam")
     }
     assert rows["sgd"][1:3] == rows["sam"][1:3] == ["4", "0"]
     assert rows["sgd"][3] == rows["sam"][3]
     assert int(rows["sam"][4]) == 2 * int(rows["sgd"][4]) == 2 * int(rows["sgd"][3]) > 0
-    assert "8 cells to run" in done.stdout
-    assert "4 seeds find a true difference" in done.stdout
+    assert "8 cells to run" in done.out
+    assert "4 seeds find a true difference" in done.out
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_plan_that_cannot_run_says_why(recipe_file: Path, tmp_path: Path) -> None:
-    done = pugdft(
-        "bench", str(recipe_file), "--optimizers", "sgd", "--plan", "train.batch_size=9999", cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert "train.batch_size: 9999 is more than" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_plan_that_cannot_run_says_why(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(("bench", str(recipe_file), "--optimizers", "sgd", "--plan", "train.batch_size=9999"))
+    assert done.code == 2
+    assert "train.batch_size: 9999 is more than" in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.slow

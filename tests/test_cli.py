@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bad_inputs.case import call
 from conftest import pugdft
 from standing_still import Command
 
@@ -32,17 +33,17 @@ from pugdft.recipe import bundled_recipes
     ids=" ".join,
 )
 def test_every_command_of_the_contract_has_help(command: list[str]) -> None:
-    done = pugdft(*command, "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith("Usage: pugdft")
-    assert done.stderr == ""
+    done = call((*command, "--help"))
+    assert done.code == 0
+    assert done.out.startswith("Usage: pugdft")
+    assert done.err == ""
 
 
 def test_the_options_of_finetune_and_bench_are_those_of_the_contract() -> None:
-    finetune = pugdft("finetune", "--help").stdout
+    finetune = pugdft("finetune", "--help").stdout  # a process of its own
     for option in ("--output", "--seed", "--num-processes", "--no-resume", "--dry-run", "KEY=VALUE"):
         assert option in finetune
-    bench = pugdft("bench", "--help").stdout
+    bench = call(("bench", "--help")).out
     for option in ("--optimizers", "--seeds", "--output", "KEY=VALUE"):
         assert option in bench
 
@@ -76,12 +77,13 @@ def test_version() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )  # fmt: skip
 def test_a_slip_is_one_message_on_stderr_and_exit_code_2(
-    arguments: list[str], said: str, tmp_path: Path
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = pugdft(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = call(arguments)
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,9 +104,9 @@ def test_a_full_disk_is_one_message() -> None:
 
 def test_names_from_files_do_not_drive_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text('model: {name: resnet18}\n"a\\e[31mb": 1\n')
-    done = pugdft("recipes", "validate", str(tmp_path / "x.yaml"))
-    assert done.returncode == 2
-    assert "\x1b" not in done.stderr
+    done = call(("recipes", "validate", str(tmp_path / "x.yaml")))
+    assert done.code == 2
+    assert "\x1b" not in done.err
 
 
 @pytest.mark.slow
@@ -124,31 +126,35 @@ def test_no_record_yet_is_said(tmp_path: Path) -> None:
     assert "no run record" in done.stderr
 
 
-def test_dry_run_prints_the_resolved_recipe_which_reads_back(recipe_file: Path, tmp_path: Path) -> None:
-    done = pugdft("finetune", str(recipe_file), "train.epochs=7", "--seed", "3", "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0
-    recipe = read_recipe(yaml_text.parse(done.stdout))
+def test_dry_run_prints_the_resolved_recipe_which_reads_back(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(("finetune", str(recipe_file), "train.epochs=7", "--seed", "3", "--dry-run"))
+    assert done.code == 0
+    recipe = read_recipe(yaml_text.parse(done.out))
     assert (recipe.train.epochs, recipe.train.seed, recipe.optimizer["rho"]) == (7, 3, 0.05)
     assert not (tmp_path / "runs").exists()
 
 
-def test_recipes_ls_show_copy_validate_schema(tmp_path: Path) -> None:
-    listed = pugdft("recipes", "ls").stdout.splitlines()
+def test_recipes_ls_show_copy_validate_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = call(("recipes", "ls")).out.splitlines()
     assert [line.split()[0] for line in listed] == bundled_recipes()
     assert all("fine-tuned" in line for line in listed)
-    shown = pugdft("recipes", "show", "vit_cifar100").stdout
-    copied = pugdft("recipes", "copy", "vit_cifar100", cwd=tmp_path)
-    assert copied.stdout == "vit_cifar100.yaml\n"
+    shown = call(("recipes", "show", "vit_cifar100")).out
+    copied = call(("recipes", "copy", "vit_cifar100"))
+    assert copied.out == "vit_cifar100.yaml\n"
     assert (tmp_path / "vit_cifar100.yaml").read_text() == shown
-    again = pugdft("recipes", "copy", "vit_cifar100", cwd=tmp_path)
-    assert (again.returncode, "exists already" in again.stderr) == (2, True)
-    valid = pugdft("recipes", "validate", "vit_cifar100.yaml", "quickstart", cwd=tmp_path)
-    assert valid.stdout == "vit_cifar100.yaml: ok\nquickstart: ok\n"
-    assert json.loads(pugdft("recipes", "schema").stdout)["title"] == "Recipe"
+    again = call(("recipes", "copy", "vit_cifar100"))
+    assert (again.code, "exists already" in again.err) == (2, True)
+    valid = call(("recipes", "validate", "vit_cifar100.yaml", "quickstart"))
+    assert valid.out == "vit_cifar100.yaml: ok\nquickstart: ok\n"
+    assert json.loads(call(("recipes", "schema")).out)["title"] == "Recipe"
 
 
 def test_optimizers_are_listed_and_explained() -> None:
-    listed = pugdft("optimizers", "ls").stdout.splitlines()
+    listed = call(("optimizers", "ls")).out.splitlines()
     assert [line.split()[0] for line in listed[1:-2]] == optimizer_names()
     assert next(line for line in listed if line.startswith("looksam ")).split()[1:5] == [
         "1",
@@ -156,7 +162,7 @@ def test_optimizers_are_listed_and_explained() -> None:
         "1/k",
         "2P",
     ]
-    shown = pugdft("optimizers", "show", "pugd").stdout
+    shown = call(("optimizers", "show", "pugd")).out
     for part in ("arXiv 2110.00199", "Cost:", "rho"):
         assert part in shown
 

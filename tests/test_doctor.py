@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from bad_inputs.case import call
 from conftest import pugdft, write_image_folder
 from standing_still import HANG_SECONDS
 from torch import nn
@@ -239,10 +240,10 @@ def test_a_recipe_s_needs_on_one_page(recipe_file: Path, tmp_path: Path) -> None
     ],
 )
 def test_a_slip_is_one_message_and_exit_code_2(arguments: list[str], said: str) -> None:
-    done = pugdft("doctor", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    done = call(("doctor", *arguments))
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
 
 
 # ------------------------------------------------------------------------------------ variables and folders
