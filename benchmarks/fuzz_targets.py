@@ -43,13 +43,13 @@ from pugdft.leaderboard import (
 from pugdft.leaderboard.check import check_records
 from pugdft.leaderboard.page import as_html
 from pugdft.leaderboard.per_image import NotUsable, read_per_image
-from pugdft.models import read_weights
 from pugdft.predictions import Predictions
 from pugdft.record import RunRecord, write_record
 from pugdft.tuning.search_file import bundled_searches, read_search
 from pugdft.tuning.space import Untuned, space_faults
 from pugdft.verification.rerun import rerun_folder, rerun_recipe
 from pugdft.verification.stored import StoredRun, open_run, read_stored_weights
+from pugdft.weights import read_weights
 
 Read = Callable[[bytes, Path], object]
 

@@ -16,7 +16,7 @@ LAYERS = [
     ["errors", "folders", "machine", "variables", "allocator", "__init__"],
     ["block_yaml", "yaml_text", "record", "sections", "recipe", "hub"],
     ["optim"],
-    ["data", "models", "freezing", "performance", "schedule", "predictions"],
+    ["data", "weights", "models", "freezing", "performance", "schedule", "predictions"],
     ["profiling", "loop", "observer"],
     [
         "checkpoint",
