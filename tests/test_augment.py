@@ -512,6 +512,7 @@ def test_two_processes_mix_the_images_that_one_would(small_recipe: dict[str, Any
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--num-processes", "2"]
     done = subprocess.run([*command, "--output", str(tmp_path / "two")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'two' / 'record.yaml'}\n"
     double = read_record(tmp_path / "two" / "record.yaml")
     same = safetensors.torch.load_file(tmp_path / "two" / "model.safetensors")
     assert largest_difference(weights, same) < 2e-5
