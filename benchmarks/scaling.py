@@ -1,10 +1,11 @@
-"""How speed grows with the batch and with processes, and what two passes cost beside one.
+"""How speed grows with the batch and with processes, and what two passes cost beside one, in time and memory.
 
     python benchmarks/scaling.py --model resnet18 --precision fp32 --rounds 5
 
 Batches and optimizers: one process, updates of pugdft's own loop on the bundled images, a few of each
 contender a round in changing order. Processes: ``pugdft finetune --num-processes N``, one run each, of which
-the record's images a second are taken; they share this machine's cores. Prints Markdown.
+the record's images a second are taken; they share this machine's cores. Memory: one run each too, in which
+memory is given back as soon as it is freed, so that the peak is what an update holds. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pugdft.freezing import training_mode
 from pugdft.loop import Position, Totals, Trainer, new_totals, train_epoch
 from pugdft.optim import build_optimizer
 from pugdft.parts import Parts, assemble, load
-from pugdft.record import read_record
+from pugdft.record import RunRecord, read_record
 
 BASE = {"name": "sgd", "lr": 0.001, "momentum": 0.9}
 SPECS = {"sgd": BASE, "sam": {"name": "sam", "base": BASE}, "pugd": {"name": "pugd", "base": BASE}}
@@ -112,20 +113,38 @@ def compare_processes(arguments: argparse.Namespace) -> None:
     speeds: dict[int, list[float]] = {count: [] for count in arguments.processes}
     for number in range(arguments.process_rounds):
         for count in arguments.processes[:: 1 if number % 2 == 0 else -1]:
-            with tempfile.TemporaryDirectory() as folder:
-                recipe = recipe_of(arguments, arguments.batch_size)
-                recipe["train"] |= {"max_steps": 8, "evaluate": "validation"}
-                recipe["data"]["validation"] = 0.02
-                path = Path(folder) / "recipe.yaml"
-                path.write_text(yaml_text.dump(recipe))
-                command = [sys.executable, "-m", "pugdft", "finetune", str(path)]
-                command += ["--num-processes", str(count), "--output", f"{folder}/run"]
-                subprocess.run(command, check=True, capture_output=True)
-                record = read_record(Path(folder) / "run" / "record.yaml")
-                speeds[count].append(record.cost.images_per_second)
+            recipe = recipe_of(arguments, arguments.batch_size)
+            speeds[count].append(run_of(recipe, 8, "--num-processes", str(count)).cost.images_per_second)
     print("\n| processes | images/s |\n|--:|--:|")
     for count, each in speeds.items():
         print(f"| {count} | {median(each):.1f} |")
+
+
+def compare_memory(arguments: argparse.Namespace) -> None:
+    """The peak of whole runs by optimizer, and what lies between them in copies of the parameters."""
+    print("\n| optimizer | peak, MiB | beyond SGD, MiB | in copies of the parameters |\n|---|--:|--:|--:|")
+    least = 0.0
+    for name in SPECS:
+        recipe = recipe_of(arguments, arguments.batch_size, name)
+        if not torch.cuda.is_available():
+            recipe["train"]["performance"] = {"retain_memory": False}
+        record = run_of(recipe, 4)
+        assert record.model is not None
+        peak, copy = record.cost.peak_memory_bytes / 2**20, record.model.parameters * 4 / 2**20
+        least = least or peak
+        print(f"| {name} | {peak:.0f} | {peak - least:.0f} | {(peak - least) / copy:.1f} |")
+
+
+def run_of(recipe: dict[str, Any], num_steps: int, *options: str) -> RunRecord:
+    """The record of a few updates in a command of their own."""
+    recipe["train"] |= {"max_steps": num_steps, "evaluate": "validation"}
+    recipe["data"]["validation"] = 0.02
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(yaml_text.dump(recipe))
+        command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", f"{folder}/run"]
+        subprocess.run([*command, *options], check=True, capture_output=True)
+        return read_record(Path(folder) / "run" / "record.yaml")
 
 
 def assembled(recipe: dict[str, Any]) -> Parts:
@@ -141,6 +160,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[8, 16, 32, 64])
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--process-rounds", type=int, default=2)
     arguments = parser.parse_args()
@@ -151,11 +171,14 @@ def main() -> None:
         f"interleaved rounds; batch {arguments.batch_size} where none is named.",
         flush=True,
     )
-    compare_optimizers(arguments)
-    if arguments.batch_sizes:
+    if arguments.rounds:
+        compare_optimizers(arguments)
+    if arguments.rounds and arguments.batch_sizes:
         compare_batches(arguments)
     if arguments.processes:
         compare_processes(arguments)
+    if arguments.memory:
+        compare_memory(arguments)
 
 
 if __name__ == "__main__":
