@@ -23,23 +23,26 @@ from pugdft.observer import Observer
 class Look(Observer):
     def on_start(self, *facts):
         held = torch.ones(16 << 20)  # 64 MiB
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-        print(next(line.split()[1] for line in lines if line.startswith("AnonHugePages")))
+        size = asked_for = 0
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if line.startswith("Size:"):
+                size = int(line.split()[1])
+            elif line.startswith("VmFlags:") and "hg" in line.split():
+                asked_for += size
+        print(asked_for)
 
 finetune(read_recipe(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), observer=Look())
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not _HUGE.is_file() or "[never]" in _HUGE.read_text(), reason="this system has no huge pages"
-)
+@pytest.mark.skipif(not _HUGE.is_file(), reason="this system has no huge pages")
 def test_memory_that_is_given_back_is_asked_for_in_huge_pages(
     small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml_text.dump(small_recipe))
-    kibibytes = {}
+    kibibytes = {}  # that huge pages were asked for; how many there are is the kernel's affair
     for retain in ("true", "false"):
         arguments = [str(path), str(tmp_path / retain), f"train.performance.retain_memory={retain}"]
         command = [sys.executable, "-c", _RUN, *arguments, "train.max_steps=1"]
@@ -47,5 +50,4 @@ def test_memory_that_is_given_back_is_asked_for_in_huge_pages(
         assert done.returncode == 0, done.stderr[-2000:]
         kibibytes[retain] = int(done.stdout.split()[0])
     assert kibibytes["false"] > 32 << 10, "set before the first tensor of the process"
-    if "[madvise]" in _HUGE.read_text():
-        assert kibibytes["true"] < 16 << 10, "small pages by default: large ones make kept memory larger"
+    assert kibibytes["true"] < 16 << 10, "small pages by default: large ones make kept memory larger"
