@@ -135,7 +135,9 @@ def put_damaged_aside(folder: Path) -> None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of an output folder."""
+    """Delete the checkpoints of an output folder, once what was written in their place is on the disk."""
+    if folder.is_dir():
+        _flush(folder)
     for name in (_NEW_NAME, _DAMAGED_NAME, PREVIOUS_NAME, CHECKPOINT_NAME):
         shutil.rmtree(folder / name, ignore_errors=True)
 

@@ -546,9 +546,9 @@ def test_threads_are_as_many_as_cores_and_one_in_a_worker(
     used: set[str] = set()
     plain = Image.open
 
-    def noting(content: io.BytesIO) -> Image.Image:
+    def noting(content: io.BytesIO, **options: Any) -> Image.Image:
         used.add(threading.current_thread().name)
-        return plain(content)
+        return plain(content, **options)
 
     monkeypatch.setattr(Image, "open", noting)
     here = threading.current_thread().name

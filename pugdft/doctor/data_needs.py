@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from pugdft.data.contents import SPLITS, Contents, Sample, Source, remembered_key
-from pugdft.data.decoding import kept_name
+from pugdft.data.decoding import FORMATS, kept_name
 from pugdft.data.disk_room import NoRoom, check_room
 from pugdft.data.file_facts import find_facts
 from pugdft.data.sources import BUNDLED, HUB_DATASETS, open_source
@@ -151,7 +151,7 @@ class DataNeeds:
 def _side_when_kept(sample: Sample, image_size: int) -> int:
     """The side at which a store would keep images like this one."""
     content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
-    with Image.open(content) as image:
+    with Image.open(content, formats=FORMATS) as image:
         width, height = image.size
     return width if width == height <= image_size else image_size
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pugdft.optim import tensors
 
-
 # At 0, where halving for ever would lead, no gradient is finite again.
 _LEAST = 2.0**-14
 
