@@ -14,4 +14,4 @@ if __name__ == "__main__":
         record, _ = finetune(read_recipe(recipe), Path(folder))
         assert record.status == "completed", record
     sys.stdout.flush()
-    os._exit(0)  # of several models in one process, torch's own end is now and then an abort
+    os._exit(0)  # torch's own end is now and then an abort
