@@ -17,7 +17,7 @@ import typer
 from pugdft import __version__
 from pugdft.cli import bench, compare, data, doctor, finetune, leaderboard, optimizers, recipes, tune, verify
 from pugdft.cli.audience import Unheard
-from pugdft.cli.launch import is_main_process
+from pugdft.cli.launch import end_one_of_several, is_main_process
 from pugdft.errors import RunFailed, UserError, undriven
 
 app = typer.Typer(
@@ -64,6 +64,14 @@ _UsageError: type[Exception] = next(
 
 def main() -> None:
     """Run the command; a user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        _run()
+    except SystemExit as end:
+        end_one_of_several(end.code if isinstance(end.code, int) else 0)
+        raise
+
+
+def _run() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding does not have shall not end the command that says it.
         if isinstance(stream, TextIOWrapper):

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from pugdft.machine import usable_cores
 
@@ -72,6 +73,18 @@ def _end_without(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     os._exit(1)
+
+
+def end_one_of_several(code: int) -> None:
+    """In one of several processes, end now: torch's own end of such a one is now and then an abort.
+
+    That would make a failure of a run whose record is complete. With one process, nothing.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        with suppress(OSError):
+            sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _leave_at_a_second_ctrl_c() -> None:
