@@ -20,8 +20,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from standing_still import Command
+from tuning_runs import Runs, Search
 
 from pugdft import yaml_text
+from pugdft.bench import local
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
@@ -92,6 +94,27 @@ def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "insects.yaml"
     path.write_text(yaml_text.dump(small_recipe))
     return path
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that nothing has been kept in yet."""
+    monkeypatch.setenv("PUGDFT_CACHE", str(tmp_path / "own-cache"))
+    return tmp_path / "own-cache"
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """In place of the processes of runs."""
+    fake = Runs()
+    monkeypatch.setattr(local, "_run", fake.run)
+    return fake
+
+
+@pytest.fixture
+def search(recipe_file: Path) -> Search:
+    """Of the small recipe's options."""
+    return Search(recipe_file)
 
 
 @pytest.fixture

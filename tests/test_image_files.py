@@ -72,13 +72,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos") / "garden", {"train": 17, "test": 5})
 
 
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that nothing has been kept in yet."""
-    monkeypatch.setenv("PUGDFT_CACHE", str(tmp_path / "own-cache"))
-    return tmp_path / "own-cache"
-
-
 def both(folder: Path, image_size: int = SIZE) -> tuple[Store, Store]:
     source = open_source(str(folder))
     return prepare(source, image_size, "decoded"), prepare(source, image_size, "files")

@@ -91,7 +91,7 @@ def main() -> None:
     assert len(gradient_of(start())) == 6
     torch.distributed.barrier()
     sys.stdout.flush()
-    os._exit(0)  # torch's own end is an abort once in twenty times: a thread of its is still there
+    os._exit(0)  # torch's own end is now and then an abort: one of its threads is still there
 
 
 if __name__ == "__main__":
