@@ -48,6 +48,7 @@ def finetune(
     resume: bool = True,
     observer: Observer | None = None,
     profile: bool = False,
+    micro_batch_size: int | None = None,
 ) -> tuple[RunRecord, Path]:
     """Fine-tune as the recipe says and leave a record.
 
@@ -60,6 +61,7 @@ def finetune(
         resume: False starts anew.
         observer: hears of the progress.
         profile: measure what the time goes to, and leave a trace in the folder.
+        micro_batch_size: images a pass to begin with, where more are known to be too many for memory.
 
     Returns:
         The record and its path; the status is ``completed``, ``interrupted``, ``diverged`` or ``oom``.
@@ -79,6 +81,7 @@ def finetune(
     ready_device(recipe)
     watcher.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
     starts = Starts.of(folder) if resume else Starts(folder)
+    starts.micro_batch_size = starts.micro_batch_size or micro_batch_size
     # Before the processes meet: one decodes or fetches, the others wait for its lock, which unlike a
     # process group has no time limit.
     loaded = Attempt(lambda: load(recipe, watcher.on_message))

@@ -29,7 +29,7 @@ from pugdft.finetune import finetune, read_recipe
 from pugdft.observer import Observer
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.record import RunRecord, file_sha256, read_record, write_record
-from pugdft.starts import STARTS_NAME, Starts
+from pugdft.starts import STARTS_NAME
 from pugdft.verification.comparison import Comparison, compare_runs, mcnemar
 from pugdft.verification.course import changes_on_the_way
 from pugdft.verification.rerun import rerun, rerun_folder, rerun_recipe
@@ -490,8 +490,8 @@ def shrunk(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     model = {"name": "test_resnet", "pretrained": False}
     train = {**RECIPE["train"], "epochs": 1, "eval_batch_size": 33}
     folder = tmp_path_factory.mktemp("shrunk") / "run"
-    Starts(folder, micro_batch_size=4).write()
-    record, _ = finetune(read_recipe({**RECIPE, "data": data, "model": model, "train": train}), folder)
+    recipe = read_recipe({**RECIPE, "data": data, "model": model, "train": train})
+    record, _ = finetune(recipe, folder, micro_batch_size=4)
     assert record.environment["micro_batch_size"] == 4
     return folder
 
@@ -524,7 +524,9 @@ def test_a_run_whose_memory_ran_out_is_run_again_in_passes_as_small(shrunk: Path
 
 
 def test_another_number_of_images_a_pass_is_another_environment(shrunk: Path, tmp_path: Path) -> None:
-    old, new = open_run(shrunk), rerun(open_run(shrunk), tmp_path / "again", resume=False)
+    old = open_run(shrunk)
+    finetune(read_recipe(old.record.recipe), tmp_path / "again")
+    new = open_run(tmp_path / "again")
     assert new.record.environment["micro_batch_size"] == 24
     comparison = compare_runs(old, new)
     assert {"history", "test predictions"} <= set(differing(comparison))

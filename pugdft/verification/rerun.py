@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pugdft.errors import FaultsError, UserError
 from pugdft.finetune import finetune, read_recipe
 from pugdft.observer import Observer
-from pugdft.output import RECIPE_NAME, check
 from pugdft.recipe import Recipe
-from pugdft.record import RECORD_NAME
-from pugdft.starts import Starts
 from pugdft.verification.course import shrunk_size
 from pugdft.verification.stored import StoredRun, with_value
 
@@ -66,38 +61,12 @@ def rerun(
 ) -> StoredRun:
     """Run a record's recipe again in another folder; an interrupted rerun goes on.
 
-    Where the run's memory did not hold a whole pass, this one begins with passes as small, unless it is told
-    to start anew: then it tries what the recipe asks for.
+    Where the run's memory did not hold a whole pass, this one begins with passes as small.
 
     Raises:
         UserError: the recipe, the data, the weights or the folder cannot be used.
     """
     recipe = rerun_recipe(run, data)
-    with _passes_of(shrunk_size(run.record, recipe) if resume else None, folder, recipe):
-        record, path = finetune(recipe, folder, resume=resume, observer=observer)
+    size = shrunk_size(run.record, recipe)
+    record, path = finetune(recipe, folder, resume=resume, observer=observer, micro_batch_size=size)
     return StoredRun(record, path)
-
-
-@contextmanager
-def _passes_of(size: int | None, folder: Path, recipe: Recipe) -> Iterator[None]:
-    """A new run that begins inside finds, in its folder, that memory holds so many images a pass.
-
-    With several processes each of them writes the same, before any goes on.
-    """
-    made = [each for each in (folder, *folder.parents) if not os.path.exists(each)]
-    written: Starts | None = None
-    if size is not None:
-        with suppress(OSError):  # a folder that cannot be used is the run's to tell of
-            check(folder, recipe)  # nothing is written into another run's
-            starts = Starts.of(folder)
-            if not starts.entries and not (folder / RECORD_NAME).exists():  # else it has begun
-                starts.micro_batch_size, written = size, starts
-                starts.write()
-    try:
-        yield
-    finally:
-        if written and not os.path.exists(folder / RECIPE_NAME):  # a mistake leaves nothing behind
-            with suppress(OSError):
-                written.remove()
-                for each in made:
-                    each.rmdir()
