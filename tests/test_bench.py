@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_inputs.case import call
 from conftest import pugdft
 
 from pugdft import yaml_text
@@ -187,13 +188,16 @@ def test_a_mistake_of_the_user_stops_at_the_first_cell_with_one_message(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["afile", ""])
-def test_an_output_that_is_no_folder_is_said_before_the_first_cell(output: str, tmp_path: Path) -> None:
+def test_an_output_that_is_no_folder_is_said_before_the_first_cell(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "afile").write_text("mine")
-    done = pugdft("bench", *FAST, "--optimizers", "sgd", "--output", output, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--output" in done.stderr
-    assert "running" not in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = call(("bench", *FAST, "--optimizers", "sgd", "--output", output))
+    assert done.code == 2
+    assert "--output" in done.err
+    assert "running" not in done.err
+    assert "Traceback" not in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["afile"]
 
 
@@ -263,7 +267,9 @@ def test_a_bench_without_any_record_lists_what_is_incomplete_and_exits_4(
 
 
 @pytest.mark.slow
-def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(recipe_file: Path, tmp_path: Path) -> None:
+def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = pugdft("finetune", str(recipe_file), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record_path = Path(done.stdout.strip().splitlines()[-1])
@@ -276,12 +282,13 @@ def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(recipe_file: Path, 
     bench = pugdft(*command, cwd=tmp_path)
     assert bench.returncode == 0, bench.stderr
     assert len(re.findall(r"\] (sgd|sam) seed [01]: completed", bench.stderr)) == 4
-    again = pugdft(*command, cwd=tmp_path)
-    assert "running" not in again.stderr
-    assert again.stdout == bench.stdout
+    monkeypatch.chdir(tmp_path)
+    again = call(command)
+    assert "running" not in again.err
+    assert again.out == bench.stdout
 
-    board = pugdft("leaderboard", "runs", "--format", "json", cwd=tmp_path)
-    groups = json.loads(board.stdout)["groups"]
+    board = call(("leaderboard", "runs", "--format", "json"))
+    groups = json.loads(board.out)["groups"]
     assert sorted(len(group["entries"]) for group in groups) == [1, 2], "other epochs are another protocol"
     for group in groups:
         assert (group["dataset"], group["model"]) == ("insects", "test_vit")

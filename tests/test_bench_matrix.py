@@ -183,21 +183,22 @@ def test_counting_passes_leaves_the_recipes_own_optimizer_its_schedule(recipe_fi
 
 @pytest.mark.slow
 def test_equal_passes_give_the_one_pass_method_twice_the_epochs_and_a_whole_schedule(
-    recipe_file: Path, tmp_path: Path
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--optimizers", "sgd,sam", "--seeds", "0", "--budget", "passes")
-    done = pugdft("bench", str(recipe_file), *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    records = {
-        r.recipe["optimizer"]["name"]: r for r in map(read_record, tmp_path.glob("runs/*/record.yaml"))
-    }
+    records = {}
+    for cell in cells_of(recipe_file, "sgd,sam", "passes"):
+        records[cell.optimizer], _ = finetune(cell.recipe, cell.folder)
+    monkeypatch.chdir(recipe_file.parent)
+    done = call(("bench", recipe_file.name, "--optimizers", "sgd,sam", "--seeds", "0", "--budget", "passes"))
+    assert done.code == 0, done.err
+    assert "running" not in done.err, "these are the command's cells"
     sgd, sam = records["sgd"].cost, records["sam"].cost
     assert sgd.gradient_passes == sam.gradient_passes == sgd.steps == 2 * sam.steps
     assert (sgd.epochs, sam.epochs) == (4, 2)
     last = {name: [row["lr"] for row in record.history] for name, record in records.items()}
     assert last["sgd"][-1] < 0.03 * 0.05, "the schedule of either falls to its end"
     assert last["sam"][-1] < 0.1 * 0.05
-    assert "gradient passes" in done.stdout
+    assert "gradient passes" in done.out
 
 
 # --- equal conditions ------------------------------------------------------------------------------------
@@ -397,7 +398,7 @@ def test_a_file_system_without_locks_is_the_users_error(
 
 @pytest.mark.slow
 def test_sigterm_to_a_bench_saves_its_cell_and_the_same_command_goes_on(
-    recipe_file: Path, tmp_path: Path, start: Callable[..., Command]
+    recipe_file: Path, tmp_path: Path, start: Callable[..., Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("bench", str(recipe_file), "--seeds", "0", "train.epochs=5", "--optimizers")
     bench = start(*command, "sgd,sam", stops=0, cwd=tmp_path)
@@ -412,8 +413,9 @@ def test_sigterm_to_a_bench_saves_its_cell_and_the_same_command_goes_on(
     assert "incomplete: sam seed 0: missing" in said
     (folder,) = (path.parent for path in tmp_path.glob("runs/*/record.yaml"))
     assert (folder / "checkpoint" / "state.json").is_file()
-    again = pugdft(*command, "sgd", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    again = call((*command, "sgd"))
+    assert again.code == 0, again.err
     assert len(read_record(folder / "record.yaml").restarts) == 1
 
 

@@ -16,6 +16,9 @@ from conftest import pugdft
 from standing_still import Command, go_on, is_caught, is_pending, until
 from tuning_runs import Runs, response
 
+from pugdft.bench.matrix import build_matrix
+from pugdft.bench.plan import plan_cells
+from pugdft.finetune import finetune
 from pugdft.record import (
     RunRecord,
     read_record,
@@ -171,11 +174,10 @@ def test_real_trials_survive_kills_and_never_look_at_the_test_split(
 def the_comparison_runs_and_its_records_say_what_the_choice_cost(
     folder: Path, trials: list[RunRecord]
 ) -> None:
-    bench = pugdft("bench", "tuned/bench.yaml", "train.epochs=1", "--seeds", "0", cwd=folder)
-    assert bench.returncode == 0, bench.stderr
+    matrix = build_matrix([str(folder / "tuned" / "bench.yaml"), "train.epochs=1"], seeds="0")
     budgets = {}
-    for path in folder.glob("runs/*/record.yaml"):
-        record = read_record(path)
+    for cell in plan_cells(matrix.recipes, matrix.overrides, matrix.entries, matrix.seeds, folder / "runs"):
+        record, _ = finetune(cell.recipe, cell.folder)
         assert record.metrics is not None
         assert record.metrics.test is not None
         budgets[record.recipe["optimizer"]["name"]] = record.recipe["tuning"]

@@ -110,6 +110,9 @@ def _child(arguments: list[str], log: Path, page: mmap.mmap, before: Callable[[]
     global _page
     code, _page = 70, page
     torch.set_num_threads(1)
+    vars(sys.modules["__main__"]).pop(
+        "__file__"
+    )  # or its helpers would import the script, and all it imports
     try:
         os.setpgrp()
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

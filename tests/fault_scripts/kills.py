@@ -215,4 +215,5 @@ def in_a_save(root: Path, images: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     place = Path(sys.argv[2])
     insects = write_image_folder(place / "insects", IMAGES)
-    print(json.dumps((at_random if sys.argv[1] == "random" else in_a_save)(place, insects)))
+    print(json.dumps((at_random if sys.argv[1] == "random" else in_a_save)(place, insects)), flush=True)
+    os._exit(0)  # a second sooner than with torch's own end
