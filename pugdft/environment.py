@@ -52,6 +52,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory so far: allocated on a CUDA device, resident in this process otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        # Linux counts the process that started this one into ru_maxrss.
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

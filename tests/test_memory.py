@@ -251,6 +251,14 @@ def test_features_that_a_head_changed_are_made_again() -> None:
     assert model.num_calls == 5, "what learns is computed at every pass"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone counts so")
+def test_peak_memory_is_this_process_s_and_not_of_the_one_that_started_it() -> None:
+    code = "from pugdft.environment import *; print(peak_memory_bytes(torch.device('cpu')))"
+    held = bytearray(b"x") * (1536 << 20)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 100 << 20 < int(done.stdout) < len(held)
+
+
 _KEPT_AND_GIVEN_BACK = """
 import os, torch
 from pathlib import Path
