@@ -67,7 +67,7 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        end_one_of_several(end.code if isinstance(end.code, int) else 0)
+        end_one_of_several(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
 
 
