@@ -19,10 +19,16 @@ from math import comb, sqrt
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
-from pugdft.leaderboard.crossed import LEVEL, Spread, mean_squares, spread_of
-from pugdft.leaderboard.pairs import Sample, compare_all
 from pugdft.leaderboard.power import detectable_difference, seeds_needed
-from pugdft.leaderboard.statistics import holm_adjusted
+from pugdft.leaderboard.stats import (
+    LEVEL,
+    Sample,
+    Spread,
+    compare_all,
+    holm_adjusted,
+    mean_squares,
+    spread_of,
+)
 
 NUM_DRAWS = 400
 """Bootstrap resamples."""

@@ -21,15 +21,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from pugdft import yaml_text
-from pugdft.bench.matrix import build_matrix
-from pugdft.bench.plan import plan_cells
-from pugdft.checkpoint import load_checkpoint, save_checkpoint
-from pugdft.data.contents import Sample
-from pugdft.data.decoding import decode, decoded_split
-from pugdft.data.tables import parquet_source
+from pugdft.bench.grid import build_matrix, plan_cells
+from pugdft.config import yaml
+from pugdft.data.datasets import Sample, parquet_source
+from pugdft.data.decode import decode, decoded_split
 from pugdft.errors import UserError
-from pugdft.finetune import read_recipe
 from pugdft.leaderboard import (
     Loaded,
     as_csv,
@@ -40,16 +36,16 @@ from pugdft.leaderboard import (
     collect,
     print_table,
 )
-from pugdft.leaderboard.check import check_records
-from pugdft.leaderboard.page import as_html
-from pugdft.leaderboard.per_image import NotUsable, read_per_image
+from pugdft.leaderboard.formats.html import as_html
+from pugdft.leaderboard.load import NotUsable, read_per_image
+from pugdft.leaderboard.validate import check_records
+from pugdft.models import read_weights
 from pugdft.predictions import Predictions
-from pugdft.record import RunRecord, write_record
-from pugdft.tuning.search_file import bundled_searches, read_search
-from pugdft.tuning.space import Untuned, space_faults
-from pugdft.verification.rerun import rerun_folder, rerun_recipe
-from pugdft.verification.stored import StoredRun, open_run, read_stored_weights
-from pugdft.weights import read_weights
+from pugdft.records import RunRecord, write_record
+from pugdft.reproduce import StoredRun, open_run, read_stored_weights, rerun_folder, rerun_recipe
+from pugdft.training.checkpoint import load_checkpoint, save_checkpoint
+from pugdft.training.run import read_recipe
+from pugdft.tuning.space import Untuned, bundled_searches, read_search, space_faults
 
 Read = Callable[[bytes, Path], object]
 
@@ -167,7 +163,7 @@ def record(**changes: Any) -> RunRecord:
 @refusing()
 def read_recipe_file(data: bytes, folder: Path) -> object:
     recipe = read_recipe(file(folder, "recipe.yaml", data))
-    assert read_recipe(yaml_text.parse(yaml_text.dump(recipe.as_dict()))) == recipe
+    assert read_recipe(yaml.parse(yaml.dump(recipe.as_dict()))) == recipe
     return True
 
 
@@ -312,7 +308,7 @@ def npz() -> bytes:
 
 def dumped(*values: Any) -> list[bytes]:
     """YAML."""
-    return [yaml_text.dump(value).encode() for value in values]
+    return [yaml.dump(value).encode() for value in values]
 
 
 PARQUET = parquet()

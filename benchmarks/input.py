@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from pugdft.data.augment import Augmentation, ResizedCrop
-from pugdft.data.batches import Images, Share, TrainingBatches
-from pugdft.data.sources import open_source
-from pugdft.data.store import prepare
+from pugdft.data.cache import prepare
+from pugdft.data.datasets import open_source
+from pugdft.data.loader import Images, Share, TrainingBatches
 from pugdft.data.transforms import ToInput
 
 BATCH, SIDE = 32, 224

@@ -27,8 +27,8 @@ from itertools import count, cycle, product
 from pathlib import Path
 from typing import Any
 
-from pugdft import yaml_text
-from pugdft.record import RunRecord
+from pugdft.config import yaml
+from pugdft.records import RunRecord
 
 MODELS = ["resnet18.tv_in1k", "vit_base_patch16_224.augreg_in21k_ft_in1k", "deit_small_patch16_224.fb_in1k"]
 DATA_SETS = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
@@ -161,7 +161,7 @@ def write_records(root: Path, number: int, rows: int) -> int:
     for index, cell in zip(range(number), cells(), strict=False):
         text = record_text(index, cell, rows, draw)
         if index == 0:
-            record = RunRecord.model_validate(yaml_text.parse(text))
+            record = RunRecord.model_validate(yaml.parse(text))
             assert record.to_yaml() == text, "no longer the text that a run writes"
         folder = root / f"{index // 1000:03d}" / f"run-{index:06d}"
         folder.mkdir(parents=True)

@@ -32,8 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pugdft.optim import build_optimizer
-from pugdft.optim.evidence import Evidence
-from pugdft.optim.registry import METHODS
+from pugdft.optim.build import METHODS
+from pugdft.optim.diagnostics import Evidence
 
 try:
     import pytorch_optimizer

@@ -25,14 +25,13 @@ from typing import Any
 
 import torch
 
-from pugdft import yaml_text
-from pugdft.accelerator import make_accelerator
-from pugdft.finetune import read_recipe
-from pugdft.freezing import training_mode
-from pugdft.loop import Position, Totals, Trainer, new_totals, train_epoch
+from pugdft.config import yaml
+from pugdft.models import training_mode
 from pugdft.optim import build_optimizer
-from pugdft.parts import Parts, assemble, load
-from pugdft.record import RunRecord, read_record
+from pugdft.records import RunRecord, read_record
+from pugdft.training.run import read_recipe
+from pugdft.training.setup import Parts, assemble, load, make_accelerator
+from pugdft.training.trainer import Position, Totals, Trainer, new_totals, train_epoch
 
 BASE = {"name": "sgd", "lr": 0.001, "momentum": 0.9}
 SPECS = {"sgd": BASE, "sam": {"name": "sam", "base": BASE}, "pugd": {"name": "pugd", "base": BASE}}
@@ -141,7 +140,7 @@ def run_of(recipe: dict[str, Any], num_steps: int, *options: str) -> RunRecord:
     recipe["data"]["validation"] = 0.02
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
-        path.write_text(yaml_text.dump(recipe))
+        path.write_text(yaml.dump(recipe))
         command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", f"{folder}/run"]
         subprocess.run([*command, *options], check=True, capture_output=True)
         return read_record(Path(folder) / "run" / "record.yaml")

@@ -69,8 +69,8 @@ def export_images(folder: Path, num_train: int, num_test: int) -> None:
     """The first of the bundled images as class folders, the classes in turn."""
     from PIL import Image
 
-    from pugdft.data.sources import open_source
-    from pugdft.data.store import prepare
+    from pugdft.data.cache import prepare
+    from pugdft.data.datasets import open_source
 
     store = prepare(open_source("bundled"), 32)
     for split, count in (("train", num_train), ("test", num_test)):
@@ -95,8 +95,8 @@ def recipe_of(task: Task) -> dict[str, Any]:
 
 def train_with_pugdft(task: Task, overrides: list[str], profile: bool = False) -> None:
     """In a process of its own: ``pugdft finetune`` with an observer that looks at the clock."""
-    from pugdft.finetune import finetune, read_recipe
-    from pugdft.observer import Observer
+    from pugdft.training.callbacks import Observer
+    from pugdft.training.run import finetune, read_recipe
 
     class Clock(Observer):
         def on_step(self, position: Any, totals: Any, done: int) -> None:

@@ -1,6 +1,6 @@
 """``python -m pugdft`` is the ``pugdft`` command; torchrun starts its workers this way."""
 
-from pugdft.cli import main
+from pugdft.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -82,3 +82,13 @@ def counted(number: int, noun: str) -> str:
     """``1 image``, ``2 images``; ``2 classes`` for a noun that ends in s."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def printable(text: object) -> str:
+    """``text`` on one line, without control characters, escape codes or invisible marks.
+
+    ``str.isprintable`` refuses the terminal's control codes, bidirectional overrides and lone surrogates
+    alike; a line break or a tab becomes a space, so that words stay apart.
+    """
+    spaced = " ".join(str(text).split())
+    return "".join(character for character in spaced if character.isprintable())

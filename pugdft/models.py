@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,131 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from pugdft.config.schema import ModelSection
 from pugdft.errors import Fault, UserError, close_match, counted
-from pugdft.folders import weights_folder
-from pugdft.hub import stay_offline_without_network
-from pugdft.recipe import ModelSection
-from pugdft.record import file_sha256
-from pugdft.weights import read_weights
+from pugdft.paths import file_sha256, stay_offline_without_network, weights_folder
+
+# What torch.save wrote first before its archives: its magic number, pickled.
+_OLD_PTH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` or ``.pth`` file; no code in the file is run.
+
+    Raises:
+        UserError: damaged, a pickle that holds more than tensors, or tensors that no model starts from.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles: for those who write them
+            state = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # each reader raises its own kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if (suffix := _suffix_by_content(path)) not in (None, path.suffix):
+            reason = f"it is a {suffix} file by its content; rename it to {path.with_suffix(suffix).name}"
+        elif "weights_only" in str(error) and path.suffix == ".pth":
+            reason = (
+                "no pickle of tensors alone, and no code in a file is run. Save the model's state_dict, best "
+                "as .safetensors"
+            )
+        elif isinstance(error, AttributeError):  # what is no mapping has no items
+            reason = "it holds no tensors by name"
+        raise UserError(f"{path}: not readable as weights: {reason}") from None
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors")
+    whole = [n for n, t in tensors.items() if not t.is_floating_point() and "num_batches_tracked" not in n]
+    if len(whole) > len(tensors) // 2:
+        raise UserError(f'{path}: "{whole[0]}" and others are {tensors[whole[0]].dtype}, not floating point')
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise UserError(
+                f'{path}: "{name}" has no numbers: it is of torch\'s meta device. Save the model with them'
+            )
+        if tensor.layout != torch.strided:
+            raise UserError(f'{path}: "{name}" is sparse; save it dense')
+    if broken := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
+        raise UserError(f'{path}: "{broken[0]}" holds numbers that are not finite')
+    return tensors
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    for dimension, stride in enumerate(tensor.stride()):
+        # One number may be repeated more often than memory would hold it.
+        if stride == 0 and tensor.shape[dimension] > 1:
+            tensor = tensor.narrow(dimension, 0, 1)
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _suffix_by_content(path: Path) -> str | None:
+    """What a file of tensors should be called; None for any other."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+            return ".safetensors"
+        if start.startswith(_OLD_PTH):
+            return ".pth"
+        with zipfile.ZipFile(path) as archive:
+            return ".pth" if any(name.endswith("/data.pkl") for name in archive.namelist()) else None
+    except Exception:  # zipfile lets out nearly anything
+        return None
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Leave the head alone trainable."""
+    heads = head_parameters(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in heads)
+
+
+def training_mode(model: nn.Module, frozen: bool, fixed_batch_norm: bool) -> None:
+    """Training mode; of a frozen backbone only the head, so that its features stay what they were.
+
+    With ``fixed_batch_norm`` those layers normalise by their running statistics as in evaluation, and
+    their scale and shift still learn.
+    """
+    model.train(not frozen)
+    if frozen:
+        head_of(model).train()
+    if fixed_batch_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def averages_over_batch(model: nn.Module) -> bool:
+    """Whether BatchNorm normalises by the batch right now: then micro-batches change results."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+
+
+def remember_features(model: nn.Module) -> None:
+    """Let every further pass over the same inputs take a frozen backbone's features from the first one.
+
+    A perturbation moves the head alone, so they are the same bit for bit, and a second pass costs the head's.
+    They live as long as the inputs do: until the update is made. For a model whose backbone is frozen and in
+    evaluation mode.
+    """
+    timm_model: Any = model
+    compute = timm_model.forward_features
+    known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def features(inputs: Tensor, *options: Any, **more_options: Any) -> Any:  # the same at every call
+        if not torch.is_grad_enabled():  # an evaluation sees its images once
+            return compute(inputs, *options, **more_options)
+        found, version = known.get(inputs, (None, 0))
+        # A head may work in place, and then what is there is no longer what the backbone made.
+        if found is None or found._version != version:
+            found = compute(inputs, *options, **more_options)
+            if isinstance(found, Tensor) and not found.requires_grad:
+                known[inputs] = found, found._version
+        return found
+
+    timm_model.forward_features = features
+
 
 _LONGEST_SHOWN = 200
 

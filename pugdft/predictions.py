@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pugdft.record import SplitMetrics, write_atomically
+from pugdft.paths import write_atomically
+from pugdft.records import SplitMetrics
 
 NUM_BINS = 15
 

@@ -22,8 +22,8 @@ from PIL import Image
 from standing_still import Command
 from tuning_runs import Runs, Search
 
-from pugdft import yaml_text
-from pugdft.bench import local
+from pugdft.bench.executors import local
+from pugdft.config import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
@@ -92,7 +92,7 @@ def small_recipe(image_folder: Path) -> dict[str, Any]:
 def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
     """The small recipe as a file."""
     path = tmp_path / "insects.yaml"
-    path.write_text(yaml_text.dump(small_recipe))
+    path.write_text(yaml.dump(small_recipe))
     return path
 
 

@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_records import record
 
-from pugdft import yaml_text
+from pugdft.config import yaml
 from pugdft.errors import UserError
-from pugdft.finetune import read_recipe
-from pugdft.leaderboard.collect import read_checked
-from pugdft.leaderboard.plausible import record_faults
-from pugdft.record import RunRecord, parse_record
-from pugdft.verification.rerun import rerun_folder, rerun_recipe
-from pugdft.verification.stored import StoredRun
+from pugdft.leaderboard.load import read_checked
+from pugdft.leaderboard.validate import record_faults
+from pugdft.records import RunRecord, parse_record
+from pugdft.reproduce import StoredRun, rerun_folder, rerun_recipe
+from pugdft.training.run import read_recipe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from fuzz import fuzz
@@ -74,7 +73,7 @@ def places(data: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def put(data: dict[str, Any], changes: list[tuple[tuple[Any, ...], Any]]) -> dict[str, Any]:
     """A copy with other values; a place that an earlier change took away is left out."""
-    copy = yaml_text.parse(yaml_text.dump(data))
+    copy = yaml.parse(yaml.dump(data))
     for (*way, last), value in changes:
         try:
             node = reduce(getitem, way, copy)
@@ -113,18 +112,18 @@ def test_a_recipe_with_any_values_is_read_back_as_itself_or_refused(changes: Any
     if refusal(read_recipe, data) is not None:
         return
     recipe = read_recipe(data)
-    text = yaml_text.dump(recipe.as_dict())
-    again = read_recipe(yaml_text.parse(text))
+    text = yaml.dump(recipe.as_dict())
+    again = read_recipe(yaml.parse(text))
     assert again == recipe
     assert again.digest() == recipe.digest()
-    assert yaml_text.dump(again.as_dict()) == text
+    assert yaml.dump(again.as_dict()) == text
 
 
 @bounded
 @given(st.lists(st.tuples(st.sampled_from(places(FULL_RECIPE)), VALUES), min_size=1, max_size=2))
 def test_overrides_with_any_values_are_taken_or_refused_as_overrides(changes: Any) -> None:
     texts = [
-        f"{'.'.join(map(str, way))}={yaml_text.dump(value).removesuffix(chr(10)).removesuffix('...')}"
+        f"{'.'.join(map(str, way))}={yaml.dump(value).removesuffix(chr(10)).removesuffix('...')}"
         for way, value in changes
     ]
     said = refusal(read_recipe, FULL_RECIPE, texts) or ""
@@ -134,7 +133,7 @@ def test_overrides_with_any_values_are_taken_or_refused_as_overrides(changes: An
 @bounded
 @given(changes_of(FULL_RECORD))
 def test_a_record_with_any_values_is_read_back_as_itself_or_refused(folder: Path, changes: Any) -> None:
-    text = yaml_text.dump(put(FULL_RECORD, changes))
+    text = yaml.dump(put(FULL_RECORD, changes))
     said = refusal(parse_record, text, PATH)
     if said is not None:
         assert said.startswith("record.yaml: ")
@@ -151,7 +150,7 @@ def test_a_record_with_any_values_is_read_back_as_itself_or_refused(folder: Path
 
 def test_the_good_ones_are_accepted() -> None:
     assert read_recipe(FULL_RECIPE).tuning is not None
-    assert isinstance(parse_record(yaml_text.dump(FULL_RECORD), PATH), RunRecord)
+    assert isinstance(parse_record(yaml.dump(FULL_RECORD), PATH), RunRecord)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------

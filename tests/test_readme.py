@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from pugdft.bench.entries import parse_optimizers
-from pugdft.bench.matrix import build_matrix
-from pugdft.bench.plan import plan_cells
-from pugdft.finetune import read_recipe
-from pugdft.optim import Method, build_optimizer, resolve_spec, unit_presets
-from pugdft.yaml_text import parse
+from pugdft.bench.grid import build_matrix, plan_cells
+from pugdft.bench.optimizer_spec import parse_optimizers
+from pugdft.config.yaml import parse
+from pugdft.optim import Method, build_optimizer, methods, resolve_spec
+from pugdft.training.run import read_recipe
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -77,11 +76,11 @@ def test_the_example_of_a_training_loop_trains() -> None:
 
 
 def test_the_example_of_a_new_method_is_the_bundled_one() -> None:
-    scope = dict(vars(unit_presets))
+    scope = dict(vars(methods))
     exec(block("python", "sam_gns"), scope)
     method = scope["sam_gns"](rho=0.1)
     assert isinstance(method, Method)
-    assert method == unit_presets.sam_gns(rho=0.1)
+    assert method == methods.sam_gns(rho=0.1)
     assert build_optimizer(
         {"name": "sam_gns", "rho": 0.1, "base": {"name": "sgd", "lr": 0.1}}, nn.Linear(2, 2)
     )

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pugdft import block_yaml, yaml_text
+from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.leaderboard import build_leaderboard, collect
-from pugdft.record import RunRecord, read_record, write_record
+from pugdft.records import RunRecord, read_record, write_record
 
 FIRST_VERSION = Path(__file__).parent / "fixtures" / "record_first_version.yaml"
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9}
@@ -65,7 +65,7 @@ def run(optimizer: dict[str, Any] = SGD, **fields: Any) -> RunRecord:
 
 
 def in_full(text: str) -> Any:
-    return yaml_text._parse_in_full(text, "", False)
+    return yaml._parse_in_full(text, "", False)
 
 
 def read_by(parse: Any, text: str) -> str:
@@ -92,13 +92,13 @@ def no_long_way(section: str) -> NoReturn:
         ).to_yaml(),
         run(environment={"git": "12345678e90", "device": "Gerät (1:2) it's 5 %, a@b", "none": ""}).to_yaml(),
         run(error="UserError: no such file: /data/cifar10; see `pugdft data`", metrics=None).to_yaml(),
-        yaml_text.dump({"rows": [{"a": math.nan, "b": math.inf, "c": None}, {"a": -math.inf, "b": 1e300}]}),
-        yaml_text.dump({"rows": [{"a": 1, "b": -0.0, "c": True}, {"c": 2}], "more": [{"a": 10**50}]}),
+        yaml.dump({"rows": [{"a": math.nan, "b": math.inf, "c": None}, {"a": -math.inf, "b": 1e300}]}),
+        yaml.dump({"rows": [{"a": 1, "b": -0.0, "c": True}, {"c": 2}], "more": [{"a": 10**50}]}),
     ],
     ids=["plain", "nested", "words", "failed", "not finite", "tables"],
 )
 def test_what_a_run_writes_is_read_the_quick_way_and_as_the_long_way_reads_it(text: str) -> None:
-    assert repr(block_yaml.read(text, no_long_way)) == repr(in_full(text))
+    assert repr(yaml.read(text, no_long_way)) == repr(in_full(text))
 
 
 def test_a_folded_error_takes_the_long_way_alone() -> None:
@@ -110,7 +110,7 @@ def test_a_folded_error_takes_the_long_way_alone() -> None:
         sections.append(section)
         return in_full(section)
 
-    value = block_yaml.read(text, read_section)
+    value = yaml.read(text, read_section)
     assert value == in_full(text)
     assert value["error"] == record.error
     assert [section.partition(":")[0] for section in sections] == ["error"]
@@ -154,7 +154,7 @@ TABLES = ROWS.map(lambda rows: "seed: 1\nhistory:\n" + "\n".join(rows) + "\ncost
 @settings(max_examples=400, deadline=None)
 @given(DOCUMENTS | TABLES)
 def test_any_document_reads_the_same_in_both_ways(text: str) -> None:
-    assert read_by(yaml_text.parse, text) == read_by(in_full, text)
+    assert read_by(yaml.parse, text) == read_by(in_full, text)
 
 
 RECORD = run(
@@ -187,7 +187,7 @@ def damaged(text: str, draw: random.Random) -> str:
 @given(st.randoms(use_true_random=False))
 def test_a_damaged_record_reads_the_same_in_both_ways(draw: random.Random) -> None:
     text = damaged(RECORD, draw)
-    assert read_by(yaml_text.parse, text) == read_by(in_full, text)
+    assert read_by(yaml.parse, text) == read_by(in_full, text)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_damaged_record_reads_the_same_in_both_ways(draw: random.Random) -> No
 )
 def test_what_looks_plain_and_is_not_is_left_to_the_long_way(text: str) -> None:
     for document in (text, "plain: 1\nseed: 2\nstatus: completed\nid: run\nerror: null\n" + text):
-        assert read_by(yaml_text.parse, document) == read_by(in_full, document)
+        assert read_by(yaml.parse, document) == read_by(in_full, document)
 
 
 @pytest.mark.parametrize(
@@ -218,19 +218,19 @@ def test_what_looks_plain_and_is_not_is_left_to_the_long_way(text: str) -> None:
     ["12e5", "1234567e8", ".5e3", "1e400", "010", "1_000", "yes", "~", "0x1f", ".inf", "a\x85b", "\u2028"],
 )
 def test_a_word_stays_that_word_whatever_it_looks_like(word: str) -> None:
-    assert yaml_text.parse(yaml_text.dump({"git": word, word: 1})) == {"git": word, word: 1}
+    assert yaml.parse(yaml.dump({"git": word, word: 1})) == {"git": word, word: 1}
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "a: " + "{a: " * 100_000, "- " * 100_000, "? " * 50_000])
 def test_a_hundred_thousand_levels_are_one_message(text: str) -> None:
     with pytest.raises(UserError, match="not readable as YAML: nested too deep"):
-        yaml_text.parse(text)
+        yaml.parse(text)
 
 
 def test_indentation_without_end_is_one_message() -> None:
     text = "".join(f"{' ' * level}a:\n" for level in range(600)).removesuffix("\n") + " 1\n"
     with pytest.raises(UserError, match="not readable as YAML: nested too deep"):
-        yaml_text.parse(text)
+        yaml.parse(text)
 
 
 def test_a_refused_text_leaves_nothing_behind() -> None:
@@ -240,7 +240,7 @@ def test_a_refused_text_leaves_nothing_behind() -> None:
         before = len(gc.get_objects())
         for _ in range(10):
             with pytest.raises(UserError):
-                yaml_text.parse(RECORD + "note: !!bool maybe\n")
+                yaml.parse(RECORD + "note: !!bool maybe\n")
         assert len(gc.get_objects()) - before < 1000
     finally:
         gc.enable()
@@ -436,8 +436,8 @@ def test_a_pipe_or_a_device_is_no_record_and_is_not_waited_for(tmp_path: Path) -
     ],
 )
 def test_the_quick_way_leaves_to_the_long_way_what_it_would_read_otherwise(text: str) -> None:
-    with pytest.raises(block_yaml.Unusual):
-        block_yaml.read(text, lambda section: yaml_text._parse_in_full(section, "", False))
+    with pytest.raises(yaml.Unusual):
+        yaml.read(text, lambda section: yaml._parse_in_full(section, "", False))
 
 
 def test_of_equal_copies_the_one_with_predictions_counts(tmp_path: Path) -> None:

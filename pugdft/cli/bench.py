@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pugdft.cli.given import given_path
+from pugdft.cli.output import given_path
 
 
 class Budget(StrEnum):
@@ -57,9 +57,8 @@ def command(
     """
     from rich.console import Console
 
-    from pugdft.bench.local import USER_MISTAKE, Options, incomplete, prepare_output, run_cells
-    from pugdft.bench.matrix import build_matrix
-    from pugdft.bench.plan import plan_cells
+    from pugdft.bench.executors.local import USER_MISTAKE, Options, incomplete, prepare_output, run_cells
+    from pugdft.bench.grid import build_matrix, plan_cells
     from pugdft.cli.bench_view import LiveView, PlainView, print_plan
     from pugdft.cli.leaderboard import show
     from pugdft.errors import UserError
@@ -67,8 +66,7 @@ def command(
     matrix = build_matrix(arguments or [], optimizers, seeds, budget.value if budget else None)
     cells = plan_cells(matrix.recipes, matrix.overrides, matrix.entries, matrix.seeds, output, matrix.budget)
     if plan:
-        from pugdft.bench.estimate import estimate
-        from pugdft.bench.probe import probe
+        from pugdft.bench.estimate import estimate, probe
 
         made = estimate(cells, output, probe)
         problems = list(

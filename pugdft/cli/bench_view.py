@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pugdft.bench.estimate import Estimate
-from pugdft.bench.local import Watcher, cell_record, cell_status
-from pugdft.bench.plan import Cell
-from pugdft.cli.duration import duration
+from pugdft.bench.executors.local import Watcher, cell_record, cell_status
+from pugdft.bench.grid import Cell
+from pugdft.cli.output import duration
 from pugdft.errors import counted
 
 _WIDEST_MATRIX = 8

@@ -53,9 +53,7 @@ def command(
     leaderboard calls an optimizer, such as 'sam[rho=0.1]'.
     """
     from pugdft.errors import UserError
-    from pugdft.leaderboard.compare import compare_sides
-    from pugdft.leaderboard.compare_text import as_json, as_text
-    from pugdft.leaderboard.sides import find_sides
+    from pugdft.leaderboard.compare import as_json, as_text, compare_sides, find_sides
 
     if margin is not None and margin >= 1 and metric is not RankedBy.LOSS:
         raise UserError(

@@ -35,8 +35,8 @@ Storage = Annotated[
 @app.command("prepare")
 def prepare_data(name: Name, image_size: ImageSize = 224, storage: Storage = StorageForm.AUTO) -> None:
     """Fetch a data set if need be and decode it; prints the folder that images are read from."""
-    from pugdft.data.sources import open_source
-    from pugdft.data.store import SPLITS, prepare
+    from pugdft.data.cache import SPLITS, prepare
+    from pugdft.data.datasets import open_source
 
     store = prepare(open_source(name), image_size, storage.value, _say)
     for split in SPLITS:
@@ -50,8 +50,8 @@ def prepare_data(name: Name, image_size: ImageSize = 224, storage: Storage = Sto
 @app.command("verify")
 def verify_data(name: Name, image_size: ImageSize = 224, storage: Storage = StorageForm.AUTO) -> None:
     """Read every pixel and label again and compare their digest with the one of the first decoding."""
-    from pugdft.data.sources import open_source
-    from pugdft.data.store import prepare
+    from pugdft.data.cache import prepare
+    from pugdft.data.datasets import open_source
 
     store = prepare(open_source(name), image_size, storage.value, _say)
     if store.content_sha256() != store.sha256:

@@ -44,7 +44,7 @@ def command(
     the recipe is not valid.
     """
     if recipe is not None:
-        from pugdft.recipe import find_recipe
+        from pugdft.config.load import find_recipe
 
         find_recipe(recipe)
     from pugdft.doctor.examine import examine

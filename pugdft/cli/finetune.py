@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from pugdft import yaml_text
-from pugdft.cli.given import given_path
 from pugdft.cli.launch import end_with_the_launcher, is_main_process, launch
+from pugdft.cli.output import given_path
+from pugdft.config import yaml
 
 
 class Progress(StrEnum):
@@ -54,18 +54,18 @@ def command(
 
     Prints the record's path. The same command goes on with an interrupted run.
     """
-    from pugdft.recipe import find_recipe
+    from pugdft.config.load import find_recipe
 
     end_with_the_launcher()
     find_recipe(recipe)  # a misspelt name is said before torch is imported
-    from pugdft.finetune import finetune, read_recipe
+    from pugdft.training.run import finetune, read_recipe
 
     texts = list(overrides or [])
     if seed is not None:
         texts.append(f"train.seed={seed}")
     resolved = read_recipe(recipe, texts)
     if dry_run:
-        typer.echo(yaml_text.dump(resolved.as_dict()), nl=False)
+        typer.echo(yaml.dump(resolved.as_dict()), nl=False)
         return
     if num_processes is not None and num_processes > 1:
         options = ["--output", str(output)] if output else []
@@ -73,9 +73,8 @@ def command(
         options += ["--profile"] if profile else []
         options += ["--progress", progress.value]
         raise typer.Exit(launch(num_processes, ["finetune", recipe, *texts, *options]))
-    from pugdft.cli.json_progress import JsonProgress
-    from pugdft.cli.progress import ProgressLog, print_summary
-    from pugdft.observer import Observer
+    from pugdft.cli.progress import JsonProgress, ProgressLog, print_summary
+    from pugdft.training.callbacks import Observer
 
     observer = Observer()
     if is_main_process():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from pugdft.cli.given import given_path
+from pugdft.cli.output import given_path
 
 if TYPE_CHECKING:
     from pugdft.leaderboard import Group
@@ -105,7 +105,7 @@ def check(
     A line for each record, or one for each thing wrong with it; exit code 3 if there is any.
     """
     from pugdft.errors import undriven
-    from pugdft.leaderboard.check import check_records
+    from pugdft.leaderboard.validate import check_records
 
     checked = check_records(paths, lambda note: print(undriven(note), file=sys.stderr))
     for each in checked:
@@ -136,8 +136,8 @@ def show(
     """
     from pugdft.errors import UserError, counted
     from pugdft.leaderboard import Collected, build_leaderboard, collect
-    from pugdft.leaderboard.collect import without_garbage_collection
-    from pugdft.leaderboard.filters import NothingMatches
+    from pugdft.leaderboard.grouping import NothingMatches
+    from pugdft.leaderboard.load import without_garbage_collection
 
     with without_garbage_collection():
         places = paths or _DEFAULT_PATHS
@@ -174,8 +174,8 @@ def _with_reported(
     groups: list[Group], dataset: str | None, model: str | None, unmatched: Exception | None
 ) -> list[Group]:
     from pugdft.errors import UserError
-    from pugdft.leaderboard.filters import NothingMatches
-    from pugdft.leaderboard.reported import reported_folder, reported_rows, select_rows, with_reported
+    from pugdft.leaderboard.grouping import NothingMatches
+    from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
 
     try:
         rows = select_rows(reported_rows(reported_folder()), groups, dataset, model)
@@ -189,7 +189,7 @@ def _rendered(groups: Sequence[Group], format_: Format, output: Path | None) -> 
     from pugdft.leaderboard import as_csv, as_json, as_latex, as_markdown, print_table
 
     if format_ is Format.HTML:
-        from pugdft.leaderboard.page import as_html
+        from pugdft.leaderboard.formats.html import as_html
 
         return as_html(groups).rstrip("\n") + "\n"
     writers = {
@@ -215,7 +215,7 @@ def _rendered(groups: Sequence[Group], format_: Format, output: Path | None) -> 
 
 def _write(text: str, path: Path | None) -> None:
     from pugdft.errors import UserError
-    from pugdft.record import write_atomically
+    from pugdft.paths import write_atomically
 
     if path is None:
         sys.stdout.write(text)

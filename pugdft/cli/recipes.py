@@ -20,8 +20,8 @@ Name = Annotated[str, typer.Argument(help="A bundled recipe's name, or a file.",
 @app.command("ls")
 def list_recipes() -> None:
     """List the bundled recipes with their purpose."""
-    from pugdft.recipe import bundled_recipes, find_recipe
-    from pugdft.yaml_text import read_text
+    from pugdft.config.load import bundled_recipes, find_recipe
+    from pugdft.config.yaml import read_text
 
     names = bundled_recipes()
     width = max(map(len, names))
@@ -33,8 +33,8 @@ def list_recipes() -> None:
 @app.command("show")
 def show_recipe(name: Name) -> None:
     """Print a recipe as it stands."""
-    from pugdft.recipe import find_recipe
-    from pugdft.yaml_text import read_text
+    from pugdft.config.load import find_recipe
+    from pugdft.config.yaml import read_text
 
     text = read_text(find_recipe(name))
     # Somebody else's file shall not drive the terminal; a pipe gets it as it is.
@@ -47,8 +47,8 @@ def copy_recipe(
     target: Annotated[Path, typer.Argument(help="The new file, or a folder.", show_default="here")] = Path(),
 ) -> None:
     """Copy a bundled recipe to change it."""
-    from pugdft.recipe import find_recipe
-    from pugdft.yaml_text import read_text
+    from pugdft.config.load import find_recipe
+    from pugdft.config.yaml import read_text
 
     source = find_recipe(name)
     text = read_text(source)
@@ -68,7 +68,7 @@ def validate_recipes(
     names: Annotated[list[str], typer.Argument(help="Recipe files or bundled names.", show_default=False)],
 ) -> None:
     """Check recipes without running them; every fault is reported."""
-    from pugdft.finetune import read_recipe
+    from pugdft.training.run import read_recipe
 
     errors = []
     for name in names:
@@ -85,6 +85,6 @@ def validate_recipes(
 @app.command("schema")
 def print_schema() -> None:
     """Print the recipes' JSON schema, for editors."""
-    from pugdft.recipe import Recipe
+    from pugdft.config.schema import Recipe
 
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))

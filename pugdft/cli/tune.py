@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pugdft.cli.given import given_path
+from pugdft.cli.output import given_path
 from pugdft.errors import undriven
 
 if TYPE_CHECKING:
-    from pugdft.tuning.tuned import Tuned
+    from pugdft.tuning.trials import Tuned
 
 _PLAIN_WIDTH = 120
 
@@ -52,9 +52,9 @@ def command(
     another terminal or on another machine with the same folder, it takes its share of the trials. With other
     optimizers and the same folder, the bench file gets them besides those that are there.
     """
-    from pugdft.bench.local import USER_MISTAKE
+    from pugdft.bench.executors.local import USER_MISTAKE
+    from pugdft.tuning.search import Request, tune
     from pugdft.tuning.trials import StoppedError
-    from pugdft.tuning.tune import Request, tune
 
     request = Request(recipe, overrides or [], optimizers, search, trials, seeds, output, num_processes)
     try:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from pugdft.cli.given import given_path
+from pugdft.cli.output import given_path
 from pugdft.errors import UserError
 
 if TYPE_CHECKING:
-    from pugdft.verification.agreement import Check
-    from pugdft.verification.stored import StoredRun
+    from pugdft.reproduce import Check, StoredRun
 
 GATE_DID_NOT_HOLD = 3
 
@@ -40,8 +39,8 @@ def verify_command(
     what is allowed. Exit code 0 if all agree, 3 if not, 2 if something cannot be read.
     """
     from pugdft.cli.progress import ProgressLog
-    from pugdft.leaderboard.printable import printable
-    from pugdft.verification.verify import verify
+    from pugdft.errors import printable
+    from pugdft.reproduce import verify
 
     agree, unreadable = [], []
     for path in records:
@@ -87,8 +86,7 @@ def rerun_command(
     interrupted rerun. Exit code 0 if the record holds, 3 if not.
     """
     from pugdft.cli.launch import is_main_process, launch
-    from pugdft.verification.rerun import rerun, rerun_folder, rerun_recipe
-    from pugdft.verification.stored import open_run
+    from pugdft.reproduce import open_run, rerun, rerun_folder, rerun_recipe
 
     old = open_run(record)
     folder = rerun_folder(old, output)
@@ -103,7 +101,7 @@ def rerun_command(
         new = open_run(folder)
     else:
         from pugdft.cli.progress import ProgressLog
-        from pugdft.observer import Observer
+        from pugdft.training.callbacks import Observer
 
         is_main = is_main_process()
         new = rerun(
@@ -119,8 +117,8 @@ def rerun_command(
 
 def _conclude(old: StoredRun, new: StoredRun, tolerant: bool) -> NoReturn:
     """Compare, print and end."""
-    from pugdft.leaderboard.printable import printable
-    from pugdft.verification.comparison import compare_runs
+    from pugdft.errors import printable
+    from pugdft.reproduce import compare_runs
 
     status = new.record.status
     if status in ("oom", "failed") and status != old.record.status:
@@ -136,7 +134,7 @@ def _conclude(old: StoredRun, new: StoredRun, tolerant: bool) -> NoReturn:
 
 def _print_checks(checks: Iterable[Check], agreement: str) -> None:
     """One line a check: ok or same, differs, and the numbers."""
-    from pugdft.leaderboard.printable import printable
+    from pugdft.errors import printable
 
     listed = list(checks)
     width = max(len(check.name) for check in listed)

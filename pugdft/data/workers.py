@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pugdft.data.auto_augment import Transform
-from pugdft.data.image_files import Pixels
-from pugdft.data.seeding import image_seeds
+from pugdft.data.cache import Pixels
+from pugdft.data.rng import image_seeds
 from pugdft.errors import RunFailed
 
 

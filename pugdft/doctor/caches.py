@@ -16,7 +16,7 @@ from pathlib import Path
 from pugdft.doctor.folders import is_held
 from pugdft.doctor.report import Line, reason, size
 from pugdft.errors import counted
-from pugdft.folders import cache_folder
+from pugdft.paths import cache_folder
 
 _STORE = re.compile(r"(?P<key>[0-9a-f]{64})-v(?P<version>\d+)-(native|\d+)")
 _FILE_FACTS = re.compile(_STORE.pattern + r"\.json")
@@ -90,7 +90,7 @@ def cache_lines(deep: bool, clean: bool) -> Iterator[Line]:
 
 def examine(folder: Path, deep: bool = False) -> StoreState:
     """Look at one store: its description, the shapes and sizes of its files; ``deep``: every byte."""
-    from pugdft.data.decoding import DECODING_VERSION
+    from pugdft.data.decode import DECODING_VERSION
 
     named = _STORE.fullmatch(folder.name)
     assert named is not None
@@ -100,7 +100,7 @@ def examine(folder: Path, deep: bool = False) -> StoreState:
         name, classes, sha256 = str(meta["source"]), list(meta["classes"]), str(meta["sha256"])
         num_images, side = _checked(folder, len(classes))
         if deep:
-            from pugdft.data.store import content_sha256
+            from pugdft.data.cache import content_sha256
 
             if content_sha256(folder) != sha256:
                 raise ValueError("its pixels or labels are not those that were decoded")

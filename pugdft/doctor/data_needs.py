@@ -10,18 +10,24 @@ from pathlib import Path
 
 from PIL import Image
 
-from pugdft.data.contents import SPLITS, Contents, Sample, Source, remembered_key
-from pugdft.data.decoding import FORMATS, kept_name
-from pugdft.data.disk_room import NoRoom, check_room
-from pugdft.data.file_facts import find_facts
-from pugdft.data.sources import BUNDLED, HUB_DATASETS, open_source
+from pugdft.config.schema import Recipe
+from pugdft.data.cache import NoRoom, check_room, find_facts
+from pugdft.data.datasets import (
+    BUNDLED,
+    HUB_DATASETS,
+    SPLITS,
+    Contents,
+    Sample,
+    Source,
+    open_source,
+    remembered_key,
+)
+from pugdft.data.decode import FORMATS, kept_name
 from pugdft.doctor.caches import StoreState, examine
 from pugdft.doctor.folders import existing, hub_cache
 from pugdft.doctor.report import Line, size
 from pugdft.errors import UserError, counted
-from pugdft.folders import cache_folder, data_folder
-from pugdft.hub import stay_offline_without_network
-from pugdft.recipe import Recipe
+from pugdft.paths import cache_folder, data_folder, stay_offline_without_network
 
 
 @dataclass(frozen=True)

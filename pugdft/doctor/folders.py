@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pugdft.doctor.report import Line, size, within
 from pugdft.errors import UserError
-from pugdft.folders import cache_folder, data_folder, weights_folder
+from pugdft.paths import cache_folder, data_folder, weights_folder
 
 _LITTLE = 2 * 2**30
 _SECONDS = 10.0

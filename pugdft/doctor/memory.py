@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pugdft.freezing import freeze_backbone, training_mode
-from pugdft.models import head_parameters
+from pugdft.config.schema import Recipe
+from pugdft.models import freeze_backbone, head_parameters, training_mode
 from pugdft.optim import build_optimizer
-from pugdft.optim.groups import GROUP_OPTIONS
-from pugdft.optim.registry import takes_two_passes
-from pugdft.performance import Switches, attention_of
-from pugdft.recipe import Recipe
+from pugdft.optim.base import GROUP_OPTIONS
+from pugdft.optim.build import takes_two_passes
+from pugdft.training.performance import Switches, attention_of
 
 _SIDE = 512
 _STEPS = 4

@@ -18,8 +18,8 @@ from pugdft.doctor.report import Line, Section, failed, size
 from pugdft.errors import UserError, counted
 
 if TYPE_CHECKING:
+    from pugdft.config.schema import Recipe
     from pugdft.doctor.memory import Memory
-    from pugdft.recipe import Recipe
 
 _SECONDS = 300.0
 # What a process takes before its first update: on a CPU with all that is imported, on a GPU its context.
@@ -54,7 +54,7 @@ def device_lines(recipe: Recipe, device: str) -> Iterator[Line]:
     """Where it would train, and whether the recipe's precision and switches are for that."""
     import torch
 
-    from pugdft.performance import pick
+    from pugdft.training.performance import pick
 
     precision = recipe.train.precision
     name = torch.cuda.get_device_name() if device == "cuda" else device.upper()
@@ -129,7 +129,7 @@ def _cpu_has_bf16() -> bool:
 def _main() -> None:
     given = json.loads(sys.argv[1])
     say(doing="recipe")
-    from pugdft.finetune import read_recipe
+    from pugdft.training.run import read_recipe
 
     try:
         recipe = read_recipe(given["recipe"], given["overrides"])
@@ -165,7 +165,7 @@ def _precision(recipe: Recipe, found: dict[str, Any], given: dict[str, Any]) -> 
 
 def _memory(recipe: Recipe, found: dict[str, Any], given: dict[str, Any]) -> Iterator[Line]:
     from pugdft.doctor.memory import memory_of
-    from pugdft.performance import pick
+    from pugdft.training.performance import pick
 
     switches = pick(recipe, found["device"])
     found["memory"] = memory_of(recipe, found["classes"], switches)
@@ -180,7 +180,7 @@ def _weights(recipe: Recipe, found: dict[str, Any], given: dict[str, Any]) -> It
 
 def _output(recipe: Recipe, found: dict[str, Any], given: dict[str, Any]) -> Iterator[Line]:
     from pugdft.doctor.output_needs import output_lines
-    from pugdft.output import run_id
+    from pugdft.training.run import run_id
 
     folder = Path(given["output"] or Path("runs") / run_id(recipe))
     yield from output_lines(recipe, folder, found["memory"].checkpoint_bytes if found["memory"] else None)

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pugdft.config.schema import Recipe
 from pugdft.doctor.folders import existing, file_system, is_held, try_lock
 from pugdft.doctor.report import Line, reason, size
 from pugdft.errors import UserError
-from pugdft.output import check
-from pugdft.recipe import Recipe
-from pugdft.record import RECORD_NAME, file_sha256, read_record
+from pugdft.paths import file_sha256
+from pugdft.records import RECORD_NAME, read_record
+from pugdft.training.run import check
 
 _NAMES = ("checkpoint", "checkpoint.previous")
 _CHECKPOINTS = 3  # the newest, the one before, and the one being written

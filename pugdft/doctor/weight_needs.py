@@ -10,13 +10,11 @@ from pathlib import Path
 import safetensors
 import timm
 
+from pugdft.config.schema import Recipe
 from pugdft.doctor.report import Line, reason, size
 from pugdft.errors import counted
-from pugdft.folders import weights_folder
-from pugdft.hub import stay_offline_without_network
 from pugdft.models import WEIGHTS_PACKAGES
-from pugdft.recipe import Recipe
-from pugdft.record import file_sha256
+from pugdft.paths import file_sha256, stay_offline_without_network, weights_folder
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 

@@ -6,13 +6,13 @@ people read, ``fields`` what programs read; ``table``, ``markdown``, ``latex`` a
 format is one function that takes groups. ``check`` validates records from others.
 """
 
-from pugdft.leaderboard.collect import Collected, Loaded, collect
 from pugdft.leaderboard.entry import Entry, Group
-from pugdft.leaderboard.fields import as_csv, as_json
-from pugdft.leaderboard.latex import as_latex
-from pugdft.leaderboard.markdown import as_markdown
+from pugdft.leaderboard.formats.csv_json import as_csv, as_json
+from pugdft.leaderboard.formats.latex import as_latex
+from pugdft.leaderboard.formats.markdown import as_markdown
+from pugdft.leaderboard.formats.table import print_table
+from pugdft.leaderboard.load import Collected, Loaded, collect
 from pugdft.leaderboard.ranking import build_leaderboard
-from pugdft.leaderboard.table import print_table
 
 __all__ = [
     "Collected",

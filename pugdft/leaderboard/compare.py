@@ -2,23 +2,164 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
 
 import numpy as np
 
-from pugdft.errors import UserError, counted
-from pugdft.leaderboard.crossed import LEVEL
-from pugdft.leaderboard.doubts import group_doubts, listed, unpaired
+from pugdft.errors import UserError, close_match, counted, printable
+from pugdft.leaderboard.columns import METRICS, NOTHING
 from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Metric
-from pugdft.leaderboard.grouping import RunEntry
-from pugdft.leaderboard.labels import entry_labels
+from pugdft.leaderboard.grouping import (
+    RunEntry,
+    RunGroup,
+    canonical,
+    differing,
+    entry_labels,
+    group_runs,
+    shown,
+)
+from pugdft.leaderboard.load import collect
 from pugdft.leaderboard.power import detectable_difference, needs_more_images, seeds_needed
-from pugdft.leaderboard.samples import NAMES, Measured, measure, num_test_images, without_lost
-from pugdft.leaderboard.sides import Side
-from pugdft.leaderboard.statistics import Comparison, compare, mean
+from pugdft.leaderboard.ranking import NAMES, Measured, chosen_groups, measure, num_test_images, without_lost
+from pugdft.leaderboard.stats import LEVEL, Comparison, compare, mean
+from pugdft.leaderboard.warnings import group_doubts, listed, unpaired
+
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Side:
+    """One optimizer's runs and the group that they stand in."""
+
+    runs: RunEntry
+    group: RunGroup
+
+
+def find_sides(
+    first: str,
+    second: str,
+    records: Sequence[Path],
+    dataset: str | None,
+    model: str | None,
+    report: Callable[[str], None],
+) -> tuple[Side, Side]:
+    """The two sides, of one group.
+
+    Args:
+        first: path of a record or of a folder with the runs of one optimizer; else a label.
+        second: likewise.
+        records: where labels are looked up.
+        dataset: the one that is meant where a label stands in several groups.
+        model: likewise.
+        report: told what was left out when records were read.
+
+    Raises:
+        UserError: a name that is unknown or means several things; runs of different protocols.
+    """
+    ranked: list[RunGroup] | None = None
+    candidates = []
+    for text in (first, second):
+        if os.path.exists(text):
+            candidates.append([_in_path(text, _groups([Path(text)], dataset, model, report))])
+            continue
+        if ranked is None:
+            _check_lookup(text, records)
+            ranked = _groups(records, dataset, model, report)
+        candidates.append(_labelled(text, ranked, records))
+    comparable = [pair for pair in product(*candidates) if not _differences(*pair)]
+    if len(comparable) == 1:
+        one, two = comparable[0]
+        return one, two
+    if comparable:
+        groups = "; ".join(_title(one.group) for one, _ in comparable[:_MOST_NAMED])
+        raise UserError(
+            f"both are in several groups: {groups}. Choose one with --dataset and --model, or give folders."
+        )
+    differences = "; ".join(_differences(candidates[0][0], candidates[1][0]))
+    raise UserError(
+        f"A ({printable(first)}) and B ({printable(second)}) did not run under one protocol, so nothing can "
+        f"be said of the optimizers: {differences}"
+    )
+
+
+def _groups(
+    paths: Sequence[Path], dataset: str | None, model: str | None, report: Callable[[str], None]
+) -> list[RunGroup]:
+    collected = collect(paths)
+    for message in (*collected.left_out, *collected.notes):
+        report(message)
+    return chosen_groups(group_runs(collected.records), dataset, model)
+
+
+def _in_path(text: str, groups: Sequence[RunGroup]) -> Side:
+    sides = [Side(entry, group) for group in groups for entry in group.entries]
+    if len(sides) == 1:
+        return sides[0]
+    if not sides:
+        raise UserError(f"{printable(text)}: no run on a test split")
+    found = "; ".join(f"{side.runs.label} on {_title(side.group)}" for side in sides[:_MOST_NAMED])
+    raise UserError(
+        f"{printable(text)}: holds runs of several optimizers or protocols: {found}. Give a folder with one "
+        "of them, or its label with --records."
+    )
+
+
+def _check_lookup(text: str, records: Sequence[Path]) -> None:
+    missing = [str(path) for path in records if not os.path.exists(path)]
+    if missing:
+        raise UserError(
+            f'"{printable(text)}": no such file or folder; nor can it be looked up as an optimizer: '
+            f"{printable(missing[0])} does not exist (--records)"
+        )
+
+
+def _labelled(text: str, groups: Sequence[RunGroup], records: Sequence[Path]) -> list[Side]:
+    sides = [Side(entry, group) for group in groups for entry in group.entries if entry.label == text]
+    if sides:
+        return sides
+    known = sorted({entry.label for group in groups for entry in group.entries})
+    places = ", ".join(map(str, records))
+    exists = f"Known: {', '.join(known[:_MOST_NAMED])}" if known else "There are none"
+    raise UserError(
+        f'"{printable(text)}": no such file or folder, and no optimizer of that label in '
+        f"{printable(places)}. {exists}.{close_match(text, known)}"
+    )
+
+
+def _differences(one: Side, two: Side) -> list[str]:
+    """Where the protocols are not one, in words."""
+    facts = []
+    for side in (one, two):
+        group = side.group
+        known = {"data.name": group.dataset, "model.name": group.model, **group.recipe}
+        facts.append(known if group.data_sha256 is None else {**known, "data.sha256": group.data_sha256})
+    if not all("data.sha256" in each for each in facts):
+        facts = [{key: value for key, value in each.items() if key != "data.sha256"} for each in facts]
+    if canonical(facts[0]) == canonical(facts[1]):
+        return []
+    left, right = differing(facts)
+    return [
+        printable(f"{key} is {_value(left, key)} for A and {_value(right, key)} for B")
+        for key in dict.fromkeys([*left, *right])
+    ]
+
+
+def _value(facts: dict[str, object], key: str) -> str:
+    return shown(facts[key])[:80] if key in facts else "absent"
+
+
+def _title(group: RunGroup) -> str:
+    return f"{group.dataset} × {group.model} ({group.protocol})"
+
 
 # A run that somebody stopped says nothing of its optimizer.
 _LOST = ("diverged", "failed", "oom")
@@ -260,3 +401,148 @@ def _limits(comparison: Comparison, measured: list[Measured], metric: Metric, wi
     ):
         limits.append("so small a difference would need more test images, whatever the number of seeds")
     return limits
+
+
+SCHEMA = "pugdft.compare/1"
+
+_MCNEMAR = (
+    "McNemar's test speaks of the two trained networks of a seed, and not of the optimizers: another seed "
+    "may turn it round."
+)
+
+_WIDTH = 110
+
+
+def as_text(report: Report) -> str:
+    """Plain text: what is said of the optimizers, the seeds one by one, what the data cannot say."""
+    group, comparison = report.sides[0].group, report.comparison
+    lines = [f"{group.dataset} × {group.model}", group.protocol]
+    for letter, label, value, side in zip("AB", report.labels, report.means, report.sides, strict=True):
+        seeds = ", ".join(str(run.record.seed) for run in side.runs.completed)
+        lines.append(
+            f"{letter}  {label}: {METRICS[report.metric][0]} {_in_units(value, report)}, seeds {seeds}"
+        )
+    lines += ["", f"A − B  {_difference(comparison.difference, report)}{_certainty(report)}"]
+    if report.more_seeds is not None:
+        seeds = "seed" if report.more_seeds == 1 else "seeds"
+        lines.append(
+            f"undecided: about {report.more_seeds:,} more {seeds} each would tell if the difference is real"
+        )
+    if report.detectable is not None:
+        lines.append(
+            f"{comparison.num_seeds} seeds find a true difference of {_size(report.detectable, report)} "
+            "four times in five"
+        )
+    if report.gate:
+        lines += _wrapped(_gate_line(report.gate, report))
+    if report.rows:
+        lines += ["", *_table(report)]
+    if any(row.p_value is not None for row in report.rows):
+        lines += _wrapped(_MCNEMAR)
+    if report.notes:
+        lines += ["", *(line for note in report.notes for line in _wrapped(f"{note}."))]
+    # Labels and notes were made printable where they were made; this is the last door.
+    return "\n".join("".join(each for each in line if each.isprintable()) for line in lines)
+
+
+def as_json(report: Report) -> str:
+    """The same as one JSON document; fractions stay fractions."""
+    comparison, gate = report.comparison, report.gate
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "dataset": report.sides[0].group.dataset,
+        "model": report.sides[0].group.model,
+        "protocol": report.sides[0].group.protocol,
+        "metric": report.metric,
+        **{
+            letter: {
+                "optimizer": label,
+                "mean": value,
+                "records": [run.record.id for run in side.runs.completed],
+            }
+            for letter, label, value, side in zip(
+                "ab", report.labels, report.means, report.sides, strict=True
+            )
+        },
+        "difference": comparison.difference,
+        "ci95": comparison.interval(),
+        "p_value": comparison.p_value if comparison.testable else None,
+        "num_seeds": comparison.num_seeds,
+        "is_paired": comparison.paired,
+        "num_images": report.num_images if report.with_images else None,
+        "more_seeds": report.more_seeds,
+        "detectable_difference": report.detectable,
+        "seeds": [vars(row) for row in report.rows],
+        "gate": vars(gate) if gate else None,
+        "notes": report.notes,
+    }
+    return json.dumps(content, indent=2, allow_nan=False)
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
+
+
+def _in_units(value: float, report: Report) -> str:
+    _, unit, factor, digits = METRICS[report.metric]
+    return f"{factor * value:.{digits}f}{' ' + unit if unit else ''}"
+
+
+def _size(value: float, report: Report) -> str:
+    _, unit, factor, digits = METRICS[report.metric]
+    return f"{factor * value:.{digits}f}{' points' if unit else ''}"
+
+
+def _difference(value: float, report: Report) -> str:
+    return ("+" if value >= 0 else "−") + _size(abs(value), report)
+
+
+def _certainty(report: Report) -> str:
+    comparison = report.comparison
+    interval = comparison.interval()
+    if interval is None:
+        return ""
+    low, high = (_difference(bound, report).removesuffix(" points") for bound in interval)
+    seeds = (
+        f"{comparison.num_seeds} {'common seeds' if comparison.paired else 'seeds each or more, unpaired'}"
+    )
+    images = f" and {report.num_images:,} test images" if report.with_images and report.num_images else ""
+    return f", 95 % interval {low} to {high}, p = {comparison.p_value:.2g} ({seeds}{images})"
+
+
+def _gate_line(gate: Gate, report: Report) -> str:
+    margin = _size(gate.margin, report)
+    claim = f"A is worse than B by less than {margin}, if at all"
+    if gate.bound is None:
+        return f"not shown that {claim}: {gate.reason}"
+    bound = f"A − B is at least {_difference(gate.bound, report)}"
+    if not HIGHER_IS_BETTER[report.metric]:
+        bound = f"A − B is at most {_difference(-gate.bound, report)}"
+    if gate.holds:
+        return f"holds: {claim} ({bound}, one-sided 95 %)"
+    needed = (
+        f"; of two equal ones about {gate.seeds_needed:,} seeds would show it" if gate.seeds_needed else ""
+    )
+    return f"not shown that {claim} ({bound}, one-sided 95 %){needed}"
+
+
+def _table(report: Report) -> list[str]:
+    """A row for each seed, columns to the right."""
+    headings = ("seed", "A", "B", "A − B", "only A right", "only B right", "McNemar's p")
+    rows = [headings, *(_cells(row, report) for row in report.rows)]
+    if all(row.p_value is None for row in report.rows):
+        rows = [row[:4] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _cells(row: SeedRow, report: Report) -> tuple[str, ...]:
+    counts = (NOTHING if count is None else f"{count:,}" for count in (row.only_first, row.only_second))
+    return (
+        str(row.seed),
+        _in_units(row.first, report),
+        _in_units(row.second, report),
+        _difference(row.first - row.second, report),
+        *counts,
+        NOTHING if row.p_value is None else f"{row.p_value:.2g}",
+    )

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pugdft.leaderboard.collect import LARGEST
 from pugdft.leaderboard.entry import CurvePoint
-from pugdft.leaderboard.statistics import mean
-from pugdft.record import RunRecord
+from pugdft.leaderboard.load import LARGEST
+from pugdft.leaderboard.stats import mean
+from pugdft.records import RunRecord
 
 History = Mapping[int, Mapping[str, Any]]
 """A run's rows by epoch."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pugdft.leaderboard.crossed import LEVEL
+from pugdft.leaderboard.stats import LEVEL
 
 MOST_SEEDS = 1000
 """Nobody runs more; a difference that needs more is not to be found."""

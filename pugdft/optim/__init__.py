@@ -6,10 +6,8 @@ optimizer = build_optimizer({"name": "sam", "rho": 0.05, "base": {"name": "sgd",
 loss = optimizer.step(closure)  # the closure runs forward and backward and returns the loss
 """
 
-from pugdft.optim.build import build_optimizer
-from pugdft.optim.method import Method
-from pugdft.optim.perturbed import PerturbedOptimizer
-from pugdft.optim.registry import (
+from pugdft.optim.build import (
+    build_optimizer,
     describe,
     explain_options,
     optimizer_names,
@@ -17,7 +15,9 @@ from pugdft.optim.registry import (
     spec_faults,
     summary,
 )
-from pugdft.optim.scaling import LossScale
+from pugdft.optim.methods import Method
+from pugdft.optim.perturbed import PerturbedOptimizer
+from pugdft.optim.scaler import LossScale
 
 __all__ = [
     "LossScale",

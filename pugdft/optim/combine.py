@@ -8,13 +8,62 @@ both gradients at once, at the price of one more copy of the parameters.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from pugdft.optim import tensors
+from pugdft.optim import foreach
 from pugdft.optim.context import Memory, StepContext, require
 from pugdft.optim.schedules import Schedule
+
+
+class Normalize(Protocol):
+    """Changes the combined gradient in place."""
+
+    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Normalise in place; returns ‖h‖ before, a 0-dim tensor that is finite exactly if h is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The gradient as it is."""
+
+    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+        return foreach.global_norm(gradients)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One global unit vector: h / (‖h‖ + 1e-12), over all parameter groups.
+
+    The base optimizer adds a coupled weight decay after this, and its momentum sees the unit gradient.
+    """
+
+    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+        norm = foreach.global_norm(gradients)
+        foreach.scale_(gradients, foreach.ratio(1.0, norm))
+        return norm
+
+
+@dataclass(frozen=True)
+class UnitEach:
+    """Each tensor a unit vector (``scope='tensor'``), or each element its sign (``scope='element'``)."""
+
+    scope: Literal["tensor", "element"] = "tensor"
+
+    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+        norms = foreach.tensor_norms(gradients)
+        if self.scope == "element":
+            for gradient in gradients:
+                gradient.sign_()
+        else:
+            for gradient, norm in zip(gradients, norms, strict=True):
+                gradient.mul_(foreach.ratio(1.0, norm))
+        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
 class Linear(ABC):
@@ -103,10 +152,10 @@ class RemoveParallel(Merge):
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
     ) -> Correction | None:
-        product = tensors.dot(clean, perturbed)
-        share = tensors.square_ratio(product, tensors.global_norm(perturbed))
-        tensors.scale_(perturbed, 1 + self.alpha * share)
-        tensors.add_scaled_(perturbed, clean, -self.alpha)
+        product = foreach.dot(clean, perturbed)
+        share = foreach.square_ratio(product, foreach.global_norm(perturbed))
+        foreach.scale_(perturbed, 1 + self.alpha * share)
+        foreach.add_scaled_(perturbed, clean, -self.alpha)
         return None
 
 
@@ -128,10 +177,10 @@ class ReuseAscent(Merge):
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
     ) -> Correction | None:
-        share = tensors.square_ratio(tensors.dot(clean, perturbed), tensors.global_norm(clean))
+        share = foreach.square_ratio(foreach.dot(clean, perturbed), foreach.global_norm(clean))
         # The held clean gradient becomes v, so that remembering v costs no copy.
-        tensors.scale_(clean, -share)
-        tensors.add_scaled_(clean, perturbed, 1.0)
+        foreach.scale_(clean, -share)
+        foreach.add_scaled_(clean, perturbed, 1.0)
         for tensor in clean:  # after an overflow, nothing is remembered instead of NaN
             tensor.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         memory.tensors["across"] = dict(zip(parameters, clean, strict=True))
@@ -147,9 +196,9 @@ class ReuseAscent(Merge):
         if not rows:
             return
         remembered = [row[1] for row in rows]
-        norm = tensors.global_norm(gradients)
-        factor = tensors.ratio(self.alpha * norm, tensors.global_norm(remembered))
-        tensors.add_scaled_([row[0] for row in rows], remembered, factor)
+        norm = foreach.global_norm(gradients)
+        factor = foreach.ratio(self.alpha * norm, foreach.global_norm(remembered))
+        foreach.add_scaled_([row[0] for row in rows], remembered, factor)
 
 
 @dataclass(frozen=True)
@@ -166,7 +215,7 @@ class DecoupledSharpness(Merge):
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
     ) -> Correction | None:
-        tensors.add_scaled_(perturbed, clean, -1.0)
+        foreach.add_scaled_(perturbed, clean, -1.0)
         difference = list(perturbed)
         for parameter, gradient in zip(parameters, clean, strict=True):
             parameter.grad = gradient

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from pugdft.optim import foreach
+from pugdft.optim.combine import Correction, Merge
+from pugdft.optim.context import Memory
+from pugdft.optim.scaler import LossScale
 
 PassContext = Callable[[], AbstractContextManager[object]]
 
@@ -72,3 +78,122 @@ class RandomState:
         torch.set_rng_state(self._cpu_state)
         if self._cuda is not None and self._cuda_state is not None:
             torch.cuda.set_rng_state(self._cuda_state, self._cuda)
+
+
+class SavedWeights:
+    """Bitwise copies of perturbed parameters.
+
+    The memory is taken at the first perturbation and kept: taking it at every step costs more than copying
+    into it.
+
+    Attributes:
+        in_use: whether parameters are perturbed right now.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[Tensor, Tensor] = {}
+        self.in_use = False
+
+    @contextmanager
+    def perturbed(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Inside, the parameters are free to be changed; gives a copy of them, and puts it back."""
+        for parameter in parameters:
+            copy = self._copies.get(parameter)
+            # A model may be moved or converted after its first step.
+            if copy is None or _layout(copy) != _layout(parameter):
+                self._copies[parameter] = torch.empty_like(parameter)
+        weights = [self._copies[parameter] for parameter in parameters]
+        foreach.copy_(weights, parameters)
+        self.in_use = True
+        try:
+            yield weights
+        finally:
+            # Exactly the set that was perturbed, by copy: (w + e) − e is not w in floating point.
+            foreach.copy_(parameters, weights)
+            self.in_use = False
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+
+
+class CleanGradients:
+    """The clean gradients of one step after another.
+
+    A closure that accumulates adds g* to them in place. Any other might clear them, so they are held
+    outside the parameters, at the price of one more copy of the parameters during the pass.
+
+    Args:
+        closure_accumulates: the closure never clears gradients.
+        loss_scale: of the passes, if there is one.
+
+    Attributes:
+        lie_in_place: whether the parameters' gradients are the clean part right now.
+    """
+
+    def __init__(self, closure_accumulates: bool, loss_scale: LossScale | None) -> None:
+        self._accumulates, self._loss_scale = closure_accumulates, loss_scale
+        self._held: list[tuple[Tensor, Tensor]] = []
+        self.lie_in_place = False
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around a second pass: whatever happens in it, nothing lies in place afterwards."""
+        self._held = []
+        try:
+            yield
+        finally:
+            self.lie_in_place = False
+
+    def put_aside(self, differentiated: list[Tensor], share: float, apart: bool) -> None:
+        """Make room for g*.
+
+        Args:
+            differentiated: parameters with a clean gradient.
+            share: of it that is to be added to g*; 0 drops it.
+            apart: both gradients are needed apart.
+        """
+        gradients = [p.grad for p in differentiated if p.grad is not None]
+        if share not in (0, 1):
+            foreach.scale_(gradients, share)
+        if share != 0 and self._accumulates and not apart:
+            self.lie_in_place = True
+            if self._loss_scale is not None:
+                self._loss_scale.scale_(gradients)  # the pass adds scaled gradients to these
+            return
+        clear(differentiated)
+        if share != 0:
+            self._held = [(p, _own(g)) for p, g in zip(differentiated, gradients, strict=True)]
+
+    def add(self) -> None:
+        """Add what is held to the parameters' gradients."""
+        for parameter, gradient in self._held:
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.add_(gradient)
+        self._held = []
+
+    def merge(self, rule: Merge, memory: Memory) -> Correction | None:
+        """Let the rule make one of both; where the second pass gave none, the clean gradient stands."""
+        both = [(p, clean, p.grad) for p, clean in self._held if p.grad is not None]
+        for parameter, gradient in self._held:
+            if parameter.grad is None:
+                parameter.grad = gradient
+        self._held = []
+        if not both:
+            return None
+        parameters, clean, perturbed = ([row[column] for row in both] for column in range(3))
+        return rule.merge_(clean, perturbed, parameters, memory)
+
+
+def _own(gradient: Tensor) -> Tensor:
+    """The gradient in memory of its own: DDP may let it be a view of a bucket that the next pass fills."""
+    is_view = gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size()
+    return gradient.clone() if is_view else gradient
+
+
+def clear(parameters: list[Tensor]) -> None:
+    """Drop the parameters' gradients."""
+    for parameter in parameters:
+        parameter.grad = None

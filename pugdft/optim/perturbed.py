@@ -12,18 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pugdft.optim import tensors
-from pugdft.optim.clean_gradients import CleanGradients, clear
+from pugdft.optim import foreach
 from pugdft.optim.combine import Correction, Linear, Merge
 from pugdft.optim.context import Facts, Memory, StepContext
-from pugdft.optim.direction import Ascent
-from pugdft.optim.evidence import Evidence
-from pugdft.optim.guard import GuardedStep
-from pugdft.optim.method import Method
-from pugdft.optim.passes import PassContext, RandomState, align_gradients
-from pugdft.optim.saved_weights import SavedWeights
-from pugdft.optim.scaling import LossScale
-from pugdft.optim.trigger import Ahead, Never
+from pugdft.optim.diagnostics import Evidence
+from pugdft.optim.directions import Ascent
+from pugdft.optim.methods import Method
+from pugdft.optim.passes import CleanGradients, PassContext, RandomState, SavedWeights, align_gradients, clear
+from pugdft.optim.scaler import GuardedStep, LossScale
+from pugdft.optim.triggers import Ahead, Never
 
 Closure = Callable[[], Tensor]
 
@@ -201,7 +198,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._clean.add()
         self.evidence.after_second_pass(clean / factor)
         if factor != 1:
-            tensors.scale_([p.grad for p in parameters if p.grad is not None], factor)
+            foreach.scale_([p.grad for p in parameters if p.grad is not None], factor)
         return None
 
     def _pass_ahead(self, closure: Closure, parameters: list[Tensor], context: StepContext) -> Tensor:

@@ -10,15 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pugdft import yaml_text
+from pugdft.config import yaml
+from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
-from pugdft.output import differences_between
-from pugdft.recipe import Recipe
-from pugdft.record import write_atomically
-from pugdft.tuning.lock import locked
-from pugdft.tuning.search import Search
-from pugdft.tuning.trials import Say
-from pugdft.tuning.tuned import Finished, Tuned
+from pugdft.paths import locked, write_atomically
+from pugdft.training.run import differences_between
+from pugdft.tuning.space import Search
+from pugdft.tuning.trials import Finished, Say, Tuned
 
 SCHEMA = "pugdft.tuning/1"
 TUNING_NAME, BENCH_NAME, RECIPE_NAME = "tuning.yaml", "bench.yaml", "recipe.yaml"
@@ -76,7 +74,7 @@ def _kept(folder: Path, question: Question) -> list[dict[str, Any]]:
             if (folder / name).exists():
                 raise UserError(f"{folder / name}: is there, and of no search; choose another --output")
         return []
-    given = yaml_text.parse(yaml_text.read_text(path), str(path))
+    given = yaml.parse(yaml.read_text(path), str(path))
     if not isinstance(given, Mapping) or given.get("schema") != SCHEMA:
         raise UserError(f"{path}: is not of a search (no `schema: {SCHEMA}`); choose another --output")
     theirs = {key: given.get(key) for key in question.as_dict()}
@@ -103,7 +101,7 @@ def claim_folder(folder: Path, question: Question) -> None:
     with locked(folder / _LOCK):
         check_folder(folder, question)
         if not path.is_file():
-            write_atomically(path, yaml_text.dump({**question.as_dict(), "optimizers": []}).encode())
+            write_atomically(path, yaml.dump({**question.as_dict(), "optimizers": []}).encode())
 
 
 def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say: Say) -> Path | None:
@@ -127,12 +125,12 @@ def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say:
             path.unlink()
             say(f"{path}: removed, it was of what was found before")
         evidence = {**question.as_dict(), "optimizers": list(found.values())}
-        write_atomically(folder / TUNING_NAME, yaml_text.dump(evidence).encode())
+        write_atomically(folder / TUNING_NAME, yaml.dump(evidence).encode())
         if not is_whole:
             return None
-        write_atomically(folder / RECIPE_NAME, yaml_text.dump(question.recipe.as_dict()).encode())
+        write_atomically(folder / RECIPE_NAME, yaml.dump(question.recipe.as_dict()).encode())
         bench = {"recipes": [RECIPE_NAME], "optimizers": _entries(found, say), "seeds": _FINAL_SEEDS}
-        write_atomically(path, (_BENCH_HEADER + yaml_text.dump(bench)).encode())
+        write_atomically(path, (_BENCH_HEADER + yaml.dump(bench)).encode())
     return path
 
 

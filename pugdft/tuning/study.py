@@ -22,10 +22,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from pugdft.bench.claim import claimed
-from pugdft.tuning.lock import locked
-from pugdft.tuning.search import GeneralSearch, Range
-from pugdft.tuning.space import Axis
+from pugdft.paths import claimed, locked
+from pugdft.tuning.space import Axis, GeneralSearch, Range
 
 _JOURNAL = "journal"
 _LOCK = "lock"

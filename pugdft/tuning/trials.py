@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pugdft.bench.claim import claimed
-from pugdft.bench.local import INTERRUPTED, USER_MISTAKE, Options, Watcher, cell_record
-from pugdft.bench.plan import Cell, passes_per_update
+from pugdft.bench.executors.local import INTERRUPTED, USER_MISTAKE, Options, Watcher, cell_record
+from pugdft.bench.grid import Cell, passes_per_update
+from pugdft.config.schema import Recipe
 from pugdft.errors import counted
-from pugdft.finetune import read_recipe
-from pugdft.output import run_id
-from pugdft.recipe import Recipe
-from pugdft.record import RunRecord
+from pugdft.paths import claimed
+from pugdft.records import RunRecord
+from pugdft.training.run import read_recipe, run_id
 
 Runner = Callable[[Sequence[Cell], Watcher, Options], int]
+
 """``bench.local.run_cells``, or what stands in for it."""
+
 Say = Callable[[str], None]
+
 """Takes a line for people."""
 
 _SETTLED = ("completed", "diverged", "failed", "oom")
@@ -242,3 +244,49 @@ def _value_text(value: Any) -> str:
 
 def _status(record: RunRecord | None) -> str:
     return record.status if record else "failed"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial with its outcome.
+
+    Attributes:
+        stage: the option that it was for, in a search of one option after another.
+    """
+
+    trial: Trial
+    outcome: Outcome
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An optimizer after the search.
+
+    Attributes:
+        label: as it was written.
+        spec: with the options that were found; None if no trial has a score.
+        options: those that were searched, as they were found.
+        outcome: of the trial that was chosen; None if only the base was searched.
+        trials: all that the choice rests on, in their order, each once.
+        at_edge: option to ``lower`` or ``upper``: the end of what was searched at which its value lies.
+        remarks: what else a reader must know.
+    """
+
+    label: str
+    spec: Mapping[str, Any] | None
+    options: Mapping[str, Any]
+    outcome: Outcome | None
+    trials: tuple[Finished, ...]
+    at_edge: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def num_runs(self) -> int:
+        """Distinct runs, all seeds counted."""
+        return len({run for each in self.trials for run in each.trial.runs})
+
+    @property
+    def gradient_passes(self) -> float:
+        """Of all these runs."""
+        return sum(each.outcome.gradient_passes for each in self.trials)

@@ -1,0 +1,224 @@
+"""Cells on this machine, one after another, each in a process of its own.
+
+A process a cell costs a few seconds of start-up and buys that a crash, a leak or a setting of one run
+cannot touch another. Several commands may share a folder: each takes what no other has.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from pugdft.bench.grid import Cell
+from pugdft.config import yaml
+from pugdft.errors import UserError
+from pugdft.paths import claimed, write_atomically
+from pugdft.records import RECORD_NAME, RunRecord, read_record
+
+USER_MISTAKE = 2
+
+INTERRUPTED = (130, 143)
+# A cell that ended so would end so again: it is evidence, not an accident.
+SETTLED = ("completed", "diverged")
+
+_RECIPES = "recipes"
+
+_LOOK_AGAIN_SECONDS = 1.0
+
+
+class Watcher:
+    """Hears what becomes of the cells. Every method may be left as it is."""
+
+    def on_state(self, cell: Cell, state: str) -> None:
+        """``running``, ``elsewhere`` (another command has it), or the status of its record."""
+
+    def on_progress(self, cell: Cell, done: int, total: int, seconds_left: float) -> None:
+        """How far the running cell is, in updates or in gradient passes."""
+
+    def on_line(self, cell: Cell, line: str) -> None:
+        """A line that the running cell wrote for people."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How cells are run: processes of each, and whether those that diverged are tried again."""
+
+    num_processes: int = 1
+    retry: bool = False
+
+
+def prepare_output(folder: Path) -> None:
+    """Make the folder of the cells, before any of them has cost time.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        (folder / _RECIPES).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder / _RECIPES):
+            pass
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"--output {folder}: cannot be used as the folder of runs: {reason}") from None
+
+
+def cell_record(cell: Cell) -> RunRecord | None:
+    """A cell's record, whatever its status; None if there is none that can be read."""
+    try:
+        return read_record(cell.folder / RECORD_NAME)
+    except UserError:
+        return None
+
+
+def cell_status(cell: Cell) -> str:
+    """The status of a cell's record, or ``missing``."""
+    record = cell_record(cell)
+    return record.status if record else "missing"
+
+
+def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None = None) -> int:
+    """Run every cell that nobody has run and nobody is running, then wait for those of others.
+
+    A cell that diverges or fails leaves the others their chance. One that ends for a mistake of the user
+    does not: the mistake is in what all of them share, and the cell has said what it is.
+
+    Args:
+        cells: the plan.
+        watcher: hears of every change.
+        options: how they are run.
+
+    Returns:
+        0; or the exit code of the cell after which nothing more was started: 2 for a mistake of the user,
+        130 or 143 for an interruption.
+    """
+    options = options or Options()
+    elsewhere: list[Cell] = []
+    began = time.time()
+    for cell in cells:
+        code = _run_if_free(cell, watcher, options, began)
+        if code is None:
+            watcher.on_state(cell, "elsewhere")
+            elsewhere.append(cell)
+        elif code == USER_MISTAKE or code in INTERRUPTED:
+            return code
+    for cell in elsewhere:
+        # Whoever has it settles it; should that command be killed, its cell becomes ours.
+        while (code := _run_if_free(cell, watcher, options, began)) is None:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        if code == USER_MISTAKE or code in INTERRUPTED:
+            return code
+    return 0
+
+
+def incomplete(cells: Sequence[Cell]) -> list[tuple[Cell, str, Path]]:
+    """Cells without a completed record: their status and folder."""
+    return [(cell, status, cell.folder) for cell in cells if (status := cell_status(cell)) != "completed"]
+
+
+def _run_if_free(cell: Cell, watcher: Watcher, options: Options, began: float) -> int | None:
+    """The exit code of a cell, 0 if it needs no run, None if another command is at it."""
+    with claimed(cell.folder) as descriptor:
+        if descriptor is None:
+            return None
+        status = cell_status(cell)
+        if _is_settled(cell, status, options, began):
+            watcher.on_state(cell, status)
+            return 0
+        watcher.on_state(cell, "running")
+        code = _run(cell, watcher, options, descriptor)
+        watcher.on_state(cell, "stopped" if code == USER_MISTAKE else cell_status(cell))
+        return code
+
+
+def _is_settled(cell: Cell, status: str, options: Options, began: float) -> bool:
+    """Whether a cell needs no run: what failed before is tried once more, but not by every command."""
+    if status in ("missing", "interrupted"):
+        return False
+    if status == "completed" or (status in SETTLED and not options.retry):
+        return True
+    try:
+        return (cell.folder / RECORD_NAME).stat().st_mtime >= began  # another command did, meanwhile
+    except OSError:
+        return False
+
+
+def _run(cell: Cell, watcher: Watcher, options: Options, descriptor: int) -> int:
+    path = cell.folder.parent / _RECIPES / f"{cell.folder.name}.yaml"
+    write_atomically(path, yaml.dump(cell.recipe.as_dict()).encode())
+    command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
+    command += ["--progress", "json"]
+    command += ["--num-processes", str(options.num_processes)] if options.num_processes > 1 else []
+    # Its result line is not this command's result; what it says goes through the watcher.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        pass_fds=(descriptor,),
+    )
+    assert process.stderr is not None
+    listener = threading.Thread(target=_listen, args=(process.stderr, cell, watcher), daemon=True)
+    listener.start()
+    with _handing_on(process) as received:
+        code = process.wait()
+    listener.join(timeout=10)  # a grandchild may hold the pipe open
+    if received:
+        return 128 + received[0]  # also if the cell had come to its end by itself
+    # A signal that came before the cell listened ends it by that signal: 128 + n, as shells count.
+    return code if code >= 0 else 128 - code
+
+
+def _listen(stream: IO[str], cell: Cell, watcher: Watcher) -> None:
+    for line in stream:
+        event = _event(line)
+        if event is None:
+            watcher.on_line(cell, line.rstrip("\n"))
+        elif event["event"] == "progress":
+            watcher.on_progress(cell, event["done"], event["total"], event["seconds_left"])
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    if not line.startswith('{"event": '):
+        return None
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return event
+
+
+@contextmanager
+def _handing_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM go to the cell, which saves a checkpoint and ends; yields the signals that came.
+
+    A terminal sends Ctrl-C to the cell by itself, and a second one would end it without a checkpoint.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    by_terminal = sys.stdin is not None and sys.stdin.isatty()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGTERM or not by_terminal:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

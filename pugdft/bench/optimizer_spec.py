@@ -1,0 +1,255 @@
+"""The optimizers of a comparison as text: ``sgd,sam[rho=0.1,lr=0.002],sam+adamw[lr=1e-3]``.
+
+Grammar::
+
+    LIST    = ENTRY {"," ENTRY}
+    ENTRY   = NAME [OPTIONS] ["+" BASE [OPTIONS]]
+    OPTIONS = "[" [KEY "=" VALUE {"," KEY "=" VALUE}] "]"
+
+NAME is a method or a base optimizer, one of timm's included; only a method stands on a BASE. VALUE is
+YAML, in which ``[]`` and ``{}`` nest, such as ``adamw[betas=[0.9,0.99]]`` and
+``pugd[rho={schedule: icos, min: 0.5, max: 2}]``. Blanks around a part mean nothing. A key after a method is
+the method's option if the method has one of that name, else its base's; a key after +BASE is the base's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pugdft.config import yaml
+from pugdft.errors import Fault, FaultsError, UserError, close_match, unknown
+from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
+from pugdft.optim.build import ALGORITHM_OPTIONS, METHODS, optimizer_names, takes_two_passes
+from pugdft.optim.options import keyword_defaults
+
+_FORM = "expected NAME[key=value,…] or NAME[key=value,…]+BASE[key=value,…]"
+
+_CLOSING = {"[": "]", "{": "}"}
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """One entry of ``--optimizers``.
+
+    Attributes:
+        text: as it was written.
+        name: of a method, or of a base alone.
+        options: those after the name, of the method or its base.
+        base: the name after the plus, if there is one.
+        base_options: those after the base.
+    """
+
+    text: str
+    name: str
+    options: Mapping[str, Any]
+    base: str | None
+    base_options: Mapping[str, Any]
+    tuning: Mapping[str, Any] | None = None
+
+    def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
+        """This entry's ``optimizer`` mapping, given the recipe's.
+
+        A method keeps the recipe's base. The recipe's method options go only to the same method; others
+        start from their preset's defaults, so that one method's radius never reaches another. A base
+        takes the recipe's base options if it is that base, else its defaults with the recipe's lr.
+
+        Raises:
+            FaultsError: an option that neither the method nor the base has.
+        """
+        recipe_base = recipe_spec.get("base", recipe_spec)
+        base_name = (self.base if self.name in METHODS else self.name) or recipe_base["name"]
+        kept = recipe_base if base_name == recipe_base["name"] else {}
+        kept = {"name": base_name, **{key: recipe_base[key] for key in ("lr",) if key in recipe_base}, **kept}
+        own, for_base = self._divided(base_name)
+        base = {**kept, **for_base}
+        if self.name not in METHODS:
+            return base
+        method = {}
+        if self.name == recipe_spec["name"]:
+            method = {key: value for key, value in recipe_spec.items() if key not in ("name", "base")}
+        return {"name": self.name, **method, **own, "base": base}
+
+    def _divided(self, base_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The method's options and the base's."""
+        own_names = _method_options(self.name)
+        own = {key: value for key, value in self.options.items() if key in own_names}
+        for_base = {key: value for key, value in self.options.items() if key not in own_names}
+        faults = [
+            Fault(f'"{key}"', f"stands twice: before and after +{self.base}")
+            for key in for_base
+            if key in self.base_options
+        ]
+        for_base |= self.base_options
+        if base_name in BASES:  # what a foreign class takes, the check of the recipe finds out
+            known = {base_name: [*keyword_defaults(BASES[base_name]), *GROUP_OPTIONS]}
+            if own_names:
+                known = {self.name: own_names} | known
+            faults += [_unknown_option(key, known) for key in for_base if key not in known[base_name]]
+        if faults:
+            raise FaultsError("", faults)
+        return own, for_base
+
+
+@dataclass(frozen=True)
+class GivenEntry:
+    """An entry of a bench file: an ``optimizer`` mapping as in a recipe.
+
+    Attributes:
+        text: what messages call it.
+        tuning: what its options cost to find, if that is known.
+    """
+
+    text: str
+    mapping: Mapping[str, Any]
+    tuning: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, mapping: Mapping[str, Any]) -> GivenEntry:
+        """From the file's mapping.
+
+        Raises:
+            FaultsError: it has no name.
+        """
+        own = {key: value for key, value in mapping.items() if key != "tuning"}
+        if not isinstance(own.get("name"), str):
+            raise FaultsError("", [Fault("name", f"is required: one of {', '.join(optimizer_names())}")])
+        base = own.get("base")
+        text = _as_text(own) + (f"+{_as_text(base)}" if isinstance(base, Mapping) else "")
+        return cls(text, own, mapping.get("tuning"))
+
+    def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The mapping; a method without a base takes the recipe's."""
+        spec = dict(self.mapping)
+        if spec["name"] in METHODS and "base" not in spec:
+            spec["base"] = recipe_spec.get("base", recipe_spec)
+        return spec
+
+
+def parse_optimizers(text: str) -> list[OptimizerEntry]:
+    """The entries of a list, in its order.
+
+    Raises:
+        FaultsError: entries that cannot be read, unknown names, the same entry twice.
+    """
+    try:
+        parts = [part.strip() for part in _split(text, ",")]
+    except UserError as error:
+        raise FaultsError("--optimizers", [Fault(f'"{text}"', f"{error}; {_FORM}")]) from None
+    entries: list[OptimizerEntry] = []
+    faults: list[Fault] = []
+    for part in parts:
+        try:
+            entry = _parse_entry(part)
+        except FaultsError as error:
+            faults += [Fault(f'"{part}"', str(fault)) for fault in error.faults]
+            continue
+        if any(_identity(entry) == _identity(other) for other in entries):
+            faults.append(Fault(f'"{part}"', "stands twice"))
+        entries.append(entry)
+    if faults:
+        raise FaultsError("--optimizers", faults)
+    return entries
+
+
+def _parse_entry(text: str) -> OptimizerEntry:
+    head, *bases = _split(text, "+")
+    faults: list[Fault] = []
+    name, options = _parse_part(head, faults)
+    base, base_options = _parse_part(bases[0], faults) if bases else (None, {})
+    if len(bases) > 1:
+        faults.append(Fault("", f"a method stands on one base; {_FORM}"))
+    if name and name not in METHODS and find_base(name) is None:
+        faults.append(Fault("", unknown("optimizer", name, optimizer_names())))
+    elif name and base is not None and name not in METHODS:
+        faults.append(
+            Fault("", f'"{name}" is itself a base optimizer: only a method, as in sam+adamw, takes one')
+        )
+    elif base and find_base(base) is None:
+        faults.append(Fault("", unknown("base optimizer", base, BASES)))
+    if faults:
+        raise FaultsError("", faults)
+    return OptimizerEntry(text, name, options, base, base_options)
+
+
+def _parse_part(text: str, faults: list[Fault]) -> tuple[str, dict[str, Any]]:
+    """``NAME[key=value,…]`` as name and options; what is wrong is added to ``faults``."""
+    name, bracket, rest = text.strip().partition("[")
+    name = name.strip()
+    options: dict[str, Any] = {}
+    if not name or (bracket and not rest.endswith("]")):
+        faults.append(Fault("", _FORM))
+        return "", options
+    try:
+        pairs = _split(rest[:-1], ",") if rest[:-1].strip() else []
+    except UserError:  # NAME[…][…]
+        faults.append(Fault("", _FORM))
+        return "", options
+    for pair in pairs:
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key or key in options:
+            faults.append(Fault(f'"{pair.strip()}"', "expected key=value, each key once"))
+        elif key == "name":
+            faults.append(Fault("name", f"is no option: write {value}[…] for another optimizer"))
+        elif key == "base":
+            faults.append(
+                Fault("base", f"is no option: a method's base stands after a plus, as in {name}+sgd")
+            )
+        else:
+            try:
+                options[key] = yaml.parse(value)
+            except UserError as error:
+                faults.append(Fault(key, str(error)))
+    return name, options
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """``text`` cut at the separators that stand outside of all brackets and braces.
+
+    Raises:
+        UserError: a bracket or brace without its partner.
+    """
+    parts, awaited = [""], [""]
+    for character in text:
+        if character in _CLOSING:
+            awaited.append(_CLOSING[character])
+        elif character in _CLOSING.values() and character != awaited.pop():
+            raise UserError(f'a "{character}" closes what was not opened')
+        if character == separator and len(awaited) == 1:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if len(awaited) > 1:
+        raise UserError(f'a "{awaited[-1]}" is missing')
+    return parts
+
+
+def _method_options(name: str) -> list[str]:
+    if name not in METHODS:
+        return []
+    return [*keyword_defaults(METHODS[name]), *(ALGORITHM_OPTIONS if takes_two_passes(name) else ())]
+
+
+def _unknown_option(key: str, known: Mapping[str, Iterable[str]]) -> Fault:
+    lists = "; ".join(f"{name} has {', '.join(options)}" for name, options in known.items())
+    every = [option for options in known.values() for option in options]
+    return Fault(f'"{key}"', f"unknown option: {lists}.{close_match(key, every)}")
+
+
+def _as_text(spec: Mapping[str, Any]) -> str:
+    """A mapping as an entry of a list; options that are the defaults go without saying."""
+    name = spec.get("name")
+    constructor = METHODS.get(str(name)) or find_base(name)
+    defaults = {**ALGORITHM_OPTIONS, **(keyword_defaults(constructor) if constructor else {})}
+    words = [
+        f"{key}={json.dumps(value)}"
+        for key, value in spec.items()
+        if key not in ("name", "base") and (key not in defaults or value != defaults[key])
+    ]
+    return f"{name}[{','.join(words)}]" if words else str(name)
+
+
+def _identity(entry: OptimizerEntry) -> tuple[object, ...]:
+    return entry.name, entry.options, entry.base, entry.base_options

@@ -1,0 +1,141 @@
+"""The ``pugdft`` command. Results go to stdout, progress and messages to stderr.
+
+Exit codes: 0 done; 1 the run failed or diverged, or ``doctor`` found a problem; 2 usage or recipe error; 3 a
+gate did not hold; 4 a bench is incomplete; 130 interrupted; 143 terminated.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from io import TextIOWrapper
+from typing import Any, NoReturn
+
+import typer
+
+from pugdft import __version__
+from pugdft.cli import (
+    bench,
+    compare,
+    data,
+    doctor,
+    finetune,
+    leaderboard,
+    optimizers,
+    recipes,
+    tune,
+    verify,
+)
+from pugdft.cli.launch import end_one_of_several, is_main_process
+from pugdft.cli.output import Unheard
+from pugdft.errors import RunFailed, UserError, undriven
+
+app = typer.Typer(
+    help="Fine-tune pretrained timm backbones with sharpness-aware and unit-gradient optimizers, "
+    "and compare them honestly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("finetune")(finetune.command)
+
+app.command("bench")(bench.command)
+
+app.command("tune")(tune.command)
+
+app.command("leaderboard", cls=leaderboard.Command)(leaderboard.command)
+
+app.command("verify")(verify.verify_command)
+
+app.command("rerun")(verify.rerun_command)
+
+app.command("compare")(compare.command)
+
+app.command("doctor")(doctor.command)
+
+app.add_typer(recipes.app, name="recipes")
+
+app.add_typer(optimizers.app, name="optimizers")
+
+app.add_typer(data.app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pugdft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+_UsageError: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        _run()
+    except SystemExit as end:
+        end_one_of_several(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+
+
+def _run() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding does not have shall not end the command that says it.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if isinstance(sys.stderr, TextIOWrapper):
+        sys.stderr = Unheard(sys.stderr)
+    try:
+        code = app(prog_name="pugdft", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as error:
+        # The framework ends with 1 when the reader of our output goes away, as `head` does: no failure.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            _leave_quietly()
+        raise error
+    except _UsageError as error:
+        usage: Any = error
+        usage.show()
+        sys.exit(usage.exit_code)
+    except UserError as error:
+        # Every process of a run finds the same mistake: one of them says it.
+        _end(str(error) if is_main_process() else "", 2)
+    except RunFailed as error:
+        _end(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("interrupted", 130)
+    except BrokenPipeError:
+        _leave_quietly()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(f"cannot write: {error.strerror}", 1)
+
+
+def _leave_quietly() -> NoReturn:
+    """End without a word, the flush at exit included."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(0)
+
+
+def _end(message: str, code: int) -> None:
+    if message:
+        print(f"pugdft: {undriven(message)}", file=sys.stderr)
+    sys.exit(code)

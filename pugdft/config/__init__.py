@@ -1,0 +1,1 @@
+"""The recipe: its schema, its files, and YAML."""

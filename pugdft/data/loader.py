@@ -1,0 +1,302 @@
+"""From memory to the training device without making it wait: pinned copies, a step ahead, or none at all.
+
+A step that reads something back from an accelerator waits for all the work before it; so does a copy from
+pageable memory. Here everything goes one way, through pinned memory, and the host runs ahead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pugdft.data.augment import Augmentation, Drawn, Targets
+from pugdft.data.cache import ImageFiles, Pixels
+from pugdft.data.rng import epoch_order
+from pugdft.data.transforms import ToInput, crop_and_flip, cut_out_
+from pugdft.data.workers import ImageWorkers
+
+Item = TypeVar("Item")
+
+RESIDENT_SHARE = 0.25
+
+"""Of an accelerator's free memory that images may take; the rest is for the model and its activations."""
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+def is_pinned_for(device: torch.device) -> bool:
+    """Whether copies to this device are faster, and need no waiting, from pinned memory."""
+    return device.type == "cuda"
+
+
+def onto(array: np.ndarray, device: torch.device) -> Tensor:
+    """A small array on the device."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if is_pinned_for(device):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def gathered(rows: Pixels, chosen: np.ndarray, device: torch.device) -> Tensor:
+    """``rows[chosen]`` in memory that copies to this device best."""
+    out = torch.empty(
+        (len(chosen), *rows.shape[1:]),
+        dtype=torch.from_numpy(np.empty(0, rows.dtype)).dtype,
+        pin_memory=is_pinned_for(device),
+    )
+    if isinstance(rows, ImageFiles):
+        rows.read(chosen, out.numpy())
+        return out
+    np.take(rows, chosen, axis=0, out=out.numpy(), mode="clip")  # the mode that needs no second buffer
+    return out
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items in the same order; while one is in use, a thread makes the next."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="pugdft-ahead") as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Free memory of an accelerator; 0 where there is nothing to gain or nobody can tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "xpu":
+        return int(torch.xpu.mem_get_info(device)[0])
+    return 0
+
+
+def resident(images: Pixels, device: torch.device, budget: float) -> Tensor | None:
+    """All images on the device, if they take no more than ``budget`` bytes of it and are decoded."""
+    if isinstance(images, ImageFiles) or images.nbytes > budget:
+        return None
+    whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    step = max(1, _CHUNK_BYTES * len(images) // max(1, images.nbytes))
+    for start in range(0, len(images), step):
+        whole[start : start + step] = torch.from_numpy(np.array(images[start : start + step]))
+    return whole
+
+
+Batch = tuple[Tensor, Targets]
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process among all that train together."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, indices: np.ndarray) -> np.ndarray:
+        """This process's part of a global batch: every image is in exactly one part."""
+        return indices[self.rank :: self.world]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of a store that belong to one split.
+
+    Attributes:
+        pixels: uint8, (stored images, side, side, 3), memory-mapped or decoded from files each time.
+        labels: int64, (stored images,).
+        indices: which of them are in this split.
+        resident: ``pixels`` on the training device, if they fit there.
+    """
+
+    pixels: Pixels
+    labels: np.ndarray
+    indices: np.ndarray
+    resident: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def gather(self, chosen: np.ndarray, device: torch.device) -> Tensor:
+        """Stored images: on the device where they are resident, else in memory, ready for a copy."""
+        if self.resident is not None:
+            return self.resident[onto(chosen, device)]
+        return gathered(self.pixels, chosen, device)
+
+    def waits_for_memory(self, device: torch.device) -> bool:
+        """Whether a batch has to be read and copied while the device could be computing."""
+        return device.type != "cpu" and self.resident is None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What this process needs of one step: its own images first, then those that they are mixed with.
+
+    Attributes:
+        drawn: for the global batch.
+        rows: of the global batch.
+        chosen: where these images are stored.
+        num_own: how many are its own.
+    """
+
+    epoch: int
+    step: int
+    drawn: Drawn
+    rows: np.ndarray
+    chosen: np.ndarray
+    num_own: int
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Images on the device as far as they are done, with what is still to be done to them."""
+
+    pixels: Tensor
+    flips: Tensor
+    boxes: Tensor | None
+    holes: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @classmethod
+    def drawn(cls, pixels: Tensor, drawn: Drawn, rows: np.ndarray, augmentation: Augmentation) -> _Rows:
+        """What was drawn for these rows of the batch; a padded crop is done at once."""
+
+        def mine(draws: np.ndarray | None) -> Tensor | None:
+            return None if draws is None else onto(draws[rows], pixels.device)
+
+        flips, boxes = onto(drawn.flips[rows], pixels.device), mine(drawn.boxes)
+        padding = augmentation.crop_padding
+        if boxes is None and (padding or augmentation.flip):
+            offsets = onto(drawn.offsets[rows], pixels.device)
+            pixels = crop_and_flip(pixels, offsets, flips, padding)
+        return cls(pixels, flips, boxes, mine(drawn.holes))
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """The training batches of every epoch; images left over at an epoch's end wait for another order.
+
+    Attributes:
+        workers: read the images, if these are in files, or single ones are to be augmented.
+    """
+
+    images: Images
+    to_input: ToInput
+    device: torch.device
+    share: Share
+    batch_size: int
+    micro_batch_size: int
+    augmentation: Augmentation
+    seed: int
+    workers: ImageWorkers | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self.images) // self.batch_size
+
+    def digests(self) -> dict[str, str]:
+        """sha256 (hex) of what the seed decides, the optimizer does not: split, first order, first crops."""
+        order = epoch_order(self.seed, 0, len(self.images))
+        augmentation = hashlib.sha256((self.augmentation.auto_augment or "").encode())
+        for step in range(self.steps_per_epoch):
+            for content in self._draw(0, step).content():
+                augmentation.update(content)
+        return {
+            "split_sha256": hashlib.sha256(self.images.indices.tobytes()).hexdigest(),
+            "order_sha256": hashlib.sha256(self.images.indices[order].tobytes()).hexdigest(),
+            "augmentation_sha256": augmentation.hexdigest(),
+        }
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """This process's micro-batches of each step of an epoch, from ``first_step`` on."""
+        order = epoch_order(self.seed, epoch, len(self.images))
+        requests = (
+            self._request(order[step * self.batch_size :][: self.batch_size], epoch, step)
+            for step in range(first_step, self.steps_per_epoch)
+        )
+        for request, pixels in self._fetch(requests):
+            yield self._batch(request, pixels.to(self.device, non_blocking=True))
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self.workers is not None:
+            self.workers.close()
+
+    def _draw(self, epoch: int, step: int) -> Drawn:
+        # For the global batch, to be shared out, so that the number of processes changes nothing.
+        sizes = self.batch_size, self.to_input.stored_size, self.to_input.image_size
+        return self.augmentation.draw(self.seed, epoch, step, *sizes)
+
+    def _request(self, positions: np.ndarray, epoch: int, step: int) -> _Request:
+        drawn = self._draw(epoch, step)
+        rows = own = self.share.of(np.arange(len(positions)))
+        if drawn.mix is not None and self.share.world > 1:
+            # A batch is mixed with its own reverse, of which other processes have a part.
+            rows = np.concatenate([own, len(positions) - 1 - own])
+        return _Request(epoch, step, drawn, rows, self.images.indices[positions[rows]], len(own))
+
+    def _fetch(self, requests: Iterator[_Request]) -> Iterator[tuple[_Request, Tensor]]:
+        if self.workers is not None:
+            return self.workers.fetch(requests)
+        fetched = ((each, self.images.gather(each.chosen, self.device)) for each in requests)
+        return ahead(fetched) if self.images.waits_for_memory(self.device) else fetched
+
+    def _batch(self, request: _Request, pixels: Tensor) -> list[Batch]:
+        drawn, num_own = request.drawn, request.num_own
+        rows = _Rows.drawn(pixels, drawn, request.rows, self.augmentation)
+        labels = onto(self.images.labels[request.chosen], self.device)
+        # As even as can be: a remainder of one image would have no variance for BatchNorm.
+        count = -(-num_own // self.micro_batch_size)
+        micro_batches = []
+        for numbers in np.array_split(np.arange(num_own), count):
+            part = slice(numbers[0], numbers[-1] + 1)
+            inputs, targets = self._inputs(rows, part), Targets(labels[part])
+            if drawn.mix is not None:
+                if len(rows) > num_own:
+                    others = slice(num_own + part.start, num_own + part.stop)
+                    partners, partner_labels = self._inputs(rows, others), labels[others]
+                else:
+                    others = slice(num_own - part.stop, num_own - part.start)
+                    partners = inputs if count == 1 else self._inputs(rows, others)
+                    partners, partner_labels = partners.flip(0), labels[others].flip(0)
+                inputs = drawn.mix.mixed(inputs, partners)
+                targets = Targets(labels[part], partner_labels, drawn.mix.weight)
+            micro_batches.append((inputs, targets))
+        return micro_batches
+
+    def _inputs(self, rows: _Rows, part: slice) -> Tensor:
+        if rows.boxes is None:
+            inputs = self.to_input(rows.pixels[part])
+        else:
+            inputs = self.to_input(rows.pixels[part], rows.boxes[part], rows.flips[part])
+        if rows.holes is not None:
+            cut_out_(inputs, rows.holes[part], self.augmentation.cutout, self.to_input.stored_size)
+        return inputs
+
+
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """Every image of a split once, over all processes, unaugmented."""
+
+    images: Images
+    to_input: ToInput
+    device: torch.device
+    share: Share
+    batch_size: int
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Positions in the split, inputs and labels of this process's batches."""
+        mine = self.share.of(np.arange(len(self.images)))
+        parts = (mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size))
+        fetched = ((part, self.images.gather(self.images.indices[part], self.device)) for part in parts)
+        for part, pixels in ahead(fetched) if self.images.waits_for_memory(self.device) else fetched:
+            labels = onto(self.images.labels[self.images.indices[part]], self.device)
+            yield part, self.to_input(pixels.to(self.device, non_blocking=True)), labels

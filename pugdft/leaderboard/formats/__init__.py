@@ -1,0 +1,1 @@
+"""The formats of a leaderboard: each a function of its groups."""

@@ -1,0 +1,234 @@
+"""Slot 1, where the perturbation points: e = ρ · A⊙s / (‖B⊙s‖ + 1e-12).
+
+A direction writes w + e into the parameters. It gets a bitwise copy of the weights and may use the
+parameters themselves as scratch, so that a perturbation costs no memory beyond that copy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pugdft.optim import foreach
+from pugdft.optim.context import Facts, Memory, require
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What a direction works with.
+
+    Attributes:
+        parameters: hold w at the first ascent, the last ascent's result at a later one; the result goes here.
+        weights: w, of the same shapes; not to be changed.
+        gradients: the gradient at the present point, of the same shapes; not to be changed.
+        rho: the radius at this step.
+        facts: about the parameters.
+        memory: the direction's own.
+    """
+
+    parameters: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    rho: float
+    facts: Facts
+    memory: Memory
+
+
+class Direction(ABC):
+    """Writes w + e into parameters. By default every parameter is perturbed, by one ascent."""
+
+    num_ascents = 1
+
+    def chosen(self, parameters: list[Tensor], facts: Facts) -> list[Tensor]:
+        """Those of ``parameters`` that are perturbed at all."""
+        return parameters
+
+    @abstractmethod
+    def perturb_(self, at: Ascent) -> None:
+        """``at.parameters ← at.weights + e`` with e of radius ``at.rho``."""
+
+
+@dataclass(frozen=True)
+class Gradient(Direction):
+    """Along the gradient: A = B = 1 (SAM, arXiv 2010.01412, eq. 2 with p = 2)."""
+
+    def perturb_(self, at: Ascent) -> None:
+        factor = foreach.ratio(at.rho, foreach.global_norm(at.gradients))
+        foreach.move_(at.parameters, at.weights, at.gradients, factor)
+
+
+@dataclass(frozen=True)
+class WeightedGradient(Direction):
+    """Along |w|⊙g in a plain L2 ball: A = B = |w| (PUGD, arXiv 2110.00199, eq. 12), so ‖e‖ = ρ.
+
+    Not ASAM's rule, which measures e in the metric of the weights. A weight that is exactly 0 stays.
+    """
+
+    def perturb_(self, at: Ascent) -> None:
+        foreach.set_weighted_(at.parameters, at.weights, at.gradients)
+        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+
+
+@dataclass(frozen=True)
+class AdaptiveGradient(Direction):
+    """Along T²⊙g, measured as ‖T⊙g‖: A = T², B = T (ASAM, arXiv 2102.11600, eq. 8).
+
+    T = |w| + eta for tensors whose name contains ``weight`` and 1 for the others; without names, tensors of
+    two or more dimensions count as weights. ``bias_rule='all'`` is the common port: T = |w| everywhere.
+    ``norm_layers_only`` restricts the perturbation to normalisation layers (SAM-ON, arXiv 2306.04226).
+    """
+
+    eta: float = 0.01
+    bias_rule: Literal["paper", "all"] = "paper"
+    norm_layers_only: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.eta, "eta", minimum=0)
+
+    def chosen(self, parameters: list[Tensor], facts: Facts) -> list[Tensor]:
+        if not self.norm_layers_only:
+            return parameters
+        assert facts.norm_parameters is not None
+        return [parameter for parameter in parameters if parameter in facts.norm_parameters]
+
+    def perturb_(self, at: Ascent) -> None:
+        self._set(at.parameters, at.weights, at.gradients, at.facts, 1)
+        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
+        self._set(at.parameters, at.weights, at.gradients, at.facts, 2)
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+
+    def _set(
+        self,
+        parameters: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        facts: Facts,
+        power: int,
+    ) -> None:
+        """``parameters ← T^power ⊙ gradients``."""
+        every = list(zip(parameters, weights, gradients, strict=True))
+        adaptive = [row for row in every if self._is_adaptive(row[0], facts)]
+        others = [row for row in every if not self._is_adaptive(row[0], facts)]
+        if adaptive:
+            eta = self.eta if self.bias_rule == "paper" else 0.0
+            targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
+            foreach.set_weighted_(targets, starts, slopes, eta, power)
+        if others:
+            foreach.copy_([row[0] for row in others], [row[2] for row in others])
+
+    def _is_adaptive(self, parameter: Tensor, facts: Facts) -> bool:
+        if self.bias_rule == "all":
+            return True
+        name = facts.names.get(parameter)
+        return parameter.dim() >= 2 if name is None else "weight" in name
+
+
+@dataclass(frozen=True)
+class FriendlyGradient(Direction):
+    """Along s = g − sigma·m with m = EMA(g) of rate ``decay`` (F-SAM, arXiv 2403.12350, eq. 7 and 8).
+
+    m is the value before this step's update, which uses the raw g; the first step is plain SAM with m = g.
+    """
+
+    sigma: float = 1.0
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        require(self.sigma, "sigma")
+        require(self.decay, "lambda", minimum=0, maximum=1)
+
+    def perturb_(self, at: Ascent) -> None:
+        averages = at.memory.tensors.setdefault("average", {})
+        foreach.copy_(at.parameters, at.gradients)
+        known = [row for row in zip(at.parameters, at.gradients, strict=True) if row[0] in averages]
+        old = [averages[parameter] for parameter, _ in known]
+        foreach.add_scaled_([parameter for parameter, _ in known], old, -self.sigma)
+        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+        _update_averages(averages, at.parameters, at.gradients, self.decay)
+
+
+@dataclass(frozen=True)
+class AveragedGradient(Direction):
+    """Along d = (1 − theta)·d + theta·g, g included; d starts as g (VaSSO, arXiv 2309.15639, eq. 5)."""
+
+    theta: float = 0.4
+
+    def __post_init__(self) -> None:
+        require(self.theta, "theta", minimum=0, maximum=1)
+
+    def perturb_(self, at: Ascent) -> None:
+        averages = at.memory.tensors.setdefault("average", {})
+        _update_averages(averages, at.parameters, at.gradients, 1 - self.theta)
+        # Before any finite gradient there is no average; the step is going to be skipped.
+        direction = [averages.get(p, g) for p, g in zip(at.parameters, at.gradients, strict=True)]
+        factor = foreach.ratio(at.rho, foreach.global_norm(direction))
+        foreach.move_(at.parameters, at.weights, direction, factor)
+
+
+@dataclass(frozen=True)
+class ClippedAscent(Direction):
+    """N steps e ← clip(e + inner_lr·g) to a ball of radius ρ (AMP, arXiv 2010.04925, Algorithm 1).
+
+    The paper's ball is global; its code clips each tensor by itself (``scope='tensor'``).
+    """
+
+    inner_lr: float = 1.0
+    num_ascents: int = 1
+    scope: Literal["global", "tensor"] = "global"
+
+    def __post_init__(self) -> None:
+        require(self.inner_lr, "inner_lr", minimum=0)
+        if self.num_ascents < 1:
+            raise ValueError(f"inner_iter must be at least 1, not {self.num_ascents}")
+
+    def perturb_(self, at: Ascent) -> None:
+        # e is what the last ascent left: the difference to w, exact enough for a step of a search.
+        foreach.add_scaled_(at.parameters, at.weights, -1.0)
+        foreach.add_scaled_(at.parameters, at.gradients, self.inner_lr)
+        if self.scope == "global":
+            foreach.clip_norm_(at.parameters, at.rho, foreach.global_norm(at.parameters))
+        else:
+            for parameter, norm in zip(at.parameters, foreach.tensor_norms(at.parameters), strict=True):
+                foreach.clip_norm_([parameter], at.rho, norm)
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, 1.0)
+
+
+@dataclass(frozen=True)
+class AgainstMomentum(Direction):
+    """Along −v, the base's momentum (Momentum-SAM, arXiv 2401.12033, eq. 4); nothing at first."""
+
+    def perturb_(self, at: Ascent) -> None:
+        momentum = at.facts.momentum(at.parameters)
+        moving = [row for row in zip(at.parameters, at.weights, momentum, strict=True) if row[2] is not None]
+        if moving:
+            velocity = [row[2] for row in moving if row[2] is not None]
+            factor = foreach.ratio(-at.rho, foreach.global_norm(velocity))
+            foreach.set_sum_([row[0] for row in moving], [row[1] for row in moving], velocity, factor)
+
+
+def _update_averages(
+    averages: dict[Tensor, Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor], decay: float
+) -> None:
+    """average ← decay·average + (1 − decay)·g; a parameter's first average is its g.
+
+    A gradient that is not finite changes nothing, for an average would carry it into every later step.
+    """
+    finite = torch.isfinite(foreach.global_norm(gradients))
+    if finite.device.type == "cpu" and not finite:
+        return
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        old = averages.get(parameter)
+        if old is None:
+            if bool(finite):  # waits for the device, once a parameter
+                averages[parameter] = gradient.clone()
+        elif finite.device.type == "cpu":
+            old.lerp_(gradient, 1 - decay)
+        else:  # chosen on the device, so that nothing waits for it
+            averages[parameter] = torch.where(finite, torch.lerp(old, gradient, 1 - decay), old)

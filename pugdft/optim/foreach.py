@@ -1,0 +1,158 @@
+"""Arithmetic over lists of tensors: the only place with a norm, an epsilon or a device's quirk.
+
+A factor that comes out of a norm stays a 0-dim tensor on an accelerator, so that no step waits for the
+device. On a CPU there is nothing to wait for: a Python number is free and lets one kernel do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-12
+
+"""Added to a norm before division; 0 in fp16, hence norms and factors are at least fp32."""
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm over all elements of all tensors, a 0-dim tensor of at least fp32 on the first one's device.
+
+    fp64 tensors are accumulated in fp64, everything narrower in fp32.
+    """
+    if _on_cpu(tensors) and all(_is_flat(tensor, tensors[0].dtype) for tensor in tensors):
+        # One product of a tensor with itself reads it faster than a norm does, and rounds less.
+        flat = (tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors)
+        return torch.stack([torch.dot(each, each) for each in flat]).sum().sqrt()
+    norms = torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors))
+    device = norms[0].device
+    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The L2 norm of each tensor, 0-dim."""
+    return list(torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors)))
+
+
+def dot(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """The inner product over all elements, a 0-dim tensor of at least fp32."""
+    dtype = _accumulator(tensors)
+    parts = [
+        torch.sum(a * b, dtype=dtype) if a.numel() else torch.zeros((), dtype=dtype, device=a.device)
+        for a, b in zip(tensors, others, strict=True)
+    ]
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
+
+
+def ratio(numerator: float | Tensor, norm: Tensor) -> Tensor:
+    """``numerator / (norm + 1e-12)``: 0 for a zero gradient times this, never NaN."""
+    return numerator / (norm + EPSILON)
+
+
+def square_ratio(numerator: Tensor, norm: Tensor) -> Tensor:
+    """``numerator / (norm² + 1e-24)``: the coefficient of a projection."""
+    return numerator / (norm * norm + EPSILON**2)
+
+
+def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """``targets ← sources``, bit for bit."""
+    if _on_cpu(targets):
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+    else:
+        torch._foreach_copy_(list(targets), list(sources))
+
+
+def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
+    """``tensors ← factor · tensors``."""
+    if _on_cpu(tensors):
+        number = float(factor)
+        for tensor in tensors:
+            tensor.mul_(number)
+    else:
+        torch._foreach_mul_(list(tensors), factor)
+
+
+def add_scaled_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: Tensor | float) -> None:
+    """``tensors ← tensors + factor · others``."""
+    if _on_cpu(tensors):
+        number = float(factor)
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.add_(other, alpha=number)
+    elif isinstance(factor, Tensor):
+        torch._foreach_add_(list(tensors), torch._foreach_mul(list(others), factor))
+    else:
+        torch._foreach_add_(list(tensors), list(others), alpha=factor)
+
+
+def move_(
+    parameters: Sequence[Tensor], weights: Sequence[Tensor], steps: Sequence[Tensor], factor: Tensor | float
+) -> None:
+    """``parameters ← weights + factor · steps`` where the parameters still hold the weights."""
+    if _on_cpu(parameters):
+        add_scaled_(parameters, steps, factor)
+    else:  # in place it would take a copy of the steps
+        set_sum_(parameters, weights, steps, factor)
+
+
+def set_sum_(
+    targets: Sequence[Tensor], starts: Sequence[Tensor], steps: Sequence[Tensor], factor: Tensor | float
+) -> None:
+    """``targets ← starts + factor · steps`` where ``steps`` may be ``targets``; no further memory."""
+    if _on_cpu(targets):
+        number = float(factor)
+        for target, start, step in zip(targets, starts, steps, strict=True):
+            torch.add(start, step, alpha=number, out=target)
+        return
+    if steps is not targets:
+        torch._foreach_copy_(list(targets), list(steps))
+    torch._foreach_mul_(list(targets), factor)
+    torch._foreach_add_(list(targets), list(starts))
+
+
+def set_weighted_(
+    targets: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    eta: float = 0.0,
+    power: int = 1,
+) -> None:
+    """``targets ← (|weights| + eta)^power ⊙ gradients`` for power 1 or 2; no further memory."""
+    if _on_cpu(targets):
+        for target, weight, gradient in zip(targets, weights, gradients, strict=True):
+            torch.abs(weight, out=target)
+            if eta:
+                target.add_(eta)
+            if power == 2:
+                target.mul_(target)
+            target.mul_(gradient)
+        return
+    torch._foreach_copy_(list(targets), list(weights))
+    torch._foreach_abs_(list(targets))
+    if eta:
+        torch._foreach_add_(list(targets), eta)
+    if power == 2:
+        torch._foreach_mul_(list(targets), list(targets))
+    torch._foreach_mul_(list(targets), list(gradients))
+
+
+def clip_norm_(tensors: Sequence[Tensor], limit: float, norm: Tensor) -> None:
+    """Scale by ``min(1, limit / (norm + 1e-12))``."""
+    scale_(tensors, torch.clamp(ratio(limit, norm), max=1.0))
+
+
+def _accumulator(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def _is_flat(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the elements lie side by side, in whatever order, in a ``dtype`` that accumulates itself."""
+    dense = tensor.is_contiguous() or (
+        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+    return dense and tensor.dtype == dtype and dtype in (torch.float32, torch.float64)
+
+
+def _on_cpu(tensors: Sequence[Tensor]) -> bool:
+    return not tensors or tensors[0].device.type == "cpu"

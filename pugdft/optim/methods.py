@@ -1,0 +1,379 @@
+"""A method of the family: five rules, one a slot."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from pugdft.optim.combine import (
+    DecoupledSharpness,
+    Identity,
+    Linear,
+    Merge,
+    Normalize,
+    RemoveParallel,
+    ReuseAscent,
+    Scaled,
+    Unit,
+    UnitEach,
+    Weighted,
+)
+from pugdft.optim.directions import (
+    AdaptiveGradient,
+    AgainstMomentum,
+    AveragedGradient,
+    ClippedAscent,
+    Direction,
+    FriendlyGradient,
+    Gradient,
+    WeightedGradient,
+)
+from pugdft.optim.schedules import Constant, Number, ProportionalToLr, Schedule, as_radius, as_schedule
+from pugdft.optim.triggers import Ahead, Always, Every, GradientVariance, Never, Trigger
+
+
+@dataclass(frozen=True)
+class Method:
+    """The five slots of one step; ``repr`` is the whole method."""
+
+    direction: Direction
+    radius: Schedule
+    trigger: Trigger
+    combine: Linear | Merge
+    normalize: Normalize
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether some step takes a second pass."""
+        return not isinstance(self.trigger, Never)
+
+    @property
+    def expected_passes(self) -> float | None:
+        """Gradient passes a step, averaged over a run; None if only the run itself can tell."""
+        fraction = self.trigger.expected_fraction
+        return None if fraction is None else 1 + fraction * self.direction.num_ascents
+
+
+def plain() -> Method:
+    """The base optimizer alone: one pass, the gradient as it is.
+
+    Cost: 1 pass a step, no further memory.
+    """
+    return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), Identity())
+
+
+def sam(*, rho: Number = 0.05) -> Method:
+    """Sharpness-aware minimization: the gradient at the worst nearby point.
+
+    e = ρ · g / ‖g‖;  BASE(g*).
+    Source: Foret et al., arXiv 2010.01412, eq. 2 and 3; ρ = 0.05 is the paper's default.
+
+    Cost: 2 passes a step, 1 copy of the parameters.
+
+    Args:
+        rho: radius of the ball, ≥ 0; 0 gives the base optimizer. The paper tries .01 to .5.
+    """
+    return Method(Gradient(), as_radius(rho), Always(), Weighted(0, 1), Identity())
+
+
+def asam(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", "all"] = "paper") -> Method:
+    """Adaptive SAM: a ball that scales with each weight, so that rescaled networks are treated alike.
+
+    e = ρ · T²g / ‖Tg‖ with T = |w| + η for weights, 1 for biases;  BASE(g*).
+    Source: Kwon et al., arXiv 2102.11600, eq. 8 and Algorithm 1; ρ = 0.5 and η = 0.01 from its experiments.
+    The common port takes T = |w| everywhere, without η (``bias_rule: all``); its best ρ is about 2.
+
+    Cost: 2 passes a step, 1 copy of the parameters.
+
+    Args:
+        rho: radius in the metric of T, ≥ 0; about ten times SAM's.
+        eta: added to |w|, ≥ 0.
+        bias_rule: ``paper``, or ``all`` for the common port.
+    """
+    direction = AdaptiveGradient(eta, bias_rule)
+    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
+
+
+def sam_on(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", "all"] = "paper") -> Method:
+    """ASAM that perturbs normalisation layers only: most of the gain for almost no memory.
+
+    e as in asam, on the scales and shifts of normalisation layers, found by the layers' type;  BASE(g*).
+    Source: Müller et al., arXiv 2306.04226 (SAM-ON), its adaptive form.
+
+    Cost: 2 passes a step, 1 copy of the norms alone.
+
+    Args:
+        rho: radius in the metric of T, ≥ 0.
+        eta: added to |w|, ≥ 0.
+        bias_rule: as in asam.
+    """
+    direction = AdaptiveGradient(eta, bias_rule, norm_layers_only=True)
+    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
+
+
+def gnp(*, rho: Number = 0.05, alpha: float = 0.8) -> Method:
+    """Gradient-norm penalty: between the plain gradient and SAM's.
+
+    e = ρ · g / ‖g‖;  BASE((1 − α)·g + α·g*).
+    Source: Zhao et al., arXiv 2202.03599, eq. 10. α = 1 is SAM, α = 0 the base; the paper's parameter study
+    goes from −.5 to 2. The coupled form of WSAM is this with α = γ/(1 − γ).
+
+    Cost: 2 passes a step, 1 copy of the parameters in pugdft's own loop.
+
+    Args:
+        rho: radius r of the finite difference, ≥ 0.
+        alpha: share of the perturbed gradient.
+    """
+    if not 0 <= alpha <= 1:
+        warnings.warn(f"gnp: alpha {alpha:g} is outside [0, 1]: an extrapolation", stacklevel=2)
+    if alpha == 0:
+        return plain()
+    return Method(Gradient(), as_radius(rho), Always(), Weighted(1 - alpha, alpha), Identity())
+
+
+def gsam(*, rho_min: float = 0.01, rho_max: float = 0.05, alpha: float = 0.4) -> Method:
+    """Surrogate-gap guided SAM: descend on the perturbed loss, ascend on what of g it does not explain.
+
+    e = ρ_t · g / ‖g‖, ρ_t from ρ_max at the peak lr to ρ_min at 0;  BASE(g* − α·(g − ⟨g, g*⟩ g* / ‖g*‖²)).
+    Source: Zhuang et al., arXiv 2203.08065, Algorithm 1. α = 0.4 is that of the authors' CIFAR example; the
+    bounds are around SAM's radius. Products and norms are global.
+
+    Cost: 2 passes a step, 2 copies of the parameters.
+
+    Args:
+        rho_min: radius as lr → 0, ≥ 0.
+        rho_max: radius at the peak lr, ≥ rho_min.
+        alpha: weight of the orthogonal part of g.
+    """
+    if rho_min < 0:
+        raise ValueError(f"rho_min must be at least 0, not {rho_min:g}")
+    radius = ProportionalToLr(min=rho_min, max=rho_max)
+    return Method(Gradient(), radius, Always(), RemoveParallel(alpha), Identity())
+
+
+def looksam(*, rho: Number = 0.05, k: int = 5, alpha: float = 0.7) -> Method:
+    """SAM at every k-th step; between, the base's gradient plus the remembered flat direction.
+
+    At every k-th step BASE(g*) and v = g* − proj_g(g*); between, BASE(g + α·(‖g‖/‖v‖)·v).
+    Source: Liu et al., arXiv 2203.02714, Algorithm 1; k = 5 and α = 0.7 from its experiments. Global norms.
+
+    Cost: 1 + 1/k passes a step, 2 copies of the parameters, one of them in the checkpoint.
+
+    Args:
+        rho: radius of the ball, ≥ 0.
+        k: steps from one two-pass step to the next, ≥ 1; 1 is SAM.
+        alpha: weight of the remembered direction.
+    """
+    return Method(Gradient(), as_radius(rho), Every(k=k), ReuseAscent(alpha), Identity())
+
+
+def fsam(*, rho: Number = 0.05, sigma: float = 1.0, lambda_: float = 0.9) -> Method:
+    """Friendly SAM: perturb along the batch's own noise, the gradient less its running mean.
+
+    e = ρ · s / ‖s‖ with s = g − σ·m, then m ← λ·m + (1 − λ)·g;  BASE(g*).
+    Source: Li et al., arXiv 2403.12350, eq. 7 and 8; σ = 1 and λ = 0.9 from its experiments. The first step
+    is plain SAM with m = g; m in s is the value before the step's update, which uses the raw g.
+
+    Cost: 2 passes a step, 2 copies of the parameters, one of them in the checkpoint.
+
+    Args:
+        rho: radius of the ball, ≥ 0.
+        sigma: how much of the mean is removed.
+        lambda_: rate of the mean, in 0..1 (``lambda`` in a recipe).
+    """
+    direction = FriendlyGradient(sigma, lambda_)
+    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
+
+
+def vasso(*, rho: Number = 0.05, theta: float = 0.4) -> Method:
+    """Variance-suppressed SAM: perturb along a running mean of gradients.
+
+    d ← (1 − θ)·d + θ·g, starting as g;  e = ρ · d / ‖d‖;  BASE(g*).
+    Source: Li and Giannakis, NeurIPS 2023, arXiv 2309.15639, eq. 5. The default θ is ours: tune it in (0, 1].
+
+    Cost: 2 passes a step, 2 copies of the parameters, one of them in the checkpoint.
+
+    Args:
+        rho: radius of the ball, ≥ 0.
+        theta: rate of the mean, in 0..1; 1 is SAM.
+    """
+    return Method(AveragedGradient(theta), as_radius(rho), Always(), Weighted(0, 1), Identity())
+
+
+def wsam(*, rho: Number = 0.05, gamma: float = 0.9) -> Method:
+    """Weighted SAM, decoupled: the base steps with g, the sharpness term is applied beside it.
+
+    e = ρ · g / ‖g‖;  BASE(g), then w ← w − lr·κ·(g* − g) with κ = γ/(1 − γ).
+    Source: Yue et al., arXiv 2305.15817, Algorithm 1 (decoupled); γ = 0.9 from its experiments. The coupled
+    form is gnp with α = γ/(1 − γ).
+
+    Cost: 2 passes a step, 2 copies of the parameters.
+
+    Args:
+        rho: radius of the ball, ≥ 0.
+        gamma: weight of the sharpness term, in [0, 1); 1/2 weighs both gradients alike.
+    """
+    return Method(Gradient(), as_radius(rho), Always(), DecoupledSharpness(gamma), Identity())
+
+
+def amp(
+    *,
+    epsilon: Number = 0.5,
+    inner_lr: float = 1.0,
+    inner_iter: int = 1,
+    scope: Literal["global", "tensor"] = "global",
+) -> Method:
+    """Adversarial model perturbation: ascent steps inside a ball, then the gradient there.
+
+    N times e ← clip(e + ζ·∇L(w + e)) to ‖e‖ ≤ ε;  BASE(g*).
+    Source: Zheng et al., arXiv 2010.04925, Algorithm 1; ε = 0.5, ζ = 1, N = 1 from its experiments. The
+    paper's ball is global; its code clips each tensor (``scope: tensor``).
+
+    Cost: 1 + N passes a step, 1 copy of the parameters.
+
+    Args:
+        epsilon: radius of the ball, ≥ 0.
+        inner_lr: ζ, length of an ascent step in units of the gradient, ≥ 0.
+        inner_iter: N, ascent steps, ≥ 1.
+        scope: ``global`` or ``tensor``.
+    """
+    direction = ClippedAscent(inner_lr, inner_iter, scope)
+    radius = as_schedule(epsilon, "epsilon", minimum=0)
+    return Method(direction, radius, Always(), Weighted(0, 1), Identity())
+
+
+def msam(*, rho: Number = 3.0) -> Method:
+    """Momentum-SAM: the gradient at a point against the momentum, for the price of the base.
+
+    e = −ρ · v / ‖v‖ with v the base's momentum;  BASE(∇L(w + e)) at w.
+    Source: Becker et al., arXiv 2401.12033, eq. 4; ρ = 3 from its experiments. Published code leaves the
+    weights perturbed between steps; here a step perturbs, passes, and restores, so evaluation and checkpoints
+    see w. The loss that a step returns is that at w + e: there is no other pass.
+
+    Cost: 1 pass a step, 1 copy of the parameters.
+
+    Args:
+        rho: length of the perturbation, ≥ 0. The base must have a momentum.
+    """
+    return Method(AgainstMomentum(), as_radius(rho), Ahead(), Weighted(0, 1), Identity())
+
+
+def ugd() -> Method:
+    """Unit gradient descent: BASE(g / ‖g‖).
+
+    Use it to see what the normalisation alone does. The step length is lr itself.
+    Source: Update in Unit Gradient, arXiv 2110.00199v1, Algorithm 2; PUGD, Definition 3 (NGD-FM).
+
+    Cost: 1 pass a step, no further memory.
+    """
+    return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), Unit())
+
+
+def ngd_cw(*, scope: Literal["tensor", "element"] = "tensor") -> Method:
+    """Component-wise normalised gradient descent: every tensor, or every element, of unit length.
+
+    BASE(g / ‖g‖) for each tensor by itself, or BASE(sign g).
+    Source: compared in the PUGD paper, arXiv 2110.00199, whose text allows both readings; no code exists.
+
+    Cost: 1 pass a step, no further memory.
+
+    Args:
+        scope: ``tensor`` divides each tensor by its norm, ``element`` takes the sign of each element.
+    """
+    return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), UnitEach(scope))
+
+
+def sam_gns(*, rho: Number = 0.05) -> Method:
+    """SAM with its gradient as one unit vector.
+
+    e = ρ · g / ‖g‖;  BASE(g* / ‖g*‖): g is not added.
+    Source: Update in Unit Gradient, arXiv 2110.00199v1, Algorithm 3.
+
+    Cost: 2 passes a step, 1 copy of the parameters.
+
+    Args:
+        rho: radius of the ball, ≥ 0.
+    """
+    return Method(Gradient(), as_radius(rho), Always(), Weighted(0, 1), Unit())
+
+
+def pugd(*, rho: Number = 1.0) -> Method:
+    """Perturbated unit gradient descent: both gradients, added, as one unit vector.
+
+    e = ρ · |w|⊙g / ‖|w|⊙g‖;  BASE((g + g*) / ‖g + g*‖).
+    Source: Tseng et al., arXiv 2110.00199, eq. 12 and Algorithm 1, where ρ = 1.
+    The step length is lr itself, whatever the loss's scale; weight decay comes after the normalisation.
+    Published code restores w by subtracting e, which is not w in floating point: here w is copied back.
+
+    Cost: 2 passes a step, 1 copy of the parameters in pugdft's own loop (2 under a closure that
+    clears the gradients).
+
+    Args:
+        rho: length of the perturbation, ≥ 0; 0 gives unit gradient descent.
+    """
+    return Method(WeightedGradient(), as_radius(rho), Always(), Scaled(Constant(1.0)), Unit())
+
+
+def pugd_r(*, rho: Number = {"schedule": "icos", "min": 0.5, "max": 2.0}) -> Method:  # noqa: B006
+    """PUGD with a scheduled radius (RTS: R).
+
+    e = a_r(t) · |w|⊙g / ‖|w|⊙g‖;  BASE((g + g*) / ‖g + g*‖).
+    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours.
+
+    Cost: 2 passes a step, 1 copy of the parameters.
+
+    Args:
+        rho: a schedule: sin, cos, isin, icos, linear, cosine, proportional_to_lr.
+    """
+    return pugd(rho=rho)
+
+
+def pugd_s(*, rho: Number = 1.0, scale: Number = {"schedule": "icos", "min": 0.5, "max": 2.0}) -> Method:  # noqa: B006
+    """PUGD with a scheduled share of the clean gradient (RTS: S).
+
+    e as in pugd;  BASE(U / ‖U‖) with U = a_s(t)·g + g*.
+    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours.
+
+    Cost: 2 passes a step, 1 copy of the parameters.
+
+    Args:
+        rho: length of the perturbation, ≥ 0, or a schedule.
+        scale: factor of the clean gradient, a number or a schedule.
+    """
+    combine = Scaled(as_schedule(scale, "scale"))
+    return Method(WeightedGradient(), as_radius(rho), Always(), combine, Unit())
+
+
+def pugd_rs(
+    *,
+    rho: Number = {"schedule": "icos", "min": 0.5, "max": 2.0},  # noqa: B006
+    scale: Number = {"schedule": "icos", "min": 0.5, "max": 2.0},  # noqa: B006
+) -> Method:
+    """PUGD with both schedules, independent of each other (RTS: RS).
+
+    e = a_r(t) · |w|⊙g / ‖|w|⊙g‖;  BASE(U / ‖U‖) with U = a_s(t)·g + g*.
+    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedules are ours.
+
+    Cost: 2 passes a step, 1 copy of the parameters.
+
+    Args:
+        rho: a number or a schedule of the radius.
+        scale: a number or a schedule of the clean gradient's factor.
+    """
+    return pugd_s(rho=rho, scale=scale)
+
+
+def pugd_t(*, rho: Number = 1.0) -> Method:
+    """PUGD from the moment when the gradient norm has settled (RTS: T); before, the base alone.
+
+    BASE(g), then pugd's BASE((g + g*) / ‖g + g*‖) once Var(last k ‖g‖) < γ · Var(‖g‖ over the first tenth),
+    γ = .2 and k = 10; ``trigger`` chooses another rule or other values.
+    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025.
+
+    Cost: 1 to 2 passes a step, 1 copy of the parameters.
+
+    Args:
+        rho: length of the perturbation, ≥ 0, or a schedule.
+    """
+    return Method(WeightedGradient(), as_radius(rho), GradientVariance(), Scaled(Constant(1.0)), Unit())

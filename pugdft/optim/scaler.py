@@ -1,0 +1,130 @@
+"""Loss scaling for fp16, for methods that evaluate the gradient more than once a step.
+
+The scale is the same in all passes of a step; it changes once, after the step. Scaling happens where the
+closure calls backward (``PerturbedOptimizer.backward``) and is undone after each pass, so that every rule
+sees true gradients. Scales are powers of two: multiplying and dividing by them is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pugdft.optim import foreach
+from pugdft.optim.base import fill_momentum
+from pugdft.optim.combine import Correction, Normalize
+
+# At 0, where halving for ever would lead, no gradient is finite again.
+_LEAST = 2.0**-14
+
+
+class LossScale:
+    """A dynamic loss scale, kept on the device so that nothing waits for it.
+
+    Args:
+        initial: a power of two.
+        growth_interval: finite steps after which the scale doubles; it halves at each overflow.
+    """
+
+    def __init__(self, initial: float = 2.0**16, growth_interval: int = 2000) -> None:
+        self._initial, self._growth_interval = initial, growth_interval
+        self._scale: Tensor | None = None
+        self._growth = torch.zeros((), dtype=torch.int32)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss times the scale."""
+        return loss * self._on(loss.device)
+
+    def scale_(self, gradients: Sequence[Tensor]) -> None:
+        """Bring gradients to the scale of a pass that is going to add to them."""
+        if gradients:
+            foreach.scale_(gradients, self._on(gradients[0].device))
+
+    def unscale_(self, gradients: Sequence[Tensor]) -> None:
+        """Undo the scale of a pass."""
+        if gradients:
+            foreach.scale_(gradients, 1.0 / self._on(gradients[0].device))
+
+    def update(self, finite: Tensor) -> None:
+        """Halve the scale after an overflow, down to 2⁻¹⁴; double it after a long run without one."""
+        scale = self._on(finite.device)
+        torch._amp_update_scale_(scale, self._growth, (~finite).float(), 2.0, 0.5, self._growth_interval)
+        scale.clamp_(min=_LEAST)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        scale = self._initial if self._scale is None else float(self._scale)
+        return {"scale": scale, "growth": int(self._growth)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved numbers."""
+        self._initial, self._scale = state["scale"], None
+        self._growth = torch.tensor(state["growth"], dtype=torch.int32)
+
+    def _on(self, device: torch.device) -> Tensor:
+        if self._scale is None:
+            self._scale = torch.tensor(self._initial, dtype=torch.float32, device=device)
+            self._growth = self._growth.to(device)
+        return self._scale
+
+
+class GuardedStep:
+    """Steps a base optimizer, or skips the update and counts that.
+
+    On an accelerator a fused base reads the flag on the device, so that nothing waits for it. A base without
+    a fused form, and the one method that corrects the weights afterwards, do wait.
+    """
+
+    def __init__(self, base: torch.optim.Optimizer, loss_scale: LossScale | None) -> None:
+        self._base, self._loss_scale = base, loss_scale
+        self._num_skipped: Tensor | int = 0
+
+    @property
+    def num_skipped(self) -> int:
+        """Updates left out; reading it waits for the device."""
+        return int(self._num_skipped)
+
+    @num_skipped.setter
+    def num_skipped(self, value: int) -> None:
+        self._num_skipped = value
+
+    def step(self, gradients: list[Tensor], rule: Normalize, correction: Correction | None) -> None:
+        """Normalise the gradients and step.
+
+        Args:
+            gradients: h, which is what lies in the parameters' ``grad``.
+            rule: normalises it in place.
+            correction: applied to the weights after the base's step.
+        """
+        if not gradients:
+            return
+        base = self._base
+        fill_momentum(base)
+        finite = torch.isfinite(rule.normalize_(gradients))
+        if correction is not None:
+            finite = finite & torch.isfinite(foreach.global_norm(correction.directions)).to(finite.device)
+        if self._loss_scale is not None:
+            self._loss_scale.update(finite)
+        on_device = finite.device.type != "cpu" and getattr(base, "_step_supports_amp_scaling", False)
+        if on_device and correction is None:
+            overflow = (~finite).float()
+            base.grad_scale, base.found_inf = None, overflow  # type: ignore[attr-defined]
+            self._num_skipped = self._num_skipped + overflow
+            base.step()
+        elif bool(finite):
+            if on_device:
+                base.grad_scale, base.found_inf = None, None  # type: ignore[attr-defined]
+            base.step()
+            self._apply(correction)
+        else:
+            self._num_skipped = self._num_skipped + 1
+
+    def _apply(self, correction: Correction | None) -> None:
+        if correction is None:
+            return
+        lrs = {p: float(group["lr"]) for group in self._base.param_groups for p in group["params"]}
+        for parameter, direction in zip(correction.parameters, correction.directions, strict=True):
+            parameter.add_(direction, alpha=-lrs[parameter] * correction.factor)

@@ -1,0 +1,252 @@
+"""On a CPU, what becomes of the memory that one step frees: kept for the next one, or given back at once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pugdft.config.schema import Recipe
+from pugdft.errors import UserError
+
+# glibc's mallopt parameters (malloc.h).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+# Never give memory back, never map a block of its own for a large tensor, grow by 256 MiB at a time.
+_KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 256 * 2**20))
+# Tensors from 4 MiB on have blocks of their own, however many were freed before (glibc raises the limit by
+# itself, and then small long-lived blocks settle between large ones); the rest as glibc does by default.
+_GIVE_BACK = (
+    (_MMAP_MAX, 65536),
+    (_MMAP_THRESHOLD, 4 * 2**20),
+    (_TRIM_THRESHOLD, 128 * 2**10),
+    (_TOP_PAD, 128 * 2**10),
+)
+
+
+def retain_freed_memory(retain: bool) -> bool:
+    """Ask glibc to reuse freed memory, or to return it to the system; False where that is not glibc.
+
+    By default every tensor above 128 KiB is mapped afresh and its pages are cleared by the kernel at first
+    touch, again at every step: a third of the time of a small model's training step on two cores. Kept
+    memory falls into pieces, which is what it costs.
+
+    What is given back is asked for in huge pages the next time, which the kernel clears about eight times
+    faster. torch looks at that variable once, at a process's first tensor on the CPU.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    if not retain:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(mallopt(parameter, value) == 1 for parameter, value in (_KEEP if retain else _GIVE_BACK))
+
+
+# Beyond this side, attention's matrices may weigh more than what plain products gain on a CPU.
+_LARGEST_PLAIN_ATTENTION = 256
+
+_COMPILER = "inductor"
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What a run uses, every ``auto`` decided."""
+
+    channels_last: bool
+    fused_attention: bool
+    matmul: Literal["ieee", "tf32", "bf16"]
+    onednn_linear: bool
+    compile: bool
+    retain_memory: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the record."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        words = [f"{name} {str(value).lower()}" for name, value in self.as_dict().items()]
+        return ", ".join(words)
+
+
+def pick(recipe: Recipe, device_type: str) -> Switches:
+    """The switches of a recipe on a device, ``auto`` replaced by what was measured fastest there.
+
+    Raises:
+        UserError: a switch that the recipe sets is not for this device.
+    """
+    given, on_cpu, is_fp32 = recipe.train.performance, device_type == "cpu", recipe.train.precision == "fp32"
+    matmul = "ieee" if given.matmul == "auto" else given.matmul
+    if matmul == "tf32" and on_cpu:
+        raise UserError("train.performance.matmul: tf32 needs a GPU; on a CPU use ieee or bf16")
+    if matmul != "ieee" and not on_cpu and (device_type != "cuda" or matmul == "bf16"):
+        raise UserError(
+            f"train.performance.matmul: {matmul} is not for {device_type}; train.precision=bf16 is"
+        )
+    compiles = given.compile is True
+    is_exact_onednn = on_cpu and is_fp32 and matmul == "ieee" and not compiles and _has_onednn_product()
+    if given.onednn_linear is True and not is_exact_onednn:
+        raise UserError(
+            "train.performance.onednn_linear: is for fp32 on a CPU, with matmul ieee and without compile"
+        )
+    if given.retain_memory is True and not on_cpu:
+        raise UserError("train.performance.retain_memory: is for a CPU; torch does so by itself on others")
+    few_tokens = recipe.data.image_size <= _LARGEST_PLAIN_ATTENTION
+
+    def decide(value: bool | str, automatic: bool) -> bool:
+        return automatic if value == "auto" else bool(value)
+
+    return Switches(
+        channels_last=decide(given.channels_last, True),
+        fused_attention=decide(given.fused_attention, not on_cpu or is_fp32 or not few_tokens),
+        matmul=matmul,
+        onednn_linear=is_exact_onednn and decide(given.onednn_linear, _blas_is_slow()),
+        compile=compiles,
+        retain_memory=on_cpu and decide(given.retain_memory, True),
+    )
+
+
+@contextmanager
+def attention_of(switches: Switches) -> Iterator[None]:
+    """Inside, timm's models are made with or without fused attention."""
+    before = timm.layers.use_fused_attn(), timm.layers.use_fused_attn(experimental=True)
+    timm.layers.set_fused_attn(switches.fused_attention, before[1] and switches.fused_attention)
+    try:
+        yield
+    finally:
+        timm.layers.set_fused_attn(*before)
+
+
+def arrange(model: nn.Module, switches: Switches) -> None:
+    """Lay a new model's weights out and give it its linear layers, in place; its tensors' names stay."""
+    if switches.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if switches.onednn_linear:
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = OneDnnLinear
+
+
+def compiled(model: nn.Module, switches: Switches) -> nn.Module:
+    """The model for training steps: itself, or compiled for the shapes that it meets.
+
+    The parameters are the model's own, and so are the names in its state. Random numbers are drawn as
+    without compiling, so that only rounding differs.
+    """
+    if not switches.compile:
+        return model
+    options: dict[str, Any] = {"fallback_random": True} if _COMPILER == "inductor" else {}
+    module: nn.Module = torch.compile(model, dynamic=False, backend=_COMPILER, options=options or None)  # type: ignore[assignment]
+    return module
+
+
+class OneDnnLinear(nn.Linear):
+    """A linear layer whose three products oneDNN computes, in exact fp32.
+
+    torch has no switch that sends fp32 products there without permitting it bf16 as well, so this calls the
+    operator that torch's compiler calls. Its gradient cannot be differentiated again.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """y = x·Wᵀ + b over the last dimension."""
+        # Rows go in and come out, so that the result is no view made inside: some models write into it.
+        rows: Tensor = _OneDnnProduct.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
+        return rows.view(*input.shape[:-1], self.out_features)
+
+
+class _OneDnnProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return _product(input, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if needs_input else None,
+            _product(gradient.t(), input.t()) if needs_weight else None,
+            gradient.sum(0) if needs_bias else None,
+        )
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return output
+
+
+@contextmanager
+def rounding_of(switches: Switches, device_type: str) -> Iterator[None]:
+    """Inside, products of fp32 numbers are rounded as picked; afterwards as before.
+
+    Left as they are: flags of a device that the run does not use.
+    """
+    before = {path: _read(path) for path in _flags(device_type)}
+    before = {path: value for path, value in before.items() if value is not None}
+    try:
+        for path in before:
+            # torch has an old and a new name for each and refuses to read one after the other was set.
+            _write(path, switches.matmul == "tf32" if path.endswith("allow_tf32") else switches.matmul)
+        yield
+    finally:
+        for path, value in before.items():
+            _write(path, value)
+
+
+def _flags(device_type: str) -> tuple[str, ...]:
+    """Names under ``torch.backends``; old ones first, for they set the new ones too."""
+    if device_type == "cuda":
+        old = ("cuda.matmul.allow_tf32", "cudnn.allow_tf32")
+        return (*old, "cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision")
+    return ("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision") if device_type == "cpu" else ()
+
+
+def _read(path: str) -> Any:
+    """A flag's value; None if this torch has no such flag, or it cannot be told."""
+    owner, _, name = path.rpartition(".")
+    try:
+        return getattr(_backend(owner), name)
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _write(path: str, value: Any) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(_backend(owner), name, value)
+
+
+def _backend(owner: str) -> Any:
+    found: Any = torch.backends
+    for part in owner.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@cache
+def _blas_is_slow() -> bool:
+    """Whether torch's BLAS is MKL on a processor that is not Intel's: it takes its slow kernels there."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    facts = Path("/proc/cpuinfo")
+    vendor = facts.read_text() if facts.is_file() else platform.processor()
+    return torch.backends.mkl.is_available() and "GenuineIntel" not in vendor
+
+
+@cache
+def _has_onednn_product() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -1,0 +1,172 @@
+"""Where a run's time goes: shares of its parts, and a trace of a few updates for Perfetto or Chrome."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+TRACE_NAME = "profile/trace.json.gz"
+
+PARTS = ("input", "passes", "optimizer", "evaluation", "checkpoint", "trace")
+
+T = TypeVar("T")
+
+# Updates that the trace leaves out, then those that only warm the profiler up, then those in the trace.
+_WAIT, _WARM_UP, _ACTIVE = 2, 1, 3
+
+
+class Profile:
+    """What a run that is not profiled has: nothing is measured."""
+
+    is_on = False
+
+    def span(self, part: str) -> AbstractContextManager[object]:
+        """Around work that belongs to a part of the run."""
+        return nullcontext()
+
+    def timed(self, part: str, call: Callable[[], T]) -> Callable[[], T]:
+        """``call`` as work of a part."""
+        return call
+
+    def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
+        """``items``; making each of them is work of a part."""
+        return items
+
+    def running(self) -> AbstractContextManager[object]:
+        """Around the whole training."""
+        return nullcontext()
+
+    def after_step(self) -> None:
+        """An update was made."""
+
+    def table(self) -> str:
+        """What came out, for people; empty if nothing was measured."""
+        return ""
+
+
+class MeasuredProfile(Profile):
+    """Seconds of each part, and a trace in the run's folder.
+
+    Spans lie inside each other: a second belongs to the innermost one, so that the optimizer's share is its
+    own, without the passes that it asks for. On an accelerator each border waits for the device, which
+    costs some speed.
+
+    Args:
+        folder: the run's.
+        device: that it computes on.
+    """
+
+    is_on = True
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.trace = folder / TRACE_NAME
+        self._device = device
+        self._open: list[str] = []
+        self._since = self._began = 0.0
+        self._whole = 0.0
+        self._profiler: torch.profiler.profile | None = None
+
+    @contextmanager
+    def span(self, part: str) -> Iterator[None]:
+        """Around work that belongs to a part of the run; named in the trace too."""
+        with self._counted(part), torch.profiler.record_function(f"pugdft.{part}"):
+            yield
+
+    @contextmanager
+    def _counted(self, part: str) -> Iterator[None]:
+        self._turn(part)
+        try:
+            yield
+        finally:
+            self._turn(None)
+
+    def timed(self, part: str, call: Callable[[], T]) -> Callable[[], T]:
+        """``call`` within a span."""
+
+        def within() -> T:
+            with self.span(part):
+                return call()
+
+        return within
+
+    def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
+        """``items``, each made within a span."""
+        while True:
+            with self.span(part):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the whole training: starts the clock and the trace, and ends both."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it warns of missing GPUs
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(
+            activities=activities,
+            schedule=torch.profiler.schedule(wait=_WAIT, warmup=_WARM_UP, active=_ACTIVE, repeat=1),
+            on_trace_ready=self._write,
+            acc_events=True,
+        )
+        self._began = time.perf_counter()
+        try:
+            with self._counted("trace"):
+                self._profiler.start()
+            yield
+        finally:
+            self._stop()
+            self._whole += time.perf_counter() - self._began
+
+    def after_step(self) -> None:
+        """Move the trace on; once it is written, the profiler costs nothing more."""
+        if self._profiler is not None:
+            with self._counted("trace"):
+                self._profiler.step()
+            if self._profiler.step_num >= _WAIT + _WARM_UP + _ACTIVE:
+                self._stop()
+
+    def _stop(self) -> None:
+        if self._profiler is not None:
+            with self._counted("trace"):
+                self._profiler.stop()
+            self._profiler = None
+
+    def table(self) -> str:
+        """Seconds and shares of the run's parts, a line each; where the trace lies."""
+        rows = [(part, self.seconds[part]) for part in PARTS]
+        rows.append(("else", max(0.0, self._whole - sum(seconds for _, seconds in rows))))
+        lines = [f"{'part':<12}{'seconds':>10}{'share':>8}"]
+        whole = max(self._whole, 1e-9)
+        lines += [f"{part:<12}{seconds:>10.2f}{seconds / whole:>8.1%}" for part, seconds in rows]
+        made = self.trace.is_file()
+        where = f"{self.trace} (ui.perfetto.dev or chrome://tracing)"
+        short = f"no trace: the run had fewer than {_WAIT + _WARM_UP + 1} updates"
+        return "\n".join([*lines, f"trace: {where}" if made else short])
+
+    def _turn(self, part: str | None) -> None:
+        """Give the time since the last border to the part that was open, then enter a part or leave one."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+        if part is None:
+            self._open.pop()
+        else:
+            self._open.append(part)
+
+    def _write(self, profiler: Any) -> None:
+        self.trace.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.trace))

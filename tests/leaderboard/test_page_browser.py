@@ -1,0 +1,242 @@
+"""The HTML page in a browser: what its script adds, and what is there without it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_groups import HOSTILE, board, entry, group, hostile_board
+from standing_still import HANG_SECONDS
+
+from pugdft.leaderboard.entry import Group
+from pugdft.leaderboard.formats.html import as_html
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One Chromium for the module."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on PATH")
+    with api.sync_playwright() as playwright:
+        arguments, patience = ["--no-sandbox"], 1000 * HANG_SECONDS
+        running = playwright.chromium.launch(executable_path=path, args=arguments, timeout=patience)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens a page; nothing that it does may ask for anything, complain, or open a dialog."""
+    contexts, seen = [], []
+
+    def opened(groups: list[Group], **options: Any) -> Any:
+        file = tmp_path / f"{len(contexts)}.html"
+        file.write_text(as_html(groups), encoding="utf-8")
+        contexts.append(browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(1000 * HANG_SECONDS)
+        page.on("request", lambda request: seen.append(request.url) if request.url != file.as_uri() else None)
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
+        page.goto(file.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert seen == []
+
+
+def rows(page: Any, part: str = "#g0 .measured") -> list[str]:
+    """Labels of the rows that can be seen, from the top."""
+    labels: list[str] = page.locator(f"{part} tbody[data-entry]:visible").evaluate_all(
+        "bodies => bodies.map((body) => body.dataset.label)"
+    )
+    return labels
+
+
+def heading(page: Any, text: str) -> Any:
+    return page.locator("#g0 .measured thead th", has=page.locator("button", has_text=text))
+
+
+def test_sorting_is_numeric_with_missing_last_and_said_aloud(show: Callable[..., Any]) -> None:
+    page = show(board())
+    assert heading(page, "top-1").first.get_attribute("aria-sort") == "descending"
+    memory = heading(page, "memory")
+    memory.locator("button").click()  # 8.0 and 11.0 GiB: as text they would change places
+    assert (memory.get_attribute("aria-sort"), rows(page)) == (
+        "ascending",
+        ["pugd", "sgd", "sam[rho=0.1]", "lion"],
+    )
+    memory.locator("button").click()
+    assert (memory.get_attribute("aria-sort"), rows(page)) == (
+        "descending",
+        ["sgd", "pugd", "sam[rho=0.1]", "lion"],
+    )
+    assert (
+        page.locator("#g0 .measured th[aria-sort=descending], #g0 .measured th[aria-sort=ascending]").count()
+        == 1
+    )
+    heading(page, "rank").locator("button").click()  # equal ranges keep the order they had
+    assert rows(page) == ["pugd", "sam[rho=0.1]", "sgd", "lion"]
+
+
+def test_sorting_works_from_the_keyboard(show: Callable[..., Any]) -> None:
+    page = show(board())
+    button = heading(page, "optimizer").locator("button")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert rows(page) == ["lion", "pugd", "sam[rho=0.1]", "sgd"]
+    page.keyboard.press("Space")
+    assert rows(page) == ["sgd", "sam[rho=0.1]", "pugd", "lion"]
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent").strip() == "seeds"
+
+
+def test_filters_count_what_they_leave(show: Callable[..., Any]) -> None:
+    page = show(board())
+    count = page.locator("#count")
+    assert count.text_content() == "7 of 7 entries"
+    page.fill("#filter", "SAM 0.1")
+    assert (rows(page), count.text_content()) == (["sam[rho=0.1]"], "1 of 7 entries")
+    assert page.locator("#g1").is_hidden()
+    assert page.locator("#g0 .chart:visible .mark:visible").count() == 1
+    assert page.locator("#g0 .legend .series:visible").count() == 1
+    page.fill("#filter", "no such optimizer")
+    assert (rows(page), count.text_content()) == ([], "0 of 7 entries")
+    page.get_by_role("button", name="Show all").click()
+    assert (count.text_content(), page.locator("#none").is_hidden()) == ("7 of 7 entries", True)
+    page.select_option("#dataset", label="cifar100")
+    assert (page.locator("#g0").is_hidden(), count.text_content()) == (True, "2 of 7 entries")
+    page.select_option("#model", label="vit")
+    assert page.locator("#none").is_visible()
+
+
+def test_reported_rows_stand_apart_and_can_be_hidden(show: Callable[..., Any]) -> None:
+    page = show(board())
+    section = page.locator("#g0 .reported")
+    assert "Reported by others, not ranked" in section.inner_text()
+    assert "best epoch on the test split" in section.inner_text()
+    page.uncheck("#reported")
+    assert (section.is_hidden(), rows(page)[0]) == (True, "pugd")
+    page.check("#reported")
+    assert rows(page, "#g0 .reported") == ["pugd"]
+
+
+def test_themes_follow_the_system_until_somebody_chooses(show: Callable[..., Any]) -> None:
+    def ground(page: Any) -> str:
+        colour: str = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return colour
+
+    light, dark = show(board(), color_scheme="light"), show(board(), color_scheme="dark")
+    assert (ground(light), ground(dark)) == ("rgb(255, 255, 255)", "rgb(21, 24, 28)")
+    dark.get_by_role("button", name="Light theme").click()
+    assert ground(dark) == ground(light)
+    dark.reload()
+    assert ground(dark) == ground(light)
+    dark.emulate_media(color_scheme="light")
+    dark.get_by_role("button", name="Dark theme").click()
+    assert ground(dark) == "rgb(21, 24, 28)"
+    dark.emulate_media(media="print")
+    assert ground(dark) == ground(light)
+
+
+def test_details_open_in_place_and_move_with_their_row(show: Callable[..., Any]) -> None:
+    page = show(board())
+    page.get_by_role("button", name="Details of sam[rho=0.1]").press("Enter")
+    row = page.locator("#g0e1d")
+    for text in ("sam[rho=0.1]-s2", "93.70", "rho: 0.05", "not told apart", "12 trials"):
+        assert text in row.inner_text()
+    heading(page, "optimizer").locator("button").click()
+    above = row.evaluate("row => row.previousElementSibling.parentElement.dataset.label")
+    assert above == "sam[rho=0.1]"
+    page.get_by_role("button", name="Details of sam[rho=0.1]").click()
+    assert row.is_hidden()
+    page.get_by_role("button", name="Details of lion").click()
+    assert "seed 1 ran twice" in page.locator("#g0e3d").inner_text()
+
+
+def test_charts_answer(show: Callable[..., Any]) -> None:
+    page = show(board())
+    charts = page.locator("#g0 .charts")
+    line = charts.locator(".chart.by-epochs [data-series=g0e2]")
+    series = charts.get_by_role("button", name="sgd")
+    series.click()
+    assert (series.get_attribute("aria-pressed"), line.is_hidden()) == ("false", True)
+    series.click()
+    assert line.is_visible()
+    charts.get_by_text("training time").first.click()
+    shown = charts.locator("figure").first.locator(".chart:visible")
+    assert (shown.count(), "by-seconds" in str(shown.get_attribute("class"))) == (1, True)
+    shown.locator("[data-series=g0e2] .marker").hover()
+    assert page.locator("#tip").text_content() == "sgd: top-1 91.00 % (95 % CI 90.75 to 91.25); 20.0 min"
+    page.mouse.move(0, 0)
+    assert page.locator("#tip").is_hidden()
+
+
+def test_hostile_names_do_nothing(show: Callable[..., Any]) -> None:
+    page = show(hostile_board())
+    assert page.evaluate("[document.scripts.length, document.images.length]") == [1, 0]
+    for text in HOSTILE[:6]:
+        assert page.locator("bdi", has_text=text).first.is_visible()
+    heading(page, "optimizer").locator("button").click()
+    page.fill("#filter", "alert(1)")
+    for button in page.locator("#g0 .more:visible").all():
+        button.click()
+    for mark in page.locator("#g0 .legend button:visible").all():
+        mark.hover()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.fill("#filter", "x" * 20)
+    assert page.locator("#g0 .measured tbody:visible > tr").first.bounding_box()["height"] < 150
+
+
+def test_without_a_script_there_are_tables_charts_and_details(show: Callable[..., Any]) -> None:
+    page = show(board(), java_script_enabled=False)
+    assert page.locator("#g0 .measured tbody[data-entry] > tr:first-child:visible").count() == 4
+    assert page.locator("#controls").is_hidden()
+    figure = page.locator("#g0 figure").first
+    assert figure.locator("svg:visible .mark").count() == 3
+    figure.locator("label", has_text="training time").click()  # an axis is chosen without a script, too
+    assert figure.locator(".chart.by-seconds svg").is_visible()
+    assert figure.locator(".chart.by-passes svg").is_hidden()
+    page.get_by_text("Details of pugd").first.click()
+    assert page.get_by_text("pugd-s0").is_visible()
+
+
+def test_a_phone_scrolls_tables_but_not_the_page(show: Callable[..., Any]) -> None:
+    page = show(board(), viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    scroll = page.locator("#g0 .measured .scroll")
+    scroll.evaluate("element => { element.scrollLeft = 400; }")
+    name = page.locator("#g0e0d").locator("xpath=../tr[1]/th").bounding_box()
+    assert 0 <= name["x"] < 30, "the name stays in view"
+    size = page.locator("#g0 .chart text").first.evaluate(
+        "text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a"
+    )
+    assert size >= 9
+
+
+def test_two_hundred_entries_stay_quick(show: Callable[..., Any]) -> None:
+    groups = [group(*(entry(f"e{i}", 0.95 - 0.001 * i, rank_low=i + 1, rank_high=200) for i in range(200)))]
+    page = show(groups)
+    spent = [
+        page.evaluate(
+            """() => {
+              const start = performance.now();
+              document.querySelectorAll("#g0 thead button")[1].click();
+              document.querySelector("#filter").value = "e1";
+              document.querySelector("#filter").dispatchEvent(new Event("input", { bubbles: true }));
+              document.body.getBoundingClientRect();
+              return performance.now() - start;
+            }"""
+        )
+        for _ in range(5)
+    ]
+    assert page.locator("#count").text_content() == "111 of 200 entries"
+    assert min(spent) < 2000, "the quickest of five: what else the machine does is not the page's"

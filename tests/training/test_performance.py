@@ -1,0 +1,391 @@
+"""Speed: what is picked where, that switches change rounding alone, and that nothing stays switched."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from conftest import pugdft
+from torch import nn
+
+from pugdft.errors import FaultsError, UserError
+from pugdft.models import training_mode
+from pugdft.optim.passes import frozen_batch_norm
+from pugdft.training import performance
+from pugdft.training.callbacks import Observer
+from pugdft.training.performance import (
+    OneDnnLinear,
+    Switches,
+    arrange,
+    attention_of,
+    compiled,
+    pick,
+    rounding_of,
+)
+from pugdft.training.profiler import PARTS, TRACE_NAME, MeasuredProfile
+from pugdft.training.run import finetune, read_recipe
+from pugdft.training.setup import Parts, assemble, load, make_accelerator
+from pugdft.training.trainer import Position, Trainer, new_totals, train_epoch
+
+SWITCHES = Switches(True, True, "ieee", False, False, False)
+CONVOLUTIONS = {"name": "test_resnet", "pretrained": False}
+
+
+def picked(small: dict[str, Any], device: str = "cpu", precision: str = "fp32", **given: Any) -> Switches:
+    train = {**small["train"], "precision": precision, "performance": given or "auto"}
+    return pick(read_recipe({**small, "train": train}), device)
+
+
+@pytest.fixture
+def eager_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Dynamo's graphs and guards without the minute that machine code takes."""
+    monkeypatch.setattr(performance, "_COMPILER", "eager")
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_auto_and_a_mapping_of_autos_are_one_recipe(small_recipe: dict[str, Any]) -> None:
+    short, plain = ({**small_recipe, "train": {**small_recipe["train"], **each}} for each in (
+        {"performance": "auto"}, {}))  # fmt: skip
+    assert read_recipe(short).digest() == read_recipe(plain).digest()
+    assert set(read_recipe(short).as_dict()["train"]["performance"].values()) == {"auto"}
+    override = read_recipe(small_recipe, ["train.performance.compile=true"])
+    assert override.train.performance.compile is True
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "words"),
+    [
+        ({"compil": True}, "train.performance.compil", 'Did you mean "compile"'),
+        ({"matmul": "fp8"}, "train.performance.matmul", "'tf32'"),
+        ({"compile": "yes"}, "train.performance.compile", "'auto'"),
+        ("fast", "train.performance", "mapping"),
+    ],
+)
+def test_a_wrong_switch_is_named(small_recipe: dict[str, Any], given: Any, where: str, words: str) -> None:
+    small_recipe["train"]["performance"] = given
+    with pytest.raises(FaultsError) as caught:
+        read_recipe(small_recipe)
+    (fault,) = caught.value.faults
+    assert fault.where == where
+    assert words in fault.message
+
+
+def test_auto_never_rounds_more_coarsely_than_asked(small_recipe: dict[str, Any]) -> None:
+    for device in ("cpu", "cuda", "mps"):
+        for precision in ("fp32", "bf16"):
+            switches = picked(small_recipe, device, precision)
+            assert switches.matmul == "ieee"
+            assert not switches.compile
+
+
+def test_auto_takes_fused_attention_but_where_it_is_slow(small_recipe: dict[str, Any]) -> None:
+    assert picked(small_recipe, "cuda", "bf16").fused_attention
+    assert picked(small_recipe, "cpu", "fp32").fused_attention
+    assert not picked(small_recipe, "cpu", "bf16").fused_attention
+    small_recipe["data"]["image_size"] = 512
+    assert picked(small_recipe, "cpu", "bf16").fused_attention, "quadratic memory"
+    assert not picked(small_recipe, "cpu", "bf16", fused_attention=False).fused_attention
+
+
+def test_linear_layers_change_hands_only_where_it_is_exact(
+    small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(performance, "_blas_is_slow", lambda: True)
+    assert picked(small_recipe).onednn_linear
+    assert not picked(small_recipe, "cuda").onednn_linear
+    assert not picked(small_recipe, precision="bf16").onednn_linear
+    assert not picked(small_recipe, matmul="bf16").onednn_linear
+    assert not picked(small_recipe, compile=True).onednn_linear, "the compiler cannot look inside"
+    for others in ({"device": "cuda"}, {"precision": "bf16"}, {"matmul": "bf16"}, {"compile": True}):
+        with pytest.raises(UserError, match="onednn_linear"):
+            picked(small_recipe, **others, onednn_linear=True)
+    monkeypatch.setattr(performance, "_blas_is_slow", lambda: False)
+    assert not picked(small_recipe).onednn_linear
+    assert picked(small_recipe, onednn_linear=True).onednn_linear
+
+
+@pytest.mark.parametrize(("device", "matmul"), [("cpu", "tf32"), ("cuda", "bf16"), ("mps", "tf32")])
+def test_a_rounding_that_the_device_lacks_is_refused(
+    small_recipe: dict[str, Any], device: str, matmul: str
+) -> None:
+    with pytest.raises(UserError, match=r"train\.performance\.matmul"):
+        picked(small_recipe, device, matmul=matmul)
+
+
+def precision_flags() -> dict[str, str]:
+    names = [*performance._flags("cuda"), *performance._flags("cpu")]
+    return {name: str(performance._read(name)) for name in names}
+
+
+@pytest.mark.parametrize(("device", "matmul"), [("cpu", "bf16"), ("cuda", "tf32"), ("cuda", "ieee")])
+def test_rounding_is_set_inside_and_as_before_outside(device: str, matmul: Any) -> None:
+    before = precision_flags()
+    with rounding_of(Switches(True, True, matmul, False, False, False), device):
+        changed = precision_flags()
+        if device == "cuda":
+            assert torch.backends.cuda.matmul.fp32_precision == matmul
+            assert torch.backends.cudnn.conv.fp32_precision == matmul
+            # A compiled model reads the old names, and torch refuses if old and new disagree.
+            assert torch.backends.cuda.matmul.allow_tf32 is (matmul == "tf32")
+            assert torch.backends.cudnn.allow_tf32 is (matmul == "tf32")
+        else:
+            assert changed["mkldnn.matmul.fp32_precision"] == matmul
+            assert changed["cudnn.conv.fp32_precision"] == before["cudnn.conv.fp32_precision"]
+    assert precision_flags() == before
+    with (
+        pytest.raises(ZeroDivisionError),
+        rounding_of(Switches(True, True, matmul, False, False, False), device),
+    ):
+        _ = 1 / 0
+    assert precision_flags() == before
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_attention_is_as_picked_inside_and_timms_own_outside(level: int) -> None:
+    timm.layers.set_fused_attn(level > 0, level > 1)
+    try:
+        with attention_of(Switches(True, False, "ieee", False, False, False)):
+            assert not timm.create_model("test_vit").blocks[0].attn.fused_attn
+        assert timm.layers.use_fused_attn() is (level > 0)
+        assert timm.layers.use_fused_attn(experimental=True) is (level > 1)
+        with attention_of(SWITCHES):
+            assert timm.create_model("test_vit").blocks[0].attn.fused_attn
+    finally:
+        timm.layers.set_fused_attn(True)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (4, 7, 12), (2, 3, 4, 12), (1, 1, 12)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_onednns_linear_layer_has_the_values_and_gradients_of_torchs(
+    shape: tuple[int, ...], bias: bool
+) -> None:
+    if not performance._has_onednn_product():
+        pytest.skip("this torch has no oneDNN")
+    torch.manual_seed(0)
+    ours, exact = nn.Linear(12, 9, bias=bias), nn.Linear(12, 9, bias=bias).double()
+    exact.load_state_dict({name: value.double() for name, value in ours.state_dict().items()})
+    arrange(ours_in := nn.Sequential(ours), Switches(True, True, "ieee", True, False, False))
+    assert type(ours_in[0]) is OneDnnLinear
+    x = torch.randn(shape).transpose(0, -2) if len(shape) > 2 else torch.randn(shape)
+    a, b = x.clone().requires_grad_(), x.double().requires_grad_()
+    weights = torch.randn(9)
+    (ours_in(a) * weights).sum().backward()
+    (exact(b) * weights.double()).sum().backward()
+    torch.testing.assert_close(ours_in(a).double(), exact(b), rtol=1e-5, atol=1e-6)
+    pairs = [(a, b), *zip(ours.parameters(), exact.parameters(), strict=True)]
+    for mine, reference in pairs:
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_linear_layers_get_no_gradient() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    arrange(model, Switches(True, True, "ieee", True, False, False))
+    model[0].requires_grad_(False)
+    model(torch.randn(3, 4)).sum().backward()
+    assert model[0].weight.grad is None
+    assert model[1].weight.grad is not None
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_convolutions_run_in_the_layout_that_was_picked(
+    channels_last: bool, small_recipe: dict[str, Any]
+) -> None:
+    small_recipe["model"]["name"] = "test_resnet"
+    parts = parts_of(small_recipe, channels_last=channels_last)
+    found = []
+
+    def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if output.shape[2] > 1:
+            found.append(output.is_contiguous(memory_format=torch.channels_last))
+
+    for module in parts.model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(look)
+    trained(parts)
+    assert found
+    assert set(found) == {channels_last}
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 5, 3, 4), (4,)])
+def test_onednn_s_linear_layers_may_be_written_into(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(4, 6))
+    expected = model(torch.ones(shape)).detach() + 1
+    arrange(model, Switches(True, True, "ieee", True, False, False))
+    output = model(torch.ones(shape))
+    output += 1  # as some of timm's models do
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert model[0].bias.grad is not None
+    assert model[0].bias.grad[0] == output.numel() / 6
+
+
+def parts_of(small: dict[str, Any], **given: Any) -> Parts:
+    small["train"]["performance"] = given
+    recipe = read_recipe(small)
+    return assemble(recipe, make_accelerator(recipe), *load(recipe))
+
+
+def trained(parts: Parts, epochs: int = 1) -> dict[str, torch.Tensor]:
+    trainer = Trainer(
+        model=parts.model,
+        optimizer=parts.optimizer,
+        batches=parts.training,
+        accelerator=parts.accelerator,
+        total=10**6,
+        counts_passes=False,
+        label_smoothing=0.0,
+        lr_factor=lambda step: 1.0,
+        set_training_mode=lambda: training_mode(parts.backbone.model, False, False),
+        after_step=lambda position, totals: False,
+    )
+    for epoch in range(epochs):
+        train_epoch(trainer, Position(epoch=epoch), new_totals(parts.device))
+    return parts.backbone.model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"channels_last": False}, {"fused_attention": False}, {"onednn_linear": True}],
+    ids=lambda given: next(iter(given)),
+)
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_switches_change_weights_by_rounding_alone(
+    small_recipe: dict[str, Any], name: str, given: dict[str, Any]
+) -> None:
+    small_recipe["model"]["name"] = name
+    plain = {"channels_last": True, "fused_attention": True, "onednn_linear": False, "compile": False}
+    before = {key: value.clone() for key, value in parts_of(small_recipe, **plain).model.state_dict().items()}
+    expected = trained(parts_of(small_recipe, **plain))
+    found = trained(parts_of(small_recipe, **{**plain, **given}))
+    assert list(found) == list(expected)
+    moved = sum((expected[key].double() - before[key].double()).norm() ** 2 for key in expected) ** 0.5
+    apart = sum((expected[key].double() - found[key].double()).norm() ** 2 for key in expected) ** 0.5
+    assert apart < 1e-2 * moved, (float(apart), float(moved))
+
+
+def num_graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.usefixtures("eager_compiler")
+def test_two_graphs_serve_clean_and_perturbed_passes_and_evaluation_compiles_none(
+    small_recipe: dict[str, Any],
+) -> None:
+    small_recipe["model"] = CONVOLUTIONS
+    torch._dynamo.utils.counters.clear()
+    expected = trained(parts_of(small_recipe, compile=False, onednn_linear=False), epochs=2)
+    assert num_graphs() == 0
+    parts = parts_of(small_recipe, compile=True)
+    found = trained(parts, epochs=2)
+    assert num_graphs() == 2, "one with BatchNorm's statistics moving, one with them held"
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert list(found) == list(expected), "no _orig_mod"
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
+    parts.backbone.model.eval()
+    for size in (7, 5):
+        parts.evaluation_model(torch.randn(size, 3, 32, 32))
+    assert num_graphs() == 2
+
+
+@pytest.mark.usefixtures("eager_compiler")
+def test_a_compiled_models_perturbed_pass_leaves_batch_norm_statistics() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    fast = compiled(model, Switches(True, True, "ieee", False, True, False))
+    fast(torch.randn(2, 3, 8, 8))
+    mean = model[1].running_mean.clone()
+    with frozen_batch_norm(model):
+        fast(torch.randn(2, 3, 8, 8))
+    assert torch.equal(model[1].running_mean, mean)
+    fast(torch.randn(2, 3, 8, 8))
+    assert not torch.equal(model[1].running_mean, mean)
+
+
+class Messages(Observer):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def on_message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_run_says_and_records_what_was_picked_and_restores_flags(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["train"] |= {"performance": {"matmul": "bf16"}, "epochs": 1}
+    before, fused, messages = precision_flags(), timm.layers.use_fused_attn(), Messages()
+    record, _ = finetune(read_recipe(small_recipe), tmp_path / "run", observer=messages)
+    assert precision_flags() == before
+    assert timm.layers.use_fused_attn() is fused
+    assert record.environment["performance"] == {
+        "channels_last": True,
+        "fused_attention": True,
+        "matmul": "bf16",
+        "onednn_linear": False,
+        "compile": False,
+        "retain_memory": True,
+    }
+    assert "profiled" not in record.environment
+    assert any("matmul bf16" in text for text in messages.texts)
+
+
+def test_a_profiled_run_leaves_shares_a_trace_and_the_same_weights(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles: list[MeasuredProfile] = []
+    make = MeasuredProfile.__init__
+    monkeypatch.setattr(
+        MeasuredProfile, "__init__", lambda self, *given: profiles.append(self) or make(self, *given)
+    )
+    small_recipe["train"]["epochs"] = 3
+    recipe, messages = read_recipe(small_recipe), Messages()
+    finetune(recipe, tmp_path / "plain")
+    record, _ = finetune(recipe, tmp_path / "run", observer=messages, profile=True)
+    assert record.environment["profiled"] is True
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        tmp_path / "plain" / "model.safetensors"
+    ).read_bytes()
+    table = messages.texts[-1].splitlines()
+    shares = {line.split()[0]: float(line.split()[-1].rstrip("%")) for line in table[1:-1]}
+    assert list(shares) == [*PARTS, "else"]
+    assert sum(shares.values()) == pytest.approx(100, abs=1)
+    # Not as shares: of a run that was held up for long, a short part is 0.0 %.
+    assert min(profiles[0].seconds[part] for part in ("input", "passes", "evaluation")) > 0
+    events = json.loads(gzip.decompress((tmp_path / "run" / TRACE_NAME).read_bytes()))["traceEvents"]
+    steps = [event for event in events if str(event.get("name")).startswith("ProfilerStep")]
+    assert len({event["name"] for event in steps}) == 3, "three updates, however long the run"
+    # SAM: two passes in each of them.
+    assert (
+        len([e for e in events if e.get("name") == "pugdft.passes" and e.get("cat") == "user_annotation"])
+        == 6
+    )
+
+
+def test_a_second_belongs_to_the_innermost_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    profile = MeasuredProfile(tmp_path, torch.device("cpu"))
+    monkeypatch.setattr("pugdft.training.profiler.time.perf_counter", lambda: float(next(clock)))
+    with profile.span("optimizer"):
+        profile.timed("passes", lambda: None)()
+        profile.timed("passes", lambda: None)()
+    assert profile.seconds == {"optimizer": 3.0, "passes": 2.0}
+
+
+@pytest.mark.slow
+def test_the_command_profiles(recipe_file: Path, tmp_path: Path) -> None:
+    done = pugdft(
+        "finetune", str(recipe_file), "train.epochs=1", "--profile", "--output", str(tmp_path / "run")
+    )
+    assert done.returncode == 0, done.stderr
+    assert "optimizer" in done.stderr
+    assert "no trace" in done.stderr or (tmp_path / "run" / TRACE_NAME).is_file()
+    assert done.stdout.strip().endswith("record.yaml")
