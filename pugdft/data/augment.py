@@ -1,4 +1,4 @@
-"""What is drawn for a batch of training images: for all of it, so that sharing it out changes nothing."""
+"""Random draws for augmentation, made for the global batch, so that the number of processes has no effect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The draws of one batch, a row an image.
+    """The random draws for one batch; one row for each image.
 
     Attributes:
         offsets: of the padded crop, (images, 2), row then column.
@@ -42,7 +42,7 @@ class Drawn:
     mix: Mix | None = None
 
     def content(self) -> Iterator[bytes]:
-        """All of it, for a digest."""
+        """Yield all draws as bytes, for a digest."""
         for rows in (self.offsets, self.flips, self.boxes, self.holes):
             if rows is not None:
                 yield rows.tobytes()
@@ -52,7 +52,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to training images, as the recipe's ``data`` section has it.
+    """The augmentation options of the recipe's ``data`` section.
 
     Each kind draws from a stream of its own: turning one on changes no other.
     """
@@ -66,7 +66,7 @@ class Augmentation:
     auto_augment: str | None = None
 
     def draw(self, seed: int, epoch: int, step: int, size: int, stored_size: int, image_size: int) -> Drawn:
-        """The draws for ``size`` images of a step."""
+        """Draw for ``size`` images of a step."""
 
         def stream(draw: Draw) -> np.random.Generator:
             return generator(seed, draw, epoch, step)
@@ -84,7 +84,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed with its partners.
+    """One draw of mixup or CutMix for a batch.
 
     Attributes:
         weight: of each image's own label in 0..1; the partner's has the rest.
@@ -96,7 +96,7 @@ class Mix:
     box: tuple[int, int, int, int] | None = None
 
     def mixed(self, inputs: Tensor, partners: Tensor) -> Tensor:
-        """Inputs, (batch, 3, side, side), mixed with as many partners; CutMix writes into ``inputs``."""
+        """Mix inputs, (batch, 3, side, side), with their partners; CutMix writes into ``inputs``."""
         if self.box is None:
             return torch.lerp(partners, inputs, self.weight)
         top, bottom, left, right = self.box
@@ -105,7 +105,7 @@ class Mix:
 
 
 def draw_mix(random: np.random.Generator, side: int, mixup: float, cutmix: float) -> Mix | None:
-    """One draw for a batch, as timm's; with both alphas above 0, either by a fair coin.
+    """Draw mixup or CutMix for a batch as timm does; if both are on, each with probability one half.
 
     Mixup (arXiv 1710.09412): λ ~ Beta(α, α) is the weight.
     CutMix (arXiv 1905.04899): a box of area 1 − λ, its centre anywhere, clipped at the edge; the weight is
@@ -129,7 +129,7 @@ def draw_mix(random: np.random.Generator, side: int, mixup: float, cutmix: float
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch should be taken for.
+    """The labels of a batch, with those of the mixup partners.
 
     Attributes:
         labels: int64, (images,).
@@ -145,12 +145,12 @@ class Targets:
         return len(self.labels)
 
     def first(self, number: int) -> Targets:
-        """Those of the first images."""
+        """Return the targets of the first images."""
         partners = None if self.partners is None else self.partners[:number]
         return Targets(self.labels[:number], partners, self.weight)
 
     def loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
-        """Cross-entropy, summed over the images; that of a mixed target is the mixture of two."""
+        """Sum the cross-entropy over the images; a mixed target weighs two cross-entropies."""
         loss = self._cross_entropy(logits, self.labels, label_smoothing)
         if self.partners is None:
             return loss
@@ -158,7 +158,7 @@ class Targets:
         return self.weight * loss + (1 - self.weight) * other
 
     def correct(self, logits: Tensor) -> Tensor:
-        """How many images are taken for the label of larger weight."""
+        """Count the images whose prediction is the label of larger weight."""
         labels = self.labels if self.partners is None or self.weight >= 0.5 else self.partners
         return (logits.argmax(1) == labels).sum()
 

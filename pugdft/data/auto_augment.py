@@ -1,4 +1,4 @@
-"""timm's augmentations of single images, by the words that timm has for them."""
+"""Build timm's augmentations of single images from timm's own names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LENGTHS = {"num_layers": "n", "width": "w", "depth": "d"}
 
 
 def auto_augmentation(text: str, side: int, mean: tuple[float, ...], interpolation: str) -> Transform:
-    """timm's augmentation of this name, with the parameters that timm's own training gives it.
+    """Build timm's augmentation of this name with the parameters of timm's training script.
 
     Raises:
         ValueError: there is none.
@@ -63,7 +63,7 @@ def auto_augmentation(text: str, side: int, mean: tuple[float, ...], interpolati
 
 
 def data_faults(section: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong with a recipe's ``data`` that only timm can tell."""
+    """Check a recipe's ``data`` section against timm's augmentation names."""
     text = section.get("auto_augment")
     if not isinstance(text, str):
         return []
@@ -82,7 +82,7 @@ def data_faults(section: Mapping[str, Any]) -> list[Fault]:
 
 
 def _operations(transform: Any) -> Iterator[Any]:
-    """timm's single operations, of which an augmentation draws."""
+    """List timm's single operations from which an augmentation draws."""
     if hasattr(transform, "ops"):
         yield from transform.ops
     else:
@@ -101,7 +101,7 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
 
 
 def _try(transform: Transform) -> None:
-    """Apply an augmentation once, and each of its operations; what they raise comes out."""
+    """Apply an augmentation and each of its operations once; their errors are raised."""
     image = Image.new("RGB", (_TRIED_SIDE, _TRIED_SIDE), (128, 128, 128))
     with _own_random_numbers(), np.errstate(invalid="raise"):
         transform(image)
@@ -113,7 +113,7 @@ def _try(transform: Transform) -> None:
 
 @contextmanager
 def _own_random_numbers() -> Iterator[None]:
-    """The same ones each time, of which nobody outside notices."""
+    """Use fixed random numbers inside the ``with`` and restore the global state after it."""
     state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(0)

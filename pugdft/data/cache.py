@@ -1,4 +1,4 @@
-"""Whether the disk has room for decoded images."""
+"""Prepare a data set: decode it once into a memory-mapped store, or read its files at each use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import PIL
 from filelock import FileLock
 from PIL import features
 
-from pugdft.data.datasets import SPLITS, Contents, Sample, Source
+from pugdft.data.datasets import SPLITS, Contents, EncodedImage, Source
 from pugdft.data.decode import NotNative, decode, decoded_split, kept_name
 from pugdft.errors import RunFailed, UserError
 from pugdft.machine import usable_cores
@@ -33,11 +33,11 @@ UNPACK = "unpack them into train/CLASS/*.png and test/CLASS/*.png and give that 
 
 
 class NoRoom(Exception):
-    """The disk would be nearly full with these images."""
+    """Decoded images would leave too little free space on the disk."""
 
 
 def check_room(folder: Path, source: Source, num_bytes: int, keeps_reserve: bool) -> None:
-    """See that a source's decoded images fit on the disk of ``folder``.
+    """Check that a source's decoded images fit on the disk of ``folder``.
 
     Args:
         num_bytes: what is still to be written of them.
@@ -69,7 +69,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What decoding every image once has told.
+    """Digest and size of a data set whose images stay in their files, found by decoding each once.
 
     Attributes:
         path: where it is kept.
@@ -87,7 +87,7 @@ class FileFacts:
 
     @property
     def nbytes(self) -> int:
-        """What the decoded images would take."""
+        """Bytes of all decoded images."""
         return self.num_images * self.side**2 * 3
 
 
@@ -101,7 +101,7 @@ class Files:
 
 
 def open_files(contents: Contents, facts: FileFacts) -> Files:
-    """The images that these facts are about.
+    """Open the images that ``facts`` describe.
 
     Raises:
         OSError: a file is not there any more.
@@ -115,7 +115,7 @@ def open_files(contents: Contents, facts: FileFacts) -> Files:
 
 
 def find_facts(root: Path, source: Source, image_size: int) -> FileFacts | None:
-    """What is kept about a source's files, if it is whole and this decoder would find the same."""
+    """Read the facts kept for a source; None if they are incomplete or another decoder made them."""
     for resize_to in (None, image_size):
         path = _path(root, source, resize_to)
         try:
@@ -135,7 +135,7 @@ def find_facts(root: Path, source: Source, image_size: int) -> FileFacts | None:
 
 
 def learn_facts(root: Path, source: Source, contents: Contents, image_size: int) -> FileFacts:
-    """Decode every image once and keep what that tells.
+    """Decode every image once and keep its digest and size.
 
     Raises:
         UserError: an image does not decode, or a split is not usable.
@@ -189,12 +189,12 @@ _REMEDY = (
 
 
 def cores() -> int:
-    """Of this machine, for each process that trains on it."""
+    """Count the processor cores that each training process may use."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class ImageFiles:
-    """The images of a split, as an array of which no pixel is kept.
+    """The images of a split as an array that decodes its files at each access.
 
     An index gives one image, (side, side, 3); an array of indices or a slice gives theirs, (images, side,
     side, 3), decoded by a thread for each core. In a process that it was sent to there is one thread:
@@ -226,7 +226,7 @@ class ImageFiles:
 
     @property
     def nbytes(self) -> int:
-        """What all images would take."""
+        """Bytes of all decoded images."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     def __getitem__(self, key: int | np.integer | slice | np.ndarray) -> np.ndarray:
@@ -254,7 +254,7 @@ class ImageFiles:
     def _decoded(self, index: int) -> np.ndarray:
         file = self._files[index]
         try:
-            pixels = decode(Sample(Path(file), 0, file), self._resize_to)
+            pixels = decode(EncodedImage(Path(file), 0, file), self._resize_to)
             is_same = _stamp(file) == tuple(self._stamps[index]) and pixels.shape == self.shape[1:]
         except (UserError, OSError) as error:
             reason = f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)
@@ -266,7 +266,6 @@ class ImageFiles:
 
 
 Pixels = np.ndarray | ImageFiles
-
 """uint8, (images, side, side, 3)."""
 
 
@@ -284,7 +283,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class Store:
-    """A data set that is ready to be read.
+    """A prepared data set.
 
     Attributes:
         name: the source's name.
@@ -302,7 +301,7 @@ class Store:
 
     @property
     def kept(self) -> Path:
-        """What the cache has of it: a folder, or one file."""
+        """The folder or file in the cache that belongs to it."""
         return self.files.facts.path if self.files else self.folder
 
     def images(self, split: str) -> Pixels:
@@ -334,14 +333,14 @@ def prepare(
     storage: Storage = "auto",
     on_message: Callable[[str], None] | None = None,
 ) -> Store:
-    """The store of a source, decoded now if it is not there yet, or the images' own files.
+    """Open a source's store; decode it now if it does not exist, or use the images' own files.
 
     Args:
         source: the images.
         image_size: side of the square that the backbone sees.
         storage: ``decoded``; ``files``, where each image is one; or ``auto``: files where the disk has no
             room for decoded images and none are there.
-        on_message: hears that images are read from their files unasked.
+        on_message: called with a message if `auto` chooses to read the files.
 
     Raises:
         UserError: an image does not decode, a label or a split is not usable, the cache cannot be read
@@ -384,10 +383,10 @@ def _files_store(root: Path, source: Source, image_size: int) -> Store:
 
 
 def _decoded_store(root: Path, source: Source, image_size: int, keeps_reserve: bool) -> Store:
-    """The decoded store.
+    """Open or build the decoded store.
 
     Raises:
-        NoRoom: ``keeps_reserve`` is wanted and cannot be.
+        NoRoom: ``keeps_reserve`` is set and the free space would fall below the reserve.
     """
     if store := _find(root, source, image_size):
         return store
@@ -479,7 +478,7 @@ def _decode_split(
     sides: range,
     check_image_bytes: Callable[[int], None],
 ) -> int:
-    """Write a split's files; returns the side of its images, which is one of ``sides``."""
+    """Write a split's arrays; return the side of its images, one of ``sides``."""
     part = getattr(contents, split)
     labels = np.empty(part.size, np.int64)
     images: np.memmap[Any, Any] | None = None

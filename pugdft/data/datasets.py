@@ -1,4 +1,7 @@
-"""What every source of images gives: a key for its content, class names, and samples per split."""
+"""Open a data set by its name or folder: the registry, the Hub, parquet files and class folders.
+
+To add a data set, add one row to ``DATASETS``.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,33 @@ SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One encoded image: its bytes or its file, its class, and words that lead a person to it."""
+class KnownDataset:
+    """Where a data set that has a name is found: a repository of the Hugging Face Hub, or a folder.
+
+    Attributes:
+        repository: ``owner/name`` on the Hub; a folder of the data set's name in the data folder comes first.
+        test_split: the repository's split that is evaluated.
+        folder: where the files lie, in any layout that a path may have; then nothing is fetched.
+    """
+
+    repository: str = ""
+    test_split: str = "test"
+    folder: Path | None = None
+
+
+BUNDLED = "bundled"
+DATASETS = {
+    "cifar10": KnownDataset("uoft-cs/cifar10"),
+    "cifar100": KnownDataset("uoft-cs/cifar100"),
+    # Its test split has no labels; the papers report on the validation split.
+    "tiny_imagenet": KnownDataset("zh-plus/tiny-imagenet", test_split="valid"),
+    BUNDLED: KnownDataset(folder=Path(__file__).parent / "bundled"),
+}
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One encoded image: its bytes or its file, its class number, and its place for messages."""
 
     content: bytes | Path
     label: int
@@ -39,10 +67,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """``size`` samples, read again at each call of ``samples``."""
+    """Images of a split: ``size`` of them; each call of ``samples`` reads them again."""
 
     size: int
-    samples: Callable[[], Iterator[Sample]]
+    samples: Callable[[], Iterator[EncodedImage]]
 
 
 @dataclass(frozen=True)
@@ -115,6 +143,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+# Layout of class folders.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 
 _ANNOTATIONS = "val_annotations.txt"
@@ -152,8 +181,8 @@ def image_folder_source(folder: Path, name: str) -> Source:
     numbers = {label: number for number, label in enumerate(classes)}
 
     def split(files: Labelled) -> Split:
-        def samples() -> Iterator[Sample]:
-            return (Sample(file, numbers[label], str(file)) for file, label in files)
+        def samples() -> Iterator[EncodedImage]:
+            return (EncodedImage(file, numbers[label], str(file)) for file, label in files)
 
         return Split(len(files), samples)
 
@@ -266,7 +295,7 @@ def _read_hub(repository: str, test_split: str) -> tuple[str, Contents]:
     raw = parts.cast_column(image, datasets.Image(decode=False)).with_format("arrow")
 
     def split(part: str) -> Split:
-        def samples() -> Iterator[Sample]:
+        def samples() -> Iterator[EncodedImage]:
             return _samples(raw[part].iter(batch_size=1000), image, label, f"{repository} {part}", None)
 
         return Split(len(raw[part]), samples)
@@ -309,7 +338,7 @@ def _read_files(train: list[Path], test: list[Path]) -> Contents:
         names, numbers = [str(value) for value in values], {value: i for i, value in enumerate(values)}
 
     def split(files: list[Path]) -> Split:
-        def samples() -> Iterator[Sample]:
+        def samples() -> Iterator[EncodedImage]:
             for file in files:
                 with _opened(file) as table:
                     batches = table.iter_batches(1000, columns=[image, label])
@@ -372,7 +401,7 @@ def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
 
 def _samples(
     tables: Iterable[Any], image: str, label: str, where: str, numbers: dict[Any, int] | None
-) -> Iterator[Sample]:
+) -> Iterator[EncodedImage]:
     """The rows of tables; without ``numbers``, labels are class numbers already."""
     row = 0
     for table in tables:
@@ -384,26 +413,9 @@ def _samples(
             number = value if numbers is None else numbers.get(value)
             if not isinstance(number, int):
                 raise UserError(f'{place}: label "{value}" is not among the classes of the train split')
-            yield Sample(content, number, place)
+            yield EncodedImage(content, number, place)
             row += 1
 
-
-@dataclass(frozen=True)
-class HubDataset:
-    """Where a known data set lives on the Hugging Face Hub."""
-
-    repository: str
-    test_split: str
-
-
-HUB_DATASETS = {
-    "cifar10": HubDataset("uoft-cs/cifar10", "test"),
-    "cifar100": HubDataset("uoft-cs/cifar100", "test"),
-    # Its test split has no labels; the papers report on the validation split.
-    "tiny_imagenet": HubDataset("zh-plus/tiny-imagenet", "valid"),
-}
-
-BUNDLED = "bundled"
 
 _SHOWN_LENGTH = 200
 
@@ -411,11 +423,6 @@ LAYOUTS = (
     "train*.parquet and test*.parquet (columns img or image, label or fine_label), "
     "or train/CLASS/*.jpg and test/CLASS/*.jpg"
 )
-
-
-def dataset_names() -> list[str]:
-    """Every name that is not a path."""
-    return [*HUB_DATASETS, BUNDLED]
 
 
 def open_source(name: str) -> Source:
@@ -435,13 +442,10 @@ def open_source(name: str) -> Source:
 
 
 def _open_source(name: str) -> Source:
-    if name == BUNDLED:
-        return folder_source(Path(__file__).parent / "bundled", BUNDLED)
-    if name in HUB_DATASETS:
-        local = data_folder() / name
+    if entry := DATASETS.get(name):
+        local = entry.folder or data_folder() / name
         if local.is_dir():
             return folder_source(local, name)
-        entry = HUB_DATASETS[name]
         try:
             return hub_source(name, entry.repository, entry.test_split)
         except UserError as error:
@@ -453,11 +457,11 @@ def _open_source(name: str) -> Source:
             ) from None
     if not name:
         # As a path it would be the current folder.
-        raise UserError(f"data.name: is empty. Give a folder, or one of {', '.join(dataset_names())}")
+        raise UserError(f"data.name: is empty. Give a folder, or one of {', '.join(DATASETS)}")
     path = expanded(name, "data.name")
     if not os.path.isdir(path):  # pathlib's raises where a name is too long
         shown = name if len(name) <= _SHOWN_LENGTH else name[:_SHOWN_LENGTH] + "…"
-        raise UserError(f"data.name: no such folder, and {unknown('data set', shown, dataset_names())}")
+        raise UserError(f"data.name: no such folder, and {unknown('data set', shown, DATASETS)}")
     # Records are UTF-8 and carry this name; a folder's may be any bytes.
     return folder_source(path, os.fsencode(path.resolve().name).decode("utf-8", "backslashreplace"))
 

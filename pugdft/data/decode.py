@@ -1,4 +1,4 @@
-"""From encoded images to pixels."""
+"""Decode image files to uint8 pixels and check that a split can be stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pugdft.data.datasets import Sample, Split
+from pugdft.data.datasets import EncodedImage, Split
 from pugdft.errors import UserError
 
 # Part of every store's name. Raise it when the same files would decode to other pixels or be stored in
@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def kept_name(key: str, resize_to: int | None) -> str:
-    """What everything is called that is kept of the images of this key at this size; None: as they are."""
+    """Name what the cache keeps for a source at a size; ``resize_to`` None: at the images' own size."""
     return f"{key}-v{DECODING_VERSION}-{resize_to or 'native'}"
 
 
@@ -52,7 +52,7 @@ class NotNative(Exception):
     """The images cannot be used as they are: they are not squares of one size that is small enough."""
 
 
-def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
+def decode(sample: EncodedImage, resize_to: int | None = None) -> np.ndarray:
     """uint8 RGB pixels, (height, width, 3); grey, palette and RGBA images are converted.
 
     Raises:
@@ -90,8 +90,8 @@ def decode(sample: Sample, resize_to: int | None = None) -> np.ndarray:
 
 def decoded_split(
     part: Split, where: str, num_classes: int, resize_to: int | None, sides: range
-) -> Iterator[tuple[Sample, np.ndarray]]:
-    """Every sample of a split with its pixels: squares of one size, which is one of ``sides``.
+) -> Iterator[tuple[EncodedImage, np.ndarray]]:
+    """Yield every image of a split with its pixels: squares of one size, one of ``sides``.
 
     Args:
         where: opens the message if the split as a whole is not usable.
@@ -131,7 +131,7 @@ def _check_size(size: tuple[int, int], resize_to: int | None, where: str) -> Non
 
 
 def _grey_of_8_bits(image: Image.Image, where: str) -> Image.Image:
-    """Grey of 16 bits, scaled: a conversion to RGB would clip it.
+    """Scale 16-bit grey to 8 bits; Pillow's conversion to RGB would clip it.
 
     Raises:
         UserError: there is no telling which value is white.
@@ -151,7 +151,7 @@ def _grey_of_8_bits(image: Image.Image, where: str) -> Image.Image:
 
 
 def _other_format(content: bytes | Path) -> str | None:
-    """The format that a file is in, if it is one that is known and not read."""
+    """Name the format of a file that is known but not read."""
     if isinstance(content, Path):
         with suppress(OSError), content.open("rb") as file:
             content = file.read(12)

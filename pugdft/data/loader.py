@@ -1,4 +1,6 @@
-"""From memory to the training device without making it wait: pinned copies, a step ahead, or none at all.
+"""Batches for training and evaluation: gathered, copied to the device, augmented, resized.
+
+Copies never block the device: pinned memory, one step ahead, or images resident on the device.
 
 A step that reads something back from an accelerator waits for all the work before it; so does a copy from
 pageable memory. Here everything goes one way, through pinned memory, and the host runs ahead.
@@ -32,12 +34,12 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 def is_pinned_for(device: torch.device) -> bool:
-    """Whether copies to this device are faster, and need no waiting, from pinned memory."""
+    """Return whether copies to this device are faster and asynchronous from pinned memory."""
     return device.type == "cuda"
 
 
 def onto(array: np.ndarray, device: torch.device) -> Tensor:
-    """A small array on the device."""
+    """Copy a small array to the device."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if is_pinned_for(device):
         tensor = tensor.pin_memory()
@@ -45,7 +47,7 @@ def onto(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def gathered(rows: Pixels, chosen: np.ndarray, device: torch.device) -> Tensor:
-    """``rows[chosen]`` in memory that copies to this device best."""
+    """Gather ``rows[chosen]`` into memory from which copies to the device are fastest."""
     out = torch.empty(
         (len(chosen), *rows.shape[1:]),
         dtype=torch.from_numpy(np.empty(0, rows.dtype)).dtype,
@@ -59,7 +61,7 @@ def gathered(rows: Pixels, chosen: np.ndarray, device: torch.device) -> Tensor:
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items in the same order; while one is in use, a thread makes the next."""
+    """Iterate over ``items`` in order; a thread prepares the next one meanwhile."""
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="pugdft-ahead") as pool:
         coming = pool.submit(next, items, end)
@@ -69,7 +71,7 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """Free memory of an accelerator; 0 where there is nothing to gain or nobody can tell."""
+    """Free bytes of an accelerator; 0 on a CPU or where it cannot be measured."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "xpu":
@@ -78,7 +80,7 @@ def free_device_bytes(device: torch.device) -> int:
 
 
 def resident(images: Pixels, device: torch.device, budget: float) -> Tensor | None:
-    """All images on the device, if they take no more than ``budget`` bytes of it and are decoded."""
+    """Copy all images to the device if they are decoded and fit into ``budget`` bytes; else None."""
     if isinstance(images, ImageFiles) or images.nbytes > budget:
         return None
     whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
@@ -93,13 +95,13 @@ Batch = tuple[Tensor, Targets]
 
 @dataclass(frozen=True)
 class Share:
-    """This process among all that train together."""
+    """This process's rank among all training processes."""
 
     rank: int = 0
     world: int = 1
 
     def of(self, indices: np.ndarray) -> np.ndarray:
-        """This process's part of a global batch: every image is in exactly one part."""
+        """Select this process's part of a global batch; each image is in exactly one part."""
         return indices[self.rank :: self.world]
 
 
@@ -129,13 +131,13 @@ class Images:
         return gathered(self.pixels, chosen, device)
 
     def waits_for_memory(self, device: torch.device) -> bool:
-        """Whether a batch has to be read and copied while the device could be computing."""
+        """Return whether a batch is read and copied while the device could be computing."""
         return device.type != "cpu" and self.resident is None
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What this process needs of one step: its own images first, then those that they are mixed with.
+    """The images that this process needs for one step: its own, then their mixup partners.
 
     Attributes:
         drawn: for the global batch.
@@ -154,7 +156,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Images on the device as far as they are done, with what is still to be done to them."""
+    """Images on the device with the augmentations that remain to be applied."""
 
     pixels: Tensor
     flips: Tensor
@@ -166,7 +168,7 @@ class _Rows:
 
     @classmethod
     def drawn(cls, pixels: Tensor, drawn: Drawn, rows: np.ndarray, augmentation: Augmentation) -> _Rows:
-        """What was drawn for these rows of the batch; a padded crop is done at once."""
+        """Select the draws of these rows; apply a padded crop at once."""
 
         def mine(draws: np.ndarray | None) -> Tensor | None:
             return None if draws is None else onto(draws[rows], pixels.device)
@@ -181,7 +183,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """The training batches of every epoch; images left over at an epoch's end wait for another order.
+    """The training batches of each epoch; an incomplete last batch is dropped.
 
     Attributes:
         workers: read the images, if these are in files, or single ones are to be augmented.
@@ -203,7 +205,7 @@ class TrainingBatches:
         return len(self.images) // self.batch_size
 
     def digests(self) -> dict[str, str]:
-        """sha256 (hex) of what the seed decides, the optimizer does not: split, first order, first crops."""
+        """Digest what depends on the seed alone: split, order and crops of the first epoch."""
         order = epoch_order(self.seed, 0, len(self.images))
         augmentation = hashlib.sha256((self.augmentation.auto_augment or "").encode())
         for step in range(self.steps_per_epoch):

@@ -1,4 +1,4 @@
-"""From stored uint8 images to the backbone's input, a whole batch at a time, on the training device."""
+"""Turn stored uint8 images into the backbone's input: whole batches, on the training device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ATTEMPTS = 10
 def draw_boxes(
     random: np.random.Generator, size: int, side: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-    """Boxes of a random resized crop, as torchvision draws them: ten attempts, then the largest one.
+    """Draw the boxes of a random resized crop as torchvision does: ten attempts, then the largest box.
 
     Args:
         random: of this batch.
@@ -44,7 +44,7 @@ def draw_boxes(
 def box_matrices(
     starts: Tensor, lengths: Tensor, in_size: int, out_size: int, mode: str, mirrored: Tensor | None = None
 ) -> Tensor:
-    """What turns ``in_size`` pixels into ``out_size`` samples of a stretch of them, one matrix an image.
+    """Build the matrix that resizes a part of ``in_size`` pixels to ``out_size``, one for each image.
 
     Pillow's ``resize(box=…)``: the filter is as wide as the stretch is shrunk (antialiasing), reads the
     pixels around the stretch too, and its weights sum to one at the image's edge.
@@ -81,7 +81,7 @@ def _kernel(distance: Tensor, mode: str) -> Tensor:
 def draw_crops(
     random: np.random.Generator, size: int, padding: int, flip: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each image of a batch is cropped and whether it is flipped.
+    """Draw the crop offset and the flip of each image of a batch.
 
     Returns:
         Offsets in 0..2·padding, (size, 2), row then column; and bools, (size,).
@@ -92,7 +92,7 @@ def draw_crops(
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Each image padded with black on all sides, cropped back to its size at its offset, perhaps flipped.
+    """Pad each image with black, crop it back to its size at its offset, and flip some.
 
     Args:
         images: uint8, (batch, side, side, 3).

@@ -1,7 +1,7 @@
-"""Image files decoded, and single images augmented by timm, in processes of their own.
+"""Decode image files and augment single images in worker processes.
 
-What an image becomes depends on (seed, epoch, step, its place in the batch), never on the process that did
-it. Processes come from a fork server, which has neither threads nor a device, and stay over all epochs.
+The result depends on (seed, epoch, step, place in the batch), never on the process. Workers are forked from
+a fork server, which has neither threads nor a device, and live through all epochs.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pugdft.data.rng import image_seeds
 from pugdft.errors import RunFailed
 
 
-class Request(Protocol):
-    """Which images of which step are wanted: rows of its global batch, and where these are stored."""
+class ImageRequest(Protocol):
+    """The images of one training step: rows of the global batch, and their indices in the store."""
 
     @property
     def epoch(self) -> int: ...
@@ -43,11 +43,11 @@ class Request(Protocol):
     def chosen(self) -> np.ndarray: ...
 
 
-AnyRequest = TypeVar("AnyRequest", bound=Request)
+AnyRequest = TypeVar("AnyRequest", bound=ImageRequest)
 
 
 class _Augmented(Dataset[Tensor | RunFailed]):
-    """uint8 images of a request, augmented one by one, if at all."""
+    """A data set of uint8 images, indexed by requests, augmented one by one."""
 
     def __init__(self, pixels: Pixels, seed: int, make: Callable[[], Transform] | None) -> None:
         self.pixels, self.seed, self._make = pixels, seed, make
@@ -92,7 +92,7 @@ class _Augmented(Dataset[Tensor | RunFailed]):
 
 
 class _Requests:
-    """The requests of an epoch, as a sampler that is filled anew for each."""
+    """A sampler over the requests of the current epoch."""
 
     def __init__(self) -> None:
         self.coming: Iterable[Any] = ()
@@ -102,7 +102,7 @@ class _Requests:
 
 
 class ImageWorkers:
-    """Reads and augments the images of one request after the other, some of them ahead.
+    """Read and augment the images of each request, some requests ahead.
 
     Args:
         pixels: uint8, (stored images, side, side, 3); memory-mapped, in files, or small.
@@ -126,7 +126,7 @@ class ImageWorkers:
         self._loader: DataLoader[Tensor | RunFailed] | None = None
 
     def fetch(self, requests: Iterator[AnyRequest]) -> Iterator[tuple[AnyRequest, Tensor]]:
-        """Each request with its images, uint8, (rows, side, side, 3). Starts the processes if need be.
+        """Yield each request with its images, uint8, (rows, side, side, 3); start the workers at first use.
 
         Raises:
             RunFailed: an image's file cannot be read any more.
@@ -179,7 +179,7 @@ class ImageWorkers:
 
 
 def _start_fork_server() -> None:
-    """Start it with SIGTERM blocked, for it and its children: a scheduler may send that to a whole group."""
+    """Start the fork server with SIGTERM blocked: a scheduler may signal the whole process group."""
     resource_tracker.ensure_running()  # it unblocks the signal, so it has its turn before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -189,14 +189,14 @@ def _start_fork_server() -> None:
 
 
 def _live_as_long_as_the_run(worker: int) -> None:
-    """Ctrl-C and a scheduler's signal reach every process; the run decides when its workers end."""
+    """Ignore signals in a worker: the run ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
 
 
 def _end_with_the_run() -> None:
-    """End this process when the run's is gone; torch looks at the fork server, which waits for this one."""
+    """End this worker when the run's process is gone; torch watches the fork server only."""
     run = multiprocessing.parent_process()
     assert run is not None
     run.join()

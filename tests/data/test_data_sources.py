@@ -16,7 +16,7 @@ from image_layouts import CLASSES, as_parquet, as_tiny_imagenet, encoded, store_
 from PIL import Image
 
 from pugdft.data.cache import prepare
-from pugdft.data.datasets import Sample, open_source
+from pugdft.data.datasets import EncodedImage, open_source
 from pugdft.data.decode import decode
 from pugdft.errors import UserError
 
@@ -119,7 +119,7 @@ def test_splits_of_different_sides_are_resized_to_one(tmp_path: Path) -> None:
 )
 def test_other_colour_modes_become_rgb(pixels: np.ndarray, mode: str, expected: tuple[int, ...]) -> None:
     assert Image.open(io.BytesIO(encoded(pixels))).mode == mode
-    decoded = decode(Sample(encoded(pixels), 0, "x"))
+    decoded = decode(EncodedImage(encoded(pixels), 0, "x"))
     assert decoded.dtype == np.uint8
     assert tuple(decoded[0, 0]) == expected
 
@@ -127,4 +127,4 @@ def test_other_colour_modes_become_rgb(pixels: np.ndarray, mode: str, expected: 
 def test_a_palette_image_becomes_rgb() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (3, 3), (10, 200, 30)).quantize(4).save(buffer, "PNG")
-    assert tuple(decode(Sample(buffer.getvalue(), 0, "x"))[1, 1]) == (10, 200, 30)
+    assert tuple(decode(EncodedImage(buffer.getvalue(), 0, "x"))[1, 1]) == (10, 200, 30)

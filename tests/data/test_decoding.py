@@ -15,7 +15,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from pugdft.data.cache import prepare
-from pugdft.data.datasets import SUFFIXES, Sample, open_source
+from pugdft.data.datasets import SUFFIXES, EncodedImage, open_source
 from pugdft.data.decode import FORMATS, decode
 from pugdft.errors import UserError
 
@@ -76,8 +76,8 @@ def test_what_people_train_on_is_read_whatever_it_is_called(format_: str, tmp_pa
     content = encoded(COLOURS, format_)
     (tmp_path / "x.png").write_bytes(content)
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-    assert np.array_equal(decode(Sample(content, 0, "x")), expected)
-    assert np.array_equal(decode(Sample(tmp_path / "x.png", 0, "x")), expected)
+    assert np.array_equal(decode(EncodedImage(content, 0, "x")), expected)
+    assert np.array_equal(decode(EncodedImage(tmp_path / "x.png", 0, "x")), expected)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_another_format_is_named(content: bytes, name: str, tmp_path: Path) -> N
     (tmp_path / "x.jpg").write_bytes(content)
     for each in (content, tmp_path / "x.jpg"):
         with pytest.raises(UserError, match=rf"^x: is in a format that is not read \({name}\)\. Save it as"):
-            decode(Sample(each, 0, "x"))
+            decode(EncodedImage(each, 0, "x"))
 
 
 @pytest.mark.parametrize("format_", ["TIFF", "PPM"])
@@ -102,17 +102,17 @@ def test_grey_values_that_are_floating_point_numbers_are_refused(format_: str) -
     content = encoded(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8), format_)
     said = r"^x: this image's grey values are floating-point numbers; those of 8 bits.*Scale them, and save"
     with pytest.raises(UserError, match=said):
-        decode(Sample(content, 0, "x"))
+        decode(EncodedImage(content, 0, "x"))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 65_536), (-1, 255), (-(2**31), 2**31 - 1), (100_000, 100_000)])
 def test_grey_values_beyond_16_bits_are_refused(low: int, high: int) -> None:
     content = encoded(np.array([[low, high]] * 2, np.int32), "TIFF")
     with pytest.raises(UserError, match=rf"^x: this image's grey values go from {low:,} to {high:,}; those"):
-        decode(Sample(content, 0, "x"), 8)
+        decode(EncodedImage(content, 0, "x"), 8)
 
 
 def test_grey_values_of_16_bits_in_32_are_scaled() -> None:
     content = encoded(np.array([[0, 257], [25_700, 65_535]], np.int32), "TIFF")
     assert Image.open(io.BytesIO(content)).mode == "I"
-    assert decode(Sample(content, 0, "x"))[..., 0].tolist() == [[0, 1], [100, 255]]
+    assert decode(EncodedImage(content, 0, "x"))[..., 0].tolist() == [[0, 1], [100, 255]]
