@@ -1,7 +1,7 @@
 # Two commands for a fresh machine with Python (3.11 or newer) and make:
 #
 #   make quickstart   environment + a real fine-tune on bundled images, offline, on a CPU
-#   make test         environment + linter, type checker and the whole test suite
+#   make test         environment + linter, type checker and the whole test suite (one process a core, at most 4)
 #
 # Both install into .venv with the tested versions of constraints.txt; PYTHON chooses another interpreter.
 
@@ -20,7 +20,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
