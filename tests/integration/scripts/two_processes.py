@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 
 import torch
 from optimizer_cases import ALL, batch, deviation, gradient_of, network, spec_of, start
