@@ -112,10 +112,14 @@ def examine(
     if second.ending:
         title, doing = second.get("doing") or ("Software", "start Python")
         package = doing.removeprefix("import ").partition(".")[0] if doing.startswith("import ") else "torch"
-        title, name = (f"Recipe {recipe}", "recipe") if title == "Recipe" else (title, package)
-        report.setdefault(title, []).append(
-            Check("problem", name, f"to {doing} {second.ending}", _REINSTALL.format(package))
-        )
+        remedy = _REINSTALL.format(package)
+        if title == "Recipe":
+            title, package, remedy = (
+                f"Recipe {recipe}",
+                "recipe",
+                "see that its drive and its files can be read",
+            )
+        report.setdefault(title, []).append(Check("problem", package, f"to {doing} {second.ending}", remedy))
     if recipe is not None and f"Recipe {recipe}" not in report:
         remedy = "see what is wrong with the software above"
         report[f"Recipe {recipe}"] = [Check("problem", "recipe", "could not be looked at", remedy)]
@@ -450,7 +454,7 @@ def _has_bf16(kind: str, index: int = 0) -> bool:
 
     if kind == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (8, 0)
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return kind != "cpu" or not known or any(value for name, value in known.items() if "bf16" in name)
 
 
@@ -459,34 +463,30 @@ def check_libraries() -> Iterator[Check]:
     import torch
     from torch import backends, distributed
 
-    version = torch.version
+    version, cudnn = torch.version, backends.cudnn.version()
     built = f"ROCm {version.hip}" if version.hip else f"CUDA {version.cuda}" if version.cuda else "CPUs alone"
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-    ways = [
-        name
-        for name in ("gloo", "nccl")
-        if distributed.is_available() and getattr(distributed, f"is_{name}_available")()
-    ]
+    gloo = "gloo" if distributed.is_available() and distributed.is_gloo_available() else ""
+    nccl = "nccl" if distributed.is_available() and distributed.is_nccl_available() else ""
+    if nccl and torch.cuda.is_available():
+        nccl += " " + ".".join(map(str, torch.cuda.nccl.version()))
+    ways = ", ".join(filter(None, (gloo, nccl)))
     words = [
         f"built for {built}",
-        f"cuDNN {backends.cudnn.version()}" if backends.cudnn.version() else "",
+        # 92600 is 9.26.0
+        f"cuDNN {cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}" if cudnn else "",
         f"{torch.get_num_threads()} threads",
         f"BLAS {'MKL' if backends.mkl.is_available() else blas[1] if blas else 'unknown'}",
         "oneDNN" if backends.mkldnn.is_available() else "no oneDNN",
         "OpenMP" if backends.openmp.is_available() else "no OpenMP",
         f"kernels for {backends.cpu.get_cpu_capability()}",
-        f"several processes by {', '.join(ways)}" if ways else "one process only",
+        f"several processes by {ways}" if ways else "one process only",
     ]
     yield Check("ok", "torch uses", ", ".join(filter(None, words)))
 
 
 def _cgroup(new: str, *old: str) -> list[str]:
-    """Numbers of this container's limits, from the first place that has any; "max" is no limit.
-
-    Args:
-        new: the file in version 2 of control groups.
-        old: the files in version 1, which hold one number each.
-    """
+    """Read a limit of this container: from a file of control groups version 2, or from files of version 1."""
     root = Path("/sys/fs/cgroup")
     for names in ((new,), old):
         paths = [root / name for name in names]
@@ -650,10 +650,8 @@ def write_fault(folder: Path) -> str:
             with locking(Path(file.name)) as is_free:
                 return "locks keep nobody out" if is_free else ""
     except OSError as error:
-        kind = (
-            "not writable" if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT) else ""
-        )
-        return f"{kind or 'no locks'} ({error.strerror})"
+        cannot_write = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+        return f"{'not writable' if error.errno in cannot_write else 'no locks'} ({error.strerror})"
 
 
 # --- the cache of decoded images -------------------------------------------------------------------------
@@ -668,7 +666,8 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
     stores = find_stores(cache_folder() / "stores")
     whole, num_bytes, others = [], 0, []
     for folder in stores:
-        taken, where = bytes_below(folder), f"{size(bytes_below(folder))}, {folder}"
+        taken = bytes_below(folder)
+        where = f"{size(taken)}, {folder}"
         found, fault = store_fault(folder, deep)
         if fault:
             remedy = "delete this folder; the next run decodes the images again"
@@ -854,7 +853,7 @@ class RecipeNeeds:
             state, remedy = ("note", "none; some updates are made again") if faults else ("ok", "")
         elif faults:
             state, remedy = "problem", "--no-resume starts anew"
-        else:
+        elif folder.exists():
             text += ", no checkpoint; the same command begins it"
         damaged = f"; damaged: {'; '.join(faults)}" if faults else ""
         yield Check(state, "output", f"{folder}: {text}{damaged}", remedy)
@@ -865,6 +864,8 @@ class RecipeNeeds:
         if fault := write_fault(place):
             text = f"{place}: {fault}, on a file system of type {file_system(place) or 'unknown'}"
             yield Check("problem", "writing", text, _ANOTHER_OUTPUT)
+        if not self.num_weight_bytes:  # the model could not be built
+            return
         free = shutil.disk_usage(place).free
         # Beside the weights, a checkpoint holds at most about as much three times, for AdamW and the method.
         least, most = _CHECKPOINTS * self.num_weight_bytes, 4 * _CHECKPOINTS * self.num_weight_bytes
