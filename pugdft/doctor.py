@@ -841,10 +841,9 @@ class RecipeNeeds:
             status = read_record(folder / RECORD_NAME).status
         checkpoint, faults = load_checkpoint(folder)
         state: State = "ok"
-        text, remedy = (
-            f"ended as {status}" if status else "not finished" if folder.exists() else "not there yet",
-            "",
-        )
+        text, remedy = "not finished" if folder.exists() else "not there yet", ""
+        if status:
+            text = f"ended as {status}"
         if status == "completed":
             text = "this run is complete; the same command returns its record"
             state, remedy = "note", "--no-resume runs it again"
