@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from pugdft.cli.doctor import end_with
 from pugdft.errors import RunFailed
 
-app = typer.Typer(help="Prepare and verify data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Prepare, verify and clean data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[
     str,
@@ -48,8 +49,18 @@ def prepare_data(name: Name, image_size: ImageSize = 224, storage: Storage = Sto
 
 
 @app.command("verify")
-def verify_data(name: Name, image_size: ImageSize = 224, storage: Storage = StorageForm.AUTO) -> None:
+def verify_data(
+    name: Annotated[
+        str | None, typer.Argument(help="A data set; without one, all in the cache.", show_default=False)
+    ] = None,
+    image_size: ImageSize = 224,
+    storage: Storage = StorageForm.AUTO,
+) -> None:
     """Read every pixel and label again and compare their digest with the one of the first decoding."""
+    if name is None:
+        from pugdft.doctor import check_stores
+
+        end_with({"Cache": list(check_stores(deep=True))})
     from pugdft.data.cache import prepare
     from pugdft.data.datasets import open_source
 
@@ -58,6 +69,14 @@ def verify_data(name: Name, image_size: ImageSize = 224, storage: Storage = Stor
         kind = "file" if store.files else "folder"
         raise RunFailed(f"{store.kept}: damaged; delete this {kind} and prepare the data again")
     typer.echo(f"{name}: ok, sha256 {store.sha256}")
+
+
+@app.command("clean")
+def clean_data() -> None:
+    """Remove from the cache what killed preparations of data left there; prepared data stays."""
+    from pugdft.doctor import check_leftovers
+
+    end_with({"Cache": list(check_leftovers(clean=True))})
 
 
 def _say(text: str) -> None:

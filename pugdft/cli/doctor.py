@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from pugdft.errors import counted
 
-class Format(StrEnum):
+if TYPE_CHECKING:
+    from pugdft.doctor import Check
+
+
+class ReportFormat(StrEnum):
     """How the report is written."""
 
     TEXT = "text"
@@ -35,8 +44,8 @@ def command(
         bool, typer.Option("--clean", help="Remove what killed preparations of data left in the cache.")
     ] = False,
     format_: Annotated[
-        Format, typer.Option("--format", help="Text to paste into a bug report, JSON for programs.")
-    ] = Format.TEXT,
+        ReportFormat, typer.Option("--format", help="Text to paste into a bug report, JSON for programs.")
+    ] = ReportFormat.TEXT,
 ) -> None:
     """Say what is installed, what works here and what does not, with a remedy for each problem.
 
@@ -46,13 +55,73 @@ def command(
     if recipe is not None:
         from pugdft.config.load import find_recipe
 
-        find_recipe(recipe)
-    from pugdft.doctor.examine import examine
-    from pugdft.doctor.report import as_json, as_text, num_problems
+        find_recipe(recipe)  # a misspelt name is reported before other packages are imported
+    from pugdft.doctor import examine
 
-    sections = examine(recipe, overrides, output, deep=deep, clean=clean)
+    report = examine(recipe, overrides or (), output, deep=deep, clean=clean)
+    end_with(report, format_)
+
+
+SCHEMA = "pugdft.doctor/1"
+_STYLES = {"ok": "32", "note": "33", "problem": "1;31"}
+_NAME_WIDTH = 14
+_URL_ACCOUNT = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def num_problems(report: Mapping[str, Sequence[Check]], state: str = "problem") -> int:
+    """Count the results of a state."""
+    return sum(check.state == state for checks in report.values() for check in checks)
+
+
+def as_text(report: Mapping[str, Sequence[Check]], colour: bool = False) -> str:
+    """Write a line for each result, its remedy below it, and the number of problems at the end."""
+    rows: list[str] = []
+    for title, checks in report.items():
+        rows.append(shown(title))
+        for check in checks:
+            state = f"{check.state:<7}"
+            if colour:
+                state = f"\x1b[{_STYLES[check.state]}m{state}\x1b[0m"
+            rows.append(f"  {state}  {shown(check.name):<{_NAME_WIDTH}} {shown(check.text)}")
+            if check.remedy:
+                rows.append(f"{'':{11 + _NAME_WIDTH}} remedy: {shown(check.remedy)}")
+        rows.append("")
+    problems = num_problems(report)
+    counts = counted(problems, "problem") if problems else "no problem"
+    return "\n".join([*rows, f"{counts}, {counted(num_problems(report, 'note'), 'note')}"])
+
+
+def as_json(report: Mapping[str, Sequence[Check]]) -> str:
+    """Write the same for programs."""
+    sections = [
+        {
+            "title": shown(title),
+            "lines": [{key: shown(value) for key, value in asdict(check).items()} for check in checks],
+        }
+        for title, checks in report.items()
+    ]
+    whole = {"schema": SCHEMA, "problems": num_problems(report), "sections": sections}
+    return json.dumps(whole, indent=1, ensure_ascii=False)
+
+
+def shown(text: str) -> str:
+    """Make text safe to publish: ``~`` for the home folder, no account in an address, nothing invisible.
+
+    Control characters, bidirectional overrides and lone surrogates, which a file's name may have, are written
+    as escapes.
+    """
+    home = os.path.expanduser("~")
+    for each in sorted({home, os.path.realpath(home)}, key=len, reverse=True):
+        if len(each) > 1:
+            text = re.sub(rf"{re.escape(each)}(?=[/\s,;:)'\"]|$)", "~", text)
+    text = _URL_ACCOUNT.sub("***@", text)
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
+    )
+
+
+def end_with(report: Mapping[str, Sequence[Check]], format_: ReportFormat = ReportFormat.TEXT) -> NoReturn:
+    """Print a report and end the command; exit code 1 if there is a problem."""
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    text = as_json(sections) if format_ is Format.JSON else as_text(sections, colour)
-    encoding = sys.stdout.encoding or "utf-8"
-    typer.echo(text.encode(encoding, "replace").decode(encoding))
-    raise typer.Exit(1 if num_problems(sections) else 0)
+    typer.echo(as_json(report) if format_ is ReportFormat.JSON else as_text(report, colour))
+    raise typer.Exit(1 if num_problems(report) else 0)

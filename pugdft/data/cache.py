@@ -388,12 +388,12 @@ def _decoded_store(root: Path, source: Source, image_size: int, keeps_reserve: b
     Raises:
         NoRoom: ``keeps_reserve`` is set and the free space would fall below the reserve.
     """
-    if store := _find(root, source, image_size):
+    if store := find_store(root, source, image_size):
         return store
     if keeps_reserve and (facts := find_facts(root, source, image_size)):
         check_room(root, source, facts.nbytes, keeps_reserve)  # without decoding anything
     with FileLock(root / f"{source.key}.lock"):
-        if store := _find(root, source, image_size):
+        if store := find_store(root, source, image_size):
             return store
         contents = source.read()
         try:
@@ -402,7 +402,7 @@ def _decoded_store(root: Path, source: Source, image_size: int, keeps_reserve: b
             return _build(root, source, contents, image_size, image_size, keeps_reserve)
 
 
-def _find(root: Path, source: Source, image_size: int) -> Store | None:
+def find_store(root: Path, source: Source, image_size: int) -> Store | None:
     for resize_to in (None, image_size):
         folder = _folder(root, source, resize_to)
         try:

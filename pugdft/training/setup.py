@@ -260,7 +260,7 @@ def assemble(
     train = recipe.train
     splits = splits_of(recipe, store, accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes)
-    _check_batch(recipe, len(splits["train"]), share.world)
+    check_batch(recipe, len(splits["train"]), share.world)
     switches = pick(recipe, accelerator.device.type)
     if train.freeze == "backbone":
         freeze_backbone(backbone.model)
@@ -334,7 +334,7 @@ def _ascent_batch(recipe: Recipe, method: Method, share: Share) -> AscentBatch |
     return AscentBatch(method.direction.num_ascents, images, len(share.of(np.arange(images))))
 
 
-def _check_batch(recipe: Recipe, num_images: int, world: int) -> None:
+def check_batch(recipe: Recipe, num_images: int, world: int) -> None:
     size = recipe.train.batch_size
     if size > num_images:
         raise UserError(
