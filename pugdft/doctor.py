@@ -749,12 +749,12 @@ class RecipeNeeds:
     def data(self) -> Iterator[Check]:
         """Open the data set, find its decoded images or the room for them, and compare the batch size."""
         from pugdft.data.cache import NoRoom, check_room, find_store
-        from pugdft.data.datasets import HUB_DATASETS, open_source
+        from pugdft.data.datasets import DATASETS, open_source
         from pugdft.data.decode import decode
         from pugdft.training.setup import check_batch
 
         data, stores = self.recipe.data, cache_folder() / "stores"
-        place = data_folder() / data.name if data.name in HUB_DATASETS else Path(data.name).expanduser()
+        place = data_folder() / data.name if data.name in DATASETS else Path(data.name).expanduser()
         if (num_bytes := _bytes_to_read(place)) > _LARGEST_READ:
             text = f"{place}, more than {size(_LARGEST_READ)}: too much to read now"
             yield Check("note", "data", text, f"pugdft data prepare {data.name}")
