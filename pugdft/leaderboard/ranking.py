@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pugdft.errors import UserError
 from pugdft.leaderboard.costs import by_epoch, mean_curve, mean_of, smallest, top1_at
 from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Entry, Group, Metric, Summary, Versus
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, chosen, group_runs
 from pugdft.leaderboard.load import (
-    LARGEST,
     Loaded,
-    NotUsable,
     PerImage,
     read_per_image,
     without_garbage_collection,
@@ -34,7 +33,7 @@ from pugdft.leaderboard.stats import (
     summarize,
 )
 from pugdft.leaderboard.warnings import group_doubts, listed, tuning_budget, unpaired
-from pugdft.records import RunRecord
+from pugdft.records import LARGEST, RunRecord
 
 NAMES: Mapping[Metric, str] = {"top1": "top-1", "top5": "top-5", "loss": "loss", "ece": "ECE"}
 
@@ -173,7 +172,7 @@ def _per_image(entry: RunEntry) -> tuple[dict[int, PerImage], list[str]]:
     for run in entry.completed:
         try:
             images = read_per_image(run)
-        except NotUsable as error:
+        except UserError as error:
             reasons[str(error)].append(run.record.seed)
             continue
         if images is not None:
