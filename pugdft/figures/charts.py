@@ -92,7 +92,7 @@ def _own_settings(salt: str = "pugdft") -> Iterator[None]:
             "ignore", message="Glyph .* missing from font"
         )  # the page's fonts may have it
         matplotlib.rcdefaults()
-        own = {"svg.fonttype": "none", "svg.hashsalt": salt, "pdf.fonttype": 42, "font.size": 12.5}
+        own: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, "pdf.fonttype": 42, "font.size": 12.5}
         matplotlib.rcParams.update(own)
         yield
 
@@ -212,39 +212,29 @@ def scatter_cost(
             clusters[-1].append(mark)
         else:
             clusters.append([mark])
-    taken = [box for *_, box in marks]
+    taken: list[Any] = [box for *_, box in marks]
     for cluster in clusters:
         _label_cluster(chart, cluster, taken)
     return chart.figure
 
 
-def _label_cluster(chart: _Chart, cluster: list[Any], taken: list[tuple[float, ...]]) -> None:
+def _label_cluster(chart: _Chart, cluster: list[Any], taken: list[Any]) -> None:
     """Write labels in a column to the right of neighbouring marks, or to the left if more fit there."""
     heights = spread_apart([y for _, _, y, _ in cluster], _LINE_HEIGHT, _BOTTOM + 8, _TOP)
     columns = []
     for at, side in ((cluster[-1][1] + 10, "left"), (cluster[0][1] - 10, "right")):
-        column = []
-        for (result, x, y, _), height in zip(cluster, heights, strict=True):
-            text = chart.label(at, height, result, 24, side)
-            box = text.get_window_extent().padded(-1.5).extents
-            inside = box[0] > _LEFT and box[2] < 519
-            column.append(
-                (
-                    text,
-                    inside and not any(overlap(box, other) for other in taken),
-                    box,
-                    result,
-                    x,
-                    y,
-                    at,
-                    height,
-                )
-            )
-        columns.append(column)
-    best = max(columns, key=lambda column: sum(fits for _, fits, *_ in column))
+        texts = [chart.label(at, y, mark[0], 24, side) for mark, y in zip(cluster, heights, strict=True)]
+        boxes = [text.get_window_extent().padded(-1.5).extents for text in texts]
+        fits = [
+            box[0] > _LEFT and box[2] < 519 and not any(overlap(box, other) for other in taken)
+            for box in boxes
+        ]
+        columns.append((sum(fits), at, list(zip(texts, boxes, fits, strict=True))))
+    best = max(columns, key=lambda column: column[0])
     for column in columns:
-        for text, fits, box, result, x, y, at, height in column:
-            if column is not best or not fits:
+        _, at, labels = column
+        for (result, x, y, _), height, (text, box, fit) in zip(cluster, heights, labels, strict=True):
+            if column is not best or not fit:
                 text.remove()
                 continue
             taken.append(box)
@@ -282,19 +272,13 @@ def swatch(style: int, filled: bool) -> Figure:
     """Draw a short line with its marker, for a legend."""
     from matplotlib.figure import Figure
 
+    colour = LIGHT[f"s{style}"]
     figure = Figure((34 / 72, 14 / 72), dpi=72, facecolor="none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 34), ylim=(0, 14))
     axes.set_axis_off()
-    look = {"mfc": LIGHT[f"s{style}" if filled else "page"], "ms": 8, "mew": 1.7, "marker": _MARKERS[style]}
-    axes.plot(
-        [0, 17, 34],
-        [7] * 3,
-        color=LIGHT[f"s{style}"],
-        lw=_LINE_WIDTH,
-        ls=_dashes(style),
-        markevery=[1],
-        **look,
-    )
+    axes.plot([0, 34], [7, 7], color=colour, lw=_LINE_WIDTH, ls=_dashes(style))
+    fill = colour if filled else LIGHT["page"]
+    axes.plot([17], [7], color=colour, marker=_MARKERS[style], mfc=fill, mew=1.7, ms=8)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Turn entries into the numbers of the page's charts and of the intervals in its tables."""
+"""Turn entries into the plain data of the page's charts; the pixel scale of the intervals in its tables."""
 
 from __future__ import annotations
 
