@@ -21,6 +21,8 @@ from pugdft.errors import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Theme = Mapping[str, str]  # names of colours to their values
+
 # Each style has its own colour, marker and dashes.
 _SERIES = ("#0b67b2", "#d0560a", "#2f8a85", "#611661", "#444606", "#9566fa", "#884f61", "#231da3")
 _SERIES_DARK = ("#5cb3f0", "#f08c28", "#97f464", "#c75fc6", "#a8922a", "#8784fb", "#f14e7b", "#ebebeb")
@@ -108,7 +110,7 @@ class _Chart:
         room: float,
         limits: tuple[float, float],
         titles: tuple[str, str],
-        theme: Mapping[str, str],
+        theme: Theme,
     ) -> None:
         from matplotlib.figure import Figure
         from matplotlib.transforms import Affine2D
@@ -172,10 +174,7 @@ class _Chart:
 
 @_own_settings()
 def scatter_cost(
-    results: Sequence[Result],
-    titles: tuple[str, str],
-    limits: tuple[float, float],
-    theme: Mapping[str, str] = LIGHT,
+    results: Sequence[Result], titles: tuple[str, str], limits: tuple[float, float], theme: Theme = LIGHT
 ) -> Figure:
     """Draw means with intervals against cost.
 
@@ -244,10 +243,7 @@ def _label_cluster(chart: _Chart, cluster: list[Any], taken: list[Any]) -> None:
 
 @_own_settings()
 def histories(
-    curves: Sequence[History],
-    titles: tuple[str, str],
-    limits: tuple[float, float],
-    theme: Mapping[str, str] = LIGHT,
+    curves: Sequence[History], titles: tuple[str, str], limits: tuple[float, float], theme: Theme = LIGHT
 ) -> Figure:
     """Draw values in the course of training, with a label at the end of each line.
 
