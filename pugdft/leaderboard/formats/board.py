@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pugdft.leaderboard.charts import Axis, Tick, metric_axis
+from pugdft.leaderboard.charts import PixelScale, Tick, metric_axis
 from pugdft.leaderboard.columns import (
     COUNT,
     MEASURES,
@@ -162,7 +162,7 @@ class Section:
         )
 
 
-def _strip(axis: Axis, summary: Summary, entry: Entry) -> Strip:
+def _strip(axis: PixelScale, summary: Summary, entry: Entry) -> Strip:
     low, high = summary.ci95 or (None, None)
     return Strip(
         mean=axis.at(summary.mean),

@@ -7,15 +7,17 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from pugdft import __version__
 from pugdft.config import yaml
 from pugdft.errors import counted, printable
+from pugdft.figures.charts import NUM_STYLES, svg_text, swatch
 from pugdft.leaderboard.charts import (
-    CostChart,
-    HistoryChart,
+    COST_WORDS,
+    PageChart,
     assign_styles,
     cost_chart,
     history_chart,
@@ -215,8 +217,8 @@ class GroupView:
     reported: Table
     legend: tuple[Row, ...]
     has_equal_cost: bool
-    cost_charts: tuple[CostChart, ...]
-    history_charts: tuple[HistoryChart, ...]
+    cost_charts: tuple[PageChart, ...]
+    history_charts: tuple[PageChart, ...]
 
 
 @dataclass(frozen=True)
@@ -250,8 +252,8 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
     ]
     measured = [row for row in rows if row.entry.status == "measured"]
     reported = [row for row in rows if row.entry.status == "reported"]
-    costs = [cost_chart(group, styles, cost) for cost in ("passes", "seconds")]
-    histories = [history_chart(group, styles, cost) for cost in ("epochs", "passes", "seconds")]
+    costs = [cost_chart(group, styles, cost, id) for cost in ("passes", "seconds")]
+    histories = [history_chart(group, styles, cost, id) for cost in ("epochs", "passes", "seconds")]
     return GroupView(
         id=id,
         group=group,
@@ -343,8 +345,6 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup, escape
 
-    from pugdft.leaderboard.charts import COST_WORDS, NUM_STYLES
-    from pugdft.leaderboard.columns import MEASURES
     from pugdft.leaderboard.formats.board import STRIP_WIDTH
 
     def harmless(value: Any) -> Any:
@@ -360,10 +360,16 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        strip_width=STRIP_WIDTH, words=COST_WORDS, measures=MEASURES, num_styles=NUM_STYLES
+        strip_width=STRIP_WIDTH, words=COST_WORDS, num_styles=NUM_STYLES, swatch=_swatch
     )
     environment.filters["indented"] = escape  # made printable line by line before, with its indentation
     return environment
+
+
+@cache
+def _swatch(style: int, filled: bool) -> str:
+    """A short line with its marker, for the legend."""
+    return svg_text(swatch(style, filled), f"swatch{style}{filled}")
 
 
 def _text(name: str) -> str:
