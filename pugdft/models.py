@@ -116,7 +116,7 @@ def averages_over_batch(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
-def remember_features(model: nn.Module) -> None:
+def cache_features(model: nn.Module) -> None:
     """Let every further pass over the same inputs take a frozen backbone's features from the first one.
 
     A perturbation moves the head alone, so they are the same bit for bit, and a second pass costs the head's.

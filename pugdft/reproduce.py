@@ -30,8 +30,8 @@ from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import RECORD_NAME, DataFacts, Metrics, RunRecord, SplitMetrics, read_record
 from pugdft.training.callbacks import Observer
-from pugdft.training.environment import environment_facts
 from pugdft.training.performance import attention_of, pick, rounding_of
+from pugdft.training.record_writer import environment_facts
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import evaluation_parts, make_accelerator
 from pugdft.training.trainer import evaluate

@@ -14,7 +14,7 @@ import torch
 from pugdft.records import RunRecord
 from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.setup import Parts, assemble, load, make_accelerator
+from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
 from pugdft.training.trainer import Position, Totals
 
 Weights = dict[str, torch.Tensor]
@@ -27,7 +27,7 @@ def run(recipe: dict[str, Any], output: Path, *overrides: str, **options: Any) -
     return record, safetensors.torch.load_file(model) if model.exists() else {}
 
 
-def parts_of(recipe: dict[str, Any], *overrides: str) -> Parts:
+def parts_of(recipe: dict[str, Any], *overrides: str) -> RunComponents:
     resolved = read_recipe(recipe, overrides)
     accelerator = make_accelerator(resolved)
     return assemble(resolved, accelerator, *load(resolved))

@@ -22,8 +22,7 @@ from small_runs import IMAGES, SGD, Messages, StopAt, differences, outcome_of, t
 from pugdft.errors import UserError
 from pugdft.paths import cache_folder
 from pugdft.training import checkpoint
-from pugdft.training import checkpoint as keeper
-from pugdft.training.checkpoint import STARTS_NAME, Checkpoint, Starts, load_checkpoint
+from pugdft.training.checkpoint import RESTART_LOG_NAME, Checkpoint, RestartLog, load_checkpoint
 from pugdft.training.run import claim, finetune, read_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,10 +45,10 @@ def test_a_clock_that_jumps_changes_nothing(
     assert 0 < jumping.record.cost.train_seconds < 60
     # The clock that does count cannot be set; if it could, checkpoints would come sooner, and nothing else.
     monkeypatch.undo()
-    steady, save = time.monotonic, keeper.save_checkpoint
+    steady, save = time.monotonic, checkpoint.save_checkpoint
     monkeypatch.setattr(time, "monotonic", lambda: steady() + 3600 * rng.randrange(1000))
     monkeypatch.setattr(
-        keeper,
+        checkpoint,
         "save_checkpoint",
         lambda *given: numbers.append(given[3]["position"]["steps"]) or save(*given),
     )
@@ -91,7 +90,7 @@ def test_another_number_of_processes_is_told_and_listed(
 ) -> None:
     recipe, messages = tiny_recipe(images, SGD), Messages()
     stopped(recipe, tmp_path / "run")
-    load = keeper.load_checkpoint
+    load = checkpoint.load_checkpoint
 
     def of_two(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         found, faults = load(folder)
@@ -99,7 +98,7 @@ def test_another_number_of_processes_is_told_and_listed(
         found.state["processes"] = 2
         return found, faults
 
-    monkeypatch.setattr(keeper, "load_checkpoint", of_two)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", of_two)
     record, _ = finetune(read_recipe(recipe), tmp_path / "run", observer=messages)
     assert messages.among("it began with 2 processes and goes on with 1: the result is not what")
     assert [(each["step"], each["processes"]) for each in record.restarts] == [(4, 1)]
@@ -151,10 +150,10 @@ def test_what_a_run_killed_at_its_very_end_left_is_cleared_away(images: Path, tm
 def test_a_start_whose_note_was_lost_is_still_a_restart(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, SGD)
     stopped(recipe, tmp_path / "run")
-    (tmp_path / "run" / STARTS_NAME).write_text("{")
+    (tmp_path / "run" / RESTART_LOG_NAME).write_text("{")
     record, _ = finetune(read_recipe(recipe), tmp_path / "run")
     assert [each["step"] for each in record.restarts] == [4]
-    assert Starts(tmp_path).restarts == []
+    assert RestartLog(tmp_path).restarts == []
 
 
 def test_two_recipes_in_one_folder_are_told_apart_even_if_both_found_it_free(

@@ -15,7 +15,6 @@ from conftest import pugdft
 from torch import nn
 
 from pugdft.errors import FaultsError, UserError
-from pugdft.models import training_mode
 from pugdft.optim.passes import frozen_batch_norm
 from pugdft.training import performance
 from pugdft.training.callbacks import Observer
@@ -30,8 +29,8 @@ from pugdft.training.performance import (
 )
 from pugdft.training.profiler import PARTS, TRACE_NAME, MeasuredProfile
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.setup import Parts, assemble, load, make_accelerator
-from pugdft.training.trainer import Position, Trainer, new_totals, train_epoch
+from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
+from pugdft.training.trainer import Position, Trainer, new_totals
 
 SWITCHES = Switches(True, True, "ieee", False, False, False)
 CONVOLUTIONS = {"name": "test_resnet", "pretrained": False}
@@ -228,27 +227,16 @@ def test_onednn_s_linear_layers_may_be_written_into(shape: tuple[int, ...]) -> N
     assert model[0].bias.grad[0] == output.numel() / 6
 
 
-def parts_of(small: dict[str, Any], **given: Any) -> Parts:
+def parts_of(small: dict[str, Any], **given: Any) -> RunComponents:
     small["train"]["performance"] = given
     recipe = read_recipe(small)
     return assemble(recipe, make_accelerator(recipe), *load(recipe))
 
 
-def trained(parts: Parts, epochs: int = 1) -> dict[str, torch.Tensor]:
-    trainer = Trainer(
-        model=parts.model,
-        optimizer=parts.optimizer,
-        batches=parts.training,
-        accelerator=parts.accelerator,
-        total=10**6,
-        counts_passes=False,
-        label_smoothing=0.0,
-        lr_factor=lambda step: 1.0,
-        set_training_mode=lambda: training_mode(parts.backbone.model, False, False),
-        after_step=lambda position, totals: False,
-    )
+def trained(parts: RunComponents, epochs: int = 1) -> dict[str, torch.Tensor]:
+    trainer = Trainer(parts, after_step=lambda position, totals: False, total=10**6)
     for epoch in range(epochs):
-        train_epoch(trainer, Position(epoch=epoch), new_totals(parts.device))
+        trainer.train_epoch(Position(epoch=epoch), new_totals(parts.device))
     return parts.backbone.model.state_dict()
 
 

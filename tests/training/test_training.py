@@ -17,7 +17,7 @@ from pugdft.optim.build import METHODS
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import read_record
-from pugdft.training.lr_schedule import lr_factor
+from pugdft.training.trainer import lr_factor
 
 
 @pytest.mark.parametrize("method", ["sgd", "sam", "pugd"])

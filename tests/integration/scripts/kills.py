@@ -18,7 +18,6 @@ from conftest import write_image_folder
 from small_runs import IMAGES, SGD, differences, outcome_of
 
 from pugdft.training import checkpoint
-from pugdft.training import checkpoint as keeper
 
 Install = Callable[[], Any]
 KILLS = 8
@@ -67,7 +66,7 @@ def kill_at(operation: int) -> Install:
     def install() -> None:
         forks.save_after_each_step()
         count, saving = 0, False
-        save = keeper.save_checkpoint
+        save = checkpoint.save_checkpoint
 
         def counting(*arguments: Any) -> None:
             nonlocal saving
@@ -91,7 +90,7 @@ def kill_at(operation: int) -> Install:
 
             return wrapped
 
-        keeper.save_checkpoint = counting
+        checkpoint.save_checkpoint = counting
         for place, name in (
             (os, "fsync"),
             (os, "replace"),
@@ -196,10 +195,10 @@ def in_a_save(root: Path, images: Path) -> dict[str, Any]:
         found.extend(differences(whole, outcome_of(folder)))
 
     def in_place() -> None:
-        keeper.save_checkpoint = save_in_place
+        checkpoint.save_checkpoint = save_in_place
 
     def with_damage_kept() -> None:
-        keeper.put_damaged_aside = lambda folder: None
+        checkpoint.put_damaged_aside = lambda folder: None
 
     def plain() -> None:
         pass
