@@ -306,14 +306,7 @@ class RunState:
 
 
 class CheckpointManager:
-    """Saves and restores the checkpoints of one run.
-
-    Args:
-        folder: the run's.
-        components: whose state is saved, and changed in place by :meth:`resume`.
-        restart_log: gets one more start.
-        observer: is told what is found or fails.
-    """
+    """Saves and restores the checkpoints of one run: the state of its components, and a log of its starts."""
 
     def __init__(
         self, folder: Path, components: RunComponents, restart_log: RestartLog, observer: Observer
@@ -322,8 +315,8 @@ class CheckpointManager:
         self._restart_log, self._observer = restart_log, observer
         self._saved_step: int | None = None
 
-    def resume(self) -> RunState | None:
-        """Restore the newest whole checkpoint, if there is one, and log the start.
+    def resume(self) -> RunState:
+        """Restore the newest whole checkpoint and log the start; a new state if there is none.
 
         Raises:
             UserError: it was made with other images, initial weights or another version of pugdft, or not
@@ -332,7 +325,7 @@ class CheckpointManager:
         checkpoint, faults = load_checkpoint(self._folder)
         for fault in faults:
             self._observer.on_message(f"a checkpoint is damaged and is left out: {fault}")
-        accelerator, facts, state = self._components.accelerator, dict[str, Any](), None
+        accelerator, facts, state = self._components.accelerator, dict[str, Any](), RunState()
         require_same(
             accelerator,
             -1 if checkpoint is None else checkpoint.state.get("position", {}).get("steps", -1),

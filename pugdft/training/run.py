@@ -45,7 +45,6 @@ from pugdft.training.setup import RunComponents, assemble, load, make_accelerato
 from pugdft.training.trainer import Position, Totals, Trainer, evaluate, new_totals
 
 RECIPE_NAME = "recipe.yaml"
-_LOCK_NAME = ".lock"
 _LONGEST_NAME = 64  # characters of a data set's name in a run's; the digest tells runs apart
 
 
@@ -141,11 +140,9 @@ def finetune(
 
 
 def _load_and_connect(recipe: Recipe, observer: Observer) -> tuple[Accelerator, Store, Backbone]:
-    """Load images and model, then connect the processes of the run.
-
-    In this order: one process decodes or downloads while the others wait for its file lock, which has no
-    time limit; a process group has one.
-    """
+    """Load images and model, then connect the processes of the run."""
+    # In this order: while one process decodes or downloads, the others wait for its file lock, which has no
+    # time limit; a process group has one.
     loaded: tuple[Store, Backbone] | None = None
     error: Exception | None = None
     try:
@@ -181,17 +178,11 @@ class Run:
         self.rank_sync = RankSync(components.accelerator, self.stop_signal, seconds)
 
     def resume(self) -> None:
-        """Go on from the folder's newest whole checkpoint, if there is one, and log the start.
-
-        Raises:
-            UserError: see :meth:`CheckpointManager.resume`.
-        """
-        state = self.checkpoints.resume()
-        if state is not None:
-            self.state = state
-            if self.components.accelerator.is_main_process:
-                # The saved sums are those of all processes: one of them takes them over.
-                self.totals = new_totals(self.components.device, state.totals)
+        """Go on from the folder's newest whole checkpoint, if there is one, and log the start."""
+        self.state = self.checkpoints.resume()
+        if self.components.accelerator.is_main_process:
+            # The saved sums are those of all processes: one of them takes them over.
+            self.totals = new_totals(self.components.device, self.state.totals)
 
     def train(self) -> tuple[Status, str | None]:
         """Train to the end, or until something stops it; return how it ended and why.
@@ -202,21 +193,27 @@ class Run:
         position, trainer = self.state.position, self.trainer
         self.rank_sync.start(position.steps)
         self.divergence.start(position.steps)
-        self.buffer_guard = BufferGuard(
-            self.components.backbone.model, self.recipe.train.max_skipped_steps > 0
-        )
+        may_skip = self.recipe.train.max_skipped_steps > 0
+        self.buffer_guard = BufferGuard(self.components.backbone.model, may_skip)
         self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
             with self.stop_signal, self.profile.running():
                 while trainer.spent(position) < trainer.total or position.step_in_epoch:
-                    if not self._train_epoch():
-                        return self._stopped()
-                    self._finish_epoch()
-                    if trainer.spent(position) < trainer.total:
-                        if self.rank_sync.poll_now(position.steps).stop:
-                            return self._stopped()
-                        self._save()
-            return self._verdict()
+                    is_stopped = not self._train_epoch()
+                    if not is_stopped:
+                        self._finish_epoch()
+                        if trainer.spent(position) >= trainer.total:
+                            break
+                        is_stopped = self.rank_sync.poll_now(position.steps).stop
+                    self._save()
+                    if is_stopped:
+                        number = self.stop_signal.received
+                        return "interrupted", f"stopped by signal {number}; the same command goes on"
+            self.divergence.check_end(position.steps)
+            optimizer = self.components.optimizer
+            if optimizer.method.perturbs and not optimizer.num_two_pass_steps:
+                return "failed", f"{self.recipe.optimizer['name']} never perturbed: its trigger did not fire"
+            return "completed", None
         except Diverged as error:
             last_good = self.checkpoints.with_saved_step(", the last good checkpoint is of update {}")
             return "diverged", f"{error}{last_good}"
@@ -241,8 +238,8 @@ class Run:
             return self._write_record(status, error)
         except OSError as fault:
             words = "; with that mended, the same command goes on from update {}"
-            goes_on = self.checkpoints.with_saved_step(words)
-            raise RunFailed(f"{explain_failure(fault, 1)}{goes_on}") from fault
+            reason = f"{explain_failure(fault, 1)}{self.checkpoints.with_saved_step(words)}"
+            raise RunFailed(reason) from fault
 
     def _train_epoch(self) -> bool:
         self._since = time.perf_counter()
@@ -260,7 +257,7 @@ class Run:
         if decision.polled:
             self._check_finite()
         if decision.save and not decision.stop:
-            self._take_time()
+            self._take_time()  # before the save, which is no training
             self._save()
             self._since = time.perf_counter()
         return decision.stop
@@ -277,8 +274,7 @@ class Run:
 
     def _reduced_totals(self) -> list[float]:
         """Sum the totals over all processes; waits for the device."""
-        sums: list[float] = self.components.accelerator.reduce(self.totals.sums, "sum").tolist()
-        return sums
+        return list(self.components.accelerator.reduce(self.totals.sums, "sum").tolist())
 
     def _finish_epoch(self) -> None:
         """Evaluate if it is time, add a row to the history, begin the next epoch."""
@@ -296,8 +292,7 @@ class Run:
             "gradient_passes": position.gradient_passes,
             "train_seconds": round(position.train_seconds, 3),
         }
-        is_last = self.trainer.spent(position) >= self.trainer.total
-        is_due = position.epoch % train.eval_every == 0 or is_last
+        is_due = position.epoch % train.eval_every == 0 or self.trainer.spent(position) >= self.trainer.total
         needs_validation = optimizer.method.trigger.needs_validation
         losses: dict[str, float] = {}
         begin = time.perf_counter()
@@ -318,9 +313,8 @@ class Run:
         self.divergence.check_evaluation(position.steps, losses)
 
     def _evaluate(self, split: str) -> SplitMetrics:
-        components = self.components
-        batches, accelerator = components.evaluations[split], components.accelerator
-        predictions = evaluate(components.evaluation_model, batches, accelerator)
+        run = self.components
+        predictions = evaluate(run.evaluation_model, run.evaluations[split], run.accelerator)
         self.state.predictions[split] = predictions
         return predictions.metrics()
 
@@ -329,18 +323,6 @@ class Run:
             self.state.totals = self._reduced_totals()
             self.checkpoints.save(self.state)
         self.rank_sync.note_saved()
-
-    def _stopped(self) -> tuple[Status, str]:
-        self._save()
-        return "interrupted", f"stopped by signal {self.stop_signal.received}; the same command goes on"
-
-    def _verdict(self) -> tuple[Status, str | None]:
-        """Return completed, unless nothing was learned or the method never perturbed."""
-        optimizer = self.components.optimizer
-        self.divergence.check_end(self.state.position.steps)
-        if optimizer.method.perturbs and not optimizer.num_two_pass_steps:
-            return "failed", f"{self.recipe.optimizer['name']} never perturbed: its trigger did not fire"
-        return "completed", None
 
     def _out_of_memory(self, error: BaseException) -> tuple[Status, str]:
         """Return how the run ended; with other processes in the same update, end it now instead."""
@@ -367,8 +349,8 @@ class Run:
             raise RunFailed(f"{reason}{goes_on}") from error
 
     def _write_record(self, status: Status, error: str | None, wait: bool = True) -> RunRecord:
-        components, state, identity = self.components, self.state, run_id(self.recipe)
-        record = build_record(identity, components, state, self.restart_log, status, error)
+        components, state = self.components, self.state
+        record = build_record(run_id(self.recipe), components, state, self.restart_log, status, error)
         if self.profile.is_on:
             record.environment["profiled"] = True
         if components.accelerator.is_main_process:
@@ -390,9 +372,8 @@ def check(folder: Path, recipe: Recipe) -> None:
     """
     for name in (RECORD_NAME, "predictions.npz", "model.safetensors", RECIPE_NAME):
         if (folder / name).is_dir():
-            raise UserError(
-                f"{folder / name}: is a folder, where a run writes a file; choose another --output"
-            )
+            where = folder / name
+            raise UserError(f"{where}: is a folder, where a run writes a file; choose another --output")
     path = folder / RECIPE_NAME
     if not path.is_file():
         return
@@ -419,7 +400,7 @@ def claim(folder: Path, recipe: Recipe, resume: bool = True) -> AbstractContextM
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK_NAME, timeout=0).acquire()
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
         check(folder, recipe)  # again: until now another process may have run another recipe here
         if not (folder / RECIPE_NAME).is_file():
             write_atomically(folder / RECIPE_NAME, yaml.dump(recipe.as_dict()).encode())

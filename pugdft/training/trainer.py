@@ -127,13 +127,10 @@ class Trainer:
 
         ``position`` and ``totals`` are changed in place, update by update.
         """
-        recipe, optimizer, batches = (
-            self.components.recipe,
-            self.components.optimizer,
-            self.components.training,
-        )
+        components, recipe = self.components, self.components.recipe
+        optimizer, batches = components.optimizer, components.training
         frozen, fixed_batch_norm = recipe.train.freeze == "backbone", recipe.train.batch_norm == "fixed"
-        training_mode(self.components.backbone.model, frozen, fixed_batch_norm)
+        training_mode(components.backbone.model, frozen, fixed_batch_norm)
         epoch = batches.epoch(position.epoch, position.step_in_epoch)
         for micro_batches in self.profile.each("input", epoch):
             spent = self.spent(position)
@@ -162,6 +159,10 @@ class Trainer:
         num_calls, num_images = 0, 0
 
         def closure() -> Tensor:
+            with self.profile.span("passes"):
+                return forward_backward()
+
+        def forward_backward() -> Tensor:
             nonlocal num_calls, num_images
             num_calls += 1
             parts, size = micro_batches, batches.batch_size
@@ -186,7 +187,7 @@ class Trainer:
             return batch_loss / size
 
         with self.profile.span("optimizer"):
-            optimizer.step(self.profile.timed("passes", closure))
+            optimizer.step(closure)
         return num_calls if ascent is None else num_images / batches.batch_size
 
 

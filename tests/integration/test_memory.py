@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from small_runs import Messages
 from torch import nn
 
 from pugdft import models as freezing
@@ -25,14 +26,6 @@ from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
 
 Weights = dict[str, torch.Tensor]
-
-
-class Messages(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def on_message(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def trained(
@@ -255,7 +248,7 @@ def test_features_that_a_head_changed_are_made_again() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone counts so")
 def test_peak_memory_is_this_process_s_and_not_of_the_one_that_started_it() -> None:
     code = "from pugdft.training.record_writer import *; print(peak_memory_bytes(torch.device('cpu')))"
-    held = bytearray(b"x") * (1536 << 20)
+    held = bytearray(b"x") * (1 << 30)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 100 << 20 < int(done.stdout) < len(held)
 

@@ -86,7 +86,8 @@ def test_every_method_goes_on_to_the_same_bits(
 ) -> None:
     recipe = tiny_recipe(images, {"name": name, "base": base, **OPTIONS.get(name, {})})
     whole = whole_run(recipe, tmp_path / "whole")
-    assert differences(whole, cut_run(recipe, tmp_path / "cut", STOPS)) == []
+    stops = STOPS if name in REMEMBERING else STOPS[1:]
+    assert differences(whole, cut_run(recipe, tmp_path / "cut", stops)) == []
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,8 @@ import torch
 from conftest import write_image_folder
 from small_runs import IMAGES, SGD, Messages, StopAt, differences, outcome_of, tiny_recipe, whole_run
 
+from pugdft.cli.main import main
+from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.paths import cache_folder
 from pugdft.training import checkpoint
@@ -187,3 +191,56 @@ def test_a_file_system_that_flushes_no_folders_takes_checkpoints(
     assert messages.among("no checkpoint could be made: "), "a disk that fails is another matter"
     assert record.status == "completed"
     assert not (tmp_path / "other" / checkpoint.CHECKPOINT_NAME).exists()
+
+
+def rewrite(place: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> None:
+    """Change ``state.json`` and the optimizer's state of a checkpoint, and its digests accordingly."""
+    state, optimizer = place / "state.json", place / "optimizer.pt"
+    content, tensors = json.loads(state.read_text()), torch.load(optimizer, weights_only=True)
+    del content["own_sha256"]
+    change(content, tensors)
+    torch.save(tensors, optimizer)
+    content["sha256"]["optimizer.pt"] = checkpoint.file_sha256(optimizer)
+    state.write_text(json.dumps({**content, "own_sha256": checkpoint._digest(content)}))
+
+
+def from_before_formats_had_numbers(content: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    del content["format"], content["pugdft"]
+
+
+def test_a_checkpoint_of_another_version_is_one_message(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, folder, kept = tiny_recipe(images, SGD), tmp_path / "run", tmp_path / "kept"
+    stopped(recipe, folder)
+    shutil.copytree(folder, kept)
+    changes: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+        "its format is 2, not 1": lambda content, optimizer: content.update(format=2, pugdft="9.1"),
+        "missing or unknown 'sources'": lambda content, optimizer: content["state"].pop("sources"),
+        "missing or unknown 'day'": lambda content, optimizer: content["state"]["position"].update(day=1),
+        "missing or unknown 'progress'": lambda content, optimizer: optimizer["pugdft"].pop("progress"),
+        "missing or unknown 'extra'": lambda content, optimizer: optimizer["pugdft"].update(extra=1),
+    }
+    for reason, change in changes.items():
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        rewrite(folder / "checkpoint", change)
+        with pytest.raises(UserError) as caught:
+            finetune(read_recipe(recipe), folder)
+        said = str(caught.value)
+        assert "checkpoint: was written by another version of pugdft" in said
+        assert reason in said
+        assert said.endswith("Install that version, or begin anew with --no-resume")
+        assert "\n" not in said
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.dump(recipe))
+    monkeypatch.setattr(sys, "argv", ["pugdft", "finetune", str(path), "--output", str(folder)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+    rewrite(folder / "checkpoint", from_before_formats_had_numbers)
+    record, _ = finetune(read_recipe(recipe), folder)
+    assert (record.status, [each["step"] for each in record.restarts]) == ("completed", [4])

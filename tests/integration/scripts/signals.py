@@ -49,7 +49,6 @@ def twice(root: Path, images: Path) -> dict[str, Any]:
     for number, before in (
         (signal.SIGINT, lambda: forks.after_step(1)),
         (signal.SIGINT, in_a_save(1)),
-        (signal.SIGINT, in_a_save(2)),
         (signal.SIGINT, in_a_save(4)),
         (signal.SIGTERM, in_a_save(1)),
     ):
