@@ -27,7 +27,7 @@ from pugdft.paths import file_sha256, readable_mode, write_atomically
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import BestEpoch
 from pugdft.training.callbacks import Observer
-from pugdft.training.distributed import require_same
+from pugdft.training.distributed import is_out_of_memory, require_same
 from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Position
 
@@ -364,10 +364,9 @@ class CheckpointManager:
                 "sources": self._sources(),
                 "processes": accelerator.num_processes,
             }
+            model = components.backbone.model
             try:
-                save_checkpoint(
-                    self._folder, components.backbone.model, optimizer, content, state.predictions
-                )
+                save_checkpoint(self._folder, model, optimizer, content, state.predictions)
                 self._saved_step = state.position.steps
             except OSError as error:
                 where = f"{error.filename or self._folder}: {error.strerror or error}"
@@ -402,6 +401,8 @@ class CheckpointManager:
                 self._components.backbone.model.load_state_dict(checkpoint.weights)
                 optimizer.load_state_dict(checkpoint.optimizer)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             words = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
             reason = " ".join(words.split())[:300]
             raise OtherVersion(self._folder / CHECKPOINT_NAME, checkpoint.version, reason) from None

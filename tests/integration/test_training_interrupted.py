@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import StopAt, without_times
+from small_runs import StopAt, largest_difference, run, without_times
 from standing_still import Command, go_on
-from whole_runs import largest_difference, run
 
 from pugdft.errors import UserError
 from pugdft.records import read_record

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small_runs import Weights, largest_difference, parts_of, run
 from torch.nn import functional
-from whole_runs import Weights, largest_difference, parts_of, run
 
 from pugdft.errors import UserError
 from pugdft.optim.build import METHODS

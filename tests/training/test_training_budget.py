@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import StopAt, without_times
+from small_runs import StopAt, largest_difference, parts_of, run, without_times
 from torch.nn import functional
-from whole_runs import largest_difference, parts_of, run
 
 from pugdft.errors import UserError
 from pugdft.optim import build_optimizer
