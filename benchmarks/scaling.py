@@ -26,12 +26,11 @@ from typing import Any
 import torch
 
 from pugdft.config import yaml
-from pugdft.models import training_mode
 from pugdft.optim import build_optimizer
 from pugdft.records import RunRecord, read_record
 from pugdft.training.run import read_recipe
-from pugdft.training.setup import Parts, assemble, load, make_accelerator
-from pugdft.training.trainer import Position, Totals, Trainer, new_totals, train_epoch
+from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
+from pugdft.training.trainer import Position, Totals, Trainer, new_totals
 
 BASE = {"name": "sgd", "lr": 0.001, "momentum": 0.9}
 SPECS = {"sgd": BASE, "sam": {"name": "sam", "base": BASE}, "pugd": {"name": "pugd", "base": BASE}}
@@ -47,7 +46,7 @@ def recipe_of(arguments: argparse.Namespace, batch_size: int, optimizer: str = "
     }
 
 
-def seconds_an_update(parts: Parts, num_warm_up: int = WARM_UP) -> float:
+def seconds_an_update(parts: RunComponents, num_warm_up: int = WARM_UP) -> float:
     """Of a few updates, made by the loop that a run has."""
     moments: list[float] = []
 
@@ -56,23 +55,12 @@ def seconds_an_update(parts: Parts, num_warm_up: int = WARM_UP) -> float:
         moments.append(time.perf_counter())
         return len(moments) == num_warm_up + TIMED
 
-    trainer = Trainer(
-        model=parts.model,
-        optimizer=parts.optimizer,
-        batches=parts.training,
-        accelerator=parts.accelerator,
-        total=10**9,
-        counts_passes=False,
-        label_smoothing=0.0,
-        lr_factor=lambda step: 1.0,
-        set_training_mode=lambda: training_mode(parts.backbone.model, False, False),
-        after_step=note,
-    )
-    train_epoch(trainer, Position(), new_totals(parts.device))
+    trainer = Trainer(parts, after_step=note, total=10**9)
+    trainer.train_epoch(Position(), new_totals(parts.device))
     return (moments[-1] - moments[num_warm_up - 1]) / TIMED
 
 
-def interleaved(contenders: dict[Any, Parts], num_rounds: int) -> dict[Any, list[float]]:
+def interleaved(contenders: dict[Any, RunComponents], num_rounds: int) -> dict[Any, list[float]]:
     """Seconds an update, by contender and round; the first round is not counted."""
     samples: dict[Any, list[float]] = {name: [] for name in contenders}
     for number in range(-1, num_rounds):
@@ -146,7 +134,7 @@ def run_of(recipe: dict[str, Any], num_steps: int, *options: str) -> RunRecord:
         return read_record(Path(folder) / "run" / "record.yaml")
 
 
-def assembled(recipe: dict[str, Any]) -> Parts:
+def assembled(recipe: dict[str, Any]) -> RunComponents:
     resolved = read_recipe(recipe)
     return assemble(resolved, make_accelerator(resolved), *load(resolved))
 

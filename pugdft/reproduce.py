@@ -32,8 +32,8 @@ from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, artifact_name, stored_predictions
 from pugdft.records import RECORD_NAME, Metrics, RunRecord, SplitMetrics, StoredRun, read_record
 from pugdft.training.callbacks import Observer
-from pugdft.training.environment import environment_facts
 from pugdft.training.performance import attention_of, pick, rounding_of
+from pugdft.training.record_writer import environment_facts
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import evaluation_parts, make_accelerator
 from pugdft.training.trainer import evaluate

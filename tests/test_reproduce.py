@@ -39,7 +39,7 @@ from pugdft.reproduce import (
 )
 from pugdft.training import trainer as loop
 from pugdft.training.callbacks import Observer
-from pugdft.training.checkpoint import STARTS_NAME
+from pugdft.training.checkpoint import RESTART_LOG_NAME
 from pugdft.training.run import finetune, read_recipe
 
 RECIPE: dict[str, Any] = {
@@ -534,7 +534,7 @@ def test_a_run_whose_memory_ran_out_is_run_again_in_passes_as_small(shrunk: Path
     comparison = compare_runs(old, new)
     assert comparison.verdict == "identical: all results have the same bits"
     assert set(differing(comparison)) <= {"environment"}  # a commit in between
-    assert not (tmp_path / "again" / STARTS_NAME).exists()
+    assert not (tmp_path / "again" / RESTART_LOG_NAME).exists()
 
 
 def test_another_number_of_images_a_pass_is_another_environment(shrunk: Path, tmp_path: Path) -> None:

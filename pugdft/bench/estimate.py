@@ -73,10 +73,9 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     import torch
 
     from pugdft.data.loader import EvaluationBatches
-    from pugdft.models import training_mode
     from pugdft.training.performance import rounding_of
     from pugdft.training.setup import assemble, load, make_accelerator
-    from pugdft.training.trainer import Position, Totals, Trainer, evaluate, new_totals, train_epoch
+    from pugdft.training.trainer import Position, Totals, Trainer, evaluate, new_totals
 
     accelerator = make_accelerator(recipe)
     parts = assemble(recipe, accelerator, *load(recipe))
@@ -88,23 +87,9 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
         moments.append((time.perf_counter(), position.gradient_passes))
         return len(moments) == _WARM_UP + _TIMED
 
-    trainer = Trainer(
-        model=parts.model,
-        optimizer=parts.optimizer,
-        batches=parts.training,
-        accelerator=accelerator,
-        total=10**9,
-        counts_passes=False,
-        label_smoothing=recipe.train.label_smoothing,
-        lr_factor=lambda step: 1.0,
-        set_training_mode=lambda: training_mode(
-            parts.backbone.model, recipe.train.freeze == "backbone", recipe.train.batch_norm == "fixed"
-        ),
-        after_step=note,
-        ascent=parts.ascent,
-    )
+    trainer = Trainer(parts, after_step=note, total=10**9)
     with rounding_of(parts.switches, parts.device.type):
-        train_epoch(trainer, Position(), new_totals(parts.device))
+        trainer.train_epoch(Position(), new_totals(parts.device))
     start = moments[min(_WARM_UP, len(moments) - 1) - 1] if len(moments) > 1 else (begin, 0)
     passes = moments[-1][1] - start[1]
     images = {name: len(each.images) for name, each in parts.evaluations.items()}

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on; the command line draws it, and without an observer nothing is said."""
+"""The callbacks of a run; the command line implements them to show the progress."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pugdft.training.trainer import Position, Totals
 
 
 class Observer:
-    """Hears of a run's progress. Every method may be left as it is."""
+    """Callbacks of a run. None of them has to be overridden."""
 
     def on_message(self, text: str) -> None:
-        """Something a person may want to know, such as the data being decoded."""
+        """Called with a message for people, such as the data being decoded."""
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
-        """Training starts, or goes on after ``done`` of ``total`` updates (or gradient passes)."""
+        """Called when training begins after ``done`` of ``total`` updates (or gradient passes)."""
 
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
-        """An update was made. Reading ``totals`` waits for the device: not at every step, please."""
+        """Called after an update. Reading ``totals`` waits for the device, so do not do it at every step."""
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """An epoch was finished; ``row`` is its line of the record's history."""
+        """Called after an epoch; ``row`` is its row of the record's history."""
 
     def on_end(self) -> None:
-        """Training ended, however it did."""
+        """Called when training has ended, for whatever reason."""

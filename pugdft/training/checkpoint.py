@@ -1,4 +1,4 @@
-"""Every start of a run, kept in its folder until the run is finished: what its record lists as restarts."""
+"""Checkpoints of a run: written whole or not at all, verified when read, and restored at a restart."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pickle
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,95 +25,104 @@ from torch import Tensor, nn
 from pugdft.errors import UserError
 from pugdft.paths import file_sha256, readable_mode, write_atomically
 from pugdft.predictions import Predictions, read_predictions
-from pugdft.records import (
-    BestEpoch,
-)
+from pugdft.records import BestEpoch
 from pugdft.training.callbacks import Observer
-from pugdft.training.distributed import require_same
-from pugdft.training.environment import now
-from pugdft.training.setup import Parts
+from pugdft.training.distributed import is_out_of_memory, require_same
+from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Position
 
-STARTS_NAME = "starts.json"
+CHECKPOINT_NAME, PREVIOUS_NAME = "checkpoint", "checkpoint.previous"
+RESTART_LOG_NAME = "starts.json"
+
+_NEW_NAME, _DAMAGED_NAME = f".{CHECKPOINT_NAME}.new", f"{CHECKPOINT_NAME}.damaged"
+_STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
+_STATE_KEYS = ("position", "history", "best_test", "totals", "sources", "processes")
+_FORMAT = 1  # one more whenever an older pugdft could not go on from a checkpoint
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass
-class Starts:
-    """The starts of the run in a folder.
+class RestartLog:
+    """The starts of the run in a folder, kept in a file until the run is finished.
 
     Attributes:
-        entries: of each, the time, the update that it went on from, and what was different.
-        micro_batch_size: images a forward pass and process, if memory did not hold more.
+        starts: of each, the time, the update that it went on from, and what was different.
+        micro_batch_size: images of a forward pass and process, if memory did not hold more.
     """
 
     folder: Path
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    starts: list[dict[str, Any]] = field(default_factory=list)
     micro_batch_size: int | None = None
 
     @classmethod
-    def of(cls, folder: Path) -> Starts:
-        """What the folder says; nothing if it says nothing that can be read."""
+    def read(cls, folder: Path) -> RestartLog:
+        """Read a folder's log; empty if it is missing or damaged."""
         try:
-            known = json.loads((folder / STARTS_NAME).read_text(encoding="utf-8"))
-            entries = [dict(each) for each in known["starts"]]
-            size = known["micro_batch_size"]
+            content = json.loads((folder / RESTART_LOG_NAME).read_text(encoding="utf-8"))
+            starts = [dict(each) for each in content["starts"]]
+            size = content["micro_batch_size"]
         except (OSError, ValueError, KeyError, TypeError):
             return cls(folder)
-        return cls(folder, entries, size if type(size) is int and size > 0 else None)
+        return cls(folder, starts, size if type(size) is int and size > 0 else None)
 
     @property
-    def began(self) -> str:
-        """When the run was first started, in UTC."""
-        return str(self.entries[0].get("time", "")) if self.entries else now()
+    def first_start(self) -> str:
+        """The time in UTC at which the run was first started."""
+        return str(self.starts[0].get("time", "")) if self.starts else now()
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
-        """The starts that went on from an earlier one: all but the first, even if that one's was lost."""
-        is_whole = not self.entries or not self.entries[0].get("step")
-        return self.entries[1:] if is_whole else self.entries
+        """All starts that went on from an earlier one, even if the entry of the first one was lost."""
+        is_whole = not self.starts or not self.starts[0].get("step")
+        return self.starts[1:] if is_whole else self.starts
 
     def add(self, step: int, **facts: Any) -> None:
-        """The run starts now, after ``step`` updates that were made before."""
+        """Add a start after ``step`` earlier updates."""
         if self.micro_batch_size is not None:
             facts["micro_batch_size"] = self.micro_batch_size
-        self.entries.append({"time": now(), "step": step, **facts})
+        self.starts.append({"time": now(), "step": step, **facts})
 
     def write(self) -> None:
-        """Keep them in the folder."""
-        content = {"micro_batch_size": self.micro_batch_size, "starts": self.entries}
-        write_atomically(self.folder / STARTS_NAME, json.dumps(content).encode())
+        """Write the log into its folder."""
+        content = {"micro_batch_size": self.micro_batch_size, "starts": self.starts}
+        write_atomically(self.folder / RESTART_LOG_NAME, json.dumps(content).encode())
 
     def remove(self) -> None:
-        """Forget them: the record has them, or the run begins anew."""
-        (self.folder / STARTS_NAME).unlink(missing_ok=True)
-        self.entries, self.micro_batch_size = [], None
-
-
-CHECKPOINT_NAME = "checkpoint"
-
-PREVIOUS_NAME = "checkpoint.previous"
-
-_NEW_NAME, _DAMAGED_NAME = f".{CHECKPOINT_NAME}.new", f"{CHECKPOINT_NAME}.damaged"
-
-_STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
+        """Delete the file: the record has its content, or the run begins anew."""
+        (self.folder / RESTART_LOG_NAME).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read from disk; ``state`` is plain data."""
+    """A checkpoint read from disk; ``state`` is plain data, ``version`` the pugdft that wrote it."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
     predictions: dict[str, Predictions]
+    version: str
 
 
 class _Damaged(Exception):
-    """A checkpoint is there and is not what was written; says what is wrong with it."""
+    """A checkpoint is not what was written; says what is wrong with it."""
+
+
+class OtherVersion(UserError):
+    """A checkpoint was written by a version of pugdft that this one cannot go on from."""
+
+    def __init__(self, place: Path, writer: str, reason: str) -> None:
+        super().__init__(
+            f"{place}: was written by another version of pugdft ({writer}; this is {version('pugdft')}) and "
+            f"cannot be used here: {reason}. Install that version, or begin anew with --no-resume"
+        )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The model as ``.safetensors`` that ``timm.create_model(..., checkpoint_path=…)`` loads.
+    """Write the model as ``.safetensors`` that ``timm.create_model(..., checkpoint_path=…)`` loads.
 
     Raises:
         OSError: it cannot be written.
@@ -125,7 +136,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
         temporary.replace(path)
     except (SafetensorError, OSError) as error:
         temporary.unlink(missing_ok=True)
-        raise error if isinstance(error, OSError) else _writing_failed(path, error) from None
+        raise error if isinstance(error, OSError) else _as_os_error(path, error) from None
 
 
 def save_checkpoint(
@@ -135,7 +146,7 @@ def save_checkpoint(
     state: dict[str, Any],
     predictions: Mapping[str, Predictions],
 ) -> None:
-    """Write ``folder/checkpoint``; until it is whole the one before stays, and then as the previous one.
+    """Write ``folder/checkpoint``; the one before becomes ``checkpoint.previous`` once this one is whole.
 
     Raises:
         OSError: it cannot be written; what was there is still there.
@@ -148,11 +159,11 @@ def save_checkpoint(
         try:
             torch.save(optimizer, new / _OPTIMIZER)
         except RuntimeError as error:  # how torch says that a file cannot be written
-            raise _writing_failed(new / _OPTIMIZER, error) from None
+            raise _as_os_error(new / _OPTIMIZER, error) from None
         for split, each in predictions.items():
             each.write(new / f"predictions_{split}.npz")
         digests = {path.name: file_sha256(path) for path in sorted(new.iterdir())}
-        content = {"sha256": digests, "state": state}
+        content = {"format": _FORMAT, "pugdft": version("pugdft"), "sha256": digests, "state": state}
         (new / _STATE).write_text(json.dumps({**content, "own_sha256": _digest(content)}))
         for path in (*new.iterdir(), new):
             _flush(path)
@@ -168,10 +179,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of an output folder, or None.
+    """Read the newest whole checkpoint of an output folder.
 
     Returns:
-        It, and what is wrong with newer ones, in words.
+        The checkpoint or None, and a message for each newer one that is damaged.
+
+    Raises:
+        OtherVersion: it has another format.
     """
     faults = []
     for name in (CHECKPOINT_NAME, PREVIOUS_NAME):
@@ -186,7 +200,7 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def put_damaged_aside(folder: Path) -> None:
-    """Move the newest checkpoint, found damaged, away: saving would put it in the place of the one before."""
+    """Rename the newest checkpoint if it is damaged: a save would put it in the place of the one before."""
     current, aside = folder / CHECKPOINT_NAME, folder / _DAMAGED_NAME
     try:
         _read(current)
@@ -196,7 +210,7 @@ def put_damaged_aside(folder: Path) -> None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of an output folder, once what was written in their place is on the disk."""
+    """Delete an output folder's checkpoints, after the files that replace them are on the disk."""
     if folder.is_dir():
         _flush(folder)
     for name in (_NEW_NAME, _DAMAGED_NAME, PREVIOUS_NAME, CHECKPOINT_NAME):
@@ -204,17 +218,23 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _read(place: Path) -> Checkpoint | None:
-    """A checkpoint's contents; None if there is nothing.
+    """Read a checkpoint; None if there is none.
 
     Raises:
         _Damaged: a file is missing, has other bytes than were written, or cannot be read.
+        OtherVersion: it has another format.
     """
     if not place.is_dir():
         return None
     try:
         content = json.loads((place / _STATE).read_text(encoding="utf-8"))
-        if _digest({key: content[key] for key in ("sha256", "state")}) != content["own_sha256"]:
+        own_digest = content.pop("own_sha256")
+        if _digest(content) != own_digest:
             raise _Damaged(f"{_STATE} is not what was written")
+        # Checkpoints from before there was a number have format 1, and do not say who wrote them.
+        number, writer = content.get("format", 1), str(content.get("pugdft", "an older one"))
+        if number != _FORMAT:
+            raise OtherVersion(place, writer, f"its format is {number}, not {_FORMAT}")
         for file, digest in content["sha256"].items():
             if Path(file).name != file or file_sha256(place / file) != digest:
                 raise _Damaged(f"{file} is not what was written")
@@ -228,7 +248,10 @@ def _read(place: Path) -> Checkpoint | None:
             torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu"),
             content["state"],
             {split: read_predictions(place / f"predictions_{split}.npz") for split in splits},
+            writer,
         )
+    except OtherVersion:
+        raise
     except OSError as error:
         raise _Damaged(f"{Path(error.filename or place).name}: {error.strerror or error}") from None
     except (
@@ -242,8 +265,8 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _writing_failed(path: Path, error: Exception) -> OSError:
-    """The system's error behind a library's: these carry it in words only, if at all."""
+def _as_os_error(path: Path, error: Exception) -> OSError:
+    """Find the system's error behind a library's, which has it in words only, if at all."""
     words = str(error)
     known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
     number = next((each for each in known if os.strerror(each).lower() in words.lower()), 0)
@@ -254,7 +277,7 @@ def _writing_failed(path: Path, error: Exception) -> OSError:
 
 
 def _flush(path: Path) -> None:
-    """See a file, or the names in a folder, onto the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -267,128 +290,139 @@ def _flush(path: Path) -> None:
 
 
 @dataclass
-class Progress:
-    """What a run has come to: the part of a checkpoint that is neither weights nor optimizer state.
+class RunState:
+    """The part of a checkpoint that is neither weights nor optimizer state.
 
     Attributes:
         predictions: of the newest evaluation, by split.
+        totals: the sums of the epoch's :class:`Totals` over all processes, as of the last save.
     """
 
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
     best_test: BestEpoch | None = None
     predictions: dict[str, Predictions] = field(default_factory=dict)
-
-    def to_state(self) -> dict[str, Any]:
-        """Plain data for a checkpoint, but for the predictions."""
-        return {
-            "position": asdict(self.position),
-            "history": self.history,
-            "best_test": self.best_test.model_dump() if self.best_test else None,
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any], predictions: dict[str, Predictions]) -> Progress:
-        """Go on from a checkpoint."""
-        return cls(
-            position=Position(**state["position"]),
-            history=state["history"],
-            best_test=BestEpoch(**state["best_test"]) if state["best_test"] else None,
-            predictions=predictions,
-        )
+    totals: list[float] = field(default_factory=lambda: [0.0] * 4)
 
 
-class Keeper:
-    """The checkpoints of one run in its folder.
+class CheckpointManager:
+    """Saves and restores the checkpoints of one run: the state of its components, and a log of its starts."""
 
-    Args:
-        folder: the run's.
-        parts: whose state is kept; changed in place when the run goes back to a checkpoint.
-        starts: of the run so far; one more is noted.
-        observer: hears of what is found or fails.
-    """
+    def __init__(
+        self, folder: Path, components: RunComponents, restart_log: RestartLog, observer: Observer
+    ) -> None:
+        self._folder, self._components = folder, components
+        self._restart_log, self._observer = restart_log, observer
+        self._saved_step: int | None = None
 
-    def __init__(self, folder: Path, parts: Parts, starts: Starts, observer: Observer) -> None:
-        self._folder, self._parts, self._starts, self._observer = folder, parts, starts, observer
-        self._saved_at: int | None = None
-
-    def begin(self) -> tuple[Progress, list[float]] | None:
-        """Go back to the newest whole checkpoint and note the start.
-
-        Returns:
-            What the run had come to and the sums of its epoch; None without a checkpoint.
+    def resume(self) -> RunState:
+        """Restore the newest whole checkpoint and log the start; a new state if there is none.
 
         Raises:
-            UserError: it was made with other images or other initial weights, or not all processes find it.
+            UserError: it was made with other images, initial weights or another version of pugdft, or not
+                all processes find it.
         """
-        checkpoint, damage = load_checkpoint(self._folder)
-        for fault in damage:
+        checkpoint, faults = load_checkpoint(self._folder)
+        for fault in faults:
             self._observer.on_message(f"a checkpoint is damaged and is left out: {fault}")
-        accelerator, facts, found = self._parts.accelerator, dict[str, Any](), None
+        accelerator, facts, state = self._components.accelerator, dict[str, Any](), RunState()
         require_same(
             accelerator,
-            -1 if checkpoint is None else checkpoint.state["position"]["steps"],
+            -1 if checkpoint is None else checkpoint.state.get("position", {}).get("steps", -1),
             f"{self._folder}: the processes of this run find different checkpoints here; --output has to be "
             "on a disk that all of them share",
         )
-        if damage and accelerator.is_main_process:
+        if faults and accelerator.is_main_process:
             put_damaged_aside(self._folder)
         if checkpoint is not None:
-            found = self._restored(checkpoint), checkpoint.state["totals"]
-            self._saved_at = found[0].position.steps
-            self._observer.on_message(f"going on from update {self._saved_at}")
-            if checkpoint.state["processes"] != accelerator.num_processes:
-                facts = {"processes": accelerator.num_processes}
+            state = self._restore(checkpoint)
+            self._saved_step = state.position.steps
+            self._observer.on_message(f"going on from update {self._saved_step}")
+            before, processes = checkpoint.state["processes"], accelerator.num_processes
+            if before != processes:
+                facts = {"processes": processes}
                 self._observer.on_message(
-                    f"it began with {checkpoint.state['processes']} processes and goes on with "
-                    f"{accelerator.num_processes}: the result is not what it would have been, for BatchNorm "
-                    "averages over each process's images and sums are taken in another order"
+                    f"it began with {before} processes and goes on with {processes}: the result is not what "
+                    "it would have been, for BatchNorm averages over each process's images and sums are "
+                    "taken in another order"
                 )
-        self._starts.add(self._saved_at or 0, **facts)
+        self._restart_log.add(self._saved_step or 0, **facts)
         if accelerator.is_main_process:
-            self._starts.write()
-        return found
+            self._restart_log.write()
+        return state
 
-    def save(self, progress: Progress, totals: list[float]) -> None:
-        """Make a checkpoint, all processes together; a disk that does not take it is only told of.
-
-        Args:
-            progress: of the run.
-            totals: the epoch's sums over all processes.
-        """
-        parts, accelerator = self._parts, self._parts.accelerator
-        optimizer = parts.optimizer.state_dict()
+    def save(self, state: RunState) -> None:
+        """Make a checkpoint, all processes together; only report it if the disk does not take it."""
+        components, accelerator = self._components, self._components.accelerator
+        optimizer = components.optimizer.state_dict()
         if accelerator.is_main_process:
-            state = {
-                **progress.to_state(),
-                "totals": totals,
+            content = {
+                "position": asdict(state.position),
+                "history": state.history,
+                "best_test": state.best_test.model_dump() if state.best_test else None,
+                "totals": state.totals,
                 "sources": self._sources(),
                 "processes": accelerator.num_processes,
             }
+            model = components.backbone.model
             try:
-                save_checkpoint(self._folder, parts.backbone.model, optimizer, state, progress.predictions)
-                self._saved_at = progress.position.steps
+                save_checkpoint(self._folder, model, optimizer, content, state.predictions)
+                self._saved_step = state.position.steps
             except OSError as error:
                 where = f"{error.filename or self._folder}: {error.strerror or error}"
-                stays = self.in_words("; that of update {} stays")
+                stays = self.with_saved_step("; that of update {} stays")
                 self._observer.on_message(f"no checkpoint could be made: {where}{stays}")
         accelerator.wait_for_everyone()
 
-    def in_words(self, words: str) -> str:
-        """``words`` with the update that the newest checkpoint is of; nothing if there is none."""
-        return "" if self._saved_at is None else words.format(self._saved_at)
+    def with_saved_step(self, words: str) -> str:
+        """Format ``words`` with the newest checkpoint's update; empty if there is no checkpoint."""
+        return "" if self._saved_step is None else words.format(self._saved_step)
 
-    def _restored(self, checkpoint: Checkpoint) -> Progress:
-        now = self._sources()
-        for what, digest in checkpoint.state["sources"].items():
-            if now[what] != digest:
-                raise UserError(
-                    f"{self._folder}: the {what} have changed since this run began ({digest[:12]}… then, "
-                    f"{now[what][:12]}… now); --no-resume starts anew"
-                )
-        self._parts.backbone.model.load_state_dict(checkpoint.weights)
-        self._parts.optimizer.load_state_dict(checkpoint.optimizer)
-        return Progress.from_state(checkpoint.state, checkpoint.predictions)
+    def _restore(self, checkpoint: Checkpoint) -> RunState:
+        """Load a checkpoint into model and optimizer; check that it belongs to this run and version."""
+        content, optimizer = checkpoint.state, self._components.optimizer
+        try:
+            _require_keys(content, _STATE_KEYS)
+            _require_keys(content["position"], (each.name for each in fields(Position)))
+            best = content["best_test"]
+            state = RunState(
+                position=Position(**content["position"]),
+                history=content["history"],
+                best_test=BestEpoch(**best) if best else None,
+                predictions=checkpoint.predictions,
+                totals=content["totals"],
+            )
+            there, here = content["sources"], self._sources()
+            changed = next((what for what in here if there[what] != here[what]), None)
+            if changed is None:
+                own = optimizer.state_dict()
+                _require_keys(checkpoint.optimizer, own)
+                _require_keys(checkpoint.optimizer["pugdft"], own["pugdft"])
+                self._components.backbone.model.load_state_dict(checkpoint.weights)
+                optimizer.load_state_dict(checkpoint.optimizer)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            words = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            reason = " ".join(words.split())[:300]
+            raise OtherVersion(self._folder / CHECKPOINT_NAME, checkpoint.version, reason) from None
+        if changed is not None:
+            raise UserError(
+                f"{self._folder}: the {changed} have changed since this run began ({there[changed][:12]}… "
+                f"then, {here[changed][:12]}… now); --no-resume starts anew"
+            )
+        return state
 
     def _sources(self) -> dict[str, str]:
-        return {"images": self._parts.store.sha256, "weights": self._parts.backbone.weights_sha256}
+        components = self._components
+        return {"images": components.store.sha256, "weights": components.backbone.weights_sha256}
+
+
+def _require_keys(found: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Check that a part of a checkpoint has exactly the keys that this version writes.
+
+    Raises:
+        ValueError: it lacks some, or has more.
+    """
+    if different := set(found) ^ set(known):
+        raise ValueError(f"missing or unknown {', '.join(sorted(map(repr, different)))}")

@@ -1,4 +1,4 @@
-"""A model's running statistics, kept from passes that are not finite."""
+"""Detection of runs that diverge, and protection of BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pugdft.errors import RunFailed
 from pugdft.optim import PerturbedOptimizer
 
 
-class SoundBuffers:
-    """Puts a model's buffers back to what they were if a pass has left anything in them that is not finite.
+class BufferGuard:
+    """Restore a model's buffers after a pass that left values in them that are not finite.
 
-    An update whose loss is not finite is left out, but its forward pass has been through BatchNorm: one NaN
-    in a running mean would stay there, and make every later evaluation worthless.
+    An update whose loss is not finite is skipped, but its forward pass has updated BatchNorm's statistics:
+    one NaN in a running mean would stay there and spoil every later evaluation.
 
     Args:
-        model: whose floating-point buffers are watched, those that are finite now.
-        watches: False does nothing.
+        model: its floating-point buffers are guarded, those that are finite now.
+        enabled: False does nothing.
     """
 
-    def __init__(self, model: nn.Module, watches: bool) -> None:
-        buffers = model.buffers() if watches else ()
+    def __init__(self, model: nn.Module, enabled: bool) -> None:
+        buffers = model.buffers() if enabled else ()
         self._buffers = [b for b in buffers if b.is_floating_point() and bool(torch.isfinite(b).all())]
-        self._sound = [each.clone() for each in self._buffers]
+        self._saved = [each.clone() for each in self._buffers]
 
     @torch.no_grad()
-    def mend(self) -> None:
-        """After an update: keep all buffers, or put all of them back. Nothing waits for the device."""
+    def after_step(self) -> None:
+        """Save all buffers, or restore all of them. Does not wait for the device."""
         if not self._buffers:
             return
-        is_sound = torch.stack([torch.isfinite(each).all() for each in self._buffers]).all()
-        for buffer, sound in zip(self._buffers, self._sound, strict=True):
-            torch.where(is_sound, buffer, sound, out=sound)
-            buffer.copy_(sound)
+        is_finite = torch.stack([torch.isfinite(each).all() for each in self._buffers]).all()
+        for buffer, saved in zip(self._buffers, self._saved, strict=True):
+            torch.where(is_finite, buffer, saved, out=saved)
+            buffer.copy_(saved)
 
 
 # fp16's loss scale halves at each overflow: from its start to its floor these are 30.
@@ -44,63 +44,62 @@ _MOST_IN_A_ROW = 100
 
 
 class Diverged(RunFailed):
-    """Too many updates had no finite loss or gradient, or the weights give none any more."""
+    """Too many updates had no finite loss or gradient, or an evaluation had no finite loss."""
 
 
-class Soundness:
-    """Stops a run that has left out more updates than it may, or whose weights are lost.
+class DivergenceMonitor:
+    """Stop a run that has skipped too many updates, or whose evaluation has no finite loss.
 
     Args:
-        recipe: says how many updates may be left out; in fp16 the loss scale leaves out some besides.
-        optimizer: knows how many it has left out.
+        recipe: says how many updates may be skipped; in fp16 the loss scale skips some besides.
+        optimizer: counts the updates that it has skipped.
     """
 
     def __init__(self, recipe: Recipe, optimizer: PerturbedOptimizer) -> None:
         self._allowed, self._is_fp16 = recipe.train.max_skipped_steps, recipe.train.precision == "fp16"
         self._optimizer = optimizer
-        self._made = self._steps = self._skipped = 0
 
     def start(self, steps: int) -> None:
-        """Training begins, or goes on, after so many updates."""
-        self._made = self._steps = steps
+        """Begin, or go on, after ``steps`` updates."""
+        self._last_made = self._steps = steps
         self._skipped = self._optimizer.num_skipped_steps
 
     def check(self, steps: int, num_lost: float) -> None:
-        """Look at the counts; waits for the device.
+        """Compare the counts with what is allowed; waits for the device.
 
         Args:
             steps: updates so far.
-            num_lost: of those whose loss was not finite.
+            num_lost: how many of them had a loss that was not finite.
 
         Raises:
             Diverged: too many.
         """
         skipped = self._optimizer.num_skipped_steps
         if steps - self._steps > skipped - self._skipped:
-            self._made = steps
+            self._last_made = steps
         self._steps, self._skipped = steps, skipped
         if not self._is_fp16:
             num_lost = max(num_lost, skipped)
         if num_lost > self._allowed:
             raise Diverged(f"the training loss or its gradient is not finite at update {steps}")
-        if self._is_fp16 and steps - self._made >= _MOST_IN_A_ROW:
-            raise Diverged(f"no gradient was finite after update {self._made}, whatever the loss scale")
+        if self._is_fp16 and steps - self._last_made >= _MOST_IN_A_ROW:
+            raise Diverged(f"no gradient was finite after update {self._last_made}, whatever the loss scale")
 
     def check_evaluation(self, steps: int, losses: dict[str, float]) -> None:
-        """Look at what the weights came to.
+        """Check the losses of an evaluation, by split.
 
         Raises:
-            Diverged: a loss, by split, is not finite.
+            Diverged: one is not finite.
         """
         for split, loss in losses.items():
             if not math.isfinite(loss):
                 raise Diverged(f"the {split} loss is not finite after update {steps}")
 
     def check_end(self, steps: int) -> None:
-        """Look at the whole.
+        """Check that a finished run made at least one of its updates.
 
         Raises:
-            Diverged: nothing was learned.
+            Diverged: it skipped all of them.
         """
         if steps and self._optimizer.num_skipped_steps >= steps:
             raise Diverged(f"none of {steps} updates had a finite gradient")

@@ -1,4 +1,4 @@
-"""On a CPU, what becomes of the memory that one step frees: kept for the next one, or given back at once."""
+"""Speed: switches of a run, the memory allocator on a CPU, oneDNN's linear layers, rounding of products."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +39,12 @@ _GIVE_BACK = (
 def retain_freed_memory(retain: bool) -> bool:
     """Ask glibc to reuse freed memory, or to return it to the system; False where that is not glibc.
 
-    By default every tensor above 128 KiB is mapped afresh and its pages are cleared by the kernel at first
-    touch, again at every step: a third of the time of a small model's training step on two cores. Kept
-    memory falls into pieces, which is what it costs.
+    By default every tensor above 128 KiB is mapped anew at every step, and the kernel clears its pages at
+    first touch: a third of the time of a small model's training step on two cores. The price of reuse is
+    fragmentation.
 
-    What is given back is asked for in huge pages the next time, which the kernel clears about eight times
-    faster. torch looks at that variable once, at a process's first tensor on the CPU.
+    Memory that is returned is allocated in huge pages the next time, which the kernel clears about eight
+    times faster. torch reads that variable once, at a process's first tensor on the CPU.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -64,7 +65,7 @@ _COMPILER = "inductor"
 
 @dataclass(frozen=True)
 class Switches:
-    """What a run uses, every ``auto`` decided."""
+    """The performance switches of a run, every ``auto`` decided."""
 
     channels_last: bool
     fused_attention: bool
@@ -83,7 +84,7 @@ class Switches:
 
 
 def pick(recipe: Recipe, device_type: str) -> Switches:
-    """The switches of a recipe on a device, ``auto`` replaced by what was measured fastest there.
+    """Decide the switches of a recipe on a device; ``auto`` is what was measured fastest there.
 
     Raises:
         UserError: a switch that the recipe sets is not for this device.
@@ -97,7 +98,8 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
             f"train.performance.matmul: {matmul} is not for {device_type}; train.precision=bf16 is"
         )
     compiles = given.compile is True
-    is_exact_onednn = on_cpu and is_fp32 and matmul == "ieee" and not compiles and _has_onednn_product()
+    has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    is_exact_onednn = on_cpu and is_fp32 and matmul == "ieee" and not compiles and has_onednn
     if given.onednn_linear is True and not is_exact_onednn:
         raise UserError(
             "train.performance.onednn_linear: is for fp32 on a CPU, with matmul ieee and without compile"
@@ -121,7 +123,7 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
 
 @contextmanager
 def attention_of(switches: Switches) -> Iterator[None]:
-    """Inside, timm's models are made with or without fused attention."""
+    """Within the context, have timm build models with or without fused attention."""
     before = timm.layers.use_fused_attn(), timm.layers.use_fused_attn(experimental=True)
     timm.layers.set_fused_attn(switches.fused_attention, before[1] and switches.fused_attention)
     try:
@@ -131,7 +133,7 @@ def attention_of(switches: Switches) -> Iterator[None]:
 
 
 def arrange(model: nn.Module, switches: Switches) -> None:
-    """Lay a new model's weights out and give it its linear layers, in place; its tensors' names stay."""
+    """Set a new model's memory format and linear layers in place; its tensors keep their names."""
     if switches.channels_last:
         model.to(memory_format=torch.channels_last)
     if switches.onednn_linear:
@@ -141,7 +143,7 @@ def arrange(model: nn.Module, switches: Switches) -> None:
 
 
 def compiled(model: nn.Module, switches: Switches) -> nn.Module:
-    """The model for training steps: itself, or compiled for the shapes that it meets.
+    """Return the model for training steps: itself, or compiled for the shapes that it meets.
 
     The parameters are the model's own, and so are the names in its state. Random numbers are drawn as
     without compiling, so that only rounding differs.
@@ -190,51 +192,42 @@ def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return output
 
 
+# Names under ``torch.backends``; old ones first, for they set the new ones too.
+_ROUNDING_FLAGS = {
+    "cuda": (
+        "cuda.matmul.allow_tf32",
+        "cudnn.allow_tf32",
+        "cuda.matmul.fp32_precision",
+        "cudnn.conv.fp32_precision",
+        "cudnn.rnn.fp32_precision",
+    ),
+    "cpu": ("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision"),
+}
+
+
 @contextmanager
 def rounding_of(switches: Switches, device_type: str) -> Iterator[None]:
-    """Inside, products of fp32 numbers are rounded as picked; afterwards as before.
+    """Within the context, round products of fp32 numbers as the switches say.
 
-    Left as they are: flags of a device that the run does not use.
+    Flags of a device that the run does not use are left as they are.
     """
-    before = {path: _read(path) for path in _flags(device_type)}
-    before = {path: value for path, value in before.items() if value is not None}
+    before = {}
+    for path in _ROUNDING_FLAGS.get(device_type, ()):
+        with suppress(AttributeError, RuntimeError):  # this torch has no such flag, or cannot tell it
+            before[path] = attrgetter(path)(torch.backends)
     try:
         for path in before:
             # torch has an old and a new name for each and refuses to read one after the other was set.
-            _write(path, switches.matmul == "tf32" if path.endswith("allow_tf32") else switches.matmul)
+            _set_flag(path, switches.matmul == "tf32" if path.endswith("allow_tf32") else switches.matmul)
         yield
     finally:
         for path, value in before.items():
-            _write(path, value)
+            _set_flag(path, value)
 
 
-def _flags(device_type: str) -> tuple[str, ...]:
-    """Names under ``torch.backends``; old ones first, for they set the new ones too."""
-    if device_type == "cuda":
-        old = ("cuda.matmul.allow_tf32", "cudnn.allow_tf32")
-        return (*old, "cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision")
-    return ("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision") if device_type == "cpu" else ()
-
-
-def _read(path: str) -> Any:
-    """A flag's value; None if this torch has no such flag, or it cannot be told."""
+def _set_flag(path: str, value: Any) -> None:
     owner, _, name = path.rpartition(".")
-    try:
-        return getattr(_backend(owner), name)
-    except (AttributeError, RuntimeError):
-        return None
-
-
-def _write(path: str, value: Any) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(_backend(owner), name, value)
-
-
-def _backend(owner: str) -> Any:
-    found: Any = torch.backends
-    for part in owner.split("."):
-        found = getattr(found, part)
-    return found
+    setattr(attrgetter(owner)(torch.backends), name, value)
 
 
 @cache
@@ -245,8 +238,3 @@ def _blas_is_slow() -> bool:
     facts = Path("/proc/cpuinfo")
     vendor = facts.read_text() if facts.is_file() else platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" not in vendor
-
-
-@cache
-def _has_onednn_product() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -1,11 +1,11 @@
-"""Where a run's time goes: shares of its parts, and a trace of a few updates for Perfetto or Chrome."""
+"""Profiles of a run: seconds of its parts, and a trace of a few updates for Perfetto or Chrome."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ _WAIT, _WARM_UP, _ACTIVE = 2, 1, 3
 
 
 class Profile:
-    """What a run that is not profiled has: nothing is measured."""
+    """The profile of a run that is not profiled: measures nothing."""
 
     is_on = False
 
@@ -31,12 +31,8 @@ class Profile:
         """Around work that belongs to a part of the run."""
         return nullcontext()
 
-    def timed(self, part: str, call: Callable[[], T]) -> Callable[[], T]:
-        """``call`` as work of a part."""
-        return call
-
     def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
-        """``items``; making each of them is work of a part."""
+        """Iterate over ``items``; making each of them is work of a part."""
         return items
 
     def running(self) -> AbstractContextManager[object]:
@@ -44,19 +40,18 @@ class Profile:
         return nullcontext()
 
     def after_step(self) -> None:
-        """An update was made."""
+        """Called after an update."""
 
     def table(self) -> str:
-        """What came out, for people; empty if nothing was measured."""
+        """Format the results for people; empty if nothing was measured."""
         return ""
 
 
 class MeasuredProfile(Profile):
     """Seconds of each part, and a trace in the run's folder.
 
-    Spans lie inside each other: a second belongs to the innermost one, so that the optimizer's share is its
-    own, without the passes that it asks for. On an accelerator each border waits for the device, which
-    costs some speed.
+    Spans are nested, and time belongs to the innermost one: the optimizer's share does not contain the
+    passes that it asks for. On an accelerator each begin and end waits for the device, which costs speed.
 
     Args:
         folder: the run's.
@@ -88,17 +83,8 @@ class MeasuredProfile(Profile):
         finally:
             self._turn(None)
 
-    def timed(self, part: str, call: Callable[[], T]) -> Callable[[], T]:
-        """``call`` within a span."""
-
-        def within() -> T:
-            with self.span(part):
-                return call()
-
-        return within
-
     def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
-        """``items``, each made within a span."""
+        """Iterate over ``items``, each made within a span."""
         while True:
             with self.span(part):
                 item = next(items, None)
@@ -108,7 +94,7 @@ class MeasuredProfile(Profile):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around the whole training: starts the clock and the trace, and ends both."""
+        """Measure the whole training: start and end the clock and the trace."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it warns of missing GPUs
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
@@ -129,7 +115,7 @@ class MeasuredProfile(Profile):
             self._whole += time.perf_counter() - self._began
 
     def after_step(self) -> None:
-        """Move the trace on; once it is written, the profiler costs nothing more."""
+        """Advance the trace; once it is written, stop the profiler, which then costs nothing."""
         if self._profiler is not None:
             with self._counted("trace"):
                 self._profiler.step()
@@ -143,7 +129,7 @@ class MeasuredProfile(Profile):
             self._profiler = None
 
     def table(self) -> str:
-        """Seconds and shares of the run's parts, a line each; where the trace lies."""
+        """Format seconds and shares of the run's parts, one line each, and the trace's path."""
         rows = [(part, self.seconds[part]) for part in PARTS]
         rows.append(("else", max(0.0, self._whole - sum(seconds for _, seconds in rows))))
         lines = [f"{'part':<12}{'seconds':>10}{'share':>8}"]
@@ -155,7 +141,7 @@ class MeasuredProfile(Profile):
         return "\n".join([*lines, f"trace: {where}" if made else short])
 
     def _turn(self, part: str | None) -> None:
-        """Give the time since the last border to the part that was open, then enter a part or leave one."""
+        """Add the time since the last turn to the open part, then enter a part, or leave one (None)."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()

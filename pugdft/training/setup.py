@@ -1,4 +1,4 @@
-"""Accelerate, for a recipe's precision on this machine's device."""
+"""Everything that a run is made of: device, images, model, optimizer and batches, built from its recipe."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pugdft.data.cache import ImageFiles, Store, cores, prepare
 from pugdft.data.datasets import open_source
 from pugdft.data.loader import (
     RESIDENT_SHARE,
+    Batch,
     EvaluationBatches,
     Images,
     Share,
@@ -33,35 +34,31 @@ from pugdft.data.rng import validation_split
 from pugdft.data.transforms import ToInput
 from pugdft.data.workers import ImageWorkers
 from pugdft.errors import UserError, counted
-from pugdft.models import Backbone, build_model, freeze_backbone, remember_features
+from pugdft.models import Backbone, averages_over_batch, build_model, cache_features, freeze_backbone
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
 from pugdft.optim.triggers import Always
-from pugdft.training.distributed import check_variables, must_use_cpu
+from pugdft.training.distributed import check_variables, fix_reduction_order, must_use_cpu
 from pugdft.training.performance import Switches, arrange, attention_of, compiled, pick, retain_freed_memory
-from pugdft.training.trainer import AscentBatch
+
+_MOST_WORKERS = 8
 
 
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Accelerate for the recipe's precision; a second run in one process may have another.
-
-    Raises:
-        UserError: see :func:`ready_device`.
-    """
-    AcceleratorState._reset_state()
-    precision = recipe.train.precision
-    # Without an accelerator, Accelerate must be told so, or it takes many processes for one.
-    on_cpu = ready_device(recipe) == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
-    assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes"
-    return accelerator
+def device_type() -> str:
+    """Choose the type of the device to train on: the machine's accelerator, if it may be used."""
+    if must_use_cpu():
+        return "cpu"
+    kinds = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    return next((name for name, kind in kinds.items() if kind.is_available()), "cpu")
 
 
-def ready_device(recipe: Recipe) -> str:
-    """The type of the device that a recipe will train on here, with what must be settled before it is used.
+def prepare_device(recipe: Recipe) -> str:
+    """Check that a recipe can be trained here, and make the settings that must precede the first tensor.
+
+    Returns:
+        The type of the device.
 
     Raises:
-        UserError: it cannot compute in the recipe's precision, or the environment asks for what is not here.
+        UserError: the device cannot compute in the recipe's precision, or the environment is invalid.
     """
     check_variables()
     kind = device_type()
@@ -72,28 +69,192 @@ def ready_device(recipe: Recipe) -> str:
     return kind
 
 
-def device_type() -> str:
-    """What a run trains on here: the machine's accelerator if it has one."""
-    if must_use_cpu():
-        return "cpu"
-    kinds = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
-    return next((name for name, kind in kinds.items() if kind.is_available()), "cpu")
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Make Accelerate for the recipe's precision; a second run in one process may have another.
+
+    Raises:
+        UserError: see :func:`prepare_device`.
+    """
+    AcceleratorState._reset_state()
+    precision = recipe.train.precision
+    # Without an accelerator, Accelerate must be told so, or it takes many processes for one.
+    on_cpu = prepare_device(recipe) == "cpu"
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes"
+    return accelerator
 
 
-# A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
-_EVAL_BATCH = {"cpu": 64}
+@dataclass(frozen=True)
+class AscentBatch:
+    """The part of each batch that ascent gradients are taken from.
 
-_EVAL_BATCH_ELSEWHERE = 256
+    Attributes:
+        num_calls: ascents of an update; its last pass takes the whole batch.
+        images: of the global batch.
+        own_images: of this process's share.
+    """
 
-_MOST_WORKERS = 8
+    num_calls: int
+    images: int
+    own_images: int
+
+    def of(self, micro_batches: list[Batch]) -> list[Batch]:
+        """Return the first images of this process's share."""
+        parts, left = [], self.own_images
+        for inputs, targets in micro_batches:
+            if left > 0:
+                parts.append((inputs[:left], targets.first(left)))
+            left -= len(targets)
+        return parts
 
 
-def input_of(recipe: Recipe, store: Store, backbone: Backbone, device: torch.device) -> ToInput:
-    """From stored pixels to the backbone's inputs."""
-    stored_size, image_size = store.images("train").shape[1], recipe.data.image_size
+@dataclass(frozen=True)
+class RunComponents:
+    """Everything that a run is made of.
+
+    Attributes:
+        model: wrapped by Accelerate for its device, precision and processes.
+        evaluations: ``test``, unless the recipe forbids it, and ``validation``, if it holds out images.
+        ascent: None takes every gradient from the whole batch.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    store: Store
+    backbone: Backbone
+    model: nn.Module
+    optimizer: PerturbedOptimizer
+    training: TrainingBatches
+    evaluations: dict[str, EvaluationBatches]
+    switches: Switches
+    ascent: AscentBatch | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.accelerator.device
+
+    @property
+    def evaluation_model(self) -> nn.Module:
+        """The model in its precision, without DDP: processes evaluate unequal shares."""
+        # Not the compiled one: that would compile again for evaluation and for its last, smaller batch.
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def smaller_micro_batch(self) -> int | None:
+        """Return half the images of a pass; None if a pass cannot be smaller."""
+        size = self.training.micro_batch_size
+        # One image alone has no variance for BatchNorm.
+        smallest = 2 if averages_over_batch(self.backbone.model) else 1
+        half = -(-size // 2)
+        return half if smallest <= half < size else None
+
+
+def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[Store, Backbone]:
+    """Prepare the images and build the model with its weights; needs no other process.
+
+    Args:
+        recipe: the run's.
+        on_message: called with what a person may want to know of the images.
+
+    Raises:
+        UserError: the data or the weights cannot be used.
+    """
+    data = recipe.data
+    store = prepare(open_source(data.name), data.image_size, data.storage, on_message)
+    with attention_of(pick(recipe, device_type())):
+        backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed)
+    return store, backbone
+
+
+def assemble(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    store: Store,
+    backbone: Backbone,
+    micro_batch_size: int | None = None,
+) -> RunComponents:
+    """Split and share the images, place the model, build the optimizer; all processes together.
+
+    Args:
+        recipe: resolved.
+        accelerator, store, backbone: as made for it.
+        micro_batch_size: images of a pass that fit into memory, if those asked for do not.
+
+    Raises:
+        UserError: the recipe does not fit the data.
+    """
+    train, device = recipe.train, accelerator.device
+    splits = _splits(recipe, store, device)
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    check_batch(recipe, len(splits["train"]), share.world)
+    switches = pick(recipe, device.type)
+    if train.freeze == "backbone":
+        freeze_backbone(backbone.model)
+        if not switches.compile:
+            cache_features(backbone.model)
+    arrange(backbone.model, switches)
+    model = compiled(accelerator.prepare_model(backbone.model), switches)
+    optimizer = build_optimizer(
+        recipe.optimizer,
+        backbone.model,
+        clean_pass=lambda: accelerator.no_sync(model),
+        closure_accumulates=True,
+        loss_scale=LossScale() if train.precision == "fp16" else None,
+    )
+    if optimizer.method.trigger.needs_validation and not len(splits["validation"]):
+        raise UserError(
+            "data.validation: this trigger compares the training loss with that on held-out images: hold "
+            "some out, such as data.validation=0.1 (the test split is never used for it)"
+        )
+    to_input = _to_input(recipe, store, backbone, device)
+    asked_size = train.micro_batch_size or -(-train.batch_size // share.world)
+    pass_size = min(asked_size, micro_batch_size or asked_size)
+    training = TrainingBatches(
+        images=splits["train"],
+        to_input=to_input,
+        device=device,
+        share=share,
+        batch_size=train.batch_size,
+        micro_batch_size=pass_size,
+        augmentation=_augmentation(recipe, splits["train"]),
+        seed=train.seed,
+        workers=_workers(recipe, splits["train"], backbone, device),
+    )
+    evaluations = _evaluation_batches(recipe, splits, to_input, device, share, pass_size / asked_size)
+    ascent = _ascent_batch(recipe, optimizer.method, share)
+    fix_reduction_order(model, recipe.data.image_size, device)
+    return RunComponents(
+        recipe, accelerator, store, backbone, model, optimizer, training, evaluations, switches, ascent
+    )
+
+
+def evaluation_parts(
+    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, shrunk: float = 1.0
+) -> tuple[nn.Module, dict[str, EvaluationBatches]]:
+    """Build the model and the images as a run of this recipe evaluates them, and nothing to train with.
+
+    Args:
+        recipe, accelerator, store, backbone: as for :func:`assemble`.
+        shrunk: the fraction of the images of a pass that fitted into memory.
+
+    Raises:
+        UserError: the recipe does not fit the data.
+    """
+    device = accelerator.device
+    splits = _splits(recipe, store, device)
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    to_input = _to_input(recipe, store, backbone, device)
+    arrange(backbone.model, pick(recipe, device.type))
+    model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
+    return model, _evaluation_batches(recipe, splits, to_input, device, share, shrunk)
+
+
+def _to_input(recipe: Recipe, store: Store, backbone: Backbone, device: torch.device) -> ToInput:
+    """Make the transform from stored pixels to the backbone's inputs."""
     return ToInput(
-        stored_size,
-        image_size,
+        store.images("train").shape[1],
+        recipe.data.image_size,
         backbone.interpolation,
         backbone.mean,
         backbone.std,
@@ -102,17 +263,18 @@ def input_of(recipe: Recipe, store: Store, backbone: Backbone, device: torch.dev
     )
 
 
-def evaluation_batches(
+def _evaluation_batches(
     recipe: Recipe,
     splits: dict[str, Images],
     to_input: ToInput,
     device: torch.device,
     share: Share,
-    shrunk: float = 1.0,
+    shrunk: float,
 ) -> dict[str, EvaluationBatches]:
-    """Of each split that is evaluated; ``shrunk`` is the part of a pass that memory was found to hold."""
+    """Make the batches of each split that is evaluated; ``shrunk``: see :func:`evaluation_parts`."""
     train = recipe.train
-    usual = _EVAL_BATCH.get(device.type, _EVAL_BATCH_ELSEWHERE)
+    # A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
+    usual = 64 if device.type == "cpu" else 256
     asked_size = train.eval_batch_size or max(usual, -(-train.batch_size // share.world))
     batch_size = max(1, int(asked_size * shrunk))
     return {
@@ -122,11 +284,11 @@ def evaluation_batches(
     }
 
 
-def splits_of(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Images]:
-    """``train``, ``validation`` (which may have no images) and ``test``; on the device where they fit.
+def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Images]:
+    """Make ``train``, ``validation`` (maybe of no images) and ``test``; on the device where they fit.
 
     Raises:
-        UserError: so much cannot be held out.
+        UserError: too many images are to be held out.
     """
     pixels, labels = store.images("train"), store.labels("train")
     try:
@@ -147,11 +309,11 @@ def splits_of(recipe: Recipe, store: Store, device: torch.device) -> dict[str, I
     }
 
 
-def augmentation_of(recipe: Recipe, images: Images) -> Augmentation:
-    """What is done to whole batches of training images.
+def _augmentation(recipe: Recipe, images: Images) -> Augmentation:
+    """Make the augmentation of whole batches of training images.
 
     Raises:
-        UserError: it is larger than the images.
+        UserError: the cutout is larger than the images.
     """
     data, side = recipe.data, images.pixels.shape[1]
     if data.cutout > side:
@@ -170,157 +332,24 @@ def augmentation_of(recipe: Recipe, images: Images) -> Augmentation:
     )
 
 
-def workers_of(
-    recipe: Recipe, images: Images, backbone: Backbone, device: torch.device
-) -> ImageWorkers | None:
-    """Who reads or augments single images; None if nobody has to."""
+def _workers(recipe: Recipe, images: Images, backbone: Backbone, device: torch.device) -> ImageWorkers | None:
+    """Make the processes that read or augment single images; None if there is no such work."""
     data = recipe.data
     if data.auto_augment is None and not isinstance(images.pixels, ImageFiles):
         return None
     make = None
     if data.auto_augment is not None:
-        words = data.auto_augment, images.pixels.shape[1], backbone.mean, backbone.interpolation
-        make = partial(auto_augmentation, *words)
-    num_workers = _default_workers(device) if data.workers is None else data.workers
+        side = images.pixels.shape[1]
+        make = partial(auto_augmentation, data.auto_augment, side, backbone.mean, backbone.interpolation)
+    num_workers = data.workers
+    if num_workers is None:
+        # A share of the cores for each process of this machine; a CPU that trains has none to spare.
+        num_workers = 0 if device.type == "cpu" else max(1, min(_MOST_WORKERS, cores() - 1))
     return ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, is_pinned_for(device))
 
 
-def _default_workers(device: torch.device) -> int:
-    """A share of the cores for each process of this machine; where a CPU trains it has better to do."""
-    if device.type == "cpu":
-        return 0
-    return max(1, min(_MOST_WORKERS, cores() - 1))
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything that a run is made of.
-
-    Attributes:
-        model: wrapped by Accelerate for its device, precision and processes.
-        evaluations: ``test``, unless the recipe forbids it, and ``validation``, if it holds out images.
-    """
-
-    accelerator: Accelerator
-    store: Store
-    backbone: Backbone
-    model: nn.Module
-    optimizer: PerturbedOptimizer
-    training: TrainingBatches
-    evaluations: dict[str, EvaluationBatches]
-    switches: Switches
-    ascent: AscentBatch | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.accelerator.device
-
-    @property
-    def evaluation_model(self) -> nn.Module:
-        """The model in its precision, without what keeps processes in step: they evaluate unequal shares."""
-        # Not the compiled one: that would compile again for evaluation and for its last, smaller batch.
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-
-def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[Store, Backbone]:
-    """The images, ready to be read, and the model with its weights; needs no other process.
-
-    Args:
-        recipe: the run's.
-        on_message: hears what a person may want to know of the images.
-
-    Raises:
-        UserError: the data or the weights cannot be used.
-    """
-    data = recipe.data
-    store = prepare(open_source(data.name), data.image_size, data.storage, on_message)
-    with attention_of(pick(recipe, device_type())):
-        backbone = build_model(recipe.model, len(store.classes), recipe.data.image_size, recipe.train.seed)
-    return store, backbone
-
-
-def assemble(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    store: Store,
-    backbone: Backbone,
-    micro_batch_size: int | None = None,
-) -> Parts:
-    """Split and share the images, place the model, build the optimizer; all processes together.
-
-    Args:
-        recipe: resolved.
-        accelerator, store, backbone: as made for it.
-        micro_batch_size: images that memory holds in one pass, if it was found to be fewer than asked for.
-
-    Raises:
-        UserError: the recipe does not fit the data.
-    """
-    train = recipe.train
-    splits = splits_of(recipe, store, accelerator.device)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    check_batch(recipe, len(splits["train"]), share.world)
-    switches = pick(recipe, accelerator.device.type)
-    if train.freeze == "backbone":
-        freeze_backbone(backbone.model)
-        if not switches.compile:
-            remember_features(backbone.model)
-    arrange(backbone.model, switches)
-    model = compiled(accelerator.prepare_model(backbone.model), switches)
-    optimizer = build_optimizer(
-        recipe.optimizer,
-        backbone.model,
-        clean_pass=lambda: accelerator.no_sync(model),
-        closure_accumulates=True,
-        loss_scale=LossScale() if train.precision == "fp16" else None,
-    )
-    if optimizer.method.trigger.needs_validation and not len(splits["validation"]):
-        raise UserError(
-            "data.validation: this trigger compares the training loss with that on held-out images: hold "
-            "some out, such as data.validation=0.1 (the test split is never used for it)"
-        )
-    device, to_input = accelerator.device, input_of(recipe, store, backbone, accelerator.device)
-    asked_size = train.micro_batch_size or -(-train.batch_size // share.world)
-    shrunk = min(1.0, (micro_batch_size or asked_size) / asked_size)
-    training = TrainingBatches(
-        images=splits["train"],
-        to_input=to_input,
-        device=device,
-        share=share,
-        batch_size=train.batch_size,
-        micro_batch_size=min(asked_size, micro_batch_size or asked_size),
-        augmentation=augmentation_of(recipe, splits["train"]),
-        seed=train.seed,
-        workers=workers_of(recipe, splits["train"], backbone, device),
-    )
-    evaluations = evaluation_batches(recipe, splits, to_input, device, share, shrunk)
-    ascent = _ascent_batch(recipe, optimizer.method, share)
-    return Parts(accelerator, store, backbone, model, optimizer, training, evaluations, switches, ascent)
-
-
-def evaluation_parts(
-    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, shrunk: float = 1.0
-) -> tuple[nn.Module, dict[str, EvaluationBatches]]:
-    """The model and the images as a run of this recipe evaluates them, without anything to train with.
-
-    Args:
-        recipe, accelerator, store, backbone: as for :func:`assemble`.
-        shrunk: the share of the images of a pass that memory held, where it ran out.
-
-    Raises:
-        UserError: the recipe does not fit the data.
-    """
-    splits = splits_of(recipe, store, accelerator.device)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    to_input = input_of(recipe, store, backbone, accelerator.device)
-    arrange(backbone.model, pick(recipe, accelerator.device.type))
-    model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
-    return model, evaluation_batches(recipe, splits, to_input, accelerator.device, share, shrunk)
-
-
 def _ascent_batch(recipe: Recipe, method: Method, share: Share) -> AscentBatch | None:
-    """The part of a batch for ascent gradients; None if that is all of it, or nothing ascends."""
+    """Make the part of a batch for ascent gradients; None if it is the whole batch, or nothing ascends."""
     train = recipe.train
     # Two images a process at least: one alone has no variance for BatchNorm.
     images = max(2 * share.world, math.ceil(train.ascent_batch * train.batch_size))

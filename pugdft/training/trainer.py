@@ -1,15 +1,16 @@
 """The training loop: one epoch of updates, one evaluation. It never asks which optimizer it has.
 
-``train_epoch`` hands the optimizer a closure that runs forward and backward over one global batch; the
-optimizer calls it as often as its method needs. Loss and accuracy are those of the first, clean call and
-stay on the device: reading them waits for it, so an observer does that when it has something to show.
+:meth:`Trainer.train_epoch` hands the optimizer a closure that runs forward and backward over one global
+batch; the optimizer calls it as often as its method needs. Loss and accuracy are those of the first, clean
+call. They stay on the device, for reading them waits for it: an observer reads when it has something to show.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,44 +18,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pugdft.data.loader import Batch, EvaluationBatches, TrainingBatches, onto
+from pugdft.data.loader import Batch, EvaluationBatches, onto
 from pugdft.data.rng import torch_seed
-from pugdft.optim import PerturbedOptimizer
+from pugdft.models import training_mode
 from pugdft.predictions import Predictions
 from pugdft.training.profiler import Profile
-
-
-@dataclass
-class Totals:
-    """This process's sums over the clean passes of an epoch, on the device until somebody reads them.
-
-    Attributes:
-        sums: loss times images, correct images, images; of passes whose loss is finite. And how many passes'
-            was not, since the run began.
-    """
-
-    sums: Tensor
-
-    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        """A clean pass: the sum of its losses, and how many of its images were right."""
-        finite = torch.isfinite(loss)
-        values = torch.stack([loss, correct, torch.full_like(loss, images)]).to(self.sums.dtype)
-        self.sums[:3] += torch.where(finite, values, 0)
-        self.sums[3] += ~finite
-
-    def reset(self) -> None:
-        """Begin another epoch."""
-        self.sums[:3] = 0
-
-    def means(self) -> tuple[float, float]:
-        """Mean loss and top-1 so far; waits for the device."""
-        loss, correct, images, _ = self.sums.tolist()
-        return loss / max(1.0, images), correct / max(1.0, images)
+from pugdft.training.setup import RunComponents
 
 
 @dataclass
 class Position:
-    """Where a run stands: everything that must survive a restart beside weights and optimizer."""
+    """Where a run stands: with the weights and the optimizer's state, all that a restart needs."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -64,151 +38,170 @@ class Position:
     eval_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class AscentBatch:
-    """The part of each batch that ascent gradients are taken from.
+@dataclass
+class Totals:
+    """This process's sums over the clean passes of an epoch, kept on the device.
 
     Attributes:
-        num_calls: ascents of an update; its last pass takes the whole batch.
-        images: of the global batch.
-        own_images: of this process's share.
+        sums: of the passes whose loss is finite: loss times images, correct images, images. Fourth, the
+            number of passes whose loss was not finite, since the run began.
     """
 
-    num_calls: int
-    images: int
-    own_images: int
+    sums: Tensor
 
-    def of(self, micro_batches: list[Batch]) -> list[Batch]:
-        """The first images of this process's share."""
-        parts, left = [], self.own_images
-        for inputs, targets in micro_batches:
-            if left > 0:
-                parts.append((inputs[:left], targets.first(left)))
-            left -= len(targets)
-        return parts
+    def add(self, loss: Tensor, correct: Tensor, num_images: int) -> None:
+        """Add a clean pass: the sum of its images' losses, and how many of them were classified correctly."""
+        finite = torch.isfinite(loss)
+        values = torch.stack([loss, correct, torch.full_like(loss, num_images)]).to(self.sums.dtype)
+        self.sums[:3] += torch.where(finite, values, 0)
+        self.sums[3] += ~finite
 
+    def reset(self) -> None:
+        """Begin another epoch."""
+        self.sums[:3] = 0
 
-@dataclass(frozen=True)
-class Trainer:
-    """What stays the same through all epochs of a run.
-
-    Attributes:
-        total: length of the run, in updates or in gradient passes.
-        counts_passes: which of the two.
-        lr_factor: of the base learning rate, from how much of the total is spent.
-        set_training_mode: puts the model into training mode.
-        after_step: called after each update with the totals so far; returning True stops the epoch.
-        profile: is told what the time goes to.
-        ascent: None takes every gradient from the whole batch.
-    """
-
-    model: nn.Module
-    optimizer: PerturbedOptimizer
-    batches: TrainingBatches
-    accelerator: Accelerator
-    total: int
-    counts_passes: bool
-    label_smoothing: float
-    lr_factor: Callable[[float], float]
-    set_training_mode: Callable[[], None]
-    after_step: Callable[[Position, Totals], bool]
-    profile: Profile = Profile()  # noqa: RUF009 - it has no state
-    ascent: AscentBatch | None = None
-    base_lrs: list[float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "base_lrs", [group["lr"] for group in self.optimizer.param_groups])
-
-    def spent(self, position: Position) -> float:
-        """How much of the total is spent."""
-        return position.gradient_passes if self.counts_passes else position.steps
+    def means(self) -> tuple[float, float]:
+        """Return the mean loss and top-1 so far; waits for the device."""
+        loss, correct, num_images, _ = self.sums.tolist()
+        return loss / max(1.0, num_images), correct / max(1.0, num_images)
 
 
 def new_totals(device: torch.device, sums: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> Totals:
-    """Sums on a device, from the start or from a checkpoint. fp64, so that a restart rounds nothing away."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return Totals(torch.tensor(sums, dtype=dtype, device=device))
+    """Make sums on a device, from zero or from a checkpoint; in fp64, so that a restart rounds nothing."""
+    return Totals(torch.tensor(sums, dtype=_sum_dtype(device), device=device))
 
 
-def train_epoch(trainer: Trainer, position: Position, totals: Totals) -> bool:
-    """Make the updates of an epoch that are left; False if ``after_step`` stopped it before its end.
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # mps has no fp64
 
-    ``position`` and ``totals`` are brought forward in place, update by update.
+
+def lr_factor(name: str, step: float, total_steps: int, warmup_steps: int = 0) -> float:
+    """Return the learning rate at a step as a factor of its base value.
+
+    Args:
+        name: ``cosine`` (½(1 + cos πp) of the progress p after warm-up; SGDR, arXiv 1608.03983, eq. 5
+            without restarts) or ``constant``.
+        step: updates (or gradient passes) made so far, 0..total_steps − 1.
+        total_steps: those of the whole run.
+        warmup_steps: updates of a linear rise; the last of them has the full rate.
     """
-    optimizer, batches = trainer.optimizer, trainer.batches
-    trainer.set_training_mode()
-    epoch = batches.epoch(position.epoch, position.step_in_epoch)
-    for micro_batches in trainer.profile.each("input", epoch):
-        spent = trainer.spent(position)
-        if spent >= trainer.total:
-            break
-        for group, lr in zip(optimizer.param_groups, trainer.base_lrs, strict=True):
-            group["lr"] = lr * trainer.lr_factor(spent)
-        optimizer.progress = spent / trainer.total
-        # Dropout and drop-path, like everything random, depend on the moment only.
-        torch.manual_seed(
-            torch_seed(batches.seed, position.epoch, position.step_in_epoch, batches.share.rank)
-        )
-        optimizer.zero_grad()
-        position.gradient_passes += _update(trainer, micro_batches, totals)
-        position.steps += 1
-        position.step_in_epoch += 1
-        if trainer.after_step(position, totals):
-            return False
-    return True
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if name == "constant":
+        return 1.0
+    assert name == "cosine"
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
-def _update(trainer: Trainer, micro_batches: list[Batch], totals: Totals) -> float:
-    """One update; returns how often the method went through the batch, parts of it as such."""
-    model, world, ascent = trainer.model, trainer.batches.share.world, trainer.ascent
-    num_calls, num_images = 0, 0
+class Trainer:
+    """Makes a run's updates.
 
-    def closure() -> Tensor:
-        nonlocal num_calls, num_images
-        num_calls += 1
-        parts, size = micro_batches, trainer.batches.batch_size
-        if ascent is not None and num_calls <= ascent.num_calls:
-            parts, size = ascent.of(micro_batches), ascent.images
-        num_images += size
-        batch_loss = torch.zeros((), device=trainer.batches.device)
-        correct = torch.zeros_like(batch_loss)
-        for number, (inputs, targets) in enumerate(parts, start=1):
-            is_last = number == len(parts)
-            # One reduction a pass: earlier micro-batches accumulate locally.
-            with nullcontext() if is_last else trainer.accelerator.no_sync(model):
-                logits = model(inputs)
-                loss = targets.loss(logits, trainer.label_smoothing)
-                # Processes' gradients are averaged; the sum over all of them is to be the global mean's.
-                trainer.optimizer.backward(loss * (world / size))
-            batch_loss += loss.detach()
+    Args:
+        components: recipe, model, optimizer and batches.
+        after_step: called after each update with the totals so far; returning True stops the epoch.
+        profile: measures where the time goes.
+        total: length of the run in updates or gradient passes; None takes the recipe's.
+    """
+
+    def __init__(
+        self,
+        components: RunComponents,
+        after_step: Callable[[Position, Totals], bool],
+        profile: Profile | None = None,
+        total: int | None = None,
+    ) -> None:
+        self.components, self.after_step = components, after_step
+        self.profile = profile or Profile()
+        train, steps = components.recipe.train, components.training.steps_per_epoch
+        self.total = total or min(train.epochs * steps, train.max_steps or train.epochs * steps)
+        self._warmup_steps = round(components.recipe.schedule.warmup_epochs * steps)
+        self._base_lrs = [group["lr"] for group in components.optimizer.param_groups]
+
+    def spent(self, position: Position) -> float:
+        """Return how much of the total has been spent."""
+        counts_passes = self.components.recipe.train.budget == "passes"
+        return position.gradient_passes if counts_passes else position.steps
+
+    def train_epoch(self, position: Position, totals: Totals) -> bool:
+        """Make the remaining updates of an epoch; return False if ``after_step`` stopped it.
+
+        ``position`` and ``totals`` are changed in place, update by update.
+        """
+        components, recipe = self.components, self.components.recipe
+        optimizer, batches = components.optimizer, components.training
+        frozen, fixed_batch_norm = recipe.train.freeze == "backbone", recipe.train.batch_norm == "fixed"
+        training_mode(components.backbone.model, frozen, fixed_batch_norm)
+        epoch = batches.epoch(position.epoch, position.step_in_epoch)
+        for micro_batches in self.profile.each("input", epoch):
+            spent = self.spent(position)
+            if spent >= self.total:
+                break
+            factor = lr_factor(recipe.schedule.name, spent, self.total, self._warmup_steps)
+            for group, base_lr in zip(optimizer.param_groups, self._base_lrs, strict=True):
+                group["lr"] = base_lr * factor
+            optimizer.progress = spent / self.total
+            # Dropout and drop-path, like everything random, depend only on seed, epoch and step.
+            seed = torch_seed(batches.seed, position.epoch, position.step_in_epoch, batches.share.rank)
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            position.gradient_passes += self._update(micro_batches, totals)
+            position.steps += 1
+            position.step_in_epoch += 1
+            if self.after_step(position, totals):
+                return False
+        return True
+
+    def _update(self, micro_batches: list[Batch], totals: Totals) -> float:
+        """Make one update; return its gradient passes (one over a part of the batch is a fraction)."""
+        components = self.components
+        model, optimizer, batches = components.model, components.optimizer, components.training
+        ascent, label_smoothing = components.ascent, components.recipe.train.label_smoothing
+        num_calls, num_images = 0, 0
+
+        def closure() -> Tensor:
+            with self.profile.span("passes"):
+                return forward_backward()
+
+        def forward_backward() -> Tensor:
+            nonlocal num_calls, num_images
+            num_calls += 1
+            parts, size = micro_batches, batches.batch_size
+            if ascent is not None and num_calls <= ascent.num_calls:
+                parts, size = ascent.of(micro_batches), ascent.images
+            num_images += size
+            batch_loss = torch.zeros((), device=batches.device)
+            correct = torch.zeros_like(batch_loss)
+            for number, (inputs, targets) in enumerate(parts, start=1):
+                is_last = number == len(parts)
+                # One reduction a pass: earlier micro-batches accumulate locally.
+                with nullcontext() if is_last else components.accelerator.no_sync(model):
+                    logits = model(inputs)
+                    loss = targets.loss(logits, label_smoothing)
+                    # Processes' gradients are averaged; their sum has to be the global mean's gradient.
+                    optimizer.backward(loss * (batches.share.world / size))
+                batch_loss += loss.detach()
+                if num_calls == 1:
+                    correct += targets.correct(logits.detach())
             if num_calls == 1:
-                correct += targets.correct(logits.detach())
-        if num_calls == 1:
-            totals.add(batch_loss, correct, sum(len(targets) for _, targets in parts))
-        return batch_loss / size
+                totals.add(batch_loss, correct, sum(len(targets) for _, targets in parts))
+            return batch_loss / size
 
-    with trainer.profile.span("optimizer"):
-        trainer.optimizer.step(trainer.profile.timed("passes", closure))
-    return num_calls if ascent is None else num_images / trainer.batches.batch_size
-
-
-def _share_buffers(model: nn.Module) -> None:
-    """Give every process the first one's BatchNorm statistics: those are the ones that get saved."""
-    if torch.distributed.is_initialized():
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
+        with self.profile.span("optimizer"):
+            optimizer.step(closure)
+        return num_calls if ascent is None else num_images / batches.batch_size
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: EvaluationBatches, accelerator: Accelerator) -> Predictions:
-    """Predictions for every image of a split exactly once, the same on every process."""
+    """Predict the class of each image of a split exactly once; all processes get all predictions."""
     model.eval()
-    _share_buffers(model)
-    size, device = len(batches.images), batches.device
+    if torch.distributed.is_initialized():
+        # The first process's BatchNorm statistics are those that get saved.
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    images, device = batches.images, batches.device
     # Each process fills in its own images and leaves zeros elsewhere; the sum over processes is the whole.
-    whole = torch.zeros(
-        (4, size), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device
-    )
+    whole = torch.zeros((4, len(images)), dtype=_sum_dtype(device), device=device)
     for positions, inputs, labels in batches:
         logits = model(inputs).float()
         confidence, prediction = logits.softmax(1).max(1)
@@ -218,7 +211,6 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, accelerator: Accelera
         where = onto(positions, device)
         whole[:, where] = torch.stack([prediction, in_top5, confidence, loss]).to(whole.dtype)
     prediction, in_top5, confidence, loss = accelerator.reduce(whole, "sum").cpu().numpy()
-    images = batches.images
     return Predictions(
         label=np.asarray(images.labels[images.indices]),
         prediction=prediction.astype(np.int64),

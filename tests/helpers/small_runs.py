@@ -17,10 +17,12 @@ import torch
 from pugdft.records import RunRecord, read_record
 from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
+from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
 from pugdft.training.trainer import Position, Totals
 
 SGD: dict[str, Any] = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW: dict[str, Any] = {"name": "adamw", "lr": 1e-3}
+Weights = dict[str, torch.Tensor]
 # 24 images a training split, three updates an epoch.
 IMAGES = {"train": 8, "test": 3}
 BATCH = 8
@@ -133,3 +135,24 @@ def cut_run(
     assert record.status == "completed", record.error
     assert len(record.restarts) == len(stops)
     return outcome_of(folder)
+
+
+def run(recipe: dict[str, Any], output: Path, *overrides: str, **options: Any) -> tuple[RunRecord, Weights]:
+    """Run a recipe; return the record and the weights, empty without weights."""
+    record, path = finetune(read_recipe(recipe, overrides), output, **options)
+    assert path == output / "record.yaml"
+    model = output / "model.safetensors"
+    return record, safetensors.torch.load_file(model) if model.exists() else {}
+
+
+def parts_of(recipe: dict[str, Any], *overrides: str) -> RunComponents:
+    """Build the components of a run without running it."""
+    resolved = read_recipe(recipe, overrides)
+    accelerator = make_accelerator(resolved)
+    return assemble(resolved, accelerator, *load(resolved))
+
+
+def largest_difference(first: Weights, second: Weights) -> float:
+    """Return the largest difference of two weights of the same name and place."""
+    assert first.keys() == second.keys()
+    return max(float((first[k].double() - second[k].double()).abs().max()) for k in first)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import pugdft, write_image_folder
-from small_runs import ADAMW, IMAGES, SGD, Messages, differences, outcome_of, tiny_recipe, whole_run
+from small_runs import ADAMW, IMAGES, SGD, Messages, Outcome, differences, outcome_of, tiny_recipe, whole_run
 from standing_still import Command, go_on, is_caught, is_pending, until
 
 from pugdft.config import yaml
@@ -65,13 +65,13 @@ def test_at_each_file_operation_of_a_save_one_whole_checkpoint_is_there(tmp_path
 @pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_changes_nothing(tmp_path: Path) -> None:
     results = script("signals.py", "twice", str(tmp_path))["results"]
-    assert [each["code"] for each in results] == [130, 130, 130, 130, 143]
+    assert [each["code"] for each in results] == [130, 130, 130, 143]
     for each in results:
         assert not each["traceback"]
         assert each["faults"] == []
         assert each["differences"] == []
     # The save that SIGTERM came to was made, and another one after the next update.
-    assert [each["step"] for each in results] == [None, None, None, None, 2]
+    assert [each["step"] for each in results] == [None, None, None, 2]
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ sys.meta_path.insert(0, Finder())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["torch", "torch.nn", "timm"])
+@pytest.mark.parametrize("module", ["torch.nn", "timm"])
 def test_ctrl_c_while_libraries_are_imported_is_no_traceback(module: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.dump(tiny_recipe(tmp_path, SGD)))
@@ -179,6 +179,15 @@ def test_two_processes_end_together_and_go_on_to_the_same_bits(
     assert len(read_record(folder / "record.yaml").restarts) == 3
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Outcome]:
+    """A recipe that saves after each update, and what its unbroken run leaves."""
+    place = tmp_path_factory.mktemp("whole")
+    images = write_image_folder(place / "insects", IMAGES)
+    recipe = tiny_recipe(images, ADAMW, checkpoint_minutes=1e-6)
+    return recipe, whole_run(recipe, place / "run")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[float], Path]]:
     """Makes a file system of so many MiB, or changes its size."""
@@ -206,11 +215,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[float], Path]]:
     (9.5, "failure"), (20, "all checkpoints"),
 ])  # fmt: skip
 def test_a_disk_that_fills_up_stops_no_training_and_spoils_nothing(
-    mebibytes: float, comes_to: str, small_disk: Callable[[float], Path], tmp_path: Path
+    mebibytes: float,
+    comes_to: str,
+    small_disk: Callable[[float], Path],
+    whole: tuple[dict[str, Any], Outcome],
 ) -> None:
-    images = write_image_folder(tmp_path / "insects", IMAGES)
-    recipe = tiny_recipe(images, ADAMW, checkpoint_minutes=1e-6)
-    whole, messages = whole_run(recipe, tmp_path / "whole"), Messages()
+    (recipe, expected), messages = whole, Messages()
     folder = small_disk(mebibytes) / "run"
     if comes_to == "failure":
         with pytest.raises(RunFailed, match=r"^\S+: No space left on device") as failure:
@@ -227,7 +237,7 @@ def test_a_disk_that_fills_up_stops_no_training_and_spoils_nothing(
     assert (found is None) == (comes_to != "failure" or mebibytes < 4)
     record, _ = finetune(read_recipe(recipe), folder)
     assert record.status == "completed"
-    assert differences(whole, outcome_of(folder)) == []
+    assert differences(expected, outcome_of(folder)) == []
 
 
 def test_an_output_folder_that_cannot_be_written_is_said_before_training(

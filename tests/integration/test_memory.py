@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from small_runs import Messages
 from torch import nn
 
 from pugdft import models as freezing
@@ -25,14 +26,6 @@ from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
 
 Weights = dict[str, torch.Tensor]
-
-
-class Messages(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def on_message(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def trained(
@@ -205,14 +198,14 @@ def test_a_second_pass_takes_a_frozen_backbone_s_features_from_the_first(
     for model in ("test_vit", "test_resnet"):
         small_recipe["model"]["name"] = model
         calls: list[int] = []
-        remember = freezing.remember_features
+        remember = freezing.cache_features
 
         def counting(module: Any, remember: Any = remember, calls: list[int] = calls) -> None:
             compute = module.forward_features
             module.forward_features = lambda *given, **named: calls.append(1) or compute(*given, **named)
             remember(module)
 
-        monkeypatch.setattr(parts, "remember_features", counting)
+        monkeypatch.setattr(parts, "cache_features", counting)
         overrides = (
             "train.freeze=backbone",
             "train.micro_batch_size=12",
@@ -223,10 +216,10 @@ def test_a_second_pass_takes_a_frozen_backbone_s_features_from_the_first(
         evaluations = 2  # 33 images, once
         assert len(calls) - evaluations <= record.cost.steps * 2, "two micro-batches an update, in one pass"
         assert record.cost.gradient_passes == 2 * record.cost.steps
-        monkeypatch.setattr(parts, "remember_features", lambda module: None)
+        monkeypatch.setattr(parts, "cache_features", lambda module: None)
         _, expected = trained(small_recipe, tmp_path / f"{model}-plain", *overrides)
         assert same(weights, expected)
-        monkeypatch.setattr(parts, "remember_features", remember)
+        monkeypatch.setattr(parts, "cache_features", remember)
 
 
 def test_features_that_a_head_changed_are_made_again() -> None:
@@ -238,7 +231,7 @@ def test_features_that_a_head_changed_are_made_again() -> None:
             return inputs * 2
 
     model, inputs = Model(), torch.ones(3)
-    freezing.remember_features(model)
+    freezing.cache_features(model)
     first = model.forward_features(inputs)
     assert model.forward_features(inputs) is first
     first.add_(1)
@@ -254,8 +247,8 @@ def test_features_that_a_head_changed_are_made_again() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone counts so")
 def test_peak_memory_is_this_process_s_and_not_of_the_one_that_started_it() -> None:
-    code = "from pugdft.training.environment import *; print(peak_memory_bytes(torch.device('cpu')))"
-    held = bytearray(b"x") * (1536 << 20)
+    code = "from pugdft.training.record_writer import *; print(peak_memory_bytes(torch.device('cpu')))"
+    held = bytearray(b"x") * (1 << 30)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 100 << 20 < int(done.stdout) < len(held)
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pugdft.errors import UserError
-from pugdft.training import setup as accelerator
-from pugdft.training.distributed import Attempt, check_variables, must_use_cpu
+from pugdft.training.distributed import check_variables, must_use_cpu
 from pugdft.training.run import finetune, read_recipe
+from pugdft.training.setup import device_type
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -52,7 +52,7 @@ def test_what_launchers_and_accelerate_usually_set_is_followed(monkeypatch: pyte
         monkeypatch.setenv(name, value)
     check_variables()
     assert must_use_cpu()
-    assert accelerator.device_type() == "cpu"
+    assert device_type() == "cpu"
 
 
 def test_images_and_weights_are_there_before_processes_meet(
@@ -72,10 +72,13 @@ def test_images_and_weights_are_there_before_processes_meet(
     assert order == ["load", "make_accelerator"]
 
 
-def test_a_failure_waits_until_it_can_be_told() -> None:
-    def work() -> int:
-        raise UserError("bad")
-
-    attempt = Attempt(work)
-    assert str(attempt.problem) == "bad"
-    assert Attempt(lambda: 3).result() == 3
+def test_a_failed_load_is_raised_only_after_the_processes_have_met(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before that, the others could not be told."""
+    module, met = sys.modules["pugdft.training.run"], []
+    connect = module.make_accelerator
+    monkeypatch.setattr(module, "make_accelerator", lambda recipe: met.append(1) or connect(recipe))
+    with pytest.raises(UserError, match="no such folder"):
+        finetune(read_recipe(small_recipe, ["data.name=nowhere"]), tmp_path)
+    assert met

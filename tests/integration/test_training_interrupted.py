@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import StopAt, largest_difference, run, without_times
 from standing_still import Command, go_on
-from whole_runs import StopAt, largest_difference, run, without_times
 
 from pugdft.errors import UserError
 from pugdft.records import read_record
@@ -17,15 +17,14 @@ from pugdft.training.callbacks import Observer
 from pugdft.training.trainer import Position, Totals
 
 
-@pytest.mark.parametrize("stops", [(1,), (3,), (2, 5)])
-@pytest.mark.parametrize(("method", "base", "precision"), [
-    ("sam", "sgd", "fp32"), ("pugd", "sgd", "fp32"), ("sgd", "sgd", "bf16"), ("pugd", "adamw", "bf16"),
+@pytest.mark.parametrize(("method", "base", "precision", "stops"), [
+    ("sam", "sgd", "fp32", (1,)), ("sgd", "sgd", "bf16", (3,)), ("pugd", "adamw", "bf16", (2, 5)),
 ])  # fmt: skip
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    stops: tuple[int, ...],
     method: str,
     base: str,
     precision: str,
+    stops: tuple[int, ...],
     small_recipe: dict[str, Any],
     tmp_path: Path,
 ) -> None:

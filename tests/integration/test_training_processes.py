@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-from whole_runs import largest_difference, run
+from small_runs import largest_difference, run
 
 from pugdft.config import yaml
 from pugdft.optim.build import METHODS

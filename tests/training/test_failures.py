@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +21,12 @@ import torch
 from conftest import write_image_folder
 from small_runs import IMAGES, SGD, Messages, StopAt, differences, outcome_of, tiny_recipe, whole_run
 
+from pugdft.cli.main import main
+from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.paths import cache_folder
 from pugdft.training import checkpoint
-from pugdft.training import checkpoint as keeper
-from pugdft.training.checkpoint import STARTS_NAME, Checkpoint, Starts, load_checkpoint
+from pugdft.training.checkpoint import RESTART_LOG_NAME, Checkpoint, RestartLog, load_checkpoint
 from pugdft.training.run import claim, finetune, read_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,10 +49,10 @@ def test_a_clock_that_jumps_changes_nothing(
     assert 0 < jumping.record.cost.train_seconds < 60
     # The clock that does count cannot be set; if it could, checkpoints would come sooner, and nothing else.
     monkeypatch.undo()
-    steady, save = time.monotonic, keeper.save_checkpoint
+    steady, save = time.monotonic, checkpoint.save_checkpoint
     monkeypatch.setattr(time, "monotonic", lambda: steady() + 3600 * rng.randrange(1000))
     monkeypatch.setattr(
-        keeper,
+        checkpoint,
         "save_checkpoint",
         lambda *given: numbers.append(given[3]["position"]["steps"]) or save(*given),
     )
@@ -91,7 +94,7 @@ def test_another_number_of_processes_is_told_and_listed(
 ) -> None:
     recipe, messages = tiny_recipe(images, SGD), Messages()
     stopped(recipe, tmp_path / "run")
-    load = keeper.load_checkpoint
+    load = checkpoint.load_checkpoint
 
     def of_two(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         found, faults = load(folder)
@@ -99,7 +102,7 @@ def test_another_number_of_processes_is_told_and_listed(
         found.state["processes"] = 2
         return found, faults
 
-    monkeypatch.setattr(keeper, "load_checkpoint", of_two)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", of_two)
     record, _ = finetune(read_recipe(recipe), tmp_path / "run", observer=messages)
     assert messages.among("it began with 2 processes and goes on with 1: the result is not what")
     assert [(each["step"], each["processes"]) for each in record.restarts] == [(4, 1)]
@@ -151,10 +154,10 @@ def test_what_a_run_killed_at_its_very_end_left_is_cleared_away(images: Path, tm
 def test_a_start_whose_note_was_lost_is_still_a_restart(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, SGD)
     stopped(recipe, tmp_path / "run")
-    (tmp_path / "run" / STARTS_NAME).write_text("{")
+    (tmp_path / "run" / RESTART_LOG_NAME).write_text("{")
     record, _ = finetune(read_recipe(recipe), tmp_path / "run")
     assert [each["step"] for each in record.restarts] == [4]
-    assert Starts(tmp_path).restarts == []
+    assert RestartLog(tmp_path).restarts == []
 
 
 def test_two_recipes_in_one_folder_are_told_apart_even_if_both_found_it_free(
@@ -188,3 +191,56 @@ def test_a_file_system_that_flushes_no_folders_takes_checkpoints(
     assert messages.among("no checkpoint could be made: "), "a disk that fails is another matter"
     assert record.status == "completed"
     assert not (tmp_path / "other" / checkpoint.CHECKPOINT_NAME).exists()
+
+
+def rewrite(place: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> None:
+    """Change ``state.json`` and the optimizer's state of a checkpoint, and its digests accordingly."""
+    state, optimizer = place / "state.json", place / "optimizer.pt"
+    content, tensors = json.loads(state.read_text()), torch.load(optimizer, weights_only=True)
+    del content["own_sha256"]
+    change(content, tensors)
+    torch.save(tensors, optimizer)
+    content["sha256"]["optimizer.pt"] = checkpoint.file_sha256(optimizer)
+    state.write_text(json.dumps({**content, "own_sha256": checkpoint._digest(content)}))
+
+
+def from_before_formats_had_numbers(content: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    del content["format"], content["pugdft"]
+
+
+def test_a_checkpoint_of_another_version_is_one_message(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, folder, kept = tiny_recipe(images, SGD), tmp_path / "run", tmp_path / "kept"
+    stopped(recipe, folder)
+    shutil.copytree(folder, kept)
+    changes: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+        "its format is 2, not 1": lambda content, optimizer: content.update(format=2, pugdft="9.1"),
+        "missing or unknown 'sources'": lambda content, optimizer: content["state"].pop("sources"),
+        "missing or unknown 'day'": lambda content, optimizer: content["state"]["position"].update(day=1),
+        "missing or unknown 'progress'": lambda content, optimizer: optimizer["pugdft"].pop("progress"),
+        "missing or unknown 'extra'": lambda content, optimizer: optimizer["pugdft"].update(extra=1),
+    }
+    for reason, change in changes.items():
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        rewrite(folder / "checkpoint", change)
+        with pytest.raises(UserError) as caught:
+            finetune(read_recipe(recipe), folder)
+        said = str(caught.value)
+        assert "checkpoint: was written by another version of pugdft" in said
+        assert reason in said
+        assert said.endswith("Install that version, or begin anew with --no-resume")
+        assert "\n" not in said
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.dump(recipe))
+    monkeypatch.setattr(sys, "argv", ["pugdft", "finetune", str(path), "--output", str(folder)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+    rewrite(folder / "checkpoint", from_before_formats_had_numbers)
+    record, _ = finetune(read_recipe(recipe), folder)
+    assert (record.status, [each["step"] for each in record.restarts]) == ("completed", [4])

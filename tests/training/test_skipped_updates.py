@@ -19,9 +19,9 @@ from pugdft.optim import scaler as guard
 from pugdft.optim.build import METHODS
 from pugdft.training import run as finetune_module
 from pugdft.training import setup as parts
-from pugdft.training.divergence import SoundBuffers
+from pugdft.training.divergence import BufferGuard
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.setup import Parts
+from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Position, Totals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ class Spoiled(ProgressLog):
         super().__init__()
         self.steps, self.only_second = steps, only_second
         self.step, self.num_passes = 0, 0
-        self.parts: Parts | None = None
+        self.parts: RunComponents | None = None
         self.seen: dict[int, dict[str, Any]] = {}
         build, assemble = parts.build_model, finetune_module.assemble
 
@@ -54,7 +54,7 @@ class Spoiled(ProgressLog):
             backbone.model.register_forward_pre_hook(spoil)
             return backbone
 
-        def assembled(*arguments: Any) -> Parts:
+        def assembled(*arguments: Any) -> RunComponents:
             self.parts = assemble(*arguments)
             return self.parts
 
@@ -120,7 +120,7 @@ def test_a_trace_would_be_noticed(
         isfinite=lambda tensor: torch.ones_like(tensor, dtype=torch.bool), where=torch.where, lerp=torch.lerp
     )
     if lost == "weights":
-        monkeypatch.setattr(SoundBuffers, "mend", lambda self: None)
+        monkeypatch.setattr(BufferGuard, "after_step", lambda self: None)
     else:
         monkeypatch.setattr(direction if lost == "memories" else guard, "torch", blind)
     observer = Spoiled({5}, monkeypatch)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pugdft.optim import LossScale
-from pugdft.training.divergence import Diverged, Soundness
+from pugdft.training.divergence import Diverged, DivergenceMonitor
 from pugdft.training.run import finetune, read_recipe
 
 
@@ -26,30 +26,30 @@ def test_weights_that_the_last_update_destroyed_are_no_completed_run(
     assert "model" not in record.artifacts
 
 
-def fp16_run(skipped: int = 0) -> tuple[Soundness, SimpleNamespace]:
+def fp16_run(skipped: int = 0) -> tuple[DivergenceMonitor, SimpleNamespace]:
     recipe: Any = SimpleNamespace(train=SimpleNamespace(max_skipped_steps=0, precision="fp16"))
     optimizer: Any = SimpleNamespace(num_skipped_steps=skipped)
-    soundness = Soundness(recipe, optimizer)
-    soundness.start(skipped)
-    return soundness, optimizer
+    monitor = DivergenceMonitor(recipe, optimizer)
+    monitor.start(skipped)
+    return monitor, optimizer
 
 
 def test_in_fp16_updates_may_be_skipped_but_not_all_of_a_hundred() -> None:
-    soundness, optimizer = fp16_run(skipped=5)
+    monitor, optimizer = fp16_run(skipped=5)
     for steps, skipped in ((40, 40), (90, 89), (140, 139), (188, 187)):
         optimizer.num_skipped_steps = skipped
-        soundness.check(steps, 0)
+        monitor.check(steps, 0)
     optimizer.num_skipped_steps = 189
     with pytest.raises(Diverged, match="no gradient was finite after update 90"):
-        soundness.check(190, 0)
+        monitor.check(190, 0)
 
 
 def test_a_run_none_of_whose_updates_was_made_learned_nothing() -> None:
-    soundness, optimizer = fp16_run()
+    monitor, optimizer = fp16_run()
     optimizer.num_skipped_steps = 6
     with pytest.raises(Diverged, match="none of 6 updates"):
-        soundness.check_end(6)
-    soundness.check_end(7)
+        monitor.check_end(6)
+    monitor.check_end(7)
 
 
 def test_a_loss_scale_never_falls_so_low_that_it_cannot_come_back() -> None:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small_runs import Weights, largest_difference, parts_of, run
 from torch.nn import functional
-from whole_runs import Weights, largest_difference, parts_of, run
 
 from pugdft.errors import UserError
 from pugdft.optim.build import METHODS
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import read_record
-from pugdft.training.lr_schedule import lr_factor
+from pugdft.training.trainer import lr_factor
 
 
 @pytest.mark.parametrize("method", ["sgd", "sam", "pugd"])

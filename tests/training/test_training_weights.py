@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from whole_runs import parts_of, run
+from small_runs import parts_of, run
 
 from pugdft.errors import UserError
 

@@ -23,7 +23,7 @@ from pugdft.cli.main import main
 from pugdft.config import yaml
 from pugdft.training import run as finetune
 from pugdft.training.checkpoint import load_checkpoint
-from pugdft.training.distributed import Consultation, Interruption
+from pugdft.training.distributed import RankSync, StopSignal
 
 torch.set_num_threads(1)
 assert finetune  # imported here once instead of in each child
@@ -125,14 +125,14 @@ def _child(arguments: list[str], log: Path, page: mmap.mmap, before: Callable[[]
             write(page, STEP, position.steps)
             on_step(self, position, *rest)
 
-        met = Interruption._on_signal
+        met = StopSignal._on_signal
 
         def noted(self: Any, *arguments: Any) -> None:
             write(page, SIGNALS, read(page, SIGNALS) + 1)
             met(self, *arguments)
 
         progress.ProgressLog.on_step = counted  # type: ignore[method-assign]
-        Interruption._on_signal = noted  # type: ignore[method-assign]
+        StopSignal._on_signal = noted  # type: ignore[method-assign]
         sys.argv = arguments
         before()
         main()
@@ -187,7 +187,7 @@ def completed(folder: Path, recipe: Path, before: Callable[[], Any] = lambda: No
 
 def save_after_each_step() -> None:
     """As if the interval between two checkpoints were nothing; the recipe stays what it is."""
-    Consultation._is_due = lambda self: True  # type: ignore[method-assign]
+    RankSync._is_due = lambda self: True  # type: ignore[method-assign]
 
 
 def whole_checkpoint(folder: Path) -> tuple[int | None, list[str]]:

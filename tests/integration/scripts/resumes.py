@@ -31,12 +31,12 @@ from small_runs import (
 )
 
 from pugdft.errors import UserError
-from pugdft.training import checkpoint as keeper
-from pugdft.training import distributed as consultation
-from pugdft.training import setup as accelerator
+from pugdft.training import checkpoint as checkpoint_module
+from pugdft.training import distributed
 from pugdft.training.run import finetune, read_recipe
+from pugdft.training.setup import make_accelerator
 
-consultation._SECONDS = 0.0  # ask after each update: these runs are over in less than two seconds
+distributed._SECONDS = 0.0  # poll after each update: these runs are over in less than two seconds
 
 CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("sgd", SGD, ()),
@@ -54,7 +54,7 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     # Both processes need the same folder: the first one makes it.
-    accelerator.make_accelerator(read_recipe(tiny_recipe(Path("bundled"), SGD)))
+    make_accelerator(read_recipe(tiny_recipe(Path("bundled"), SGD)))
     place = [tempfile.mkdtemp() if rank == 0 else ""]
     torch.distributed.broadcast_object_list(place)
     root = Path(place[0])
@@ -75,7 +75,7 @@ def main() -> None:
             print(f"same: {name}" if found == [] else f"other: {name}: {', '.join(found)}")
 
     # And what is lost on one process alone is noticed.
-    load = keeper.load_checkpoint
+    load = checkpoint_module.load_checkpoint
 
     def forgetful(folder: Path) -> Any:
         checkpoint, faults = load(folder)
@@ -83,12 +83,12 @@ def main() -> None:
             checkpoint.optimizer["state"] = {}
         return checkpoint, faults
 
-    keeper.load_checkpoint = forgetful
+    checkpoint_module.load_checkpoint = forgetful
     found = compare("sgd with a loss", SGD, ())
     assert rank == 1 or found, "the second process's momentum was lost, and nothing showed it"
     if rank == 0:
         print("noticed: a momentum lost")
-    keeper.load_checkpoint = load
+    checkpoint_module.load_checkpoint = load
     together(root, rank)
     torch.distributed.barrier()
     sys.stdout.flush()
@@ -122,7 +122,7 @@ def together(root: Path, rank: int) -> None:
 
     record, _ = finetune(read_recipe(recipe), root / "apart", observer=StopAt(4, rank == 0))
     if rank:
-        keeper.load_checkpoint = lambda folder: (None, [])
+        checkpoint_module.load_checkpoint = lambda folder: (None, [])
     assert "find different checkpoints here" in refused(root / "apart")
     if rank == 0:
         print("refused")

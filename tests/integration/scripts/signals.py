@@ -19,7 +19,7 @@ from small_runs import IMAGES, SGD, differences, outcome_of
 
 from pugdft.data import workers as image_workers
 from pugdft.training import checkpoint
-from pugdft.training.distributed import Consultation, Decision
+from pugdft.training.distributed import RankSync, SyncDecision
 
 
 def in_a_save(number: int) -> Callable[[], None]:
@@ -49,7 +49,6 @@ def twice(root: Path, images: Path) -> dict[str, Any]:
     for number, before in (
         (signal.SIGINT, lambda: forks.after_step(1)),
         (signal.SIGINT, in_a_save(1)),
-        (signal.SIGINT, in_a_save(2)),
         (signal.SIGINT, in_a_save(4)),
         (signal.SIGTERM, in_a_save(1)),
     ):
@@ -103,13 +102,13 @@ def two(root: Path, images: Path) -> dict[str, Any]:
 
 def ask_late() -> None:
     """In a child: look at signals no sooner than after some updates more, as with an accelerator."""
-    ask = Consultation.ask
+    poll_now = RankSync.poll_now
 
-    def after_step(self: Any, steps: int) -> Decision:
-        return ask(self, steps) if steps >= 30 else Decision(looked=False)
+    def poll(self: Any, steps: int) -> SyncDecision:
+        return poll_now(self, steps) if steps >= 30 else SyncDecision(polled=False)
 
-    Consultation.after_step = after_step
-    Consultation.ask = after_step
+    RankSync.poll = poll
+    RankSync.poll_now = poll
 
 
 def kill_a_worker() -> None:
