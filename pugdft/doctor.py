@@ -797,9 +797,9 @@ class RecipeNeeds:
         import torch
 
         from pugdft.training.performance import pick
-        from pugdft.training.setup import ready_device
+        from pugdft.training.setup import prepare_device
 
-        kind = ready_device(self.recipe)
+        kind = prepare_device(self.recipe)
         pick(self.recipe, kind)
         is_cuda = kind == "cuda"
         text = f"{self.recipe.train.precision} on {torch.cuda.get_device_name() if is_cuda else kind.upper()}"
