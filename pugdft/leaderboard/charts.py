@@ -11,16 +11,15 @@ from typing import Any, Literal
 from pugdft.errors import printable
 from pugdft.leaderboard.columns import (
     COUNT,
-    MEASURES,
     PERCENT,
-    Unit,
-    finite,
+    UNITS,
+    DisplayUnit,
     number,
     passes_unit,
     seconds_unit,
-    summary_of,
 )
-from pugdft.leaderboard.entry import HIGHER_IS_BETTER, CurvePoint, Entry, Group, Metric, Summary
+from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
+from pugdft.predictions import METRICS
 
 _ROOM = 0.06  # of an axis left free at each end
 
@@ -60,7 +59,7 @@ class Axis:
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
 
-    def ticks(self, unit: Unit, most: int) -> tuple[Tick, ...]:
+    def ticks(self, unit: DisplayUnit, most: int) -> tuple[Tick, ...]:
         """Round numbers in ``unit``, at most about ``most`` of them."""
         low, high = self.low / unit.size, self.high / unit.size
         step = _round_step((high - low) / most)
@@ -183,8 +182,15 @@ class Frame:
 
 
 def cost_frame(
-    cost: Cost, spent: Sequence[float], y: Axis, vertical: str, unit: Unit, *, right: float, room: float
-) -> tuple[Frame, Unit]:
+    cost: Cost,
+    spent: Sequence[float],
+    y: Axis,
+    vertical: str,
+    unit: DisplayUnit,
+    *,
+    right: float,
+    room: float,
+) -> tuple[Frame, DisplayUnit]:
     """A chart over a cost, and the cost's unit.
 
     Its horizontal axis goes from nothing spent to ``room`` times the most, so that a double cost looks it.
@@ -196,7 +202,7 @@ def cost_frame(
     return Frame(x, y, *ticks, horizontal, vertical), cost_unit
 
 
-def unit_of(cost: Cost, spent: Iterable[float | None]) -> Unit:
+def unit_of(cost: Cost, spent: Iterable[float | None]) -> DisplayUnit:
     return {"passes": passes_unit, "seconds": seconds_unit, "epochs": lambda _: COUNT}[cost](spent)
 
 
@@ -207,7 +213,7 @@ def spent_by(what: Entry | CurvePoint, cost: Cost) -> float | None:
     return spent if spent is not None and spent >= 0 else None
 
 
-def written(cost: Cost, unit: Unit, spent: float) -> str:
+def written(cost: Cost, unit: DisplayUnit, spent: float) -> str:
     """``78.2 k gradient passes``, ``12.5 min``, ``epoch 3``: for whoever points at a mark."""
     if cost == "epochs":
         return f"epoch {unit(spent)}"
@@ -508,14 +514,14 @@ class CostChart:
     notes: tuple[str, ...]
 
 
-def metric_axis(summaries: Sequence[Summary], metric: Metric, start: float, end: float) -> Axis:
+def metric_axis(summaries: Sequence[Summary], metric: str, start: float, end: float) -> Axis:
     """The axis of a ranking metric."""
     return value_axis(
         [(summary.mean, summary.ci95) for summary in summaries],
         start,
         end,
-        higher_is_better=HIGHER_IS_BETTER[metric],
-        limits=(0.0, 1.0) if MEASURES[metric].unit.name == "%" else (0.0, float("inf")),
+        higher_is_better=METRICS[metric].higher_is_better,
+        limits=METRICS[metric].bounds,
     )
 
 
@@ -529,12 +535,12 @@ def cost_chart(
         styles: position of an entry to its style, for those that are named.
         cost: what lies on the horizontal axis.
     """
-    measure = MEASURES[group.metric]
+    metric, metric_unit = METRICS[group.metric], UNITS[group.metric]
     found = [
         (index, entry, summary, spent)
         for index, entry in enumerate(group.entries)
         if entry.status == "measured"
-        and (summary := summary_of(entry, group.metric)) is not None
+        and (summary := entry.summary(group.metric)) is not None
         and (spent := spent_by(entry, cost)) is not None
     ]
     if len(found) < 2:
@@ -542,7 +548,13 @@ def cost_chart(
     drawn = found[:MOST_MARKS]
     y = metric_axis([summary for _, _, summary, _ in drawn], group.metric, BOTTOM, TOP)
     frame, unit = cost_frame(
-        cost, [spent for *_, spent in drawn], y, measure.heading, measure.unit, right=RIGHT, room=1.12
+        cost,
+        [spent for *_, spent in drawn],
+        y,
+        metric_unit.heading(metric.name),
+        metric_unit,
+        right=RIGHT,
+        room=1.12,
     )
     marks = [
         _mark(
@@ -569,11 +581,11 @@ def cost_chart(
     return CostChart(cost, frame, tuple(marks), tuple(notes))
 
 
-def _mark(entry: Entry, summary: Summary, metric: Metric, frame: Frame, spent: str, /, **place: Any) -> Mark:
-    measure, axis = MEASURES[metric], frame.y
-    tip = f"{shortened(entry.label, 80)}: {measure.name} {measure.unit.phrase(summary.mean)}"
+def _mark(entry: Entry, summary: Summary, metric: str, frame: Frame, spent: str, /, **place: Any) -> Mark:
+    metric_unit, axis = UNITS[metric], frame.y
+    tip = f"{shortened(entry.label, 80)}: {METRICS[metric].name} {metric_unit.phrase(summary.mean)}"
     if summary.ci95:
-        tip += f" (95 % CI {measure.unit(summary.ci95[0])} to {measure.unit(summary.ci95[1])})"
+        tip += f" (95 % CI {metric_unit(summary.ci95[0])} to {metric_unit(summary.ci95[1])})"
     low, high = summary.ci95 or (summary.mean, summary.mean)
     return Mark(
         **place,

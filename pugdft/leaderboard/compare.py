@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from pugdft.errors import UserError, close_match, counted, printable
-from pugdft.leaderboard.columns import METRICS, NOTHING
-from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Metric
+from pugdft.leaderboard.columns import NOTHING
 from pugdft.leaderboard.grouping import (
     RunEntry,
     RunGroup,
@@ -29,9 +28,10 @@ from pugdft.leaderboard.grouping import (
 )
 from pugdft.leaderboard.load import collect
 from pugdft.leaderboard.power import detectable_difference, needs_more_images, seeds_needed
-from pugdft.leaderboard.ranking import NAMES, Measured, chosen_groups, measure, num_test_images, without_lost
+from pugdft.leaderboard.ranking import Measured, chosen_groups, measure, num_test_images, without_lost
 from pugdft.leaderboard.stats import LEVEL, Comparison, compare, mean
 from pugdft.leaderboard.warnings import group_doubts, listed, unpaired
+from pugdft.predictions import METRICS
 
 _MOST_NAMED = 20
 
@@ -215,7 +215,7 @@ class Report:
 
     labels: tuple[str, str]
     sides: tuple[Side, Side]
-    metric: Metric
+    metric: str
     means: tuple[float, float]
     comparison: Comparison
     rows: tuple[SeedRow, ...]
@@ -227,7 +227,7 @@ class Report:
     notes: tuple[str, ...]
 
 
-def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: float | None = None) -> Report:
+def compare_sides(first: Side, second: Side, metric: str = "top1", margin: float | None = None) -> Report:
     """Everything that can be said of the difference between two optimizers.
 
     Args:
@@ -251,11 +251,13 @@ def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: fl
             raise UserError(f"{name} ({each.runs.label}) has no completed run")
         if without := each.without(metric):
             seeds = ", ".join(map(str, without))
-            raise UserError(f"{name} ({each.runs.label}) has no valid {NAMES[metric]} for seed {seeds}")
+            raise UserError(
+                f"{name} ({each.runs.label}) has no valid {METRICS[metric].name} for seed {seeds}"
+            )
     runs = [replace(side.runs, label=name) for side, name in zip(sides, "AB", strict=True)]
     conflicts, doubts = unpaired(runs)
     one, two = (each.sample(metric) for each in measured)
-    size = num_test_images(measured) if metric in ("top1", "top5") else None
+    size = num_test_images(measured) if METRICS[metric].is_share_of_images else None
     comparison = compare(one, two, size, unpaired=conflicts is not None)
     with_images = one.images is not None and two.images is not None
     more_seeds, detectable = _planning(comparison)
@@ -300,7 +302,7 @@ def _labels(first: Side, second: Side) -> tuple[str, str]:
     return one, two
 
 
-def _rows(measured: list[Measured], metric: Metric) -> tuple[SeedRow, ...]:
+def _rows(measured: list[Measured], metric: str) -> tuple[SeedRow, ...]:
     one, two = (each.scores(metric) for each in measured)
     rows = []
     for seed in sorted(one.keys() & two.keys()):
@@ -332,7 +334,7 @@ def _planning(comparison: Comparison) -> tuple[int | None, float | None]:
     return None if needed is None else max(1, needed - comparison.num_seeds), detectable
 
 
-def _gate(comparison: Comparison, metric: Metric, margin: float, first: RunEntry) -> Gate:
+def _gate(comparison: Comparison, metric: str, margin: float, first: RunEntry) -> Gate:
     """Non-inferiority: the one-sided 95 % bound, which is the end of a two-sided 90 % interval.
 
     Where seeds of A came to nothing the bound would speak of those that went well.
@@ -343,7 +345,7 @@ def _gate(comparison: Comparison, metric: Metric, margin: float, first: RunEntry
     interval = comparison.interval(2 * LEVEL)
     if interval is None:
         return Gate(margin, None, False, _untestable(comparison))
-    bound = interval[0] if HIGHER_IS_BETTER[metric] else -interval[1]
+    bound = interval[0] if METRICS[metric].higher_is_better else -interval[1]
     if bound > -margin:
         return Gate(margin, bound, True, None)
     needed = seeds_needed(
@@ -378,7 +380,7 @@ def _untestable(comparison: Comparison) -> str:
     return "nothing spreads, so there is nothing to hold the difference against"
 
 
-def _limits(comparison: Comparison, measured: list[Measured], metric: Metric, with_images: bool) -> list[str]:
+def _limits(comparison: Comparison, measured: list[Measured], metric: str, with_images: bool) -> list[str]:
     """What the data cannot say."""
     limits = []
     if not comparison.testable:
@@ -388,8 +390,8 @@ def _limits(comparison: Comparison, measured: list[Measured], metric: Metric, wi
     elif any(len(each.runs.completed) > comparison.num_seeds for each in measured):
         common = counted(comparison.num_seeds, "common seed")
         limits.append(f"the difference is over {common}, the means are over all")
-    if metric == "ece":
-        limits.append("ECE is no mean over images: this speaks of these test images only")
+    if METRICS[metric].per_image is None:
+        limits.append(f"{METRICS[metric].name} is no mean over images: this speaks of these test images only")
     elif not with_images:
         limits.append("without stored predictions on both sides, this speaks of these test images only")
     images = float(comparison.spread.images)
@@ -420,7 +422,7 @@ def as_text(report: Report) -> str:
     for letter, label, value, side in zip("AB", report.labels, report.means, report.sides, strict=True):
         seeds = ", ".join(str(run.record.seed) for run in side.runs.completed)
         lines.append(
-            f"{letter}  {label}: {METRICS[report.metric][0]} {_in_units(value, report)}, seeds {seeds}"
+            f"{letter}  {label}: {METRICS[report.metric].name} {_in_units(value, report)}, seeds {seeds}"
         )
     lines += ["", f"A − B  {_difference(comparison.difference, report)}{_certainty(report)}"]
     if report.more_seeds is not None:
@@ -484,13 +486,13 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _in_units(value: float, report: Report) -> str:
-    _, unit, factor, digits = METRICS[report.metric]
-    return f"{factor * value:.{digits}f}{' ' + unit if unit else ''}"
+    metric = METRICS[report.metric]
+    return f"{metric.scale * value:.{metric.digits}f} {metric.unit}".rstrip()
 
 
 def _size(value: float, report: Report) -> str:
-    _, unit, factor, digits = METRICS[report.metric]
-    return f"{factor * value:.{digits}f}{' points' if unit else ''}"
+    metric = METRICS[report.metric]
+    return f"{metric.scale * value:.{metric.digits}f}{' points' if metric.unit else ''}"
 
 
 def _difference(value: float, report: Report) -> str:
@@ -516,7 +518,7 @@ def _gate_line(gate: Gate, report: Report) -> str:
     if gate.bound is None:
         return f"not shown that {claim}: {gate.reason}"
     bound = f"A − B is at least {_difference(gate.bound, report)}"
-    if not HIGHER_IS_BETTER[report.metric]:
+    if not METRICS[report.metric].higher_is_better:
         bound = f"A − B is at most {_difference(-gate.bound, report)}"
     if gate.holds:
         return f"holds: {claim} ({bound}, one-sided 95 %)"

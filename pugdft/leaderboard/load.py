@@ -19,7 +19,7 @@ import numpy as np
 
 from pugdft.config import yaml
 from pugdft.errors import UserError, printable
-from pugdft.leaderboard.entry import Metric
+from pugdft.predictions import METRICS
 from pugdft.records import RECORD_NAME, RunRecord, SplitMetrics, parse_record
 
 # What PyYAML, or the walk through a very deep value, may let out: one file must not cost the whole table.
@@ -277,7 +277,7 @@ class PerImage:
         split: equal for runs whose test images stand in the same order, as far as their labels tell.
     """
 
-    scores: Mapping[Metric, np.ndarray]
+    scores: Mapping[str, np.ndarray]
     split: str
 
 
@@ -310,11 +310,7 @@ def read_per_image(run: Loaded) -> PerImage | None:
     except Exception as error:  # zipfile, zlib and numpy's parser of headers let out nearly anything
         raise NotUsable("not readable") from error
     scores = _checked(
-        {
-            "top1": arrays["prediction"] == arrays["label"],
-            "top5": arrays["in_top5"],
-            "loss": arrays["loss"],
-        },
+        {key: metric.per_image(arrays) for key, metric in METRICS.items() if metric.per_image},
         metrics,
     )
     return PerImage(scores, hashlib.sha256(arrays["label"].astype(np.int64).tobytes()).hexdigest())
@@ -352,9 +348,9 @@ def _array(archive: zipfile.ZipFile, name: str, num_images: int) -> np.ndarray:
         return np.frombuffer(member.read(num_images * kind.itemsize), kind, num_images)
 
 
-def _checked(scores: Mapping[Metric, np.ndarray], metrics: SplitMetrics) -> dict[Metric, np.ndarray]:
+def _checked(scores: Mapping[str, np.ndarray], metrics: SplitMetrics) -> dict[str, np.ndarray]:
     """Those of which the record has the mean; of a loss that is infinite there is nothing to compare."""
-    kept: dict[Metric, np.ndarray] = {}
+    kept: dict[str, np.ndarray] = {}
     for metric, values in scores.items():
         expected = getattr(metrics, metric)
         if not math.isfinite(expected):

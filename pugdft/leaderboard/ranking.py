@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pugdft.leaderboard.costs import by_epoch, mean_curve, mean_of, smallest, top1_at
-from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Entry, Group, Metric, Summary, Versus
+from pugdft.leaderboard.entry import Entry, Group, Summary, Versus
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, chosen, group_runs
 from pugdft.leaderboard.load import (
-    LARGEST,
     Loaded,
     NotUsable,
     PerImage,
@@ -34,18 +33,8 @@ from pugdft.leaderboard.stats import (
     summarize,
 )
 from pugdft.leaderboard.warnings import group_doubts, listed, tuning_budget, unpaired
+from pugdft.predictions import METRICS
 from pugdft.records import RunRecord
-
-NAMES: Mapping[Metric, str] = {"top1": "top-1", "top5": "top-5", "loss": "loss", "ece": "ECE"}
-
-BOUNDS: Mapping[Metric, tuple[float, float]] = {
-    "top1": (0.0, 1.0),
-    "top5": (0.0, 1.0),
-    "loss": (0.0, LARGEST),
-    "ece": (0.0, 1.0),
-}
-
-"""What a value must lie in to be one."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +49,26 @@ class Measured:
     """
 
     runs: RunEntry
-    values: Mapping[Metric, Mapping[int, float | None]]
-    spreads: Mapping[Metric, Spread] = field(default_factory=dict)
+    values: Mapping[str, Mapping[int, float | None]]
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
     images: Mapping[int, np.ndarray] | None = None
     split: str | None = None
     notes: tuple[str, ...] = ()
 
-    def scores(self, metric: Metric) -> dict[int, float]:
+    def scores(self, metric: str) -> dict[int, float]:
         """The valid values by seed."""
         return {seed: value for seed, value in self.values[metric].items() if value is not None}
 
-    def without(self, metric: Metric) -> list[int]:
+    def without(self, metric: str) -> list[int]:
         """Completed seeds without a valid value."""
         return [seed for seed, value in self.values[metric].items() if value is None]
 
-    def sample(self, metric: Metric) -> Sample:
+    def sample(self, metric: str) -> Sample:
         """For comparisons by the metric that ``images`` are of."""
         return Sample(self.scores(metric), self.images)
 
 
-def without_lost(entry: RunEntry, metric: Metric) -> RunEntry:
+def without_lost(entry: RunEntry, metric: str) -> RunEntry:
     """The entry, of whose runs those have diverged that evaluated to a loss that is no number.
 
     Their network's outputs are no numbers either, so the accuracy that they have on record is that of
@@ -98,7 +87,7 @@ def without_lost(entry: RunEntry, metric: Metric) -> RunEntry:
     )
 
 
-def measure(entries: Sequence[RunEntry], metric: Metric) -> list[Measured]:
+def measure(entries: Sequence[RunEntry], metric: str) -> list[Measured]:
     """Every entry's numbers; per-image ones only of entries that met the same images in the same order."""
     measured = [_measure(entry, metric) for entry in entries]
     splits = Counter(each.split for each in measured if each.split)
@@ -112,9 +101,9 @@ def measure(entries: Sequence[RunEntry], metric: Metric) -> list[Measured]:
     ]
 
 
-def valid(value: float | None, metric: Metric) -> float | None:
+def valid(value: float | None, metric: str) -> float | None:
     """The value, unless it is missing or none of the metric's: NaN, more than everything."""
-    low, high = BOUNDS[metric]
+    low, high = METRICS[metric].bounds
     return value if value is not None and low <= value <= high else None
 
 
@@ -125,7 +114,7 @@ def num_test_images(measured: Sequence[Measured]) -> int | None:
     return smallest if smallest > 0 else None
 
 
-def scope_notes(measured: Sequence[Measured], metric: Metric) -> tuple[str, ...]:
+def scope_notes(measured: Sequence[Measured], metric: str) -> tuple[str, ...]:
     """How far ranks reach, where they reach less far than one would think: entries that can be compared."""
     several = [each for each in measured if len(each.runs.completed) > 1]
     if len(several) < 2:
@@ -136,8 +125,8 @@ def scope_notes(measured: Sequence[Measured], metric: Metric) -> tuple[str, ...]
             "entries ran different seeds: two are compared over those they share, unpaired if they share none"
         )
     without = [each.runs.label for each in several if each.images is None]
-    if metric == "ece":
-        notes.append("ECE is no mean over images: ranks speak of these test images only")
+    if METRICS[metric].per_image is None:
+        notes.append(f"{METRICS[metric].name} is no mean over images: ranks speak of these test images only")
     elif len(without) == len(several):
         notes.append("without stored predictions, ranks speak of these test images only")
     elif without:
@@ -146,9 +135,9 @@ def scope_notes(measured: Sequence[Measured], metric: Metric) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _measure(entry: RunEntry, metric: Metric) -> Measured:
-    values: dict[Metric, dict[int, float | None]] = {
-        name: {run.record.seed: _value(run.record, name) for run in entry.completed} for name in NAMES
+def _measure(entry: RunEntry, metric: str) -> Measured:
+    values: dict[str, dict[int, float | None]] = {
+        name: {run.record.seed: _value(run.record, name) for run in entry.completed} for name in METRICS
     }
     images, notes = _per_image(entry)
     splits = {each.split for each in images.values()}
@@ -156,9 +145,9 @@ def _measure(entry: RunEntry, metric: Metric) -> Measured:
         if len(splits) > 1:
             notes.append("its seeds' test images stand in different orders: predictions are not used")
         return Measured(entry, values, notes=tuple(notes))
-    known = [name for name in NAMES if all(name in each.scores for each in images.values())]
+    known = [name for name in METRICS if all(name in each.scores for each in images.values())]
     by_metric = {name: {seed: each.scores[name] for seed, each in images.items()} for name in known}
-    spreads: dict[Metric, Spread] = {
+    spreads: dict[str, Spread] = {
         name: spread_of(np.stack(list(by_seed.values())))
         for name, by_seed in by_metric.items()
         if len(by_seed) > 1 and min(map(len, by_seed.values())) > 1
@@ -190,7 +179,7 @@ def _is_lost(record: RunRecord) -> bool:
     return test is not None and math.isnan(test.loss)
 
 
-def _value(record: RunRecord, metric: Metric) -> float | None:
+def _value(record: RunRecord, metric: str) -> float | None:
     test = record.metrics.test if record.metrics else None
     return valid(getattr(test, metric), metric) if test else None
 
@@ -209,7 +198,7 @@ def build_leaderboard(
     records: Sequence[Loaded],
     dataset: str | None = None,
     model: str | None = None,
-    metric: Metric = "top1",
+    metric: str = "top1",
 ) -> list[Group]:
     """A ranking for each data set × model × protocol. Runs of a search are left out, and counted in a note.
 
@@ -240,7 +229,7 @@ def chosen_groups(groups: list[RunGroup], dataset: str | None, model: str | None
     return groups
 
 
-def _ranked(group: RunGroup, metric: Metric) -> Group:
+def _ranked(group: RunGroup, metric: str) -> Group:
     """Ranks for every entry with a completed run; one without the metric comes behind all that have it."""
     group = replace(group, entries=tuple(without_lost(entry, metric) for entry in group.entries))
     measured = measure(group.entries, metric)
@@ -272,8 +261,8 @@ def _ranked(group: RunGroup, metric: Metric) -> Group:
     )
 
 
-def _best_first(measured: Sequence[Measured], metric: Metric) -> list[Measured]:
-    sign = -1 if HIGHER_IS_BETTER[metric] else 1
+def _best_first(measured: Sequence[Measured], metric: str) -> list[Measured]:
+    sign = -1 if METRICS[metric].higher_is_better else 1
     return sorted(measured, key=lambda each: (sign * mean(each.scores(metric).values()), each.runs.label))
 
 
@@ -286,23 +275,23 @@ def _records(measured: Measured) -> list[RunRecord]:
 
 
 def _compared(
-    scored: Sequence[Measured], metric: Metric, conflicts: np.ndarray | None, budgets: _Budgets
+    scored: Sequence[Measured], metric: str, conflicts: np.ndarray | None, budgets: _Budgets
 ) -> list[Entry]:
     """Entries with ranks, best first, each held against the first.
 
     The seeds that an optimizer survived say nothing of those that diverged: by them alone it is never told
     apart from an entry below it.
     """
-    num_images = num_test_images(scored) if metric in ("top1", "top5") else None
+    num_images = num_test_images(scored) if METRICS[metric].is_share_of_images else None
     pairs = compare_all([each.sample(metric) for each in scored], num_images, conflicts)
     adjusted = holm_adjusted(pairs.p_values)
     diverged = [_diverged(each) for each in scored]
     testable = pairs.testable
     if any(diverged):
         first, second = pairs.first_and_second()
-        better = np.where((pairs.difference > 0) == HIGHER_IS_BETTER[metric], first, second)
+        better = np.where((pairs.difference > 0) == METRICS[metric].higher_is_better, first, second)
         testable = testable & ~np.array([note is not None for note in diverged])[better]
-    ranges = ranges_of(pairs, testable & (adjusted <= LEVEL), HIGHER_IS_BETTER[metric])
+    ranges = ranges_of(pairs, testable & (adjusted <= LEVEL), METRICS[metric].higher_is_better)
     entries = []
     for each, note, (low, high) in zip(scored, diverged, ranges, strict=True):
         entry = _entry(each, budgets)
@@ -349,14 +338,14 @@ def _diverged(measured: Measured) -> str | None:
 
 
 def _without_metric(
-    measured: Sequence[Measured], metric: Metric, num_scored: int, budgets: _Budgets
+    measured: Sequence[Measured], metric: str, num_scored: int, budgets: _Budgets
 ) -> list[Entry]:
     """Entries that share the last ranks: leaving out the seed that has no figure would flatter them."""
     entries = []
     for each in measured:
         seeds = ", ".join(map(str, each.without(metric)))
         entry = _entry(each, budgets)
-        notes = (*entry.notes, f"no valid {NAMES[metric]} for seed {seeds}: ranked last")
+        notes = (*entry.notes, f"no valid {METRICS[metric].name} for seed {seeds}: ranked last")
         ranks = num_scored + 1, num_scored + len(measured)
         entries.append(replace(entry, rank_low=ranks[0], rank_high=ranks[1], notes=notes))
     return _by_label(entries)
@@ -376,10 +365,7 @@ def _entry(measured: Measured, budgets: _Budgets) -> Entry:
         status="measured",
         spec=runs.spec,
         num_seeds=len(records),
-        top1=_summary(measured, "top1"),
-        top5=_summary(measured, "top5"),
-        loss=_summary(measured, "loss"),
-        ece=_summary(measured, "ece"),
+        summaries={name: found for name in METRICS if (found := _summary(measured, name))},
         best_test_top1=mean_of(
             records,
             lambda run: (
@@ -403,7 +389,7 @@ def _entry(measured: Measured, budgets: _Budgets) -> Entry:
     )
 
 
-def _summary(measured: Measured, metric: Metric) -> Summary | None:
+def _summary(measured: Measured, metric: str) -> Summary | None:
     if not measured.runs.completed or measured.without(metric):
         return None
-    return summarize(measured.scores(metric), measured.spreads.get(metric), BOUNDS[metric])
+    return summarize(measured.scores(metric), measured.spreads.get(metric), METRICS[metric].bounds)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pugdft.errors import printable
-from pugdft.leaderboard.columns import METRICS, NOTHING, duration, measured, reported, summary
+from pugdft.leaderboard.columns import NOTHING, duration
 from pugdft.leaderboard.entry import Entry, Group
+from pugdft.predictions import METRICS
 
 REPORTED_HEADING = "reported by others, not ranked: other code, other protocol"
 
@@ -19,7 +20,7 @@ _MOST_UNDECIDED = 5
 def remarks(group: Group) -> list[str]:
     """The lines below one group."""
     lines = []
-    for entry in measured(group):
+    for entry in group.measured:
         if entry.unfinished:
             counts = ", ".join(f"{number} {status}" for status, number in entry.unfinished.items())
             lines.append(
@@ -40,7 +41,7 @@ def legend(groups: Sequence[Group]) -> list[str]:
             "Ranks share a range where a paired comparison over common seeds and test images "
             "(Holm over all pairs, 5 %) cannot tell the entries apart; one seed claims nothing."
         )
-    if any(measured(group) for group in groups):
+    if any(group.measured for group in groups):
         lines.append(
             "top-1 is the last epoch's on the test split; the best epoch, picked on the test split, "
             "never ranks."
@@ -51,7 +52,7 @@ def legend(groups: Sequence[Group]) -> list[str]:
 def source_legend(group: Group) -> dict[tuple[str, str], int]:
     """A number for each publication, by title and what else tells it, in the order of the reported rows."""
     numbers: dict[tuple[str, str], int] = {}
-    for entry in reported(group):
+    for entry in group.reported:
         numbers.setdefault(_publication(entry), len(numbers) + 1)
     return numbers
 
@@ -90,13 +91,13 @@ def _publication(entry: Entry) -> tuple[str, str]:
 
 def _num_compared(group: Group) -> int:
     """Entries with the ranking metric and several seeds, if there are at least two to compare."""
-    scored = [entry for entry in measured(group) if summary(entry, group.metric)]
+    scored = [entry for entry in group.measured if entry.summary(group.metric)]
     return sum(entry.num_seeds > 1 for entry in scored) if len(scored) > 1 else 0
 
 
 def _verdict(group: Group) -> list[str]:
     """What the numbers of seeds allow to claim, and the ties with the best entry."""
-    scored = [entry for entry in measured(group) if summary(entry, group.metric)]
+    scored = [entry for entry in group.measured if entry.summary(group.metric)]
     if not scored:
         return []
     if len(scored) < 2:
@@ -121,8 +122,9 @@ def _undecided(entry: Entry, best: Entry, group: Group) -> str | None:
     versus = entry.versus_best
     if versus is None or versus.separated:
         return None
-    _, unit, factor, digits = METRICS[group.metric]
-    difference = f"{round(factor * versus.difference, digits) or 0.0:+.{digits}f}".replace("-", "−")
+    metric = METRICS[group.metric]
+    unit, digits = metric.unit, metric.digits
+    difference = f"{round(metric.scale * versus.difference, digits) or 0.0:+.{digits}f}".replace("-", "−")
     line = (
         f"undecided: {entry.label} vs {best.label} (best): {difference} {'points' if unit else group.metric}"
     )
@@ -139,7 +141,7 @@ def _undecided(entry: Entry, best: Entry, group: Group) -> str | None:
 
 def _equal_costs(group: Group) -> list[str]:
     """Where the figures at equal cost were read off, if there are any."""
-    entries = measured(group)
+    entries = group.measured
     shown = []
     if any(entry.top1_at_equal_passes is not None for entry in entries):
         shown.append(f"{group.equal_passes or 0:,.0f} passes")

@@ -127,7 +127,7 @@ def test_a_run_without_the_metric_ranks_last_by_it_and_by_it_alone() -> None:
     assert [each.label for each in by_loss.entries] == ["sgd", "pugd", "sam"]
     assert [(each.rank_low, each.rank_high) for each in by_loss.entries] == [(1, 1), (2, 3), (2, 3)]
     assert "no valid loss for seed 1: ranked last" in entry_of(by_loss, "sam").notes
-    assert (entry_of(by_loss, "sam").loss, entry_of(by_loss, "sam").versus_best) == (None, None)
+    assert (entry_of(by_loss, "sam").summary("loss"), entry_of(by_loss, "sam").versus_best) == (None, None)
     by_top1 = one_group(runs)
     assert {(each.rank_low, each.rank_high) for each in by_top1.entries} == {(1, 3)}
 
