@@ -21,8 +21,6 @@ from pugdft.leaderboard.charts import (
     COST_WORDS,
     NUM_STYLES,
     Axis,
-    CostChart,
-    HistoryChart,
     Tick,
     assign_styles,
     cost_chart,
@@ -372,30 +370,6 @@ class PageTable:
         return [(section, len(list(members))) for section, members in groups]
 
 
-@dataclass(frozen=True)
-class GroupView:
-    """A section of the page.
-
-    Attributes:
-        dataset, model: positions in the page's lists of them.
-        score_heading: the ranking metric with its unit.
-        legend: rows that have a style.
-    """
-
-    id: str
-    group: Group
-    dataset: int
-    model: int
-    verdict: str
-    score_heading: str
-    measured: PageTable
-    reported: PageTable
-    legend: tuple[EntryRow, ...]
-    has_equal_cost: bool
-    cost_charts: tuple[CostChart, ...]
-    history_charts: tuple[HistoryChart, ...]
-
-
 def _page_view(groups: Sequence[Group]) -> dict[str, Any]:
     datasets = list(dict.fromkeys(group.dataset for group in groups))
     models = list(dict.fromkeys(group.model for group in groups))
@@ -412,7 +386,8 @@ def _page_view(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, model: int) -> GroupView:
+def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, model: int) -> dict[str, Any]:
+    """Collect what a section of the page shows; its data set and model are positions in the page's lists."""
     rows = [
         _row(f"{id}e{index}", entry, group, styles.get(index)) for index, entry in enumerate(group.entries)
     ]
@@ -420,23 +395,23 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
     reported = tuple(row for row in rows if row.entry.status == "reported")
     costs = [cost_chart(group, styles, cost) for cost in ("passes", "seconds")]
     histories = [history_chart(group, styles, cost) for cost in ("epochs", "passes", "seconds")]
-    return GroupView(
-        id=id,
-        group=group,
-        dataset=dataset,
-        model=model,
-        verdict=_verdict(group),
-        score_heading=UNITS[group.metric].heading(METRICS[group.metric].name),
-        measured=PageTable(measured, _page_columns(group, group.metric, group.measured)),
-        reported=PageTable(reported, _page_columns(group, "top1", group.reported)),
-        legend=tuple(row for row in measured if row.style is not None),
-        has_equal_cost=any(
+    return {
+        "id": id,
+        "group": group,
+        "dataset": dataset,
+        "model": model,
+        "verdict": _verdict(group),
+        "score_heading": UNITS[group.metric].heading(METRICS[group.metric].name),
+        "measured": PageTable(measured, _page_columns(group, group.metric, group.measured)),
+        "reported": PageTable(reported, _page_columns(group, "top1", group.reported)),
+        "legend": [row for row in measured if row.style is not None],
+        "has_equal_cost": any(
             entry.top1_at_equal_passes is not None or entry.top1_at_equal_seconds is not None
             for entry in group.entries
         ),
-        cost_charts=tuple(chart for chart in costs if chart),
-        history_charts=tuple(chart for chart in histories if chart),
-    )
+        "cost_charts": [chart for chart in costs if chart],
+        "history_charts": [chart for chart in histories if chart],
+    }
 
 
 def _verdict(group: Group) -> str:
