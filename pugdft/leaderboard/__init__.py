@@ -1,9 +1,9 @@
-"""Records to a ranking that claims no more than the seeds allow: collect → group → statistics → render.
+"""Rank optimizers from the records of their runs, and claim no more than the seeds allow.
 
-``collect`` reads files, ``grouping`` sorts them into comparable runs, ``statistics`` knows only numbers,
-``ranking`` joins the three, ``reported`` adds what papers printed. ``columns`` and ``remarks`` say what
-people read, ``fields`` what programs read; ``table``, ``markdown``, ``latex`` and ``page`` write it: a new
-format is one function that takes groups. ``check`` validates records from others.
+``collect`` reads files, ``grouping`` sorts them into comparable runs, ``stats`` computes with numbers alone,
+``ranking`` joins the three, ``published`` adds what papers printed. ``columns`` lists what a format shows,
+``verdicts`` the sentences below a table, and ``formats`` has a file for each format: a function that takes
+groups. ``validate`` checks records from others.
 """
 
 from pugdft.leaderboard.entry import Entry, Group

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pugdft.leaderboard import as_csv, as_json, as_latex, as_markdown, print_table
-from pugdft.leaderboard.columns import fit, text_columns
+from pugdft.leaderboard.columns import SECTIONS, columns, fit, text_columns
 from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary, TuningBudget, Versus
 from pugdft.leaderboard.formats.latex import escape as latex_escape
 from pugdft.leaderboard.formats.markdown import escape as markdown_escape
@@ -135,6 +135,17 @@ def test_a_wide_table_shows_every_column_in_percent_and_readable_units() -> None
     assert " ".join(row) == (
         "1–2 sam 3 92.00 ± 0.15 91.70–92.30 99.00 0.3123 2.13 200.0k 2h04 1,234 12.3 91.60 91.50 9 0.05 0.87"
     )
+
+
+@pytest.mark.parametrize("metric", ["top1", "ece"])
+def test_every_column_has_a_place_and_fields_and_names_are_unique(metric: str) -> None:
+    chosen = columns(metric)
+    for names in ([each.field for each in chosen], [each.name for each in chosen]):
+        used = [name for name in names if name]
+        assert len(used) == len(set(used))
+    assert {column.section for column in chosen} == set(SECTIONS)
+    assert all(column.field or column.name for column in chosen)
+    assert all(column.help for column in chosen if column.page)
 
 
 def test_columns_in_which_nobody_has_anything_are_left_out() -> None:

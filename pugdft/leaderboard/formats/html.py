@@ -183,7 +183,9 @@ def _page_column(column: Column, entries: Sequence[Entry]) -> PageColumn:
     values = [finite(column.read(entry)) for entry in entries]
     unit = fitting_unit(column.units, values)
     texts = [unit(value) for value in values]
-    spreads, strips, ticks = [""] * len(entries), [None] * len(entries), ()
+    spreads = [""] * len(entries)
+    strips: list[Strip | None] = [None] * len(entries)
+    ticks: tuple[Tick, ...] = ()
     summaries = [entry.summary(column.metric) for entry in entries]
     if column.is_ranked:
         spreads = [f"± {unit(each.std)}" if each and each.std is not None else "" for each in summaries]
