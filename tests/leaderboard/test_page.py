@@ -12,7 +12,7 @@ from importlib import resources
 import pytest
 from page_groups import HOSTILE, board, entry, group, hostile_board, reported
 
-from pugdft.leaderboard.charts import NUM_STYLES
+from pugdft.figures.charts import NUM_STYLES
 from pugdft.leaderboard.entry import CurvePoint, Group, Summary, Versus
 from pugdft.leaderboard.formats.html import as_html, spec_lines, versus_text
 

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from itertools import groupby
 from typing import Any, Literal
@@ -17,10 +18,10 @@ from markupsafe import Markup, escape
 from pugdft import __version__
 from pugdft.config import yaml
 from pugdft.errors import counted, printable
+from pugdft.figures.charts import NUM_STYLES, svg_text, swatch
 from pugdft.leaderboard.charts import (
     COST_WORDS,
-    NUM_STYLES,
-    Axis,
+    PixelScale,
     Tick,
     assign_styles,
     cost_chart,
@@ -75,7 +76,9 @@ def as_html(groups: Sequence[Group], title: str = "pugdft leaderboard") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(strip_width=STRIP_WIDTH, words=COST_WORDS, num_styles=NUM_STYLES)
+    environment.globals.update(
+        strip_width=STRIP_WIDTH, words=COST_WORDS, num_styles=NUM_STYLES, swatch=_swatch
+    )
     environment.filters["indented"] = escape  # made printable line by line before, with its indentation
     style, script = _text("page.css"), _text("page.js")
     return environment.get_template("page.html.j2").render(
@@ -94,6 +97,12 @@ def as_html(groups: Sequence[Group], title: str = "pugdft leaderboard") -> str:
 def _harmless(value: Any) -> Any:
     """Clean all text that is not the template's own markup."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _swatch(style: int, filled: bool) -> str:
+    """Draw a short line with its marker, for the legend."""
+    return svg_text(swatch(style, filled), f"swatch{style}{filled}")
 
 
 def _text(name: str) -> str:
@@ -213,7 +222,7 @@ def _page_column(column: Column, entries: Sequence[Entry]) -> PageColumn:
     )
 
 
-def _strip(axis: Axis, summary: Summary, entry: Entry) -> Strip:
+def _strip(axis: PixelScale, summary: Summary, entry: Entry) -> Strip:
     low, high = summary.ci95 or (None, None)
     return Strip(
         mean=axis.at(summary.mean),
@@ -395,8 +404,8 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
     ]
     measured = tuple(row for row in rows if row.entry.status == "measured")
     reported = tuple(row for row in rows if row.entry.status == "reported")
-    costs = [cost_chart(group, styles, cost) for cost in ("passes", "seconds")]
-    histories = [history_chart(group, styles, cost) for cost in ("epochs", "passes", "seconds")]
+    costs = [cost_chart(group, styles, cost, id) for cost in ("passes", "seconds")]
+    histories = [history_chart(group, styles, cost, id) for cost in ("epochs", "passes", "seconds")]
     return {
         "id": id,
         "group": group,

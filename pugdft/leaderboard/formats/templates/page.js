@@ -131,45 +131,4 @@
   };
   for (const type of ["pointerover", "focusin"])
     document.addEventListener(type, (event) => focus(event.target.closest?.("[data-entry]")?.dataset.entry));
-
-  // Tooltips: the nearest mark, or point of a line, of what is shown.
-  const tip = one("tip");
-  const hideTip = (svg) => {
-    tip.hidden = true;
-    svg.querySelector(".pointer")?.setAttribute("visibility", "hidden");
-  };
-  const pointsOf = (shape) => {
-    if (shape.dataset.tip) return [[+shape.dataset.x, +shape.dataset.y, shape.dataset.tip]];
-    const { label } = shape.dataset;
-    const [xs, ys] = [shape.dataset.xs.split("|"), shape.dataset.ys.split("|")];
-    return shape.querySelector("polyline").points.length
-      ? [...shape.querySelector("polyline").points].map((p, i) => [p.x, p.y, `${label}: ${ys[i]}, ${xs[i]}`])
-      : [];
-  };
-  for (const svg of all(".chart svg")) {
-    for (const title of all("title", svg)) title.remove();  // the browser's own tooltip would come on top
-    const shapes = all("[data-series]", svg).map((shape) => [shape, pointsOf(shape)]);
-    const bottom = svg.viewBox.baseVal.height - 36;
-    svg.addEventListener("pointermove", (event) => {
-      const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-      let [best, nearest] = [null, 30];
-      for (const [shape, points] of shapes) {
-        if (shape.classList.contains("off") || shape.classList.contains("filtered")) continue;
-        for (const point of points) {
-          const distance = Math.hypot(point[0] - at.x, point[1] - at.y);
-          if (distance < nearest && point[1] < bottom) [best, nearest] = [point, distance];
-        }
-      }
-      if (!best) return hideTip(svg);
-      const pointer = svg.querySelector(".pointer");
-      pointer?.setAttribute("cx", best[0]);
-      pointer?.setAttribute("cy", best[1]);
-      pointer?.setAttribute("visibility", "visible");
-      tip.textContent = best[2];
-      tip.hidden = false;
-      tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8))}px`;
-      tip.style.top = `${Math.max(4, Math.min(event.clientY + 16, innerHeight - tip.offsetHeight - 8))}px`;
-    });
-    svg.addEventListener("pointerleave", () => hideTip(svg));
-  }
 }

@@ -1,0 +1,1 @@
+"""Charts as functions of plain data, for the leaderboard's page and for papers."""

@@ -1,0 +1,424 @@
+"""Draw results with matplotlib: SVG text for a page, or a PDF, PNG or SVG file for a paper.
+
+Every function takes plain numbers, in the units to show, and returns a figure. Equal data give equal files:
+pyplot and the user's matplotlibrc are not used. matplotlib is imported only when something is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from pugdft.errors import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Each style has its own colour, marker and dashes.
+_SERIES = ("#0b67b2", "#d0560a", "#2f8a85", "#611661", "#444606", "#9566fa", "#884f61", "#231da3")
+_SERIES_DARK = ("#5cb3f0", "#f08c28", "#97f464", "#c75fc6", "#a8922a", "#8784fb", "#f14e7b", "#ebebeb")
+_MARKERS = "os^DvPpX"
+_DASHES = ((), (7, 3), (2, 3), (9, 3, 2, 3), (14, 4), (4, 2), (1, 2.5), (9, 3, 2, 3, 2, 3))
+NUM_STYLES = len(_MARKERS)
+
+LIGHT = {"page": "#ffffff", "text": "#1b1f24", "muted": "#59616b", "faint": "#e8ebee"}
+LIGHT |= {f"s{style}": colour for style, colour in enumerate(_SERIES)}
+DARK = {"page": "#15181c", "text": "#e7e9ec", "muted": "#a3abb5", "faint": "#292e34"}
+DARK |= {f"s{style}": colour for style, colour in enumerate(_SERIES_DARK)}
+
+# In points, from the lower left corner.
+_HEIGHT, _LEFT, _BOTTOM, _TOP = 302.0, 50.0, 46.0, 276.0
+_MARK_GAP = 8.0  # between marks of equal cost
+_CLUSTER_GAP = 28.0  # marks that are nearer share a column of labels
+_LINE_HEIGHT = 14.0
+_LINE_WIDTH = 1.8
+
+_FAR = 6.0  # a mean this many median distances behind the best is left off the axis
+_LEAST = 0.002  # of a value: a smaller spread counts as this
+_STARTED = 0.3  # of a training: later values must be on the axis
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """What is drawn in one style.
+
+    Attributes:
+        style: 0 to ``NUM_STYLES`` − 1; None for small grey marks without a label.
+        filled: whether marks are filled and the label is bold.
+        key: name of the series in a page (``data-series``).
+        tip: shown in a page for whoever points at the marks.
+    """
+
+    label: str
+    style: int | None
+    filled: bool = False
+    key: str = "-"
+    tip: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Series):
+    """A mean at its cost, with the ends of its interval if it has one."""
+
+    cost: float
+    mean: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class History(Series):
+    """Values in the course of a training."""
+
+    costs: Sequence[float]
+    values: Sequence[float]
+
+
+@contextmanager
+def _own_settings(salt: str = "pugdft") -> Iterator[None]:
+    """Use matplotlib's defaults and our own settings, whatever the user's matplotlibrc says."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # the page's fonts may have it
+        matplotlib.rcdefaults()
+        own = {"svg.fonttype": "none", "svg.hashsalt": salt, "pdf.fonttype": 42, "font.size": 12.5}
+        matplotlib.rcParams.update(own)
+        yield
+
+
+class _Chart:
+    """A figure with one pair of axes. Marks and labels have places in points, lines have values."""
+
+    def __init__(
+        self,
+        width: float,
+        right: float,
+        costs: Sequence[float],
+        room: float,
+        limits: tuple[float, float],
+        titles: tuple[str, str],
+        theme: Mapping[str, str],
+    ) -> None:
+        from matplotlib.figure import Figure
+        from matplotlib.transforms import Affine2D
+
+        self.theme = theme
+        self.figure = Figure((width / 72, _HEIGHT / 72), dpi=72, facecolor=theme["page"])
+        self.points = Affine2D().scale(1 / 72) + self.figure.dpi_scale_trans
+        size = (right - _LEFT) / width, (_TOP - _BOTTOM) / _HEIGHT
+        axes = self.axes = self.figure.add_axes((_LEFT / width, _BOTTOM / _HEIGHT, *size), facecolor="none")
+        muted = theme["muted"]
+        axes.set(xlim=(0, room * max(costs) or 1.0), ylim=limits)
+        for x, y, title, side in ((right, 8, titles[0], "right"), (8, _TOP + 14, titles[1], "left")):
+            axes.text(x, y, title, transform=self.points, ha=side, color=muted, parse_math=False)
+        axes.spines[["left", "right", "top"]].set_visible(False)
+        axes.spines["bottom"].set_color(muted)
+        axes.tick_params(color=muted, labelcolor=muted)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", color=theme["faint"], linewidth=1)
+        axes.set_axisbelow(True)
+        axes.locator_params(nbins=6, steps=[1, 2, 2.5, 5, 10])
+        axes.locator_params(axis="x", integer=all(float(cost).is_integer() for cost in costs))
+        axes.ticklabel_format(style="plain", useOffset=False)
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """The place of a value, or the nearest one on the axis."""
+        x, y = self.axes.transData.transform((x, y))
+        return float(x), min(max(float(y), _BOTTOM), _TOP)
+
+    def line(self, xs: list[float], ys: list[float], group: str, series: Series, **look: Any) -> None:
+        """Draw a line or marks at places."""
+        gid = _gid(group, series)
+        self.axes.plot(xs, ys, transform=self.points, clip_on=False, gid=gid, **(self.marker(series) | look))
+
+    def leader(self, xs: list[float], ys: list[float], series: Series) -> None:
+        """Draw a thin line from a mark to its label."""
+        self.line(xs, ys, "leader", series, marker="", lw=0.8, zorder=1.5)
+
+    def marker(self, series: Series) -> dict[str, Any]:
+        if series.style is None:
+            return {"color": self.theme["muted"], "marker": "o", "ms": 5, "mew": 0, "alpha": 0.6}
+        colour = self.theme[f"s{series.style}"]
+        fill = colour if series.filled else self.theme["page"]
+        return {"color": colour, "marker": _MARKERS[series.style], "mfc": fill, "mew": 1.7, "ms": 8}
+
+    def label(self, x: float, y: float, series: Series, most: int, side: str = "left") -> Any:
+        """Write at most so many characters of a label."""
+        shown = printable(series.label)
+        return self.axes.text(
+            x,
+            y,
+            shown if len(shown) <= most else shown[: most - 1].rstrip() + "…",
+            transform=self.points,
+            parse_math=False,
+            ha=side,
+            va="center_baseline",
+            gid=f"label {series.key}",
+            color=self.theme["text"],
+            weight="bold" if series.filled else "normal",
+        )
+
+
+@_own_settings()
+def scatter_cost(
+    results: Sequence[Result],
+    titles: tuple[str, str],
+    limits: tuple[float, float],
+    theme: Mapping[str, str] = LIGHT,
+) -> Figure:
+    """Draw means with intervals against cost.
+
+    Styled marks of about equal cost stand side by side. A mean outside ``limits`` is drawn at the axis's end.
+    A label that would cover something is left out.
+
+    Args:
+        results: at least one.
+        titles: of the horizontal axis, which starts at zero, and of the vertical one.
+        limits: of the vertical axis, see ``value_limits``.
+        theme: ``LIGHT`` or ``DARK``.
+    """
+    chart = _Chart(520, 506, [result.cost for result in results], 1.12, limits, titles, theme)
+    for result in results:
+        if result.style is None:
+            x, y = chart.place(result.cost, result.mean)
+            chart.line([x], [y], "rest", result)
+    named = sorted((result for result in results if result.style is not None), key=lambda result: result.cost)
+    xs = spread_apart([chart.place(result.cost, 0)[0] for result in named], _MARK_GAP, _LEFT + 6, 500)
+    marks = []  # with the space that each takes: left, bottom, right, top
+    for result, x in zip(named, xs, strict=True):
+        y = chart.place(0, result.mean)[1]
+        low, high = (chart.place(0, end)[1] for end in result.interval or (result.mean, result.mean))
+        if result.interval:
+            ends = [number for number, inside in enumerate((low > _BOTTOM, high < _TOP)) if inside]
+            chart.line(
+                [x, x], [low, high], "whisker", result, marker="_", ms=7, mew=1.4, markevery=ends, lw=1.4
+            )
+        chart.line([x], [y], "mark", result)
+        marks.append((result, x, y, (x - 6, min(low, y - 6), x + 6, max(high, y + 6))))
+    clusters: list[list[Any]] = []
+    for mark in marks:
+        if clusters and mark[1] - clusters[-1][-1][1] <= _CLUSTER_GAP:
+            clusters[-1].append(mark)
+        else:
+            clusters.append([mark])
+    taken = [box for *_, box in marks]
+    for cluster in clusters:
+        _label_cluster(chart, cluster, taken)
+    return chart.figure
+
+
+def _label_cluster(chart: _Chart, cluster: list[Any], taken: list[tuple[float, ...]]) -> None:
+    """Write labels in a column to the right of neighbouring marks, or to the left if more fit there."""
+    heights = spread_apart([y for _, _, y, _ in cluster], _LINE_HEIGHT, _BOTTOM + 8, _TOP)
+    columns = []
+    for at, side in ((cluster[-1][1] + 10, "left"), (cluster[0][1] - 10, "right")):
+        column = []
+        for (result, x, y, _), height in zip(cluster, heights, strict=True):
+            text = chart.label(at, height, result, 24, side)
+            box = text.get_window_extent().padded(-1.5).extents
+            inside = box[0] > _LEFT and box[2] < 519
+            column.append(
+                (
+                    text,
+                    inside and not any(overlap(box, other) for other in taken),
+                    box,
+                    result,
+                    x,
+                    y,
+                    at,
+                    height,
+                )
+            )
+        columns.append(column)
+    best = max(columns, key=lambda column: sum(fits for _, fits, *_ in column))
+    for column in columns:
+        for text, fits, box, result, x, y, at, height in column:
+            if column is not best or not fits:
+                text.remove()
+                continue
+            taken.append(box)
+            if abs(at - x) > 12 or abs(height - y) > 5:
+                chart.leader([x, at], [y, height], result)
+
+
+@_own_settings()
+def histories(
+    curves: Sequence[History],
+    titles: tuple[str, str],
+    limits: tuple[float, float],
+    theme: Mapping[str, str] = LIGHT,
+) -> Figure:
+    """Draw values in the course of training, with a label at the end of each line.
+
+    What lies outside ``limits`` is cut off. The arguments are those of ``scatter_cost``.
+    """
+    costs = [cost for curve in curves for cost in curve.costs]
+    chart = _Chart(640, 486, costs, 1.02, limits, titles, theme)
+    ends = [chart.place(curve.costs[-1], curve.values[-1]) for curve in curves]
+    heights = spread_apart([y for _, y in ends], _LINE_HEIGHT, _BOTTOM, _TOP)
+    for curve, (x, y), height in reversed(list(zip(curves, ends, heights, strict=True))):
+        style, every = curve.style or 0, -(-len(curve.values) // 5)
+        look = {"lw": _LINE_WIDTH, "ls": _dashes(style), "markevery": (style % every, every)}
+        chart.axes.plot(curve.costs, curve.values, gid=_gid("line", curve), **chart.marker(curve), **look)
+        chart.leader([x, 492], [y, height], curve)
+        chart.line([501], [height], "leader", curve)
+        chart.label(510, height, curve, 16)
+    return chart.figure
+
+
+@_own_settings()
+def swatch(style: int, filled: bool) -> Figure:
+    """Draw a short line with its marker, for a legend."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((34 / 72, 14 / 72), dpi=72, facecolor="none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 34), ylim=(0, 14))
+    axes.set_axis_off()
+    look = {"mfc": LIGHT[f"s{style}" if filled else "page"], "ms": 8, "mew": 1.7, "marker": _MARKERS[style]}
+    axes.plot(
+        [0, 17, 34],
+        [7] * 3,
+        color=LIGHT[f"s{style}"],
+        lw=_LINE_WIDTH,
+        ls=_dashes(style),
+        markevery=[1],
+        **look,
+    )
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PDF, PNG or SVG, by the path's suffix."""
+    date = {".pdf": "CreationDate", ".svg": "Date", ".png": "Software"}[path.suffix.lower()]
+    with _own_settings():
+        figure.savefig(path, dpi=200, metadata={date: None})
+
+
+def svg_text(figure: Figure, name: str, description: str = "") -> str:
+    """Return an ``<svg>`` element for a page; ``name`` must be unique on the page.
+
+    Colours become the page's variables (``var(--s0, #0b67b2)``), so they follow its theme. A strict
+    Content-Security-Policy holds: there are no style attributes, no links, and no ids
+    but those of clip paths.
+    """
+    buffer = io.BytesIO()
+    with _own_settings(salt=name):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 - matplotlib wrote it
+    variables = {colour: f"var(--{name}, {colour})" for name, colour in LIGHT.items()}
+    shapes = {path.get("id"): path.get("d", "") for path in root.iter(f"{_SVG}path")}
+    for element in list(root.iter()):
+        element.tag = element.tag.removeprefix(_SVG)
+        element.text, element.tail = element.text if element.tag == "text" else None, None
+        for child in list(element):
+            # Styles of matplotlib's own, and shapes of markers: each mark gets its own copy below.
+            if child.tag == f"{_SVG}metadata" or (
+                child.tag == f"{_SVG}defs" and child.find(f"{_SVG}clipPath") is None
+            ):
+                element.remove(child)
+        for part in element.attrib.pop("style", "").split("; "):
+            key, _, value = part.partition(": ")
+            if value and key not in ("font", "font-family"):
+                element.set(key, variables.get(value, value))
+        if element.tag == "use":
+            element.tag = "path"
+            element.set("d", shapes[element.attrib.pop("{http://www.w3.org/1999/xlink}href")[1:]])
+            element.set("transform", f"translate({element.attrib.pop('x')} {element.attrib.pop('y')})")
+        if "d" in element.attrib:
+            element.set("d", " ".join(element.attrib["d"].split()))
+        if element.tag != "clipPath":
+            group, _, series = element.attrib.pop("id", "").partition(" ")
+            key, _, tip = series.partition(" ")
+            if series:
+                element.attrib |= {"class": group, "data-series": key}
+            if tip:
+                title = ElementTree.Element("title")
+                title.text = tip
+                element.insert(0, title)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "stroke-linejoin": "round"}
+    root.attrib |= {"role": "img", "aria-label": description} if description else {"aria-hidden": "true"}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def value_limits(
+    values: Sequence[tuple[float, tuple[float, float] | None]],
+    *,
+    higher_is_better: bool,
+    possible: tuple[float, float],
+) -> tuple[float, float]:
+    """Choose an axis for means with intervals on which the good ones can be told apart.
+
+    A mean far behind the others lies outside, and a long interval stretches the axis by at most the spread of
+    the means: one collapsed run, or an interval over two seeds, would else press everything into a line.
+    """
+    means = [mean for mean, _ in values]
+    kept = comparable(means, higher_is_better=higher_is_better)
+    near = [(mean, bounds or (mean, mean)) for (mean, bounds), keep in zip(values, kept, strict=True) if keep]
+    low, high = min(mean for mean, _ in near), max(mean for mean, _ in near)
+    reach = max(high - low, _LEAST * max(map(abs, means)))
+    lowest, highest = min(bounds[0] for _, bounds in near), max(bounds[1] for _, bounds in near)
+    return _padded(max(lowest, low - reach), min(highest, high + reach), possible)
+
+
+def history_limits(curves: Sequence[Sequence[float]], possible: tuple[float, float]) -> tuple[float, float]:
+    """Choose an axis for histories; steep first epochs and a collapsed run may lie below it."""
+    kept = comparable([values[-1] for values in curves], higher_is_better=True)
+    near = [values for values, keep in zip(curves, kept, strict=True) if keep]
+    low = min(value for values in near for value in values[int(_STARTED * len(values)) :])
+    lowest, high = min(map(min, near)), max(map(max, near))
+    return _padded(lowest if high - lowest <= 1.5 * (high - low) else low, high, possible)
+
+
+def comparable(means: Sequence[float], *, higher_is_better: bool) -> list[bool]:
+    """Say which means are near enough to the best to set the scale."""
+    best = max(means) if higher_is_better else min(means)
+    distances = [abs(mean - best) for mean in means]
+    typical = max(median(distances), _LEAST * max(map(abs, means)))
+    return [distance <= _FAR * typical for distance in distances]
+
+
+def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move places as little as possible so that neighbours are ``gap`` apart, from ``low`` to ``high``."""
+    import numpy as np
+    from scipy.optimize import isotonic_regression
+
+    if not places:
+        return []
+    order = np.argsort(places, kind="stable")
+    steps = gap * np.arange(len(places))
+    moved = np.empty(len(places))
+    moved[order] = (
+        np.clip(isotonic_regression(np.asarray(places)[order] - steps).x, low, high - steps[-1]) + steps
+    )
+    return [round(float(place), 2) for place in moved]
+
+
+def _padded(low: float, high: float, possible: tuple[float, float]) -> tuple[float, float]:
+    room = 0.06 * (high - low) or 0.02 * abs(high) or 1.0
+    lower, upper = max(low - room, possible[0]), min(high + room, possible[1])
+    return lower, upper if upper > lower else lower + room
+
+
+def overlap(box: Sequence[float], other: Sequence[float]) -> bool:
+    """Say whether two boxes (left, bottom, right, top) overlap."""
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+
+
+def _dashes(style: int) -> Any:
+    return (0, [length / _LINE_WIDTH for length in _DASHES[style]]) if _DASHES[style] else "-"
+
+
+def _gid(group: str, series: Series) -> str:
+    """Name an artist for ``svg_text``: its class, series and tip."""
+    return f"{group} {series.key} {printable(series.tip)}"
