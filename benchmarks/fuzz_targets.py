@@ -37,12 +37,12 @@ from pugdft.leaderboard import (
     print_table,
 )
 from pugdft.leaderboard.formats.html import as_html
-from pugdft.leaderboard.load import NotUsable, read_per_image
+from pugdft.leaderboard.load import read_per_image
 from pugdft.leaderboard.validate import check_records
 from pugdft.models import read_weights
-from pugdft.predictions import Predictions
-from pugdft.records import RunRecord, write_record
-from pugdft.reproduce import StoredRun, open_run, read_stored_weights, rerun_folder, rerun_recipe
+from pugdft.predictions import Predictions, stored_predictions
+from pugdft.records import RunRecord, StoredRun, write_record
+from pugdft.reproduce import open_run, read_stored_weights, rerun_folder, rerun_recipe
 from pugdft.training.checkpoint import load_checkpoint, save_checkpoint
 from pugdft.training.run import read_recipe
 from pugdft.tuning.space import Untuned, bundled_searches, read_search, space_faults
@@ -206,14 +206,14 @@ def read_record_file(data: bytes, folder: Path) -> object:
     return not collected.left_out
 
 
-@refusing(NotUsable)
+@refusing()
 def read_predictions_file(data: bytes, folder: Path) -> object:
     path = write_record(record(), folder / "predictions")
     file(path.parent, "predictions.npz", data)
     check_records([path], lambda note: None)
     run = StoredRun(record(), path)
     with suppress(UserError):
-        run.predictions("test", _IMAGES)
+        stored_predictions(run, "test", _IMAGES)
     return read_per_image(Loaded(record(), path))
 
 

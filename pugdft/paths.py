@@ -1,4 +1,4 @@
-"""Where pugdft keeps what it can make again, and where it looks for what a user puts there."""
+"""Folders of pugdft, use of the Hub without a network, atomic writes, digests and locks of files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import socket
+import stat
 import tempfile
 import urllib.parse
 import urllib.request
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pugdft.errors import UserError
+from pugdft.errors import UserError, printable
 
 
 def cache_folder() -> Path:
@@ -130,41 +131,52 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_FOLDER = ".claims"
+def file_inside(folder: Path, name: str) -> Path | None:
+    """The regular file that ``name`` leads to inside ``folder``; None if there is none.
+
+    Raises:
+        UserError: the path leads out of the folder; ``name`` may come from a file that somebody else wrote.
+    """
+    file = folder / name
+    try:
+        # The usual case, without a look at every folder above: a table reads thousands.
+        if os.path.basename(name) == name and stat.S_ISREG(os.lstat(file).st_mode):
+            return file
+        file = file.resolve()
+        if file.is_relative_to(folder.resolve()):
+            return file if file.is_file() else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
+        pass
+    raise UserError(
+        f'"{printable(name)[:80]}" leads out of the record\'s folder; files are read from there only'
+    )
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[int | None]:
-    """The descriptor of the lock on a cell's folder, or None if somebody else has it.
+    """Hold the lock of a cell's folder; yields its descriptor, or None if another process has it.
 
-    The kernel's own lock (flock) and not a file that says "locked": it ends with its last holder, however
-    that ended, so a killed command leaves nothing stale. A child that inherits the descriptor goes on
-    holding it after its parent was killed, so a cell still at work is never started a second time.
+    A child that inherits the descriptor goes on holding the lock after its parent was killed, so a cell
+    still at work is never started a second time.
     """
-    locks = folder.parent / _FOLDER
+    locks = folder.parent / ".claims"
     locks.mkdir(exist_ok=True)
-    descriptor = os.open(locks / folder.name, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        except OSError as error:
-            raise UserError(
-                f"--output {folder.parent}: this file system has no locks ({error.strerror}), by which "
-                "several commands share a folder; choose a folder on another one"
-            ) from None
-        else:
-            yield descriptor
-    finally:
-        os.close(descriptor)
+    with _lock(locks / folder.name, folder.parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as descriptor:
+        yield descriptor
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Nobody else's turn until the end of the ``with``; waits for one's own.
+    """Wait for the lock on the file ``path``, and hold it until the end of the ``with``."""
+    with _lock(path, path.parent, fcntl.LOCK_EX):
+        yield
 
-    The kernel's own lock (flock) on the file ``path``, which a killed command lets go.
+
+@contextmanager
+def _lock(path: Path, folder: Path, operation: int) -> Iterator[int | None]:
+    """Hold a lock of the kernel (flock), which ends with its last holder: a killed command leaves none.
 
     Raises:
         UserError: the file system has no locks, as some network drives.
@@ -172,12 +184,15 @@ def locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError:
+            yield None
         except OSError as error:
             raise UserError(
-                f"--output {path.parent}: this file system has no locks ({error.strerror}), without which "
-                "commands cannot share a folder; choose a local folder"
+                f"--output {folder}: this file system has no locks ({error.strerror}), which commands need "
+                "to share a folder; choose a folder on another file system"
             ) from None
-        yield
+        else:
+            yield descriptor
     finally:
         os.close(descriptor)

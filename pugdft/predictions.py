@@ -1,18 +1,38 @@
-"""What the model said of every image of a split, and the metrics that follow from it."""
+"""Predictions of a model for every image of a split, their file, and the metrics computed from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
+from pugdft.errors import UserError, printable
 from pugdft.paths import write_atomically
-from pugdft.records import SplitMetrics
+from pugdft.records import LARGEST, SplitMetrics, StoredRun
 
 NUM_BINS = 15
+
+# Each array: the kinds of its type, as numpy writes them, and in words.
+_ARRAYS = {
+    "label": ("iu", "whole numbers"),
+    "prediction": ("iu", "whole numbers"),
+    "in_top5": ("b", "true or false"),
+    "confidence": ("f", "floating-point numbers"),
+    "loss": ("f", "floating-point numbers"),
+}
+# A compressed file can unfold to any size: more images than any split has are not read.
+_MOST_IMAGES = 10_000_000
+
+_LONGEST_HEADER = 1_000
+
+
+class UnusablePredictions(UserError):
+    """Why a file of predictions cannot be used; the message does not name the file."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,7 @@ METRICS: Mapping[str, Metric] = {
             "top5", "top-5", True, (0.0, 1.0), importance=12, unit="%", scale=100, digits=2,
             per_image=lambda arrays: arrays["in_top5"],
         ),
-        Metric("loss", "loss", False, (0.0, 1e100), importance=8, per_image=lambda arrays: arrays["loss"]),
+        Metric("loss", "loss", False, (0.0, LARGEST), importance=8, per_image=lambda arrays: arrays["loss"]),
         Metric("ece", "ECE", False, (0.0, 1.0), importance=10, unit="%", scale=100, digits=2),
     )
 }  # fmt: skip
@@ -112,7 +132,76 @@ class Predictions:
         write_atomically(path, buffer.getvalue())
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read ``predictions.npz``; never unpickles."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
+def artifact_name(split: str) -> str:
+    """The name of a split's predictions among a record's artifacts."""
+    return "predictions" if split == "test" else f"predictions_{split}"
+
+
+def read_predictions(path: Path, num_images: int | None = None, *, exact: bool = False) -> Predictions:
+    """Read ``predictions.npz``, see :func:`read_arrays`."""
+    return Predictions(**read_arrays(path, num_images, exact=exact))
+
+
+def stored_predictions(run: StoredRun, split: str, num_images: int) -> Predictions | None:
+    """The predictions that a record names for a split of so many images; None if there are none.
+
+    Raises:
+        UserError: they lie outside the record's folder, cannot be read, or are not of so many images.
+    """
+    file = run.artifact(artifact_name(split))
+    try:
+        return None if file is None else read_predictions(file, num_images)
+    except UnusablePredictions as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def read_arrays(
+    path: Path, num_images: int | None, names: Sequence[str] = tuple(_ARRAYS), *, exact: bool = False
+) -> dict[str, np.ndarray]:
+    """Read arrays of a file that anybody may have written: nothing is unpickled, and no more than asked for.
+
+    Args:
+        path: the ``.npz`` file.
+        num_images: entries that each array must have; None for a file that pugdft itself just wrote.
+        names: the arrays to read.
+        exact: refuse a file that holds other arrays besides.
+
+    Raises:
+        UnusablePredictions: not such a file.
+    """
+    if num_images is not None and not 1 <= num_images <= _MOST_IMAGES:
+        raise UnusablePredictions(f"{num_images:,} images are not read, only 1 to {_MOST_IMAGES:,}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if exact and sorted(archive.namelist()) != sorted(f"{name}.npy" for name in names):
+                raise UnusablePredictions(
+                    f"must hold the arrays {', '.join(names)}, each once, and nothing else"
+                )
+            return {name: _read_array(archive, name, num_images) for name in names}
+    except UnusablePredictions:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy's parser of headers let out nearly anything
+        raise UnusablePredictions(f"not readable as predictions: {printable(error)[:100]}") from None
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, num_images: int | None) -> np.ndarray:
+    """Read one array, after its header promised the expected type and size."""
+    kinds, expected = _ARRAYS[name]
+    with archive.open(f"{name}.npy") as member:
+        # In other versions a header alone may unfold to gigabytes.
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise UnusablePredictions(f"{name} is in another version of the format than pugdft writes")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=_LONGEST_HEADER)
+        if dtype.kind not in kinds or dtype.itemsize > 8:
+            raise UnusablePredictions(f"{name} is of type {printable(dtype)[:40]}, expected {expected}")
+        if len(shape) != 1 or num_images not in (None, shape[0]):
+            raise UnusablePredictions(
+                f"{name} has the shape {shape}, expected one value for each of {num_images or 0:,} images"
+            )
+        content = member.read(shape[0] * dtype.itemsize)
+        return np.frombuffer(content, dtype, shape[0]).copy()  # a buffer's own array is read-only
+
+
+def labels_sha256(labels: np.ndarray) -> str:
+    """Digest of a split's labels, which tells whether images of two runs stand in the same order."""
+    return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()

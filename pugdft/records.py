@@ -1,28 +1,80 @@
-"""The run record: what ran, on what, at what cost, how it ended, and where the evidence lies.
+"""The run record: what ran, on what data, at what cost, how it ended, and which files it left.
 
 One YAML file per run, ``schema: pugdft.run/1``. Reading is tolerant of fields it does not know (a newer
-minor version) and of missing optional ones (an older one); writing is atomic. No torch.
+minor version), of missing optional ones (an older one) and of numbers out of bounds: the rules that stand
+beside the fields are applied by :func:`rule_faults` alone, for ``leaderboard check``. No torch.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pugdft.config import yaml
-from pugdft.errors import UserError
-from pugdft.paths import write_atomically
+from pugdft.errors import Fault, UserError
+from pugdft.paths import file_inside, write_atomically
 
 SCHEMA = "pugdft.run/1"
 
 RECORD_NAME = "record.yaml"
 
+LARGEST = 1e100
+"""No quantity of a run comes near; a larger whole number is no float."""
+
+_LARGEST_INTEGER = int(LARGEST)
+
+_MOST_LEVELS = 100
+
+# What a text must hold if a value may be too large or too deep: looking at every value is slow.
+_LONG_NUMBER = re.compile(r"[0-9a-fA-F_]{80}")  # in hexadecimal, LARGEST has 84 digits
+
+_DEEP = " " * (_MOST_LEVELS // 2)  # dashes of nested items count for two
+
 _LONGEST_SHOWN = 80
 
 Status = Literal["completed", "diverged", "failed", "interrupted", "oom"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field's value must satisfy in a record that ``leaderboard check`` accepts."""
+
+    accepts: Callable[[Any], bool]
+    message: str
+
+    def faults(self, where: str, value: object) -> Iterator[Fault]:
+        """The fault of a value that breaks the rule."""
+        if not self.accepts(value):
+            yield Fault(where, self.message.format(str(value)[:40]))
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number; ``true`` is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def between(low: float, high: float = math.inf) -> Rule:
+    """A finite number within these bounds."""
+    allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+    return Rule(
+        lambda value: is_number(value) and low <= value <= high, f"must be a number, {allowed}, not {{}}"
+    )
+
+
+def matching(pattern: str, message: str) -> Rule:
+    """A word of this pattern."""
+    return Rule(re.compile(pattern, re.ASCII).fullmatch, message)  # type: ignore[arg-type]
+
+
+FRACTION, NOT_NEGATIVE, POSITIVE = between(0, 1), between(0), between(1)
+
+_SHA256 = matching("[0-9a-f]{64}", "is no sha256 of 64 hexadecimal digits")
 
 
 class _Part(BaseModel):
@@ -37,9 +89,9 @@ class DataFacts(_Part):
     """
 
     name: str
-    classes: int
-    sizes: dict[str, int]
-    sha256: str
+    classes: Annotated[int, POSITIVE]
+    sizes: Annotated[dict[str, int], POSITIVE]
+    sha256: Annotated[str, _SHA256]
     split_sha256: str | None = None
     order_sha256: str | None = None
     augmentation_sha256: str | None = None
@@ -50,9 +102,9 @@ class ModelFacts(_Part):
 
     name: str
     pretrained_tag: str | None = None
-    weights_sha256: str
+    weights_sha256: Annotated[str, _SHA256]
     head_sha256: str | None = None
-    parameters: int
+    parameters: Annotated[int, POSITIVE]
 
 
 class SplitMetrics(_Part):
@@ -60,8 +112,8 @@ class SplitMetrics(_Part):
 
     model_config = ConfigDict(extra="allow", strict=True)  # `top1: true` is no accuracy
 
-    top1: float
-    top5: float
+    top1: Annotated[float, FRACTION]
+    top5: Annotated[float, FRACTION]
     loss: float
     ece: float
 
@@ -69,7 +121,7 @@ class SplitMetrics(_Part):
 class BestEpoch(_Part):
     """The best epoch picked on the test set: comparable with papers, never used for ranking."""
 
-    top1: float
+    top1: Annotated[float, FRACTION]
     epoch: int
 
 
@@ -84,21 +136,21 @@ class Metrics(_Part):
 class Cost(_Part):
     """``gradient_passes``: forward-backward passes over a batch, two for SAM; ``epochs``: whole ones."""
 
-    epochs: int = 0
-    steps: int = 0
-    gradient_passes: float = 0.0
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    images_per_second: float = 0.0
-    peak_memory_bytes: int = 0
+    epochs: Annotated[int, NOT_NEGATIVE] = 0
+    steps: Annotated[int, NOT_NEGATIVE] = 0
+    gradient_passes: Annotated[float, NOT_NEGATIVE] = 0.0
+    train_seconds: Annotated[float, NOT_NEGATIVE] = 0.0
+    eval_seconds: Annotated[float, NOT_NEGATIVE] = 0.0
+    images_per_second: Annotated[float, NOT_NEGATIVE] = 0.0
+    peak_memory_bytes: Annotated[int, NOT_NEGATIVE] = 0
 
 
 class MethodFacts(_Part):
-    """Evidence that the method acted, measured during the run."""
+    """Measurements of how the method acted during the run."""
 
-    two_pass_fraction: float = 0.0
-    mean_perturbation_norm: float | None = None
-    mean_gradient_cosine: float | None = None
+    two_pass_fraction: Annotated[float, FRACTION] = 0.0
+    mean_perturbation_norm: Annotated[float | None, NOT_NEGATIVE] = None
+    mean_gradient_cosine: Annotated[float | None, between(-1 - 1e-3, 1 + 1e-3)] = None
     skipped_steps: int = 0
 
 
@@ -106,14 +158,14 @@ class Artifact(_Part):
     """A file beside the record: ``path`` is relative to the record's folder."""
 
     path: str
-    sha256: str
+    sha256: Annotated[str, _SHA256]
 
 
 class RunRecord(_Part):
     """One run."""
 
     schema_: str = Field(SCHEMA, alias="schema")
-    id: str
+    id: Annotated[str, matching(r"[\w.+-]+", "must be of letters, digits and _ . + - alone")]
     status: Status
     recipe: dict[str, Any]
     seed: int
@@ -135,6 +187,44 @@ class RunRecord(_Part):
         return yaml.dump(self.model_dump(mode="json", by_alias=True))
 
 
+def rule_faults(part: BaseModel, where: str = "") -> Iterator[Fault]:
+    """Check a record, or a part of one, against the rules beside its fields."""
+    for name, field in type(part).model_fields.items():
+        value, place = getattr(part, name), f"{where}{name}"
+        items = value if isinstance(value, dict) else None
+        for rule in (each for each in field.metadata if isinstance(each, Rule)):
+            if items is not None:
+                for key, item in items.items():
+                    yield from rule.faults(f"{place}.{key}", item)
+            elif value is not None:
+                yield from rule.faults(place, value)
+        for inner, below in [(value, f"{place}."), *((v, f"{place}.{k}.") for k, v in (items or {}).items())]:
+            if isinstance(inner, BaseModel):
+                yield from rule_faults(inner, below)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A record and the file that it was read from."""
+
+    record: RunRecord
+    path: Path
+
+    def artifact(self, name: str) -> Path | None:
+        """The file that the record names so; None if it names none or the file is not there.
+
+        Raises:
+            UserError: the path leads out of the record's folder.
+        """
+        entry = self.record.artifacts.get(name)
+        if entry is None:
+            return None
+        try:
+            return file_inside(self.path.parent, entry.path)
+        except UserError as error:
+            raise UserError(f"{self.path}: artifacts.{name}.path: {error}") from None
+
+
 def write_record(record: RunRecord, folder: Path) -> Path:
     """Write ``folder/record.yaml``, whole or not at all; returns its path."""
     path = folder / RECORD_NAME
@@ -143,12 +233,41 @@ def write_record(record: RunRecord, folder: Path) -> Path:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a record.
+    """Read a record, which anybody may have written.
 
     Raises:
-        UserError: not readable, not a record, or of a schema this version does not know.
+        UserError: not readable, not a record, of a schema this version does not know, or with values that
+            are nested too deep or too large to calculate with.
     """
-    return parse_record(yaml.read_text(path), path)
+    text = yaml.read_text(path)
+    try:
+        record = parse_record(text, path)
+        if _LONG_NUMBER.search(text) or _DEEP in text or text.count("[") + text.count("{") > _MOST_LEVELS:
+            fault = _unfit(record.model_dump())
+        else:
+            fault = None
+    except UserError:
+        raise
+    # What a YAML value may cause in pydantic, or in a walk through it.
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error!r}") from None
+    if fault:
+        raise UserError(f"{path}: {fault}")
+    return record
+
+
+def _unfit(value: object, where: str = "", depth: int = 0) -> Fault | None:
+    """The first whole number beyond ``LARGEST``, or a value that is nested too deep."""
+    if isinstance(value, int):
+        return Fault(where, "is out of range") if abs(value) > _LARGEST_INTEGER else None
+    if not isinstance(value, Mapping | list):
+        return None
+    if depth > _MOST_LEVELS:
+        return Fault("", "is nested too deep")
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        if fault := _unfit(item, f"{where}.{key}" if where else str(key), depth + 1):
+            return fault
+    return None
 
 
 def parse_record(text: str, path: Path) -> RunRecord:

@@ -19,8 +19,8 @@ from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.leaderboard.load import read_checked
 from pugdft.leaderboard.validate import record_faults
-from pugdft.records import RunRecord, parse_record
-from pugdft.reproduce import StoredRun, rerun_folder, rerun_recipe
+from pugdft.records import RunRecord, StoredRun, parse_record
+from pugdft.reproduce import rerun_folder, rerun_recipe
 from pugdft.training.run import read_recipe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

@@ -1,19 +1,20 @@
-"""``pugdft verify`` and ``pugdft rerun``: what a record says, evaluated and run again."""
+"""``pugdft verify`` evaluates a run's stored weights again, ``pugdft rerun`` runs its recipe again."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from pugdft.cli.output import given_path
-from pugdft.errors import UserError
+from pugdft.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from pugdft.reproduce import Check, StoredRun
+    from pugdft.records import StoredRun
+    from pugdft.reproduce import ValueCheck
 
 GATE_DID_NOT_HOLD = 3
 
@@ -39,7 +40,6 @@ def verify_command(
     what is allowed. Exit code 0 if all agree, 3 if not, 2 if something cannot be read.
     """
     from pugdft.cli.progress import ProgressLog
-    from pugdft.errors import printable
     from pugdft.reproduce import verify
 
     agree, unreadable = [], []
@@ -116,8 +116,7 @@ def rerun_command(
 
 
 def _conclude(old: StoredRun, new: StoredRun, tolerant: bool) -> NoReturn:
-    """Compare, print and end."""
-    from pugdft.errors import printable
+    """Compare both runs, print the result and exit."""
     from pugdft.reproduce import compare_runs
 
     status = new.record.status
@@ -132,19 +131,16 @@ def _conclude(old: StoredRun, new: StoredRun, tolerant: bool) -> NoReturn:
     _end(new.path, 0 if comparison.agrees else GATE_DID_NOT_HOLD)
 
 
-def _print_checks(checks: Iterable[Check], agreement: str) -> None:
-    """One line a check: ok or same, differs, and the numbers."""
-    from pugdft.errors import printable
-
-    listed = list(checks)
-    width = max(len(check.name) for check in listed)
-    for check in listed:
+def _print_checks(checks: Sequence[ValueCheck], agreement: str) -> None:
+    """Print a line for each check: ok or same, differs, and the values."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
         word = "" if check.agrees is None else agreement if check.agrees else "differs"
         typer.echo(f"  {check.name:<{width}}  {word:<7}  {printable(check.detail)}")
 
 
 def _end(path: Path | None, code: int) -> NoReturn:
-    """The new record's path as the last line, and the exit code."""
+    """Print the new record's path as the last line, and exit."""
     if path is not None:
         typer.echo(str(path))
         sys.stdout.flush()

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from pugdft.leaderboard.entry import CurvePoint
-from pugdft.leaderboard.load import LARGEST
 from pugdft.leaderboard.stats import mean
-from pugdft.records import RunRecord
+from pugdft.records import LARGEST, RunRecord
 
 History = Mapping[int, Mapping[str, Any]]
 """A run's rows by epoch."""

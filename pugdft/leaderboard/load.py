@@ -1,48 +1,25 @@
-"""Record files to records: what lies below some paths, each run once, and what had to be left out."""
+"""Find record files below some paths, read each run once, and read its predictions for each image."""
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import math
 import os
-import re
-import stat
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pugdft.config import yaml
 from pugdft.errors import UserError, printable
-from pugdft.predictions import METRICS
-from pugdft.records import RECORD_NAME, RunRecord, SplitMetrics, parse_record
+from pugdft.paths import file_inside
+from pugdft.predictions import METRICS, UnusablePredictions, artifact_name, labels_sha256, read_arrays
+from pugdft.records import RECORD_NAME, RunRecord, StoredRun, read_record
 
-# What PyYAML, or the walk through a very deep value, may let out: one file must not cost the whole table.
-_ESCAPING = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
+Loaded = StoredRun
 
-# No quantity of a run comes near; a larger whole number is no float, and has no end when written out.
-LARGEST = 1e100
-
-_LARGEST = int(LARGEST)
-
-_MOST_LEVELS = 100
-
-_LONG_NUMBER = re.compile(r"[0-9a-fA-F_]{80}")  # in hexadecimal, LARGEST has 84 digits
-
-_DEEP = " " * (_MOST_LEVELS // 2)  # dashes of nested items count for two
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A record and the file that it was read from."""
-
-    record: RunRecord
-    path: Path
+_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -61,10 +38,10 @@ class Collected:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Meanwhile no search for reference cycles, of which records have none.
+    """Disable the garbage collector while records are read.
 
-    The search begins anew whenever the number of objects has grown by a quarter, and goes through all of
-    them: for ten thousand records it takes about as long as everything else.
+    It starts anew whenever the number of objects has grown by a quarter, and goes through all of them: for
+    ten thousand records it takes about as long as everything else, and finds nothing.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -77,7 +54,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 @without_garbage_collection()
 def collect(paths: Sequence[Path]) -> Collected:
-    """Every run below ``paths`` once, and a message for each thing that was left out.
+    """Read every run below ``paths`` once, with a message for each thing that was left out.
 
     Args:
         paths: record files of any name, or folders, searched for ``record.yaml`` through links as well.
@@ -87,24 +64,25 @@ def collect(paths: Sequence[Path]) -> Collected:
     """
     left_out: list[str] = []
     notes: list[str] = []
-    loaded: dict[str, Loaded] = {}
+    found: dict[str, Loaded] = {}
     for file in record_files(paths, left_out.append, notes.append):
         try:
             record = read_checked(file)
         except UserError as error:
             left_out.append(f"left out: {error}")
             continue
-        first = loaded.setdefault(record.id, Loaded(record, file))
-        if first.record is record:
+        run = Loaded(record, file)
+        first = found.setdefault(record.id, run)
+        if first is run:
             continue
-        if first.record == record and not _has_predictions(first) and _has_predictions(Loaded(record, file)):
-            loaded[record.id] = Loaded(record, file)  # a copy says the same, and has more to show
+        if first.record == record and not _has_predictions(first) and _has_predictions(run):
+            found[record.id] = run  # a copy says the same, and has more to show
         elif first.record.to_yaml() != record.to_yaml():
             raise UserError(
                 f'the id "{printable(record.id)}" stands in two records that differ: {printable(first.path)} '
                 f"and {printable(file)}. Remove the one that is not the run's own."
             )
-    return Collected(list(loaded.values()), tuple(map(printable, left_out)), tuple(map(printable, notes)))
+    return Collected(list(found.values()), tuple(map(printable, left_out)), tuple(map(printable, notes)))
 
 
 def _has_predictions(run: Loaded) -> bool:
@@ -112,29 +90,26 @@ def _has_predictions(run: Loaded) -> bool:
 
 
 def read_checked(file: Path) -> RunRecord:
-    """A record that can be grouped, with numbers that can be reckoned with.
+    """Read a record that can be grouped: its recipe names model, data, optimizer and base.
 
     Raises:
         UserError: anything else, however the file came to be.
     """
-    try:
-        text = yaml.read_text(file)
-        record = parse_record(text, file)
-        _check_recipe(file, record)
-        # Only where the text leaves room for it: going through every value costs as much as reading them.
-        if _LONG_NUMBER.search(text) or _DEEP in text or text.count("[") + text.count("{") > _MOST_LEVELS:
-            _check_values(file, record)
-    except UserError:
-        raise
-    except _ESCAPING as error:
-        raise UserError(f"{file}: not readable as YAML: {error!r}") from None
+    record = read_record(file)
+    named = {section: record.recipe.get(section) for section in ("model", "data", "optimizer")}
+    optimizer = named["optimizer"]
+    if isinstance(optimizer, Mapping) and "base" in optimizer:
+        named["optimizer.base"] = optimizer["base"]
+    for section, value in named.items():
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise UserError(f"{file}: recipe.{section}.name: is required")
     return record
 
 
 def record_files(
     paths: Sequence[Path], leave_out: Callable[[str], None], note: Callable[[str], None]
 ) -> Iterator[Path]:
-    """The files to read, each once however many paths or links lead to it.
+    """Yield the files to read, each once however many paths or links lead to it.
 
     Raises:
         UserError: a path does not exist.
@@ -152,125 +127,35 @@ def record_files(
         seen.add(identity)
         return True
 
-    for path in paths:
-        if path.is_dir():
-            found = False
-            for file in _records_below(path, is_new, leave_out, note):
-                found = True
-                yield file
-            if not found:
-                note(f"{path}: no {RECORD_NAME} below it that was not found already")
-        elif is_new(path):
-            yield path
-
-
-def _records_below(
-    root: Path,
-    is_new: Callable[[Path | str], bool],
-    leave_out: Callable[[str], None],
-    note: Callable[[str], None],
-) -> Iterator[Path]:
-    """``record.yaml`` in ``root`` and its subfolders, sorted, through links but never round a loop."""
-
     def unreadable(error: OSError) -> None:
         note(f"left out: {error.filename}: cannot be listed: {error.strerror}")
 
-    for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
-        if not is_new(folder):
-            subfolders.clear()
+    for path in paths:
+        if not path.is_dir():
+            if is_new(path):
+                yield path
             continue
-        subfolders.sort()
-        if RECORD_NAME in names:
+        found = False
+        for folder, subfolders, names in os.walk(path, onerror=unreadable, followlinks=True):
+            if not is_new(folder):  # a link back, which would be a loop
+                subfolders.clear()
+                continue
+            subfolders.sort()
             file = Path(folder, RECORD_NAME)
-            try:
-                is_wanted = is_new(file)
-            except OSError:
+            if RECORD_NAME not in names:
+                continue
+            if not os.path.exists(file):
                 leave_out(f"left out: {file}: a link that leads nowhere")
-            else:
-                if is_wanted:
-                    yield file
-
-
-def _check_recipe(file: Path, record: RunRecord) -> None:
-    """Refuse a record that cannot be grouped.
-
-    Raises:
-        UserError: names are missing.
-        ValueError: a key of the recipe cannot be written out.
-    """
-    recipe = record.recipe
-    repr(recipe)
-    named = {section: recipe.get(section) for section in ("model", "data", "optimizer")}
-    optimizer = named["optimizer"]
-    if isinstance(optimizer, Mapping) and "base" in optimizer:
-        named["optimizer.base"] = optimizer["base"]
-    for section, value in named.items():
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise UserError(f"{file}: recipe.{section}.name: is required")
-
-
-def _check_values(file: Path, record: RunRecord) -> None:
-    """Refuse a record with values too deep, or with a whole number that no arithmetic has room for.
-
-    Raises:
-        UserError: it has.
-    """
-    if _has_huge([record], _MOST_LEVELS):
-        place = next(_huge(record.model_dump()), None)
-        raise UserError(f"{file}: {place}: is out of range" if place else f"{file}: is nested too deep")
-
-
-def _has_huge(values: Iterable[Any], levels: int) -> bool:
-    """Whether a whole number is beyond ``LARGEST``, or something lies deeper than ``levels``.
-
-    Every value of every record comes by here: this is quick, and :func:`_huge` finds the place.
-    """
-    for value in values:
-        kind = value.__class__
-        if kind is float or kind is str or value is None or kind is bool:
-            continue
-        if kind is int:
-            if not -_LARGEST <= value <= _LARGEST:
-                return True
-        elif levels == 0:
-            return True
-        elif kind is dict:
-            if _has_huge(value.values(), levels - 1):
-                return True
-        elif kind is list:
-            if _has_huge(value, levels - 1):
-                return True
-        elif _has_huge(vars(value).values(), levels) or _has_huge((value.model_extra or {}).values(), levels):
-            return True  # in a part of the record
-    return False
-
-
-def _huge(value: object, where: str = "") -> Iterator[str]:
-    """The dotted places of whole numbers beyond ``LARGEST``."""
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        yield where
-    items: Iterable[tuple[object, object]] = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    for key, item in items:
-        yield from _huge(item, f"{where}.{key}" if where else str(key))
-
-
-# A compressed file can unfold to any size: more images than any test split has are not read.
-_MOST_IMAGES = 10_000_000
-
-_KINDS = {"label": "iu", "prediction": "iu", "in_top5": "b", "loss": "f"}
-
-_LONGEST_HEADER = 1_000
-
-_TOLERANCE = 1e-9
+            elif is_new(file):
+                found = True
+                yield file
+        if not found:
+            note(f"{path}: no {RECORD_NAME} below it that was not found already")
 
 
 @dataclass(frozen=True)
 class PerImage:
-    """Of one run.
+    """Scores of one run for each test image.
 
     Attributes:
         scores: of each metric that is a mean over images, and a number.
@@ -281,10 +166,6 @@ class PerImage:
     split: str
 
 
-class NotUsable(Exception):
-    """Why predictions are not used, in words for a note."""
-
-
 def read_per_image(run: Loaded) -> PerImage | None:
     """The per-image scores of a completed run; None if it stored no predictions.
 
@@ -292,71 +173,23 @@ def read_per_image(run: Loaded) -> PerImage | None:
     test split's size and give exactly the record's metrics, and that says more.
 
     Raises:
-        NotUsable: the file is missing, damaged, elsewhere, or not this record's.
+        UserError: the file is missing, damaged, elsewhere, or not this record's.
     """
     record = run.record
-    artifact, metrics = record.artifacts.get("predictions"), record.metrics.test if record.metrics else None
+    artifact = record.artifacts.get(artifact_name("test"))
+    metrics = record.metrics.test if record.metrics else None
     if artifact is None or record.data is None or metrics is None:
         return None
+    file = file_inside(run.path.parent, artifact.path)
+    if file is None:
+        raise UnusablePredictions("no such file")
     num_images = record.data.sizes.get("test", 0)
-    if not 0 < num_images <= _MOST_IMAGES:
-        raise NotUsable("the record does not say the test split's size")
-    try:
-        arrays = _arrays(_inside(run.path.parent, artifact.path), num_images)
-    except NotUsable:
-        raise
-    except FileNotFoundError:
-        raise NotUsable("no such file") from None
-    except Exception as error:  # zipfile, zlib and numpy's parser of headers let out nearly anything
-        raise NotUsable("not readable") from error
-    scores = _checked(
-        {key: metric.per_image(arrays) for key, metric in METRICS.items() if metric.per_image},
-        metrics,
-    )
-    return PerImage(scores, hashlib.sha256(arrays["label"].astype(np.int64).tobytes()).hexdigest())
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The regular file that an artifact names; a record must not make us open anything else."""
-    if os.path.basename(name) == name and stat.S_ISREG(os.lstat(folder / name).st_mode):
-        return folder / name  # and no look at every folder above it, for every record
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise NotUsable("the path leads out of the record's folder")
-    if path.exists() and not path.is_file():
-        raise NotUsable("not a file")
-    return path
-
-
-def _arrays(path: Path, num_images: int) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        return {name: _array(archive, name, num_images) for name in _KINDS}
-
-
-def _array(archive: zipfile.ZipFile, name: str, num_images: int) -> np.ndarray:
-    """One array, of which no byte is read before its header promises what we expect."""
-    layout = np.lib.format
-    with archive.open(f"{name}.npy") as member:
-        # Of the other versions a header alone may unfold to gigabytes.
-        if layout.read_magic(member) != (1, 0):
-            raise NotUsable(f"{name} is of another format than pugdft writes")
-        shape, _, kind = layout.read_array_header_1_0(member, max_header_size=_LONGEST_HEADER)
-        if kind.kind not in _KINDS[name] or kind.itemsize > 8:
-            raise NotUsable(f"{name} is of type {kind}")
-        if shape != (num_images,):
-            raise NotUsable(f"not for the {num_images:,} images of the record's test split")
-        return np.frombuffer(member.read(num_images * kind.itemsize), kind, num_images)
-
-
-def _checked(scores: Mapping[str, np.ndarray], metrics: SplitMetrics) -> dict[str, np.ndarray]:
-    """Those of which the record has the mean; of a loss that is infinite there is nothing to compare."""
-    kept: dict[str, np.ndarray] = {}
-    for metric, values in scores.items():
-        expected = getattr(metrics, metric)
-        if not math.isfinite(expected):
-            continue
-        found = float(values.mean(dtype=float))
-        if not math.isclose(found, expected, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
-            raise NotUsable(f"they do not give the record's {metric}")
-        kept[metric] = values
-    return kept
+    arrays = read_arrays(file, num_images, ("label", "prediction", "in_top5", "loss"))
+    scores = {key: row.per_image(arrays) for key, row in METRICS.items() if row.per_image}
+    # Of a loss that is infinite there is nothing to compare.
+    kept = {metric: values for metric, values in scores.items() if math.isfinite(getattr(metrics, metric))}
+    for metric, values in kept.items():
+        found, recorded = float(values.mean(dtype=float)), getattr(metrics, metric)
+        if not math.isclose(found, recorded, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+            raise UnusablePredictions(f"they do not give the record's {metric}")
+    return PerImage(kept, labels_sha256(arrays["label"]))

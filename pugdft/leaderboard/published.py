@@ -1,4 +1,4 @@
-"""Figures that papers printed, beside what was measured here and never among it.
+"""Read figures that papers printed, and list them below what was measured here, never ranked.
 
 They come from ``leaderboard/reported/*.yaml``: ``sources`` (key to title, arXiv number, year) and ``rows``.
 A row needs source, table, data set, model, optimizer and top-1; what else it says becomes its protocol.
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from pugdft.config import yaml
-from pugdft.errors import Fault, FaultsError, UserError, printable, unknown
+from pugdft.errors import Fault, FaultsError, printable, unknown
 from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary
 from pugdft.leaderboard.grouping import chosen, shown
 
@@ -35,7 +35,7 @@ class _Publication(BaseModel):
     year: int | None = None
 
 
-class Row(BaseModel):
+class ReportedRow(BaseModel):
     """One printed figure. Keys that are not named here are conditions, and go into the protocol."""
 
     model_config = ConfigDict(extra="allow")
@@ -55,17 +55,14 @@ class Row(BaseModel):
     def conditions(self) -> dict[str, Any]:
         """What the protocol is made of."""
         named = {"selection": self.selection, "final_top1": self.final_top1}
-        return {
-            **(self.model_extra or {}),
-            **{key: value for key, value in named.items() if value is not None},
-        }
+        return (self.model_extra or {}) | {key: value for key, value in named.items() if value is not None}
 
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     sources: dict[str, _Publication]
-    rows: list[Row]
+    rows: list[ReportedRow]
 
 
 def reported_folder() -> Path:
@@ -75,72 +72,67 @@ def reported_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "leaderboard" / "reported"
 
 
-def read_reported(path: Path) -> list[tuple[Row, Entry]]:
+def read_reported(path: Path) -> list[tuple[ReportedRow, Entry]]:
     """The rows of one file, each with the entry it becomes.
 
     Raises:
         UserError: not readable, or not of the schema; every fault is named.
     """
     try:
-        content = yaml.parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        file = _File.model_validate(content)
+        file = _File.model_validate(yaml.parse(yaml.read_text(path), str(path)))
     except ValidationError as error:
-        details = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
-        raise FaultsError(str(path), [Fault(where, message) for where, message in details]) from None
-    faults = [
-        Fault(f"rows.{number}.source", unknown("source", row.source, file.sources))
-        for number, row in enumerate(file.rows)
-        if row.source not in file.sources
-    ]
-    faults += [
-        Fault(f"rows.{number}.{key}", "must be a word, a number, true or false")
-        for number, row in enumerate(file.rows)
-        for key, value in (row.model_extra or {}).items()
-        if not isinstance(value, str | int | float | bool)
-    ]
+        faults = [Fault(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+        raise FaultsError(str(path), faults) from None
+    faults = []
+    for number, row in enumerate(file.rows):
+        if row.source not in file.sources:
+            faults.append(Fault(f"rows.{number}.source", unknown("source", row.source, file.sources)))
+        faults += [
+            Fault(f"rows.{number}.{key}", "must be a word, a number, true or false")
+            for key, value in (row.model_extra or {}).items()
+            if not isinstance(value, str | int | float | bool)
+        ]
     if faults:
         raise FaultsError(str(path), faults)
     return [(row, _entry(row, file.sources[row.source])) for row in file.rows]
 
 
 @lru_cache
-def reported_rows(folder: Path) -> tuple[tuple[Row, Entry], ...]:
+def reported_rows(folder: Path) -> tuple[tuple[ReportedRow, Entry], ...]:
     """The rows of all files in a folder."""
     return tuple(pair for path in sorted(folder.glob("*.yaml")) for pair in read_reported(path))
 
 
 def select_rows(
-    rows: Iterable[tuple[Row, Entry]], groups: Sequence[Group], dataset: str | None, model: str | None
-) -> list[tuple[Row, Entry]]:
+    rows: Iterable[tuple[ReportedRow, Entry]], groups: Sequence[Group], dataset: str | None, model: str | None
+) -> list[tuple[ReportedRow, Entry]]:
     """The rows under the filters: of the measured groups' names, or of their own where nothing was measured.
 
     Raises:
         UserError: nothing was measured, and a filter fits none of the rows, or several names.
     """
     kept = list(rows)
-    if dataset is not None:
-        names = {group.dataset for group in groups}
-        names = names or {chosen("data set", dataset, (row.dataset for row, _ in kept), "reported row")}
-        kept = [pair for pair in kept if pair[0].dataset in names]
-    if model is not None:
-        names = {architecture(group.model) for group in groups}
-        names = names or {chosen("model", model, (row.model for row, _ in kept), "reported row")}
-        kept = [pair for pair in kept if pair[0].model in names]
+    measured = {
+        ("data set", "dataset", dataset): {group.dataset for group in groups},
+        ("model", "model", model): {architecture(group.model) for group in groups},
+    }
+    for (kind, key, wanted), names in measured.items():
+        if wanted is not None:
+            of_rows = (getattr(row, key) for row, _ in kept)
+            fitting = names or {chosen(kind, wanted, of_rows, "reported row")}
+            kept = [pair for pair in kept if getattr(pair[0], key) in fitting]
     return kept
 
 
-def with_reported(groups: Iterable[Group], rows: Iterable[tuple[Row, Entry]]) -> list[Group]:
+def with_reported(groups: Iterable[Group], rows: Iterable[tuple[ReportedRow, Entry]]) -> list[Group]:
     """The groups with the reported rows of their data set and architecture below the measured entries.
 
     Where several groups fit, a row stands once, in the one whose protocol is nearest; where none does,
     rows of one data set and model make a group of their own, behind the measured ones.
     """
     measured = list(groups)
-    added: dict[int, list[tuple[Row, Entry]]] = defaultdict(list)
-    alone: dict[tuple[str, str], list[tuple[Row, Entry]]] = defaultdict(list)
+    added: dict[int, list[tuple[ReportedRow, Entry]]] = defaultdict(list)
+    alone: dict[tuple[str, str], list[tuple[ReportedRow, Entry]]] = defaultdict(list)
     for row, entry in rows:
         fitting = [
             number
@@ -167,7 +159,7 @@ def architecture(model: str) -> str:
     return model.partition(".")[0]
 
 
-def _agreement(row: Row, recipe: Mapping[str, Any]) -> int:
+def _agreement(row: ReportedRow, recipe: Mapping[str, Any]) -> int:
     """How many of a row's conditions a recipe shares."""
     sections = [section for section in recipe.values() if isinstance(section, Mapping)]
     return sum(
@@ -175,20 +167,17 @@ def _agreement(row: Row, recipe: Mapping[str, Any]) -> int:
     )
 
 
-def _ordered(pairs: Sequence[tuple[Row, Entry]]) -> tuple[Entry, ...]:
+def _ordered(pairs: Sequence[tuple[ReportedRow, Entry]]) -> tuple[Entry, ...]:
     """Rows of one table and protocol together, the highest figure first; files and tables as they come."""
-    places: dict[tuple[str, ...], int] = {}
+    tables: dict[tuple[str, ...], list[tuple[ReportedRow, Entry]]] = defaultdict(list)
     for row, entry in pairs:
-        places.setdefault(_place(row, entry), len(places))
-    ordered = sorted(pairs, key=lambda pair: (places[_place(*pair)], -pair[0].top1))
-    return tuple(entry for _, entry in ordered)
+        tables[row.source, row.table, entry.source.protocol if entry.source else ""].append((row, entry))
+    return tuple(
+        entry for rows in tables.values() for _, entry in sorted(rows, key=lambda pair: -pair[0].top1)
+    )
 
 
-def _place(row: Row, entry: Entry) -> tuple[str, ...]:
-    return row.source, row.table, entry.source.protocol if entry.source else ""
-
-
-def _entry(row: Row, publication: _Publication) -> Entry:
+def _entry(row: ReportedRow, publication: _Publication) -> Entry:
     return Entry(
         label=printable(row.optimizer),
         status="reported",
@@ -207,7 +196,7 @@ def _entry(row: Row, publication: _Publication) -> Entry:
     )
 
 
-def _protocol(row: Row) -> str:
+def _protocol(row: ReportedRow) -> str:
     """``32 px, 200 epochs, batch 100, lr 0.1, from scratch``; then whatever else the row says."""
     conditions = row.conditions()
     words = []

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pugdft.errors import UserError
 from pugdft.leaderboard.costs import by_epoch, mean_curve, mean_of, smallest, top1_at
 from pugdft.leaderboard.entry import Entry, Group, Summary, Versus
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, chosen, group_runs
 from pugdft.leaderboard.load import (
     Loaded,
-    NotUsable,
     PerImage,
     read_per_image,
     without_garbage_collection,
@@ -162,7 +162,7 @@ def _per_image(entry: RunEntry) -> tuple[dict[int, PerImage], list[str]]:
     for run in entry.completed:
         try:
             images = read_per_image(run)
-        except NotUsable as error:
+        except UserError as error:
             reasons[str(error)].append(run.record.seed)
             continue
         if images is not None:

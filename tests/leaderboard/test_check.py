@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import pugdft
+from bad_inputs.case import call
 
 from pugdft.config import yaml
-from pugdft.leaderboard.validate import Checked, check_records
+from pugdft.leaderboard.validate import CheckedRecord, check_records
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions
 
@@ -80,11 +80,11 @@ def write(folder: Path, record: dict[str, Any], made: Predictions | None) -> Pat
     return folder / "record.yaml"
 
 
-def check(*paths: Path) -> list[Checked]:
+def check(*paths: Path) -> list[CheckedRecord]:
     return check_records(paths, lambda note: None)
 
 
-def wheres(checked: Checked) -> list[str]:
+def wheres(checked: CheckedRecord) -> list[str]:
     return [fault.where for fault in checked.faults]
 
 
@@ -299,9 +299,12 @@ def _flatter(made: Predictions) -> Predictions:
         (_with(confidence=np.full(SIZE, np.nan)), "confidence must be"),
         (_with(loss=np.full(SIZE, np.inf)), "loss must be finite"),
         (_with(in_top5=np.zeros(SIZE, bool)), "in_top5 is false for images that are predicted right"),
-        (_with(label=np.zeros(SIZE)), "label is of the type float64"),
-        (_with(in_top5=np.zeros(SIZE, np.int8)), "in_top5 is of the type int8"),
-        (_with(loss=np.zeros(SIZE - 1)), f"loss has the shape ({SIZE - 1},)"),
+        (_with(label=np.zeros(SIZE)), "label is of type float64, expected whole numbers"),
+        (_with(in_top5=np.zeros(SIZE, np.int8)), "in_top5 is of type int8, expected true or false"),
+        (
+            _with(loss=np.zeros(SIZE - 1)),
+            f"loss has the shape ({SIZE - 1},), expected one value for each of {SIZE} images",
+        ),
         (_with(loss=np.zeros((SIZE, 1), np.float32)), "loss has the shape"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -347,14 +350,17 @@ def _members(**changes: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"no archive", "is not readable"),
-        (b"", "is not readable"),
-        (_members()[:-40], "is not readable"),
-        (_members(loss=b"no array"), "is not readable"),
-        (_members(loss=array(np.array([Bomb()] * SIZE))), "holds pickled objects"),
+        (b"no archive", "not readable as predictions"),
+        (b"", "not readable as predictions"),
+        (_members()[:-40], "not readable as predictions"),
+        (_members(loss=b"no array"), "not readable as predictions"),
+        (
+            _members(loss=array(np.array([Bomb()] * SIZE))),
+            "loss is of type object, expected floating-point numbers",
+        ),
         (_members(extra=array(np.zeros(3))), "must hold the arrays"),
         (archive(label=array(np.zeros(SIZE))), "must hold the arrays"),
-        (_members(loss=bytes(10_000_000)), "would unpack to 10,000,000 bytes"),
+        (_members(loss=bytes(10_000_000)), "not readable as predictions"),
         (_members(loss=array(np.zeros(SIZE), claimed=(10**15,))), "has the shape"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -372,7 +378,7 @@ def test_a_hostile_archive_is_refused_and_nothing_is_unpickled(
 def test_a_claimed_size_beyond_any_split_is_not_read(tmp_path: Path) -> None:
     made = predictions()
     write(tmp_path, changed(content(made), {"data.sizes.test": 10**12}), made)
-    assert any("1000000000000 images are not read" in line for line in check(tmp_path)[0].lines())
+    assert any("1,000,000,000,000 images are not read" in line for line in check(tmp_path)[0].lines())
 
 
 def test_validation_predictions_are_held_to_validation_metrics(tmp_path: Path) -> None:
@@ -412,8 +418,8 @@ def test_one_id_with_two_contents_is_a_fault_and_a_copy_is_none(tmp_path: Path) 
 def test_the_commands_exit_code_and_lines_say_what_holds(tmp_path: Path) -> None:
     made = predictions()
     good = write(tmp_path / "good", content(made, "good"), made)
-    done = pugdft("leaderboard", "check", str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, f"{good}: OK\n")
+    done = call(("leaderboard", "check", str(tmp_path)))
+    assert (done.code, done.out) == (0, f"{good}: OK\n")
     bad = write(tmp_path / "bad", changed(content(made, "bad"), {"seed": 4}), made)
     broken = tmp_path / "broken" / "record.yaml"
     broken.parent.mkdir()
@@ -421,37 +427,37 @@ def test_the_commands_exit_code_and_lines_say_what_holds(tmp_path: Path) -> None
     dangling = tmp_path / "dangling" / "record.yaml"
     dangling.parent.mkdir()
     dangling.symlink_to(tmp_path / "nowhere")
-    done = pugdft("leaderboard", "check", str(tmp_path))
-    assert done.returncode == 3
-    lines = done.stdout.splitlines()
+    done = call(("leaderboard", "check", str(tmp_path)))
+    assert done.code == 3
+    lines = done.out.splitlines()
     assert f"{bad}: seed: 4, where the recipe has train.seed 3" in lines
     assert f"{good}: OK" in lines
     assert sum(line.startswith(f"{broken}: ") for line in lines) == 1
     assert f"{dangling}: a link that leads nowhere" in lines
-    assert done.stderr == "1 good, 3 with problems\n"
+    assert done.err == "1 good, 3 with problems\n"
     assert all(line.isprintable() for line in lines)
 
 
 def test_a_path_without_a_record_is_the_users_mistake(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
-        done = pugdft("leaderboard", "check", str(path))
-        assert (done.returncode, done.stdout) == (2, "")
-        assert str(path) in done.stderr
+        done = call(("leaderboard", "check", str(path)))
+        assert (done.code, done.out) == (2, "")
+        assert str(path) in done.err
 
 
-def test_check_has_its_own_help_and_a_folder_of_that_name_is_still_ranked(tmp_path: Path) -> None:
-    ranking, checking = (
-        pugdft("leaderboard", "--help").stdout,
-        pugdft("leaderboard", "check", "--help").stdout,
-    )
+def test_check_has_its_own_help_and_a_folder_of_that_name_is_still_ranked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranking, checking = (call(("leaderboard", *words, "--help")).out for words in ((), ("check",)))
     assert "--metric" in ranking
     assert "leaderboard check" in ranking
     assert checking.startswith("Usage: pugdft leaderboard check ")
     assert "--metric" not in checking
     made = predictions()
     write(tmp_path / "check" / "a", content(made), made)
-    done = pugdft("leaderboard", "./check", "--format", "csv", cwd=tmp_path)
-    assert (done.returncode, done.stdout.count("\n")) == (0, 2)
+    monkeypatch.chdir(tmp_path)
+    done = call(("leaderboard", "./check", "--format", "csv"))
+    assert (done.code, done.out.count("\n")) == (0, 2)
 
 
 @pytest.mark.parametrize(("lr", "status"), [(0.05, "completed"), (1e30, "diverged")])

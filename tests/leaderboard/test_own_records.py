@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import pugdft
+from bad_inputs.case import call
 
 from pugdft.leaderboard import Entry, build_leaderboard, collect
 
@@ -20,9 +20,9 @@ def entries() -> tuple[Entry, ...]:
 
 
 def test_the_records_pass_the_check_that_others_must_pass() -> None:
-    done = pugdft("leaderboard", "check", str(RECORDS))
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count(": OK") == 25
+    done = call(("leaderboard", "check", str(RECORDS)))
+    assert done.code == 0, done.out
+    assert done.out.count(": OK") == 25
 
 
 def test_the_documented_table_is_that_of_the_records(entries: tuple[Entry, ...]) -> None:

@@ -137,12 +137,12 @@ DAMAGES: dict[Callable[[Path], None], str | None] = {
     truncate: "not readable",
     garble: "not readable",
     flip_an_image: "do not give the record's top1",
-    leave_out_an_image: "not for the 300 images",
+    leave_out_an_image: "one value for each of 300 images",
     pickle: "label is of type object",
-    replace_by_a_pipe: "not a file",
+    replace_by_a_pipe: "no such file",
     link_outside: "leads out of the record's folder",
-    promise_a_billion: "not for the 300 images",
-    unfold_the_header: "label is of another format than pugdft writes",
+    promise_a_billion: "one value for each of 300 images",
+    unfold_the_header: "label is in another version of the format than pugdft writes",
     lengthen_the_header: "not readable",
 }
 

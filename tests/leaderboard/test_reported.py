@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import pugdft
+from bad_inputs.case import Done, call
 
 from pugdft.config import yaml
 from pugdft.errors import FaultsError, UserError
@@ -214,24 +214,37 @@ def test_filters_follow_what_was_measured_and_else_the_rows_own_names(tmp_path: 
 # --- the command -------------------------------------------------------------------------------------------
 
 
-def test_papers_tables_need_no_runs_and_are_never_ranked(tmp_path: Path) -> None:
-    done = pugdft("leaderboard", "--reported", "--format", "json", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    entries = [entry for group in json.loads(done.stdout)["groups"] for entry in group["entries"]]
+def leaderboard(*options: str) -> Done:
+    return call(("leaderboard", *options))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without runs."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_papers_tables_need_no_runs_and_are_never_ranked() -> None:
+    done = leaderboard("--reported", "--format", "json")
+    assert (done.code, done.err) == (0, "")
+    entries = [entry for group in json.loads(done.out)["groups"] for entry in group["entries"]]
     assert len(entries) == 258
     assert {(entry["status"], entry["rank_low"]) for entry in entries} == {("reported", None)}
 
 
-def test_without_being_asked_nothing_reported_is_shown_and_a_named_path_must_exist(tmp_path: Path) -> None:
-    assert pugdft("leaderboard", cwd=tmp_path).returncode == 2
-    done = pugdft("leaderboard", "nowhere", "--reported", cwd=tmp_path)
-    assert (done.returncode, "nowhere" in done.stderr) == (2, True)
+@pytest.mark.usefixtures("elsewhere")
+def test_without_being_asked_nothing_reported_is_shown_and_a_named_path_must_exist() -> None:
+    assert leaderboard().code == 2
+    done = leaderboard("nowhere", "--reported")
+    assert (done.code, "nowhere" in done.err) == (2, True)
 
 
-def test_filters_reach_the_reported_rows(tmp_path: Path) -> None:
-    options = ("--reported", "--dataset", "cifar100", "--model", "deit", "--format", "csv")
-    made = list(csv.DictReader(io.StringIO(pugdft("leaderboard", *options, cwd=tmp_path).stdout)))
+@pytest.mark.usefixtures("elsewhere")
+def test_filters_reach_the_reported_rows() -> None:
+    done = leaderboard("--reported", "--dataset", "cifar100", "--model", "deit", "--format", "csv")
+    made = list(csv.DictReader(io.StringIO(done.out)))
     assert {(row["dataset"], row["model"]) for row in made} == {("cifar100", "deit_base_patch16_224")}
-    done = pugdft("leaderboard", "--reported", "--model", "resnet19", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert 'Did you mean "resnet18"?' in done.stderr
+    done = leaderboard("--reported", "--model", "resnet19")
+    assert (done.code, done.out) == (2, "")
+    assert 'Did you mean "resnet18"?' in done.err
