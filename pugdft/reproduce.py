@@ -25,6 +25,7 @@ from pugdft.config.schema import Recipe
 from pugdft.data.cache import Store, prepare
 from pugdft.data.datasets import open_source
 from pugdft.errors import FaultsError, UserError, counted
+from pugdft.leaderboard.stats import mcnemar
 from pugdft.models import Backbone, build_model, model_faults
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, read_predictions
@@ -437,14 +438,6 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> C
     if differences and not agrees:
         verdict += f". They did not run alike, which may be why: {'; '.join(differences)}"
     return Comparison(checks, agrees, verdict)
-
-
-def mcnemar(only_there: int, only_here: int) -> float:
-    """Two-sided exact p-value of images that only one of two models gets right being shared out by chance."""
-    from scipy.special import bdtr
-
-    total = only_there + only_here
-    return min(1.0, 2 * float(bdtr(min(only_there, only_here), total, 0.5))) if total else 1.0
 
 
 def _differences(there: RunRecord, here: RunRecord) -> list[str]:
