@@ -436,8 +436,9 @@ def test_a_run_that_loses_a_file_ends_with_one_message(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command's own way out; the file goes after the images were prepared."""
-    import pugdft.cli
     import pugdft.training.run
+
+    import pugdft.cli
 
     folder = shutil.copytree(photos, tmp_path / "garden")
     file = folder / "train" / "bee" / "001.png"
