@@ -1,9 +1,9 @@
-"""Rank optimizers from the records of their runs, and claim no more than the seeds allow.
+"""Rank and compare optimizers by run records: load, group, compute statistics, write.
 
-``collect`` reads files, ``grouping`` sorts them into comparable runs, ``stats`` computes with numbers alone,
-``ranking`` joins the three, ``published`` adds what papers printed. ``columns`` lists what a format shows,
-``verdicts`` the sentences below a table, and ``formats`` has a file for each format: a function that takes
-groups. ``validate`` checks records from others.
+``load`` reads files, ``grouping`` finds comparable runs, ``stats`` and ``power`` know only numbers.
+``ranking`` joins them, ``compare`` compares two optimizers, ``published`` adds results of papers.
+``columns``, ``warnings`` and ``verdicts`` hold the words that people read, and ``formats`` writes them.
+``validate`` checks records that others contribute.
 """
 
 from pugdft.leaderboard.entry import Entry, Group
