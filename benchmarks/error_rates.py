@@ -19,10 +19,10 @@ from math import comb, sqrt
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
-from pugdft.leaderboard.power import detectable_difference, seeds_needed
+from pugdft.leaderboard.power import Plan
 from pugdft.leaderboard.stats import (
     LEVEL,
-    Sample,
+    EntryScores,
     Spread,
     compare_all,
     holm_adjusted,
@@ -142,11 +142,11 @@ def any_separated(tables: Sequence[Table], with_images: bool) -> bool:
     return bool((holm_adjusted(pairs.p_values) <= LEVEL).any())
 
 
-def sample(table: Table, with_images: bool) -> Sample:
+def sample(table: Table, with_images: bool) -> EntryScores:
     """As the leaderboard has it."""
     images: Mapping[int, np.ndarray] = dict(enumerate(table))
     scores = {seed: float(row.mean()) for seed, row in images.items()}
-    return Sample(scores, images if with_images else None)
+    return EntryScores(scores, images if with_images else None)
 
 
 def power_found(world: World, num_seeds: int, replicates: int, num_images: int) -> dict[str, float]:
@@ -155,14 +155,15 @@ def power_found(world: World, num_seeds: int, replicates: int, num_images: int) 
     gain = 0.0
     for _ in range(3):  # variances depend on the accuracies, and those on the difference
         std, image_variance = true_variances(world, rng, num_images, gain)
-        gain = detectable_difference(num_seeds, std, image_variance=image_variance)
+        plan = Plan(std, image_variance)
+        gain = plan.detectable_difference(num_seeds)
         if world.accuracy + gain >= 1:  # no optimizer is so much better
             return {"difference": gain}
     found = sum(
         any_separated(world.tables(rng, 2, num_seeds, num_images, gain), with_images=True)
         for _ in range(replicates)
     )
-    needed = seeds_needed(gain, std, image_variance=image_variance)
+    needed = plan.seeds_needed(gain)
     return {"difference": gain, "found": found / replicates, "seeds needed": float(needed or 0)}
 
 

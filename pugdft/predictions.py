@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from pugdft.errors import UserError, printable
 from pugdft.paths import write_atomically
-from pugdft.records import SplitMetrics, StoredRun
+from pugdft.records import LARGEST, SplitMetrics, StoredRun
 
 NUM_BINS = 15
 
@@ -33,6 +33,57 @@ _LONGEST_HEADER = 1_000
 
 class UnusablePredictions(UserError):
     """Why a file of predictions cannot be used; the message does not name the file."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of :data:`METRICS`: how a metric is called, written, judged and bounded.
+
+    Attributes:
+        key: the field of ``SplitMetrics``.
+        name: in words.
+        higher_is_better: whether the highest value ranks first.
+        bounds: lowest and highest valid value.
+        importance: of its column where another metric ranks; on a narrow table the highest numbers go first.
+        unit: of the number that people read.
+        scale: from the stored value to that unit.
+        digits: behind the point, in that unit.
+        per_image: each test image's value, from the arrays of ``Predictions`` by name; None for a metric
+            that is no mean over images.
+    """
+
+    key: str
+    name: str
+    higher_is_better: bool
+    bounds: tuple[float, float]
+    importance: int
+    unit: str = ""
+    scale: float = 1.0
+    digits: int = 4
+    per_image: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
+
+    @property
+    def is_share_of_images(self) -> bool:
+        """Whether one image of N moves it by 0 or 1/N."""
+        return self.per_image is not None and self.bounds == (0.0, 1.0)
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            "top1", "top-1", True, (0.0, 1.0), importance=5, unit="%", scale=100, digits=2,
+            per_image=lambda arrays: arrays["prediction"] == arrays["label"],
+        ),
+        Metric(
+            "top5", "top-5", True, (0.0, 1.0), importance=12, unit="%", scale=100, digits=2,
+            per_image=lambda arrays: arrays["in_top5"],
+        ),
+        Metric("loss", "loss", False, (0.0, LARGEST), importance=8, per_image=lambda arrays: arrays["loss"]),
+        Metric("ece", "ECE", False, (0.0, 1.0), importance=10, unit="%", scale=100, digits=2),
+    )
+}  # fmt: skip
+"""Every metric of an evaluation by its key, in the order that reports list them."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pugdft.config.schema import Recipe
 from pugdft.data.cache import Store, prepare
 from pugdft.data.datasets import open_source
 from pugdft.errors import FaultsError, UserError, counted
-from pugdft.leaderboard.compare import mcnemar
+from pugdft.leaderboard.stats import mcnemar
 from pugdft.models import Backbone, build_model, model_faults
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, artifact_name, stored_predictions

@@ -187,7 +187,7 @@ def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Pro
 
     A recipe that cannot run here has its problem in its lines, and the others their price.
     """
-    from pugdft.leaderboard.power import detectable_difference
+    from pugdft.leaderboard.power import Plan
 
     rows: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -217,7 +217,7 @@ def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Pro
         num_seeds=num_seeds,
         num_pairs=num_pairs,
         spread=_spread(cells),
-        detectable=detectable_difference(num_seeds, 1.0, num_pairs) if num_seeds > 1 else None,
+        detectable=Plan(1.0, num_pairs=num_pairs).detectable_difference(num_seeds) if num_seeds > 1 else None,
     )
 
 

@@ -53,16 +53,17 @@ def command(
     leaderboard calls an optimizer, such as 'sam[rho=0.1]'.
     """
     from pugdft.errors import UserError
-    from pugdft.leaderboard.compare import as_json, as_text, compare_sides, find_sides
+    from pugdft.leaderboard.compare import as_json, compare_selections, find_selections
+    from pugdft.leaderboard.verdicts import comparison_text
 
     if margin is not None and margin >= 1 and metric is not RankedBy.LOSS:
         raise UserError(
             f"--margin: {margin:g} is everything there is: a fraction is meant, 0.02 for 2 points"
         )
-    one, two = find_sides(
+    one, two = find_selections(
         first, second, records or [Path("runs")], dataset, model, lambda line: print(line, file=sys.stderr)
     )
-    report = compare_sides(one, two, metric.value, margin)
-    typer.echo(as_json(report) if format_ is Format.JSON else as_text(report))
+    report = compare_selections(one, two, metric.value, margin)
+    typer.echo(as_json(report) if format_ is Format.JSON else comparison_text(report))
     if report.gate is not None and not report.gate.holds:
         raise typer.Exit(_GATE_DID_NOT_HOLD)

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from pugdft.cli.output import given_path
 
 if TYPE_CHECKING:
-    from pugdft.leaderboard import Group
+    from pugdft.leaderboard import Group, Loaded
 
 _PLAIN_WIDTH = 120
 _DEFAULT_PATHS = (Path("runs"),)
@@ -22,7 +22,7 @@ _CHECK = "check"
 _GATE_DID_NOT_HOLD = 3
 
 
-class Format(StrEnum):
+class LeaderboardFormat(StrEnum):
     """How the leaderboard is written."""
 
     TABLE = "table"
@@ -34,7 +34,7 @@ class Format(StrEnum):
 
 
 class RankedBy(StrEnum):
-    """What can rank."""
+    """The keys of ``METRICS``, written again so that ``--help`` needs no import of numpy."""
 
     TOP1 = "top1"
     TOP5 = "top5"
@@ -43,10 +43,10 @@ class RankedBy(StrEnum):
 
 
 class Command(TyperCommand):
-    """Ranks, unless the first word is ``check``: a group would take every path for a subcommand's name."""
+    """Rank, unless the first word is ``check``; a group would take every path for a subcommand's name."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        """The context of whichever of the two commands is meant."""
+        """Make the context of the command that is meant."""
         if args[:1] != [_CHECK]:
             return super().make_context(info_name, args, *rest, **extra)
         inner = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -65,8 +65,8 @@ def command(
         RankedBy, typer.Option(help="Rank by this, of the last epoch on the test split.")
     ] = RankedBy.TOP1,
     format_: Annotated[
-        Format, typer.Option("--format", help="Table for people, JSON and CSV for programs.")
-    ] = Format.TABLE,
+        LeaderboardFormat, typer.Option("--format", help="Table for people, JSON and CSV for programs.")
+    ] = LeaderboardFormat.TABLE,
     output: Annotated[
         Path | None,
         typer.Option(parser=given_path, metavar="PATH", help="Write to this file.", show_default="stdout"),
@@ -82,16 +82,7 @@ def command(
 
     `pugdft leaderboard check PATH...` validates records instead, such as those that others contribute.
     """
-    show(
-        paths or (),
-        dataset,
-        model,
-        format_,
-        output,
-        metric=metric,
-        reported=reported,
-        strict=strict,
-    )
+    show(paths or (), dataset, model, format_, output, metric=metric, reported=reported, strict=strict)
 
 
 def check(
@@ -121,7 +112,7 @@ def show(
     paths: Sequence[Path],
     dataset: str | None = None,
     model: str | None = None,
-    format_: Format = Format.TABLE,
+    format_: LeaderboardFormat = LeaderboardFormat.TABLE,
     output: Path | None = None,
     *,
     metric: RankedBy = RankedBy.TOP1,
@@ -135,8 +126,7 @@ def show(
         typer.Exit: with code 1 after the leaderboard, if ``strict`` and a record was left out.
     """
     from pugdft.errors import UserError, counted
-    from pugdft.leaderboard import Collected, build_leaderboard, collect
-    from pugdft.leaderboard.grouping import NothingMatches
+    from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
 
     with without_garbage_collection():
@@ -151,65 +141,66 @@ def show(
         if not collected.records and not reported:
             where = ", ".join(map(str, places))
             raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
-        groups: list[Group] = []
-        unmatched: NothingMatches | None = None
-        if collected.records:
-            try:
-                groups = build_leaderboard(collected.records, dataset, model, metric.value)
-            except NothingMatches as error:
-                if not reported:
-                    raise
-                unmatched = error
-            if not groups and not reported:
-                trials = counted(len(collected.records), "record")
-                raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
-        if reported:
-            groups = _with_reported(groups, dataset, model, unmatched)
-        _write(_rendered(groups, format_, output), output)
+        groups = _groups(collected.records, dataset, model, metric, reported)
+        if not groups and not reported:
+            trials = counted(len(collected.records), "record")
+            raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
+        _write(_text(groups, format_, output), output)
         if strict and collected.left_out:
             raise typer.Exit(1)
 
 
-def _with_reported(
-    groups: list[Group], dataset: str | None, model: str | None, unmatched: Exception | None
+def _groups(
+    records: Sequence[Loaded], dataset: str | None, model: str | None, metric: RankedBy, reported: bool
 ) -> list[Group]:
+    """Rank the records and add what papers printed; a filter that matches either matches."""
     from pugdft.errors import UserError
+    from pugdft.leaderboard import build_leaderboard
     from pugdft.leaderboard.grouping import NothingMatches
     from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
 
+    if not reported:
+        return build_leaderboard(records, dataset, model, metric.value)
+    groups: list[Group] = []
+    unmatched = ""
+    try:
+        groups = build_leaderboard(records, dataset, model, metric.value) if records else []
+    except NothingMatches as error:
+        unmatched = f"{error}\n"
     try:
         rows = select_rows(reported_rows(reported_folder()), groups, dataset, model)
     except NothingMatches as error:
-        raise UserError("\n".join(str(each) for each in (unmatched, error) if each)) from None
+        raise UserError(f"{unmatched}{error}") from None
     return with_reported(groups, rows)
 
 
-def _rendered(groups: Sequence[Group], format_: Format, output: Path | None) -> str:
-    """The text, or nothing where a terminal has been written to."""
-    from pugdft.leaderboard import as_csv, as_json, as_latex, as_markdown, print_table
+def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None) -> str:
+    """Write the groups as text, or a table straight to a terminal."""
+    from pugdft import leaderboard
 
-    if format_ is Format.HTML:
-        from pugdft.leaderboard.formats.html import as_html
+    match format_:
+        case LeaderboardFormat.HTML:
+            from pugdft.leaderboard.formats.html import as_html
 
-        return as_html(groups).rstrip("\n") + "\n"
-    writers = {
-        Format.JSON: as_json,
-        Format.CSV: as_csv,
-        Format.MARKDOWN: as_markdown,
-        Format.LATEX: as_latex,
-    }
-    if format_ in writers:
-        return writers[format_](groups)
+            return as_html(groups).rstrip("\n") + "\n"
+        case LeaderboardFormat.JSON:
+            return leaderboard.as_json(groups)
+        case LeaderboardFormat.CSV:
+            return leaderboard.as_csv(groups)
+        case LeaderboardFormat.MARKDOWN:
+            return leaderboard.as_markdown(groups)
+        case LeaderboardFormat.LATEX:
+            return leaderboard.as_latex(groups)
 
     from io import StringIO
 
     from rich.console import Console
 
     if sys.stdout.isatty() and output is None:
-        print_table(groups, Console(file=sys.stdout, highlight=False))
+        leaderboard.print_table(groups, Console(file=sys.stdout, highlight=False))
         return ""
     buffer = StringIO()
-    print_table(groups, Console(file=buffer, width=_PLAIN_WIDTH, highlight=False))
+    leaderboard.print_table(groups, Console(file=buffer, width=_PLAIN_WIDTH, highlight=False))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
 
 

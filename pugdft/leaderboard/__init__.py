@@ -1,9 +1,9 @@
-"""Records to a ranking that claims no more than the seeds allow: collect → group → statistics → render.
+"""Rank and compare optimizers by run records: load, group, compute statistics, write.
 
-``collect`` reads files, ``grouping`` sorts them into comparable runs, ``statistics`` knows only numbers,
-``ranking`` joins the three, ``reported`` adds what papers printed. ``columns`` and ``remarks`` say what
-people read, ``fields`` what programs read; ``table``, ``markdown``, ``latex`` and ``page`` write it: a new
-format is one function that takes groups. ``check`` validates records from others.
+``load`` reads files, ``grouping`` finds comparable runs, ``stats`` and ``power`` know only numbers.
+``ranking`` joins them, ``compare`` compares two optimizers, ``published`` adds results of papers.
+``columns``, ``warnings`` and ``verdicts`` hold the words that people read, and ``formats`` writes them.
+``validate`` checks records that others contribute.
 """
 
 from pugdft.leaderboard.entry import Entry, Group

@@ -20,16 +20,15 @@ from pugdft.figures.charts import (
 )
 from pugdft.leaderboard.columns import (
     COUNT,
-    MEASURES,
     PERCENT,
-    Unit,
-    finite,
+    UNITS,
+    DisplayUnit,
     number,
     passes_unit,
     seconds_unit,
-    summary_of,
 )
-from pugdft.leaderboard.entry import HIGHER_IS_BETTER, CurvePoint, Entry, Group, Metric, Summary
+from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
+from pugdft.predictions import METRICS
 
 MOST_MARKS = 60
 
@@ -71,7 +70,7 @@ class PixelScale:
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
 
-    def ticks(self, unit: Unit, most: int) -> tuple[Tick, ...]:
+    def ticks(self, unit: DisplayUnit, most: int) -> tuple[Tick, ...]:
         """Round numbers in ``unit``, at most about ``most`` of them."""
         low, high = self.low / unit.size, self.high / unit.size
         step = _round_step((high - low) / most)
@@ -96,16 +95,16 @@ class PageChart:
     notes: tuple[str, ...]
 
 
-def metric_limits(summaries: Sequence[Summary], metric: Metric) -> tuple[float, float]:
+def metric_limits(summaries: Sequence[Summary], metric: str) -> tuple[float, float]:
     """The values that an axis of a ranking metric shows."""
     return value_limits(
         [(summary.mean, summary.ci95) for summary in summaries],
-        higher_is_better=HIGHER_IS_BETTER[metric],
-        possible=(0.0, 1.0) if MEASURES[metric].unit.name == "%" else (0.0, math.inf),
+        higher_is_better=METRICS[metric].higher_is_better,
+        possible=METRICS[metric].bounds,
     )
 
 
-def metric_axis(summaries: Sequence[Summary], metric: Metric, start: float, end: float) -> PixelScale:
+def metric_axis(summaries: Sequence[Summary], metric: str, start: float, end: float) -> PixelScale:
     """The axis of a ranking metric, from ``start`` to ``end``."""
     return PixelScale(*metric_limits(summaries, metric), start, end)
 
@@ -123,19 +122,19 @@ def cost_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) -> 
         (index, entry, summary, spent)
         for index, entry in enumerate(group.entries)
         if entry.status == "measured"
-        and (summary := summary_of(entry, group.metric)) is not None
+        and (summary := entry.summary(group.metric)) is not None
         and (spent := spent_by(entry, cost)) is not None
     ]
     if len(found) < 2:
         return None
-    drawn, measure = found[:MOST_MARKS], MEASURES[group.metric]
+    drawn, name, metric_unit = found[:MOST_MARKS], METRICS[group.metric].name, UNITS[group.metric]
     low, high = metric_limits([summary for _, _, summary, _ in drawn], group.metric)
-    unit, size = unit_of(cost, [spent for *_, spent in drawn]), measure.unit.size
+    unit, size = unit_of(cost, [spent for *_, spent in drawn]), metric_unit.size
     results, off, cut = [], [], False
     for index, entry, summary, spent in drawn:
-        said = f"{shortened(entry.label, 80)}: {measure.name} {measure.unit.phrase(summary.mean)}"
+        said = f"{shortened(entry.label, 80)}: {name} {metric_unit.phrase(summary.mean)}"
         if summary.ci95:
-            said += f" (95 % CI {measure.unit(summary.ci95[0])} to {measure.unit(summary.ci95[1])})"
+            said += f" (95 % CI {metric_unit(summary.ci95[0])} to {metric_unit(summary.ci95[1])})"
             cut |= summary.ci95[0] < low or summary.ci95[1] > high
         if not low <= summary.mean <= high:
             off.append(said)
@@ -160,7 +159,7 @@ def cost_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) -> 
         notes.append("An interval without a bar at its end goes on beyond the axis.")
     if off:
         notes.append(f"Beyond the axis, drawn at its end: {listed(off)}.")
-    titles = unit.heading(COST_WORDS[cost]), measure.heading
+    titles = unit.heading(COST_WORDS[cost]), metric_unit.heading(name)
     figure = scatter_cost(results, titles, (low / size, high / size))
     description = f"{titles[1]} against {titles[0]}; the table has the values"
     return PageChart(cost, svg_text(figure, f"{id}c{cost}", description), tuple(notes))
@@ -205,7 +204,7 @@ def history_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) 
     return PageChart(cost, svg_text(figure, f"{id}h{cost}", description), notes)
 
 
-def unit_of(cost: Cost, spent: Iterable[float | None]) -> Unit:
+def unit_of(cost: Cost, spent: Iterable[float | None]) -> DisplayUnit:
     return {"passes": passes_unit, "seconds": seconds_unit, "epochs": lambda _: COUNT}[cost](spent)
 
 
@@ -216,7 +215,7 @@ def spent_by(what: Entry | CurvePoint, cost: Cost) -> float | None:
     return spent if spent is not None and spent >= 0 else None
 
 
-def written(cost: Cost, unit: Unit, spent: float) -> str:
+def written(cost: Cost, unit: DisplayUnit, spent: float) -> str:
     """``78.2 k gradient passes``, ``12.5 min``, ``epoch 3``: for whoever points at a mark."""
     if cost == "epochs":
         return f"epoch {unit(spent)}"

@@ -1,117 +1,394 @@
-"""The columns of a ranking, once for the terminal, Markdown and LaTeX: words, text of a cell, importance.
+"""The columns of a leaderboard, one row for each, and how their numbers are written.
 
-Cells are plain text with the field's signs (``95.03 ± 0.15``, ``–`` for nothing); a renderer escapes them.
-Fractions become percent here; JSON and CSV keep them, see ``fields``.
+The terminal's table, Markdown, LaTeX, CSV, JSON and the HTML page all read :func:`columns`. People read
+fractions as percent; JSON and CSV keep them in 0..1.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 from pugdft.errors import printable
-from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Entry, Group, Metric, Summary
+from pugdft.leaderboard.entry import (
+    Entry,
+    Group,
+    PublishedSource,
+    Summary,
+    TuningBudget,
+    Versus,
+    finite,
+)
+from pugdft.predictions import METRICS, Metric
 
 NOTHING = "–"
 
-# How a metric is called and shown: name, unit, factor, digits.
-METRICS: dict[Metric, tuple[str, str, float, int]] = {
-    "top1": ("top-1", "%", 100, 2),
-    "top5": ("top-5", "%", 100, 2),
-    "loss": ("loss", "", 1, 4),
-    "ece": ("ECE", "%", 100, 2),
-}
+_MINUS = "\N{MINUS SIGN}"
+
+_LARGE = 1e9  # from here on digits say less than a power of ten
 
 _SHORTEST_LABEL = 16
 
 
+def number(value: float | None, decimals: int = 2) -> str:
+    """Write ``1,234.50``, with a true minus sign; a dash if there is nothing to show."""
+    value = finite(value)
+    if value is None:
+        return NOTHING
+    text = f"{value:.2e}" if abs(value) >= _LARGE else f"{value:,.{decimals}f}"
+    # −0.00 is a rounding, not a sign.
+    negative = text.startswith("-") and any(digit in text for digit in "123456789")
+    return _MINUS * negative + text.removeprefix("-")
+
+
 @dataclass(frozen=True)
-class Column:
-    """One column.
+class DisplayUnit:
+    """A unit in which people read a stored number.
 
     Attributes:
-        name: in words.
-        heading: the same in two short lines.
-        cell: an entry's text.
-        importance: on a narrow page the highest numbers go first; 0 always stays.
-        is_ranked: whether the ranks are by it.
-        is_text: to the left, and may be broken into lines; else to the right.
+        name: written behind the number or in the heading.
+        size: what the stored number is divided by.
+        decimals: digits behind the point.
+        least: the unit serves values whose largest is at least this, in the unit.
     """
 
     name: str
-    heading: str
-    cell: Callable[[Entry], str]
-    importance: int
+    size: float = 1.0
+    decimals: int = 0
+    least: float = 0.0
+
+    def __call__(self, value: float | None) -> str:
+        """Write a stored number without the unit's name."""
+        value = finite(value)
+        return number(None if value is None else value / self.size, self.decimals)
+
+    def heading(self, what: str) -> str:
+        """Write ``training, min``."""
+        return f"{what}, {self.name}" if self.name else what
+
+    def phrase(self, value: float | None) -> str:
+        """Write ``12.5 min``."""
+        return f"{self(value)} {self.name}".rstrip()
+
+
+PERCENT = DisplayUnit("%", 0.01, 2)
+
+COUNT = DisplayUnit("")
+
+UNITS: Mapping[str, DisplayUnit] = {
+    key: DisplayUnit(metric.unit, 1 / metric.scale, metric.digits) for key, metric in METRICS.items()
+}
+"""The unit of each metric."""
+
+_PASSES = (DisplayUnit("M", 1e6, 2, least=10), DisplayUnit("k", 1e3, 1, least=10), COUNT)
+
+_SECONDS = (
+    DisplayUnit("h", 3600, 2, least=2),
+    DisplayUnit("min", 60, 1, least=2),
+    DisplayUnit("s", 1, 1),
+)
+
+
+def passes_unit(values: Iterable[float | None]) -> DisplayUnit:
+    """Choose the unit for gradient passes in which the largest has at most four digits before the point."""
+    return fitting_unit(_PASSES, values)
+
+
+def seconds_unit(values: Iterable[float | None]) -> DisplayUnit:
+    """Choose hours, minutes or seconds."""
+    return fitting_unit(_SECONDS, values)
+
+
+def fitting_unit(units: Sequence[DisplayUnit], values: Iterable[float | None]) -> DisplayUnit:
+    """Choose the first unit that the largest value is big enough for, else the last one."""
+    largest = max((abs(known) for value in values if (known := finite(value)) is not None), default=0.0)
+    return next((unit for unit in units if largest >= unit.least * unit.size), units[-1])
+
+
+def count(value: float | None) -> str:
+    """Write ``950``, ``12.0k``, ``1.2M``."""
+    value = finite(value)
+    if value is None:
+        return NOTHING
+    if value < 1e4:
+        return f"{value:,.0f}"
+    return f"{value / 1e3:.1f}k" if value < 1e6 else f"{value / 1e6:.1f}M"
+
+
+def duration(seconds: float | None) -> str:
+    """Write ``50s``, ``62m``, ``12h30``."""
+    seconds = finite(seconds)
+    if seconds is None:
+        return NOTHING
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f}s"
+    return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02d}"
+
+
+def rank(entry: Entry) -> str:
+    """Write ``1``, or ``1–3`` where the data leave it open."""
+    if entry.rank_low is None:
+        return NOTHING
+    return str(entry.rank_low) if entry.rank_low == entry.rank_high else f"{entry.rank_low}–{entry.rank_high}"
+
+
+def mean_and_spread(entry: Entry, metric: str) -> str:
+    """Write ``95.03 ± 0.15``: mean and standard deviation over seeds."""
+    found, unit = entry.summary(metric), UNITS[metric]
+    if found is None:
+        return NOTHING
+    return unit(found.mean) + ("" if found.std is None else f" ± {unit(found.std)}")
+
+
+def interval(entry: Entry, metric: str) -> str:
+    """Write ``94.65–95.41``."""
+    found = entry.summary(metric)
+    return "–".join(map(UNITS[metric], found.ci95)) if found and found.ci95 else NOTHING
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table, or one field for programs.
+
+    Names and headings may hold ``{passes}`` and ``{seconds}``: the costs at which a group is compared.
+
+    Attributes:
+        field: name in JSON and CSV; empty for what they have under another name.
+        value: what JSON has; by default the entry's attribute of that name.
+        parts: the class whose fields are cells of their own in CSV.
+        name: in words; empty for a column that tables of text lack.
+        heading: the name in short lines, for the terminal and LaTeX.
+        page: lines of the heading on the page, without the unit; empty for a column that the page lacks.
+        section: heading over neighbouring columns of the page.
+        help: what the page's heading means.
+        units: of the number; the page takes one for the whole column.
+        read: the number that people see.
+        write: an entry's cell in tables of text; by default the number in the last unit.
+        importance: on a narrow table the highest numbers go first; 0 always stays.
+        metric: the metric that the column shows.
+        is_ranked: whether the ranks are by it.
+        is_interval: whether the page draws the interval.
+        is_text: aligned to the left, and may be broken into lines; else to the right.
+        lower_first: whether the page's first sort begins with the lowest.
+    """
+
+    field: str = ""
+    value: Callable[[Entry], Any] | None = None
+    parts: type | None = None
+    name: str = ""
+    heading: str = ""
+    page: str = ""
+    section: str = ""
+    help: str = ""
+    units: tuple[DisplayUnit, ...] = (COUNT,)
+    read: Callable[[Entry], float | None] = lambda _: None
+    write: Callable[[Entry], str] | None = None
+    importance: int = 0
+    metric: str = ""
     is_ranked: bool = False
+    is_interval: bool = False
     is_text: bool = False
+    lower_first: bool = False
+
+    def cell(self, entry: Entry) -> str:
+        """Write an entry's cell in a table of text."""
+        return self.write(entry) if self.write else self.units[-1](self.read(entry))
 
     def width(self, entries: Iterable[Entry]) -> int:
-        """Characters that the column needs."""
-        texts = [*self.heading.split("\n"), *(self.cell(entry) for entry in entries)]
-        return max(map(len, texts))
+        """Count the characters that the column needs."""
+        return max(map(len, [*self.heading.split("\n"), *(self.cell(entry) for entry in entries)]))
 
 
-def measured(group: Group) -> tuple[Entry, ...]:
-    """The entries that ran here."""
-    return tuple(entry for entry in group.entries if entry.status == "measured")
+SECTIONS = (
+    "",
+    "test split, last epoch",
+    "cost of a run",
+    "top-1 at equal cost",
+    "evidence",
+    "never ranks",
+)
+"""Headings over the page's columns, in their order."""
 
 
-def reported(group: Group) -> tuple[Entry, ...]:
-    """The entries that others printed."""
-    return tuple(entry for entry in group.entries if entry.status == "reported")
+def columns(metric: str) -> tuple[Column, ...]:
+    """List all columns of a leaderboard that is ranked by ``metric``, in their order."""
+    others = (_mean_column(other) for key, other in METRICS.items() if key != metric)
+    return (*_FIRST, *_ranked_columns(METRICS[metric]), *others, *_LATER)
 
 
-def columns(group: Group) -> list[Column]:
-    """The columns of a group's measured entries in which at least one has something."""
-    entries = measured(group)
-    passes, seconds = count(group.equal_passes), duration(group.equal_seconds)
-    others = [metric for metric in METRICS if metric != group.metric]
-    candidates = [
-        Column("rank", "rank", rank, 0),
-        Column("optimizer", "optimizer", lambda entry: printable(entry.label), 0, is_text=True),
-        Column("seeds", "seeds", lambda entry: str(entry.num_seeds), 1),
-        _ranked_column(group.metric),
-        Column("95 % CI", "95 %\nCI", lambda entry: interval(summary(entry, group.metric), group.metric), 2),
-        *(_mean_column(metric) for metric in others),
-        Column("gradient passes", "grad.\npasses", lambda entry: count(entry.gradient_passes), 3),
-        Column("training time", "train\ntime", lambda entry: duration(entry.train_seconds), 4),
-        Column("images/s", "img\n/s", lambda entry: scaled(entry.images_per_second, 1, ",.0f"), 13),
-        Column("peak GiB", "peak\nGiB", lambda entry: scaled(entry.peak_memory_bytes, 2**-30, ".1f"), 9),
-        Column(
-            f"top-1 % at {passes} passes",
-            f"top-1 %\nat {passes}",
-            lambda entry: scaled(entry.top1_at_equal_passes, 100, ".2f"),
-            6,
+def _ranked_columns(metric: Metric) -> tuple[Column, Column]:
+    """The ranking metric with its spread, and its confidence interval."""
+    arrow = "↑" if metric.higher_is_better else "↓"
+    mean = replace(
+        _mean_column(metric),
+        name=f"{arrow} {metric.name} {metric.unit}".rstrip(),
+        heading=f"{arrow} {metric.name}\n{metric.unit}".rstrip(),
+        help=f"Mean {metric.name} ± standard deviation over seeds.",
+        write=lambda entry: mean_and_spread(entry, metric.key),
+        importance=0,
+        is_ranked=True,
+    )
+    confidence = Column(
+        name="95 % CI",
+        heading="95 %\nCI",
+        page="95 % CI",
+        section=mean.section,
+        help="95 % t-interval of the mean over seeds; thin strokes are the seeds.",
+        units=mean.units,
+        read=lambda entry: found.ci95[0] if (found := entry.summary(metric.key)) and found.ci95 else None,
+        write=lambda entry: interval(entry, metric.key),
+        importance=2,
+        metric=metric.key,
+        is_interval=True,
+        lower_first=mean.lower_first,
+    )
+    return mean, confidence
+
+
+def _mean_column(metric: Metric) -> Column:
+    return Column(
+        field=metric.key,
+        value=lambda entry: entry.summaries.get(metric.key),
+        parts=Summary,
+        name=f"{metric.name} {metric.unit}".rstrip(),
+        heading=f"{metric.name}\n{metric.unit}".rstrip(),
+        page=metric.name,
+        section="test split, last epoch",
+        help=f"Mean {metric.name} over seeds.",
+        units=(UNITS[metric.key],),
+        read=lambda entry: found.mean if (found := entry.summary(metric.key)) else None,
+        importance=metric.importance,
+        metric=metric.key,
+        lower_first=not metric.higher_is_better,
+    )
+
+
+# A paper may not say how many; a measured entry always knows.
+def _num_seeds(entry: Entry) -> int | None:
+    return entry.num_seeds if entry.num_seeds or entry.status == "measured" else None
+
+
+_FIRST = (
+    Column(name="rank", heading="rank", write=rank),
+    Column(
+        "optimizer", attrgetter("label"),
+        name="optimizer", heading="optimizer", write=lambda entry: printable(entry.label), is_text=True,
+    ),
+    Column("status"),
+    Column("rank_low"),
+    Column("rank_high"),
+    Column(
+        "num_seeds", _num_seeds,
+        name="seeds", heading="seeds", page="seeds", importance=1, read=_num_seeds,
+        help="Completed runs, or as many as the source states.",
+    ),
+)  # fmt: skip
+
+_LATER = (
+    Column(
+        "best_test_top1_picked_on_test", attrgetter("best_test_top1"),
+        page="best epoch,\npicked on test", section="never ranks", units=(PERCENT,),
+        read=attrgetter("best_test_top1"),
+        help="Top-1 of the best epoch, picked on the test split: for comparison with papers. It never ranks.",
+    ),
+    Column("scores"),
+    Column(
+        "gradient_passes",
+        name="gradient passes", heading="grad.\npasses", page="passes", section="cost of a run",
+        importance=3, units=_PASSES, lower_first=True,
+        read=attrgetter("gradient_passes"), write=lambda entry: count(entry.gradient_passes),
+        help="Forward-backward passes over a batch. An update of SAM or PUGD takes two.",
+    ),
+    Column(
+        "train_seconds",
+        name="training time", heading="train\ntime", page="training", section="cost of a run",
+        importance=4, units=_SECONDS, lower_first=True,
+        read=attrgetter("train_seconds"), write=lambda entry: duration(entry.train_seconds),
+        help="Time of training, without evaluation.",
+    ),
+    Column(
+        "images_per_second",
+        name="images/s", heading="img\n/s", page="images/s", section="cost of a run", importance=13,
+        read=attrgetter("images_per_second"), help="Images of updates a second.",
+    ),
+    Column(
+        "peak_memory_bytes",
+        name="peak GiB", heading="peak\nGiB", page="memory", section="cost of a run", importance=9,
+        units=(DisplayUnit("GiB", 2.0**30, 1),), read=attrgetter("peak_memory_bytes"), lower_first=True,
+        help="Peak memory of the device.",
+    ),
+    Column(
+        "top1_at_equal_passes",
+        name="top-1 % at {passes} passes", heading="top-1 %\nat {passes}", page="{passes}\npasses",
+        section="top-1 at equal cost", importance=6, units=(PERCENT,),
+        read=attrgetter("top1_at_equal_passes"),
+        help="After as many gradient passes as the cheapest entry takes in all.",
+    ),
+    Column(
+        "top1_at_equal_seconds",
+        name="top-1 % at {seconds}", heading="top-1 %\nat {seconds}", page="{seconds}",
+        section="top-1 at equal cost", importance=7, units=(PERCENT,),
+        read=attrgetter("top1_at_equal_seconds"),
+        help="After as much training time as the cheapest entry takes in all.",
+    ),
+    Column(
+        "tuning", parts=TuningBudget,
+        name="tuning trials", heading="tuning\ntrials", page="tuning\ntrials", section="cost of a run",
+        importance=11, lower_first=True, read=lambda entry: entry.tuning.trials if entry.tuning else None,
+        help="Trials on held-out images, spent to choose the options.",
+    ),
+    Column(
+        "mean_perturbation_norm",
+        name="‖e‖", heading="‖e‖", page="‖e‖", section="evidence", importance=14,
+        units=(DisplayUnit("", 1, 3),), read=attrgetter("mean_perturbation_norm"),
+        write=lambda entry: (
+            NOTHING if finite(entry.mean_perturbation_norm) is None else f"{entry.mean_perturbation_norm:.3g}"
         ),
-        Column(
-            f"top-1 % at {seconds}",
-            f"top-1 %\nat {seconds}",
-            lambda entry: scaled(entry.top1_at_equal_seconds, 100, ".2f"),
-            7,
-        ),
-        Column(
-            "tuning trials",
-            "tuning\ntrials",
-            lambda entry: NOTHING if entry.tuning is None else f"{entry.tuning.trials:,}",
-            11,
-        ),
-        Column("‖e‖", "‖e‖", lambda entry: scaled(entry.mean_perturbation_norm, 1, ".3g"), 14),
-        Column("cos", "cos", lambda entry: scaled(entry.mean_gradient_cosine, 1, ".2f"), 15),
-    ]
+        help="Mean length of the perturbation.",
+    ),
+    Column(
+        "mean_gradient_cosine",
+        name="cos", heading="cos", page="cos", section="evidence", importance=15,
+        units=(DisplayUnit("", 1, 2),), read=attrgetter("mean_gradient_cosine"),
+        help="Mean cosine between both gradients of an update.",
+    ),
+    Column("versus_best", parts=Versus),
+    Column("num_failed"),
+    Column("failed", attrgetter("unfinished")),
+    Column("records"),
+    Column("failed_records", attrgetter("unfinished_records")),
+    Column("spec"),
+    Column("source", parts=PublishedSource),
+    Column("notes"),
+)  # fmt: skip
+
+
+def titled(column: Column, group: Group) -> Column:
+    """Fill a group's equal costs into the column's names."""
+    costs = {"passes": count(group.equal_passes), "seconds": duration(group.equal_seconds)}
+    name, heading, page = (text.format_map(costs) for text in (column.name, column.heading, column.page))
+    return replace(column, name=name, heading=heading, page=page)
+
+
+def text_columns(group: Group) -> list[Column]:
+    """List the columns for tables of text in which at least one measured entry has something."""
     return [
-        column
-        for column in candidates
-        if column.is_text or any(column.cell(entry) != NOTHING for entry in entries)
+        titled(column, group)
+        for column in columns(group.metric)
+        if column.name and (column.is_text or any(column.cell(entry) != NOTHING for entry in group.measured))
     ]
 
 
 def fit(
     chosen: Sequence[Column], entries: Sequence[Entry], width: int, gap: int
 ) -> tuple[list[Column], list[Column]]:
-    """The columns that ``width`` characters hold with ``gap`` between them, and those left out for it.
+    """Split columns into those that ``width`` characters hold and those left out.
 
-    The least important go first. Labels may be broken, so they ask for a quarter of the width at most.
+    Between columns there are ``gap`` characters. The least important columns go first. Labels may be broken
+    into lines, so they ask for a quarter of the width at most.
     """
     widths = {
         column.name: min(column.width(entries), max(_SHORTEST_LABEL, width // 4))
@@ -125,174 +402,3 @@ def fit(
             break
         kept.remove(column)
     return kept, [column for column in chosen if column not in kept]
-
-
-def rank(entry: Entry) -> str:
-    """``1``, or ``1–3`` where the data leave it open."""
-    if entry.rank_low is None:
-        return NOTHING
-    return str(entry.rank_low) if entry.rank_low == entry.rank_high else f"{entry.rank_low}–{entry.rank_high}"
-
-
-def summary(entry: Entry, metric: Metric) -> Summary | None:
-    """The entry's figures for a metric."""
-    figures: Summary | None = getattr(entry, metric)
-    return figures
-
-
-def mean_and_spread(figures: Summary | None, metric: Metric) -> str:
-    """``95.03 ± 0.15``: mean and standard deviation over seeds."""
-    if figures is None:
-        return NOTHING
-    _, _, factor, digits = METRICS[metric]
-    spread = "" if figures.std is None else f" ± {factor * figures.std:.{digits}f}"
-    return f"{factor * figures.mean:.{digits}f}{spread}"
-
-
-def interval(figures: Summary | None, metric: Metric) -> str:
-    """``94.65–95.41``."""
-    if figures is None or figures.ci95 is None:
-        return NOTHING
-    _, _, factor, digits = METRICS[metric]
-    return "–".join(f"{factor * bound:.{digits}f}" for bound in figures.ci95)
-
-
-def scaled(value: float | None, factor: float, form: str) -> str:
-    """A number in another unit."""
-    return NOTHING if value is None else format(value * factor, form)
-
-
-def count(number: float | None) -> str:
-    """``950``, ``12.0k``, ``1.2M``."""
-    if number is None:
-        return NOTHING
-    if number < 1e4:
-        return f"{number:,.0f}"
-    return f"{number / 1e3:.1f}k" if number < 1e6 else f"{number / 1e6:.1f}M"
-
-
-def duration(seconds: float | None) -> str:
-    """``50s``, ``62m``, ``12h30``."""
-    if seconds is None:
-        return NOTHING
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f}s"
-    return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02d}"
-
-
-def _ranked_column(metric: Metric) -> Column:
-    name, unit, _, _ = METRICS[metric]
-    arrow = "↑" if HIGHER_IS_BETTER[metric] else "↓"
-    heading = f"{arrow} {name}\n{unit}".rstrip()
-    return Column(
-        " ".join([arrow, name, unit]).rstrip(),
-        heading,
-        lambda entry: mean_and_spread(summary(entry, metric), metric),
-        0,
-        is_ranked=True,
-    )
-
-
-def _mean_column(metric: Metric) -> Column:
-    name, unit, factor, digits = METRICS[metric]
-    importance = {"top1": 5, "loss": 8, "ece": 10, "top5": 12}[metric]
-
-    def cell(entry: Entry) -> str:
-        figures = summary(entry, metric)
-        return scaled(figures.mean if figures else None, factor, f".{digits}f")
-
-    return Column(f"{name} {unit}".rstrip(), f"{name}\n{unit}".rstrip(), cell, importance)
-
-
-_MINUS = "\N{MINUS SIGN}"
-
-_LARGE = 1e9  # from here on digits say less than a power of ten
-
-
-def finite(value: float | None) -> float | None:
-    """``value`` unless it is missing, infinite or not a number."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def number(value: float | None, decimals: int = 2) -> str:
-    """``1,234.50``, with a true minus sign; a dash if there is nothing to show."""
-    value = finite(value)
-    if value is None:
-        return NOTHING
-    text = f"{value:.2e}" if abs(value) >= _LARGE else f"{value:,.{decimals}f}"
-    # −0.00 is a rounding, not a sign.
-    negative = text.startswith("-") and any(digit in text for digit in "123456789")
-    return _MINUS * negative + text.removeprefix("-")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What a stored number is divided by, what to call the result, and its decimals."""
-
-    name: str
-    size: float = 1.0
-    decimals: int = 0
-
-    def __call__(self, value: float | None) -> str:
-        value = finite(value)
-        return number(None if value is None else value / self.size, self.decimals)
-
-    def heading(self, what: str) -> str:
-        return f"{what}, {self.name}" if self.name else what
-
-    def phrase(self, value: float | None) -> str:
-        return f"{self(value)} {self.name}".rstrip()
-
-
-PERCENT = Unit("%", 0.01, 2)
-
-COUNT = Unit("")
-
-MEMORY = Unit("GiB", 2.0**30, 1)
-
-_PASSES = (Unit("M", 1e6, 2), Unit("k", 1e3, 1), COUNT)
-
-_SECONDS = (Unit("h", 3600, 2), Unit("min", 60, 1), Unit("s", 1, 1))
-
-
-def passes_unit(values: Iterable[float | None]) -> Unit:
-    """For gradient passes: the unit in which the largest has at most four digits before the point."""
-    return _fitting(_PASSES, values, 10)
-
-
-def seconds_unit(values: Iterable[float | None]) -> Unit:
-    """For times: hours, minutes or seconds."""
-    return _fitting(_SECONDS, values, 2)
-
-
-def _fitting(units: tuple[Unit, ...], values: Iterable[float | None], least: float) -> Unit:
-    largest = max((abs(known) for value in values if (known := finite(value)) is not None), default=0.0)
-    return next((unit for unit in units if largest >= least * unit.size), units[-1])
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A metric's name, and how it is written."""
-
-    name: str
-    unit: Unit
-
-    @property
-    def heading(self) -> str:
-        return self.unit.heading(self.name)
-
-
-MEASURES: Mapping[Metric, Measure] = {
-    metric: Measure(name, Unit(unit, 1 / factor, digits))
-    for metric, (name, unit, factor, digits) in METRICS.items()
-}
-
-
-def summary_of(entry: Entry, metric: Metric) -> Summary | None:
-    """The metric's summary, without what is not finite."""
-    found: Summary | None = getattr(entry, metric)
-    if found is None or finite(found.mean) is None:
-        return None
-    bounds = found.ci95 if found.ci95 and all(finite(bound) is not None for bound in found.ci95) else None
-    return Summary(found.mean, finite(found.std), bounds)

@@ -1,4 +1,4 @@
-"""Two optimizers against each other: their difference, how sure it is, and what the data cannot say."""
+"""Compare two optimizers: which runs are meant, the difference of their means, and a non-inferiority gate."""
 
 from __future__ import annotations
 
@@ -10,167 +10,148 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
-import numpy as np
-
-from pugdft.errors import UserError, close_match, counted, printable
-from pugdft.leaderboard.columns import METRICS, NOTHING
-from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Metric
-from pugdft.leaderboard.grouping import (
-    RunEntry,
-    RunGroup,
-    canonical,
-    differing,
-    entry_labels,
-    group_runs,
-    shown,
-)
+from pugdft.errors import UserError, close_match, printable
+from pugdft.leaderboard.grouping import RunEntry, RunGroup, differing, entry_labels, group_runs, shown
 from pugdft.leaderboard.load import collect
-from pugdft.leaderboard.power import detectable_difference, needs_more_images, seeds_needed
-from pugdft.leaderboard.ranking import NAMES, Measured, chosen_groups, measure, num_test_images, without_lost
-from pugdft.leaderboard.stats import LEVEL, Comparison, compare, mean
-from pugdft.leaderboard.warnings import group_doubts, listed, unpaired
+from pugdft.leaderboard.power import Plan
+from pugdft.leaderboard.ranking import Measured, chosen_groups, measure, num_test_images, without_lost
+from pugdft.leaderboard.stats import LEVEL, MeanDifference, compare, mcnemar, mean
+from pugdft.leaderboard.warnings import (
+    condition_warnings,
+    difference_limits,
+    listed,
+    unpaired,
+    why_untestable,
+)
+from pugdft.predictions import METRICS
+
+SCHEMA = "pugdft.compare/1"
 
 _MOST_NAMED = 20
 
+# Ways to end that speak against an optimizer; "interrupted" does not.
+_LOST = ("diverged", "failed", "oom")
+
 
 @dataclass(frozen=True)
-class Side:
-    """One optimizer's runs and the group that they stand in."""
+class Selection:
+    """The runs of one optimizer, and the group of comparable runs that they belong to."""
 
     runs: RunEntry
     group: RunGroup
 
+    @property
+    def title(self) -> str:
+        """Data set, model and protocol."""
+        return f"{self.group.dataset} × {self.group.model} ({self.group.protocol})"
 
-def find_sides(
+
+def find_selections(
     first: str,
     second: str,
     records: Sequence[Path],
     dataset: str | None,
     model: str | None,
     report: Callable[[str], None],
-) -> tuple[Side, Side]:
-    """The two sides, of one group.
+) -> tuple[Selection, Selection]:
+    """Find the runs of two optimizers in one group.
 
     Args:
         first: path of a record or of a folder with the runs of one optimizer; else a label.
         second: likewise.
         records: where labels are looked up.
-        dataset: the one that is meant where a label stands in several groups.
+        dataset: the data set that is meant where a label is in several groups.
         model: likewise.
-        report: told what was left out when records were read.
+        report: called with messages about files that were left out.
 
     Raises:
-        UserError: a name that is unknown or means several things; runs of different protocols.
+        UserError: a name is unknown or ambiguous; the runs have different protocols.
     """
-    ranked: list[RunGroup] | None = None
+
+    def read(paths: Sequence[Path]) -> list[Selection]:
+        collected = collect(paths)
+        for message in (*collected.left_out, *collected.notes):
+            report(message)
+        groups = chosen_groups(group_runs(collected.records), dataset, model)
+        return [Selection(entry, group) for group in groups for entry in group.entries]
+
+    known: list[Selection] | None = None
     candidates = []
     for text in (first, second):
         if os.path.exists(text):
-            candidates.append([_in_path(text, _groups([Path(text)], dataset, model, report))])
+            candidates.append([_only(text, read([Path(text)]))])
             continue
-        if ranked is None:
-            _check_lookup(text, records)
-            ranked = _groups(records, dataset, model, report)
-        candidates.append(_labelled(text, ranked, records))
-    comparable = [pair for pair in product(*candidates) if not _differences(*pair)]
+        if known is None:
+            if missing := [path for path in records if not path.exists()]:
+                raise UserError(
+                    f'"{printable(text)}": no such file or folder; nor can it be looked up as an optimizer: '
+                    f"{printable(missing[0])} does not exist (--records)"
+                )
+            known = read(records)
+        candidates.append(_labelled(text, known, records))
+    comparable = [pair for pair in product(*candidates) if not _protocol_differences(*pair)]
     if len(comparable) == 1:
         one, two = comparable[0]
         return one, two
     if comparable:
-        groups = "; ".join(_title(one.group) for one, _ in comparable[:_MOST_NAMED])
+        groups = "; ".join(one.title for one, _ in comparable[:_MOST_NAMED])
         raise UserError(
             f"both are in several groups: {groups}. Choose one with --dataset and --model, or give folders."
         )
-    differences = "; ".join(_differences(candidates[0][0], candidates[1][0]))
+    differences = "; ".join(_protocol_differences(candidates[0][0], candidates[1][0]))
     raise UserError(
         f"A ({printable(first)}) and B ({printable(second)}) did not run under one protocol, so nothing can "
         f"be said of the optimizers: {differences}"
     )
 
 
-def _groups(
-    paths: Sequence[Path], dataset: str | None, model: str | None, report: Callable[[str], None]
-) -> list[RunGroup]:
-    collected = collect(paths)
-    for message in (*collected.left_out, *collected.notes):
-        report(message)
-    return chosen_groups(group_runs(collected.records), dataset, model)
-
-
-def _in_path(text: str, groups: Sequence[RunGroup]) -> Side:
-    sides = [Side(entry, group) for group in groups for entry in group.entries]
-    if len(sides) == 1:
-        return sides[0]
-    if not sides:
+def _only(text: str, found: Sequence[Selection]) -> Selection:
+    if not found:
         raise UserError(f"{printable(text)}: no run on a test split")
-    found = "; ".join(f"{side.runs.label} on {_title(side.group)}" for side in sides[:_MOST_NAMED])
-    raise UserError(
-        f"{printable(text)}: holds runs of several optimizers or protocols: {found}. Give a folder with one "
-        "of them, or its label with --records."
-    )
-
-
-def _check_lookup(text: str, records: Sequence[Path]) -> None:
-    missing = [str(path) for path in records if not os.path.exists(path)]
-    if missing:
+    if len(found) > 1:
+        names = "; ".join(f"{each.runs.label} on {each.title}" for each in found[:_MOST_NAMED])
         raise UserError(
-            f'"{printable(text)}": no such file or folder; nor can it be looked up as an optimizer: '
-            f"{printable(missing[0])} does not exist (--records)"
+            f"{printable(text)}: holds runs of several optimizers or protocols: {names}. Give a folder with "
+            "one of them, or its label with --records."
         )
+    return found[0]
 
 
-def _labelled(text: str, groups: Sequence[RunGroup], records: Sequence[Path]) -> list[Side]:
-    sides = [Side(entry, group) for group in groups for entry in group.entries if entry.label == text]
-    if sides:
-        return sides
-    known = sorted({entry.label for group in groups for entry in group.entries})
-    places = ", ".join(map(str, records))
-    exists = f"Known: {', '.join(known[:_MOST_NAMED])}" if known else "There are none"
-    raise UserError(
-        f'"{printable(text)}": no such file or folder, and no optimizer of that label in '
-        f"{printable(places)}. {exists}.{close_match(text, known)}"
-    )
+def _labelled(label: str, known: Sequence[Selection], records: Sequence[Path]) -> list[Selection]:
+    found = [each for each in known if each.runs.label == label]
+    if not found:
+        labels = sorted({each.runs.label for each in known})
+        exists = f"Known: {', '.join(labels[:_MOST_NAMED])}" if labels else "There are none"
+        raise UserError(
+            f'"{printable(label)}": no such file or folder, and no optimizer of that label in '
+            f"{printable(', '.join(map(str, records)))}. {exists}.{close_match(label, labels)}"
+        )
+    return found
 
 
-def _differences(one: Side, two: Side) -> list[str]:
-    """Where the protocols are not one, in words."""
-    facts = []
-    for side in (one, two):
-        group = side.group
-        known = {"data.name": group.dataset, "model.name": group.model, **group.recipe}
-        facts.append(known if group.data_sha256 is None else {**known, "data.sha256": group.data_sha256})
-    if not all("data.sha256" in each for each in facts):
-        facts = [{key: value for key, value in each.items() if key != "data.sha256"} for each in facts]
-    if canonical(facts[0]) == canonical(facts[1]):
-        return []
-    left, right = differing(facts)
+def _protocol_differences(*pair: Selection) -> list[str]:
+    """List where two protocols differ, in words."""
+    groups = [each.group for each in pair]
+    facts = [{"data.name": group.dataset, "model.name": group.model, **group.recipe} for group in groups]
+    if all(group.data_sha256 for group in groups):
+        facts = [
+            {**each, "data.sha256": group.data_sha256} for each, group in zip(facts, groups, strict=True)
+        ]
+    left, right = ({key: shown(value)[:80] for key, value in each.items()} for each in differing(facts))
     return [
-        printable(f"{key} is {_value(left, key)} for A and {_value(right, key)} for B")
+        printable(f"{key} is {left.get(key, 'absent')} for A and {right.get(key, 'absent')} for B")
         for key in dict.fromkeys([*left, *right])
     ]
 
 
-def _value(facts: dict[str, object], key: str) -> str:
-    return shown(facts[key])[:80] if key in facts else "absent"
-
-
-def _title(group: RunGroup) -> str:
-    return f"{group.dataset} × {group.model} ({group.protocol})"
-
-
-# A run that somebody stopped says nothing of its optimizer.
-_LOST = ("diverged", "failed", "oom")
-
-
 @dataclass(frozen=True)
-class SeedRow:
-    """One seed's pair of networks.
+class SeedComparison:
+    """The scores of one common seed.
 
     Attributes:
-        only_first: images that only A's network gets right; None without stored predictions.
+        only_first: number of images that only A's network gets right; None without stored predictions.
         p_value: McNemar's exact test, two-sided.
     """
 
@@ -184,12 +165,12 @@ class SeedRow:
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether A is not worse than B by ``margin`` or more.
+    """A test of non-inferiority: A is not worse than B by ``margin`` or more.
 
     Attributes:
-        bound: by which A is better than B at least (one-sided, 95 %); None if that cannot be told.
-        reason: why it does not hold.
-        seeds_needed: to show it four times in five if both are equal; None if no number is known to.
+        bound: one-sided 95 % lower bound of how much A is better than B; None if there is none.
+        reason: why the gate does not hold.
+        seeds_needed: number that shows it four times in five if both are equal; None if none is known to.
     """
 
     margin: float
@@ -201,25 +182,24 @@ class Gate:
 
 @dataclass(frozen=True)
 class Report:
-    """A minus B, in the metric's own unit.
+    """The comparison A minus B, in the metric's own unit.
 
     Attributes:
-        comparison: of the means over seeds.
-        rows: the common seeds, where equal seeds are pairs.
-        with_images: whether the interval counts the test images as drawn.
-        more_seeds: about how many more each would tell if the difference is real; None if it is told, or if
-            no number would.
-        detectable: the true difference that as many seeds find four times in five; None for one.
-        notes: what the data cannot say, and doubts.
+        selections: A and B, with labels that tell them apart.
+        difference: of the means over seeds.
+        rows: one for each common seed; empty if equal seeds are no pairs.
+        num_images: of the test split if the interval counts them as a sample; else None.
+        more_seeds: about how many more seeds each would show that the difference is real; None if it is
+            shown, or if no number would.
+        detectable: true difference that as many seeds find four times in five; None if nothing is testable.
+        notes: warnings, and what the data cannot show.
     """
 
-    labels: tuple[str, str]
-    sides: tuple[Side, Side]
-    metric: Metric
+    selections: tuple[Selection, Selection]
+    metric: str
     means: tuple[float, float]
-    comparison: Comparison
-    rows: tuple[SeedRow, ...]
-    with_images: bool
+    difference: MeanDifference
+    rows: tuple[SeedComparison, ...]
     num_images: int | None
     more_seeds: int | None
     detectable: float | None
@@ -227,54 +207,66 @@ class Report:
     notes: tuple[str, ...]
 
 
-def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: float | None = None) -> Report:
-    """Everything that can be said of the difference between two optimizers.
+def compare_selections(
+    first: Selection, second: Selection, metric: str = "top1", margin: float | None = None
+) -> Report:
+    """Compare the runs of two optimizers.
 
     Args:
         first: A.
         second: B.
         metric: of the last epoch on the test split.
-        margin: what A may be worse at most, in the metric's unit; for the gate.
+        margin: of the gate: by how much A may be worse, in the metric's unit.
 
     Raises:
-        UserError: a side has no completed run, or one without a valid metric; the margin is no size.
+        UserError: a selection has no completed run, or one without a valid metric; the margin is no size.
     """
     if margin is not None and not 0 <= margin < math.inf:
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
     if {run.record.id for run in first.runs.completed} & {run.record.id for run in second.runs.completed}:
         raise UserError("A and B share runs: two different optimizers are to be compared")
-    first, second = (replace(side, runs=without_lost(side.runs, metric)) for side in (first, second))
-    sides = (first, second)
-    measured = measure([side.runs for side in sides], metric)
+    runs = [without_lost(each.runs, metric) for each in (first, second)]
+    measured = measure(runs, metric)
     for name, each in zip("AB", measured, strict=True):
         if not each.runs.completed:
             raise UserError(f"{name} ({each.runs.label}) has no completed run")
         if without := each.without(metric):
             seeds = ", ".join(map(str, without))
-            raise UserError(f"{name} ({each.runs.label}) has no valid {NAMES[metric]} for seed {seeds}")
-    runs = [replace(side.runs, label=name) for side, name in zip(sides, "AB", strict=True)]
-    conflicts, doubts = unpaired(runs)
+            raise UserError(
+                f"{name} ({each.runs.label}) has no valid {METRICS[metric].name} for seed {seeds}"
+            )
+    lettered = [replace(each, label=name) for each, name in zip(runs, "AB", strict=True)]
+    conflicts, pairing_notes = unpaired(lettered)
     one, two = (each.sample(metric) for each in measured)
-    size = num_test_images(measured) if metric in ("top1", "top5") else None
-    comparison = compare(one, two, size, unpaired=conflicts is not None)
-    with_images = one.images is not None and two.images is not None
-    more_seeds, detectable = _planning(comparison)
+    num_images = num_test_images(measured)
+    size = num_images if METRICS[metric].is_share_of_images else None
+    difference = compare(one, two, size, unpaired=conflicts is not None)
+    plan = Plan.of(difference)
+    is_undecided = difference.testable and difference.p_value > LEVEL
+    needs_images = (
+        is_undecided and difference.difference != 0 and plan.needs_more_images(difference.difference)
+    )
+    labels = [each.label for each in runs]
+    if runs[0].spec != runs[1].spec:  # else two sets of runs of one optimizer
+        labels = entry_labels([each.spec for each in runs])
+    one_label, two_label = labels
     return Report(
-        labels=_labels(first, second),
-        sides=sides,
+        selections=(
+            Selection(replace(runs[0], label=one_label), first.group),
+            Selection(replace(runs[1], label=two_label), second.group),
+        ),
         metric=metric,
         means=(mean(one.scores.values()), mean(two.scores.values())),
-        comparison=comparison,
-        rows=_rows(measured, metric) if comparison.paired else (),
-        with_images=with_images,
-        num_images=num_test_images(measured),
-        more_seeds=more_seeds,
-        detectable=detectable,
-        gate=None if margin is None else _gate(comparison, metric, margin, first.runs),
+        difference=difference,
+        rows=_seed_rows(measured, metric) if difference.paired else (),
+        num_images=num_images if one.images is not None and two.images is not None else None,
+        more_seeds=plan.more_seeds(difference.difference, difference.num_seeds) if is_undecided else None,
+        detectable=plan.detectable_difference(difference.num_seeds) if difference.testable else None,
+        gate=None if margin is None else _gate(difference, metric, margin, runs[0]),
         notes=(
-            *_limits(comparison, measured, metric, with_images),
-            *doubts,
-            *group_doubts(runs),
+            *difference_limits(difference, measured, metric, needs_images),
+            *pairing_notes,
+            *condition_warnings(lettered),
             *(
                 f"{name}: {note}"
                 for name, each in zip("AB", measured, strict=True)
@@ -284,79 +276,75 @@ def compare_sides(first: Side, second: Side, metric: Metric = "top1", margin: fl
     )
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value: under equal accuracy each image of either kind falls on either side evenly."""
-    from scipy.special import bdtr
+def as_json(report: Report) -> str:
+    """Write a comparison as one JSON document; fractions stay fractions."""
+    difference, group = report.difference, report.selections[0].group
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "dataset": group.dataset,
+        "model": group.model,
+        "protocol": group.protocol,
+        "metric": report.metric,
+        **{
+            letter: {
+                "optimizer": each.runs.label,
+                "mean": value,
+                "records": [run.record.id for run in each.runs.completed],
+            }
+            for letter, each, value in zip("ab", report.selections, report.means, strict=True)
+        },
+        "difference": difference.difference,
+        "ci95": difference.interval(),
+        "p_value": difference.p_value if difference.testable else None,
+        "num_seeds": difference.num_seeds,
+        "is_paired": difference.paired,
+        "num_images": report.num_images,
+        "more_seeds": report.more_seeds,
+        "detectable_difference": report.detectable,
+        "seeds": [vars(row) for row in report.rows],
+        "gate": vars(report.gate) if report.gate else None,
+        "notes": report.notes,
+    }
+    return json.dumps(content, indent=2, allow_nan=False)
 
-    total = only_first + only_second
-    return min(1.0, 2 * float(bdtr(min(only_first, only_second), total, 0.5))) if total else 1.0
 
-
-def _labels(first: Side, second: Side) -> tuple[str, str]:
-    """Told apart as in a table of both; two sets of runs of one optimizer have one label."""
-    if first.runs.spec == second.runs.spec:
-        return first.runs.label, second.runs.label
-    one, two = entry_labels([first.runs.spec, second.runs.spec])
-    return one, two
-
-
-def _rows(measured: list[Measured], metric: Metric) -> tuple[SeedRow, ...]:
+def _seed_rows(measured: Sequence[Measured], metric: str) -> tuple[SeedComparison, ...]:
     one, two = (each.scores(metric) for each in measured)
+    left, right = (each.images for each in measured)
     rows = []
     for seed in sorted(one.keys() & two.keys()):
-        row = SeedRow(seed, one[seed], two[seed])
-        images: list[Mapping[int, np.ndarray]] = [each.images for each in measured if each.images]
-        if len(images) == 2 and images[0][seed].dtype == bool:
-            left, right = (each[seed] for each in images)
-            only_first, only_second = int((left & ~right).sum()), int((right & ~left).sum())
-            row = replace(
-                row,
-                only_first=only_first,
-                only_second=only_second,
-                p_value=mcnemar(only_first, only_second),
+        row = SeedComparison(seed, one[seed], two[seed])
+        if left is not None and right is not None and left[seed].dtype == bool:
+            counts = (
+                int((left[seed] & ~right[seed]).sum()),
+                int((right[seed] & ~left[seed]).sum()),
             )
+            row = SeedComparison(seed, one[seed], two[seed], *counts, mcnemar(*counts))
         rows.append(row)
     return tuple(rows)
 
 
-def _planning(comparison: Comparison) -> tuple[int | None, float | None]:
-    if not comparison.testable:
-        return None, None
-    # However alike a few seeds came out, finite images make them spread.
-    least = float(comparison.spread.residual) * comparison.num_seeds
-    spread, images = math.sqrt(max(comparison.seed_variance, least)), float(comparison.spread.images)
-    detectable = detectable_difference(comparison.num_seeds, spread, image_variance=images)
-    if comparison.p_value <= LEVEL:
-        return None, detectable
-    needed = seeds_needed(comparison.difference, spread, image_variance=images)
-    return None if needed is None else max(1, needed - comparison.num_seeds), detectable
+def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntry) -> Gate:
+    """Test non-inferiority by the one-sided 95 % bound, one end of the two-sided 90 % interval.
 
-
-def _gate(comparison: Comparison, metric: Metric, margin: float, first: RunEntry) -> Gate:
-    """Non-inferiority: the one-sided 95 % bound, which is the end of a two-sided 90 % interval.
-
-    Where seeds of A came to nothing the bound would speak of those that went well.
+    The gate does not hold while A has seeds without a completed run: the bound describes the others only.
     """
     lost = {status: seeds for status, seeds in first.lost_seeds().items() if status in _LOST}
     if lost:
         return Gate(margin, None, False, f"A has seeds without a completed run: {_by_status(lost)}")
-    interval = comparison.interval(2 * LEVEL)
+    interval = difference.interval(2 * LEVEL)
     if interval is None:
-        return Gate(margin, None, False, _untestable(comparison))
-    bound = interval[0] if HIGHER_IS_BETTER[metric] else -interval[1]
+        return Gate(margin, None, False, why_untestable(difference))
+    bound = interval[0] if METRICS[metric].higher_is_better else -interval[1]
     if bound > -margin:
         return Gate(margin, bound, True, None)
-    needed = seeds_needed(
-        margin,
-        math.sqrt(comparison.seed_variance),
-        image_variance=float(comparison.spread.images),
-        level=2 * LEVEL,
-    )
-    return Gate(margin, bound, False, "A may be worse than B by the margin or more", needed)
+    plan = Plan(math.sqrt(difference.seed_variance), difference.spread.images, level=2 * LEVEL)
+    reason = "A may be worse than B by the margin or more"
+    return Gate(margin, bound, False, reason, plan.seeds_needed(margin))
 
 
 def _unfinished(runs: RunEntry) -> list[str]:
-    """Every run that did not complete, those of seeds that ran again included."""
+    """Describe all runs that did not complete, also of seeds that completed when they ran again."""
     by_status: dict[str, list[int]] = defaultdict(list)
     for record in runs.unfinished:
         by_status[record.status].append(record.seed)
@@ -366,183 +354,5 @@ def _unfinished(runs: RunEntry) -> list[str]:
 def _by_status(seeds: Mapping[str, list[int]]) -> str:
     """``2 diverged (seed 3, 4), 1 oom (seed 0)``."""
     return ", ".join(
-        f"{len(each)} {status} (seed {listed([str(seed) for seed in sorted(each)])})"
-        for status, each in sorted(seeds.items())
-    )
-
-
-def _untestable(comparison: Comparison) -> str:
-    if comparison.num_seeds < 2:
-        kind = "common seed" if comparison.paired else "seed on one side"
-        return f"there is one {kind}, and nothing tells how much another would differ"
-    return "nothing spreads, so there is nothing to hold the difference against"
-
-
-def _limits(comparison: Comparison, measured: list[Measured], metric: Metric, with_images: bool) -> list[str]:
-    """What the data cannot say."""
-    limits = []
-    if not comparison.testable:
-        limits.append(f"no claim about the optimizers: {_untestable(comparison)}")
-    if not comparison.paired:
-        limits.append("no seed is a pair, so the runs are compared as unpaired, which takes more seeds")
-    elif any(len(each.runs.completed) > comparison.num_seeds for each in measured):
-        common = counted(comparison.num_seeds, "common seed")
-        limits.append(f"the difference is over {common}, the means are over all")
-    if metric == "ece":
-        limits.append("ECE is no mean over images: this speaks of these test images only")
-    elif not with_images:
-        limits.append("without stored predictions on both sides, this speaks of these test images only")
-    images = float(comparison.spread.images)
-    if (
-        comparison.testable
-        and comparison.difference
-        and comparison.p_value > LEVEL
-        and needs_more_images(comparison.difference, image_variance=images)
-    ):
-        limits.append("so small a difference would need more test images, whatever the number of seeds")
-    return limits
-
-
-SCHEMA = "pugdft.compare/1"
-
-_MCNEMAR = (
-    "McNemar's test speaks of the two trained networks of a seed, and not of the optimizers: another seed "
-    "may turn it round."
-)
-
-_WIDTH = 110
-
-
-def as_text(report: Report) -> str:
-    """Plain text: what is said of the optimizers, the seeds one by one, what the data cannot say."""
-    group, comparison = report.sides[0].group, report.comparison
-    lines = [f"{group.dataset} × {group.model}", group.protocol]
-    for letter, label, value, side in zip("AB", report.labels, report.means, report.sides, strict=True):
-        seeds = ", ".join(str(run.record.seed) for run in side.runs.completed)
-        lines.append(
-            f"{letter}  {label}: {METRICS[report.metric][0]} {_in_units(value, report)}, seeds {seeds}"
-        )
-    lines += ["", f"A − B  {_difference(comparison.difference, report)}{_certainty(report)}"]
-    if report.more_seeds is not None:
-        seeds = "seed" if report.more_seeds == 1 else "seeds"
-        lines.append(
-            f"undecided: about {report.more_seeds:,} more {seeds} each would tell if the difference is real"
-        )
-    if report.detectable is not None:
-        lines.append(
-            f"{comparison.num_seeds} seeds find a true difference of {_size(report.detectable, report)} "
-            "four times in five"
-        )
-    if report.gate:
-        lines += _wrapped(_gate_line(report.gate, report))
-    if report.rows:
-        lines += ["", *_table(report)]
-    if any(row.p_value is not None for row in report.rows):
-        lines += _wrapped(_MCNEMAR)
-    if report.notes:
-        lines += ["", *(line for note in report.notes for line in _wrapped(f"{note}."))]
-    # Labels and notes were made printable where they were made; this is the last door.
-    return "\n".join("".join(each for each in line if each.isprintable()) for line in lines)
-
-
-def as_json(report: Report) -> str:
-    """The same as one JSON document; fractions stay fractions."""
-    comparison, gate = report.comparison, report.gate
-    content: dict[str, Any] = {
-        "schema": SCHEMA,
-        "dataset": report.sides[0].group.dataset,
-        "model": report.sides[0].group.model,
-        "protocol": report.sides[0].group.protocol,
-        "metric": report.metric,
-        **{
-            letter: {
-                "optimizer": label,
-                "mean": value,
-                "records": [run.record.id for run in side.runs.completed],
-            }
-            for letter, label, value, side in zip(
-                "ab", report.labels, report.means, report.sides, strict=True
-            )
-        },
-        "difference": comparison.difference,
-        "ci95": comparison.interval(),
-        "p_value": comparison.p_value if comparison.testable else None,
-        "num_seeds": comparison.num_seeds,
-        "is_paired": comparison.paired,
-        "num_images": report.num_images if report.with_images else None,
-        "more_seeds": report.more_seeds,
-        "detectable_difference": report.detectable,
-        "seeds": [vars(row) for row in report.rows],
-        "gate": vars(gate) if gate else None,
-        "notes": report.notes,
-    }
-    return json.dumps(content, indent=2, allow_nan=False)
-
-
-def _wrapped(text: str) -> list[str]:
-    return wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
-
-
-def _in_units(value: float, report: Report) -> str:
-    _, unit, factor, digits = METRICS[report.metric]
-    return f"{factor * value:.{digits}f}{' ' + unit if unit else ''}"
-
-
-def _size(value: float, report: Report) -> str:
-    _, unit, factor, digits = METRICS[report.metric]
-    return f"{factor * value:.{digits}f}{' points' if unit else ''}"
-
-
-def _difference(value: float, report: Report) -> str:
-    return ("+" if value >= 0 else "−") + _size(abs(value), report)
-
-
-def _certainty(report: Report) -> str:
-    comparison = report.comparison
-    interval = comparison.interval()
-    if interval is None:
-        return ""
-    low, high = (_difference(bound, report).removesuffix(" points") for bound in interval)
-    seeds = (
-        f"{comparison.num_seeds} {'common seeds' if comparison.paired else 'seeds each or more, unpaired'}"
-    )
-    images = f" and {report.num_images:,} test images" if report.with_images and report.num_images else ""
-    return f", 95 % interval {low} to {high}, p = {comparison.p_value:.2g} ({seeds}{images})"
-
-
-def _gate_line(gate: Gate, report: Report) -> str:
-    margin = _size(gate.margin, report)
-    claim = f"A is worse than B by less than {margin}, if at all"
-    if gate.bound is None:
-        return f"not shown that {claim}: {gate.reason}"
-    bound = f"A − B is at least {_difference(gate.bound, report)}"
-    if not HIGHER_IS_BETTER[report.metric]:
-        bound = f"A − B is at most {_difference(-gate.bound, report)}"
-    if gate.holds:
-        return f"holds: {claim} ({bound}, one-sided 95 %)"
-    needed = (
-        f"; of two equal ones about {gate.seeds_needed:,} seeds would show it" if gate.seeds_needed else ""
-    )
-    return f"not shown that {claim} ({bound}, one-sided 95 %){needed}"
-
-
-def _table(report: Report) -> list[str]:
-    """A row for each seed, columns to the right."""
-    headings = ("seed", "A", "B", "A − B", "only A right", "only B right", "McNemar's p")
-    rows = [headings, *(_cells(row, report) for row in report.rows)]
-    if all(row.p_value is None for row in report.rows):
-        rows = [row[:4] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def _cells(row: SeedRow, report: Report) -> tuple[str, ...]:
-    counts = (NOTHING if count is None else f"{count:,}" for count in (row.only_first, row.only_second))
-    return (
-        str(row.seed),
-        _in_units(row.first, report),
-        _in_units(row.second, report),
-        _difference(row.first - row.second, report),
-        *counts,
-        NOTHING if row.p_value is None else f"{row.p_value:.2g}",
+        f"{len(each)} {status} (seed {listed(sorted(each))})" for status, each in sorted(seeds.items())
     )

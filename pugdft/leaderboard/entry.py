@@ -1,23 +1,19 @@
-"""What a leaderboard is made of: groups of entries, as every renderer shows them. Plain data.
+"""The plain data of a leaderboard: groups of entries, which every format reads.
 
-Fractions are in 0..1, times in seconds, memory in bytes; None is "not measured", or "cannot be said".
+Fractions are in 0..1, times in seconds, memory in bytes; None means "not measured" or "cannot be told".
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Metric = Literal["top1", "top5", "loss", "ece"]
-"""What can rank; the higher the better for the first two, the lower the better for the others."""
-
-HIGHER_IS_BETTER: Mapping[Metric, bool] = {"top1": True, "top5": True, "loss": False, "ece": False}
-
 
 @dataclass(frozen=True)
 class Summary:
-    """Over seeds. ``std`` has n − 1 in the denominator; it and the interval are None for one seed."""
+    """Mean over seeds. ``std`` has n − 1 in the denominator; it and the interval are None for one seed."""
 
     mean: float
     std: float | None = None
@@ -26,7 +22,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Means over an entry's seeds at the end of an epoch; cumulative costs."""
+    """Means over an entry's seeds at the end of an epoch; the costs are sums since the start."""
 
     epoch: int
     gradient_passes: float | None
@@ -37,7 +33,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class TuningBudget:
-    """What was spent to choose an entry's options, on held-out images."""
+    """Cost of the search that chose an entry's options on held-out images."""
 
     trials: int
     gradient_passes: float
@@ -45,7 +41,7 @@ class TuningBudget:
 
 @dataclass(frozen=True)
 class Versus:
-    """An entry against the best entry of its group.
+    """Comparison of an entry with the best entry of its group.
 
     Attributes:
         difference: of the ranking metric, this entry minus the best.
@@ -53,7 +49,7 @@ class Versus:
             tested.
         separated: whether the data tell the two apart.
         more_seeds: about how many more seeds each would need if the difference is real; None if separated,
-            if nothing can be said, or if there is no difference to find.
+            if nothing can be told, or if there is no difference to find.
     """
 
     difference: float
@@ -63,8 +59,8 @@ class Versus:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a reported row was printed."""
+class PublishedSource:
+    """Publication and table that a reported row comes from."""
 
     title: str
     arxiv: str | None
@@ -80,14 +76,14 @@ class Entry:
 
     Attributes:
         rank_low: best rank that the seeds allow; None if no run completed, and for reported rows.
-        top1: None if no run completed, or if a completed one has no top-1: leaving that seed out would
-            flatter the optimizer. Such an entry ranks behind all that have one. (So for every metric.)
+        summaries: by metric. A metric is missing if no run completed, or if a completed run has no valid
+            value: leaving that seed out would flatter the optimizer. By this metric such an entry ranks last.
         best_test_top1: of the best epoch picked on the test split. Comparable with papers, never ranks.
         top1_at_equal_passes: at the group's ``equal_passes``, from the histories.
         scores: the ranking metric by seed.
         unfinished: status to the number of runs that ended so.
         records: ids of the runs counted, by seed.
-        source: of a reported row.
+        source: where a reported row was printed.
     """
 
     label: str
@@ -96,10 +92,7 @@ class Entry:
     rank_low: int | None = None
     rank_high: int | None = None
     num_seeds: int = 0
-    top1: Summary | None = None
-    top5: Summary | None = None
-    loss: Summary | None = None
-    ece: Summary | None = None
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
     best_test_top1: float | None = None
     gradient_passes: float | None = None
     train_seconds: float | None = None
@@ -117,12 +110,25 @@ class Entry:
     records: tuple[str, ...] = ()
     unfinished_records: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    source: Source | None = None
+    source: PublishedSource | None = None
 
     @property
     def num_failed(self) -> int:
-        """Runs that did not complete, whatever the reason."""
+        """Number of runs that did not complete, whatever the reason."""
         return sum(self.unfinished.values())
+
+    @property
+    def top1(self) -> Summary | None:
+        """Top-1 accuracy."""
+        return self.summaries.get("top1")
+
+    def summary(self, metric: str) -> Summary | None:
+        """Return a metric's summary without numbers that are not finite; None if its mean is none."""
+        found = self.summaries.get(metric)
+        if found is None or finite(found.mean) is None:
+            return None
+        bounds = found.ci95 if found.ci95 and all(map(math.isfinite, found.ci95)) else None
+        return Summary(found.mean, finite(found.std), bounds)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Group:
     recipe: Mapping[str, Any]
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
-    metric: Metric = "top1"
+    metric: str = "top1"
     equal_passes: float | None = None
     equal_seconds: float | None = None
 
@@ -151,3 +157,18 @@ class Group:
     def best(self) -> tuple[Entry, ...]:
         """The measured entries that the data cannot rule out as the best."""
         return tuple(entry for entry in self.entries if entry.rank_low == 1)
+
+    @property
+    def measured(self) -> tuple[Entry, ...]:
+        """The entries that ran with pugdft."""
+        return tuple(entry for entry in self.entries if entry.status == "measured")
+
+    @property
+    def reported(self) -> tuple[Entry, ...]:
+        """The entries that others printed."""
+        return tuple(entry for entry in self.entries if entry.status == "reported")
+
+
+def finite(value: float | None) -> float | None:
+    """Return ``value`` unless it is missing, infinite or not a number."""
+    return value if value is not None and math.isfinite(value) else None

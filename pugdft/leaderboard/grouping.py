@@ -1,17 +1,16 @@
-"""Which runs may stand in one ranking, and which of them are seeds of the same entry.
+"""Group runs that can be compared, and find the runs that are seeds of one entry.
 
-A group is data set × model × protocol, where the protocol is everything in the resolved recipe but the
-optimizer, how it was tuned, the seed, the two names, how often and in what batches the test split is
-evaluated, which leaves the last epoch's top-1 as it is, and what makes a run faster but for rounding.
-(``micro_batch_size`` is none of these: BatchNorm sees it.)
-Runs of a search, judged on held-out images alone, stand in no group. Nothing here depends on the order in
-which records were read.
+A group is data set × model × protocol. The protocol is the resolved recipe without the optimizer, its tuning,
+the seed, the names of data set and model, how often and in what batches the test split is evaluated (the last
+epoch's top-1 does not depend on it), and settings of speed, which change results only by rounding.
+``micro_batch_size`` is part of it because BatchNorm depends on it. Runs of a search were judged on held-out
+images and are in no group. The order in which records were read does not matter.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -23,11 +22,11 @@ from pugdft.records import RunRecord
 
 
 class NothingMatches(UserError):
-    """A filter that no name fits, so that another source of names may be asked."""
+    """No name matches a filter; the caller may try another list of names."""
 
 
 def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record") -> str:
-    """The one name that is meant: exactly, then but for case, then as the only one with that part.
+    """Find the name that is meant: equal, else equal but for case, else the only one that contains it.
 
     Args:
         kind: such as ``data set``, for the message.
@@ -36,17 +35,16 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
         source: what has these names, for the message.
 
     Raises:
-        NothingMatches: none; the message lists what exists.
-        UserError: several.
+        NothingMatches: no name matches; the message lists what exists.
+        UserError: several names match.
     """
     known = sorted(set(names))
     folded = wanted.casefold()
-    tests: list[Callable[[str], bool]] = [
-        lambda name: name == wanted,
-        lambda name: name.casefold() == folded,
-        lambda name: folded in name.casefold(),
-    ]
-    matches = next((found for test in tests if (found := [name for name in known if test(name)])), [])
+    matches = (
+        [name for name in known if name == wanted]
+        or [name for name in known if name.casefold() == folded]
+        or [name for name in known if folded in name.casefold()]
+    )
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -67,10 +65,10 @@ _canonical_texts: dict[str, str] = {}
 
 
 def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A label for each different ``optimizer`` mapping of one group, such as ``sam+adamw[rho=0.1]``.
+    """Label each different ``optimizer`` mapping of one group, such as ``sam+adamw[rho=0.1]``.
 
-    The base is named where it is not SGD, or where the group's methods have several; options stand only
-    where labels would otherwise be equal, and only those that differ.
+    The base is named if it is not SGD, or if the group's methods have different bases. Options are added only
+    to labels that would be equal, and only options that differ.
     """
     bases = [_base_name(spec) for spec in specs]
     several = len({base for base in bases if base is not None}) > 1
@@ -89,9 +87,9 @@ def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def protocol_line(recipe: Mapping[str, Any]) -> str:
-    """The conditions of a run for a table's title: ``224 px, 100 epochs, batch 100, fp32, cosine``.
+    """Describe the conditions of a run for a table's title: ``224 px, 100 epochs, batch 100, fp32, cosine``.
 
-    What departs from the usual is added: a step limit, warm-up, held-out images, weights, freezing.
+    Settings that are not the default are added: a step limit, warm-up, held-out images, weights, freezing.
     """
     values = _flat(recipe)
     forms = {
@@ -116,7 +114,7 @@ def protocol_line(recipe: Mapping[str, Any]) -> str:
 
 
 def _epochs_form(values: Mapping[str, Any]) -> str:
-    """What an epoch counts: passes over the train split, or as many gradient passes as those have batches."""
+    """Choose the words for epochs, or for a budget of as many gradient passes."""
     is_one = values.get("train.epochs") == 1
     if values.get("train.budget") == "passes":
         return "{} epoch's worth of gradient passes" if is_one else "{} epochs' worth of gradient passes"
@@ -124,7 +122,7 @@ def _epochs_form(values: Mapping[str, Any]) -> str:
 
 
 def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each mapping, the options that are not equal in all of them, under dotted keys."""
+    """Return the options of each mapping that are not equal in all, under dotted keys."""
     flats = [_flat(mapping) for mapping in mappings]
     # A method's own options first, then its base's.
     keys = sorted({key for flat in flats for key in flat}, key=lambda key: (key.startswith(_BASE), key))
@@ -136,8 +134,8 @@ def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def canonical(value: Any) -> str:
-    """A text that two values share only if they are equal: key order and 1 against 1.0 do not matter."""
-    # A thousand records have a few dozen different recipes; Python writes a value faster than it sorts one.
+    """Write a value such that equal values have equal texts; key order, and 1 or 1.0, do not matter."""
+    # A thousand records have a few dozen different recipes, and repr is faster than sorting.
     written = repr(value)
     text = _canonical_texts.get(written)
     if text is None:
@@ -159,7 +157,7 @@ def _canonical(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a recipe writes it."""
+    """Write a value as a recipe does."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
@@ -168,7 +166,7 @@ def shown(value: Any) -> str:
 
 
 def _bracketed(options: Mapping[str, Any]) -> str:
-    """``[rho=0.1,lr=0.01]``; the base's options lose their prefix unless the method has the same key."""
+    """``[rho=0.1,lr=0.01]``; options of the base have no prefix unless the method has the same key."""
     words = []
     for key, value in options.items():
         short = key.removeprefix(_BASE)
@@ -182,7 +180,7 @@ def _base_name(spec: Mapping[str, Any]) -> str | None:
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, under dotted keys."""
+    """Flatten nested mappings to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:
@@ -207,7 +205,7 @@ _NO_PROTOCOL = {
 
 _MOST_NAMED = 6
 
-# What a run does without a key: an older record lacks the newer ones.
+# Defaults of all keys: older records lack the newer keys.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
     for name, section in (
@@ -228,7 +226,7 @@ class RunEntry:
         spec: the whole ``optimizer`` mapping, which is the entry's identity.
         completed: one run a seed, by seed, with the files they were read from.
         unfinished: every run that ended otherwise.
-        notes: what a reader must know, such as a seed that ran twice.
+        notes: for readers, such as a seed that ran twice.
     """
 
     label: str
@@ -238,7 +236,7 @@ class RunEntry:
     notes: tuple[str, ...]
 
     def lost_seeds(self) -> dict[str, list[int]]:
-        """Seeds that no run completed, by how a run of them ended."""
+        """Return the seeds that no run completed, by the status of their runs."""
         completed = {run.record.seed for run in self.completed}
         lost: dict[str, set[int]] = defaultdict(set)
         for record in self.unfinished:
@@ -249,13 +247,13 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ in nothing but the optimizer and the seed.
+    """Runs that differ only in the optimizer and the seed.
 
     Attributes:
         protocol: one line for people, different for each group of the same data set and model.
         recipe: the shared part of the recipes.
         data_sha256: of the images, None if no run came as far as to read them.
-        notes: what else there is of the same data set and model.
+        notes: about other runs of the same data set and model.
     """
 
     dataset: str
@@ -268,17 +266,17 @@ class RunGroup:
 
 
 def is_trial(record: RunRecord) -> bool:
-    """Whether the run belongs to a search: it was judged on held-out images and never saw the test split."""
+    """Tell whether the run belongs to a search: it was judged on held-out images only."""
     train = record.recipe.get("train")
     return isinstance(train, Mapping) and train.get("evaluate") == "validation"
 
 
 def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
-    """The groups, by data set, model and protocol.
+    """Sort runs into groups by data set, model and protocol.
 
-    Runs on data of one name but with different pixels or labels (``data.sha256``) are different groups:
-    their test splits are not the same. A run that ended before its data was read goes with the others of
-    its recipe if those agree, else into a group of its own.
+    Runs with equal names of data sets but different images or labels (``data.sha256``) are different groups:
+    their test splits differ. A run that ended before it read its data joins the other runs of its recipe if
+    those agree, else a group of its own.
     """
     buckets: dict[tuple[str, str, str], list[Loaded]] = defaultdict(list)
     num_trials: Counter[tuple[str, str]] = Counter()
@@ -294,19 +292,18 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
         parts = _by_data(runs)
         for digest, part in parts.items():
             line = protocol_line(recipe) + (f", data {printable(digest[:8])}" if len(parts) > 1 else "")
+            sha256 = next((run.record.data.sha256 for run in part if run.record.data), None)
             groups.append(
-                RunGroup(
-                    printable(dataset), printable(model), line, recipe, _entries(part), _data_sha256(part)
-                )
+                RunGroup(printable(dataset), printable(model), line, recipe, _entries(part), sha256)
             )
     ordered = sorted(_told_apart(groups), key=lambda group: (group.dataset, group.model, group.protocol))
     return _with_neighbours(ordered, num_trials)
 
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe without what may differ inside a group, and the names that the group is keyed by.
+    """Return the recipe without keys that may differ within a group, and without the group's two names.
 
-    What a recipe leaves out, a key or a whole section, stands in it with its default.
+    Missing keys and sections are filled in with their defaults.
     """
     return {
         section: {
@@ -322,13 +319,13 @@ def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dataset_name(record: RunRecord) -> str:
-    """The source's name; before the data was read, the recipe's, whose path is no identity."""
+    """Return the data set's name; the last part of the recipe's path if the data was never read."""
     name = str(record.recipe["data"]["name"])
     return record.data.name if record.data else PurePath(name).name or name
 
 
 def _by_data(runs: Sequence[Loaded]) -> dict[str, list[Loaded]]:
-    """Runs by their data's digest; a single key where there is no need to tell data apart."""
+    """Split runs by the digest of their data; one part if there is only one digest."""
     digests = {run.record.data.sha256 for run in runs if run.record.data}
     if len(digests) <= 1:
         return {"": list(runs)}
@@ -338,12 +335,8 @@ def _by_data(runs: Sequence[Loaded]) -> dict[str, list[Loaded]]:
     return parts
 
 
-def _data_sha256(runs: Sequence[Loaded]) -> str | None:
-    return next((run.record.data.sha256 for run in runs if run.record.data), None)
-
-
 def _with_neighbours(groups: Sequence[RunGroup], num_trials: Mapping[tuple[str, str], int]) -> list[RunGroup]:
-    """The groups, with what else there is of their data set and model: other images, runs of a search."""
+    """Add notes on other runs of the same data set and model: on other images, or of a search."""
     digests: dict[tuple[str, str], set[str]] = defaultdict(set)
     for group in groups:
         if group.data_sha256:
@@ -365,7 +358,7 @@ def _with_neighbours(groups: Sequence[RunGroup], num_trials: Mapping[tuple[str, 
 
 
 def _told_apart(groups: Sequence[RunGroup]) -> list[RunGroup]:
-    """The groups, with what differs added to protocol lines that would otherwise be equal."""
+    """Add the settings that differ to protocol lines that would otherwise be equal."""
     alike: dict[tuple[str, str, str], list[RunGroup]] = defaultdict(list)
     for group in groups:
         alike[group.dataset, group.model, group.protocol].append(group)
@@ -393,7 +386,7 @@ def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
 
 
 def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], tuple[str, ...]]:
-    """The runs by the seed that they were told to use: one seed under five names is no five samples."""
+    """Give each run the seed of its recipe: one seed recorded as five is not five samples."""
     seeded, differing_ids = [], []
     for run in runs:
         train, record = run.record.recipe.get("train"), run.record
@@ -409,7 +402,7 @@ def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], tuple[str, .
 
 
 def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[str, ...]]:
-    """One run of each seed: of repeated ones the last finished. A second one is no second sample."""
+    """Keep one run of each seed, the last finished: a repeated seed is no second sample."""
     by_seed: dict[int, list[Loaded]] = defaultdict(list)
     for run in runs:
         by_seed[run.record.seed].append(run)

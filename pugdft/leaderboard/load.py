@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pugdft.errors import UserError, printable
-from pugdft.leaderboard.entry import Metric
 from pugdft.paths import file_inside
-from pugdft.predictions import UnusablePredictions, artifact_name, labels_sha256, read_arrays
+from pugdft.predictions import METRICS, UnusablePredictions, artifact_name, labels_sha256, read_arrays
 from pugdft.records import RECORD_NAME, RunRecord, StoredRun, read_record
 
 Loaded = StoredRun
@@ -163,7 +162,7 @@ class PerImage:
         split: equal for runs whose test images stand in the same order, as far as their labels tell.
     """
 
-    scores: Mapping[Metric, np.ndarray]
+    scores: Mapping[str, np.ndarray]
     split: str
 
 
@@ -186,11 +185,7 @@ def read_per_image(run: Loaded) -> PerImage | None:
         raise UnusablePredictions("no such file")
     num_images = record.data.sizes.get("test", 0)
     arrays = read_arrays(file, num_images, ("label", "prediction", "in_top5", "loss"))
-    scores: dict[Metric, np.ndarray] = {
-        "top1": arrays["prediction"] == arrays["label"],
-        "top5": arrays["in_top5"],
-        "loss": arrays["loss"],
-    }
+    scores = {key: row.per_image(arrays) for key, row in METRICS.items() if row.per_image}
     # Of a loss that is infinite there is nothing to compare.
     kept = {metric: values for metric, values in scores.items() if math.isfinite(getattr(metrics, metric))}
     for metric, values in kept.items():

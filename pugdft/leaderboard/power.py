@@ -1,149 +1,138 @@
-"""What a number of seeds can find, and how many a difference needs: planning for the test that ranks.
-
-Everything is about the difference of two optimizers on common seeds: ``std`` is its standard deviation over
-seeds, ``image_variance`` what the drawing of the test images adds to the variance of its mean, however many
-seeds there are. Among m pairs the plan is for the level/m, Holm's first and hardest step. The test is
-two-sided; one-sided at 5 % is the level 0.1.
-"""
+"""Power of the test that ranks: what a number of seeds can find, and how many seeds a difference needs."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from pugdft.leaderboard.stats import LEVEL
+from pugdft.leaderboard.stats import LEVEL, MeanDifference
 
 MOST_SEEDS = 1000
-"""Nobody runs more; a difference that needs more is not to be found."""
-
-_USUAL_POWER = 0.8
+"""Nobody runs more seeds; a difference that needs more cannot be found."""
 
 
-def power(
-    num_seeds: int,
-    difference: float,
-    std: float,
-    num_pairs: int = 1,
-    image_variance: float = 0.0,
-    level: float = LEVEL,
-) -> float:
-    """Probability that the test separates a true ``difference``; 0 for one seed.
+@dataclass(frozen=True)
+class Plan:
+    """A planned two-sided test of the difference of two optimizers on common seeds.
 
-    Without ``image_variance`` this is the noncentral t's. With it, the test's threshold (see ``crossed``)
-    depends on the spread that the seeds happen to show, so the noncentral t is replaced by what it is made
-    of: the normal probability beyond the threshold, averaged over that spread.
+    Attributes:
+        std: standard deviation of the difference over seeds.
+        image_variance: variance of the mean difference due to the sample of test images; more seeds do not
+            reduce it.
+        num_pairs: number of pairs tested; the plan is for level/num_pairs, the hardest step of Holm.
+        level: of the test; twice the level of a one-sided test.
+        target: power that is asked for.
     """
-    if num_seeds < 2:
-        return 0.0
-    if std <= 0 and image_variance <= 0:
-        return float(difference != 0)
-    from scipy.special import ndtr
 
-    shares, weights = _spreads(num_seeds - 1)
-    quantile, normal = _quantiles(num_seeds - 1, level / num_pairs)
-    seeds = std**2 / num_seeds
-    threshold = np.sqrt(seeds * shares * quantile**2 + image_variance * normal**2)
-    error = math.sqrt(seeds + image_variance)
-    beyond = ndtr((difference - threshold) / error) + ndtr((-difference - threshold) / error)
-    return float(weights @ beyond)
+    std: float
+    image_variance: float = 0.0
+    num_pairs: int = 1
+    level: float = LEVEL
+    target: float = 0.8
 
+    @classmethod
+    def of(cls, pair: MeanDifference, num_pairs: int = 1) -> Plan:
+        """Plan with the variances that a comparison estimated."""
+        # A few seeds may agree closely by chance; a finite number of images sets a lower limit.
+        variance = max(pair.seed_variance, pair.spread.residual * pair.num_seeds)
+        return cls(math.sqrt(variance), pair.spread.images, num_pairs)
 
-def detectable_difference(
-    num_seeds: int,
-    std: float,
-    num_pairs: int = 1,
-    power: float = _USUAL_POWER,
-    image_variance: float = 0.0,
-    level: float = LEVEL,
-) -> float:
-    """The smallest true difference that is found with probability ``power``; infinite for one seed."""
-    if num_seeds < 2:
-        return math.inf
-    low, high = 0.0, math.sqrt(std**2 / num_seeds + image_variance)
-    while _power(num_seeds, high, std, num_pairs, image_variance, level) < power:
+    def power(self, num_seeds: int, difference: float) -> float:
+        """Compute the probability that the test separates a true ``difference``; 0 for one seed.
+
+        Without ``image_variance`` this is the power of the noncentral t. With it, the threshold depends on
+        the estimated variance over seeds (see :mod:`pugdft.leaderboard.stats`), so the normal probability
+        beyond the threshold is averaged over the distribution of that estimate.
+        """
+        if num_seeds < 2:
+            return 0.0
+        if self.std <= 0 and self.image_variance <= 0:
+            return float(difference != 0)
+        from scipy.special import ndtr
+
+        estimates, weights = _variance_estimates(num_seeds - 1)
+        quantile, normal = _quantiles(num_seeds - 1, self.level / self.num_pairs)
+        seeds = self.std**2 / num_seeds
+        threshold = np.sqrt(seeds * estimates * quantile**2 + self.image_variance * normal**2)
+        error = math.sqrt(seeds + self.image_variance)
+        beyond = ndtr((difference - threshold) / error) + ndtr((-difference - threshold) / error)
+        return float(weights @ beyond)
+
+    def detectable_difference(self, num_seeds: int) -> float:
+        """Compute the smallest true difference found with the target power; infinite for one seed."""
+        if num_seeds < 2:
+            return math.inf
+        high = math.sqrt(self.std**2 / num_seeds + self.image_variance)
         if high == 0:
-            return 0.0  # nothing spreads: any difference shows
-        low, high = high, 2 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        enough = _power(num_seeds, middle, std, num_pairs, image_variance, level) >= power
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+            return 0.0  # without any variance every difference is found
+        from scipy.optimize import brentq
 
+        while self.power(num_seeds, high) < self.target:
+            high *= 2
 
-def seeds_needed(
-    difference: float,
-    std: float,
-    num_pairs: int = 1,
-    power: float = _USUAL_POWER,
-    image_variance: float = 0.0,
-    level: float = LEVEL,
-) -> int | None:
-    """Fewest common seeds that find a true ``difference`` with probability ``power``.
+        def excess(difference: float) -> float:
+            return self.power(num_seeds, difference) - self.target
 
-    None if :data:`MOST_SEEDS` are not enough: the difference is zero or next to it, or the test images are
-    too few (:func:`needs_more_images`).
-    """
-    difference = abs(difference)
-    if difference == 0 or needs_more_images(difference, num_pairs, power, image_variance, level):
-        return None
+        return float(brentq(excess, 0.0, high, xtol=1e-15 * high, rtol=1e-14))
 
-    def enough(number: int) -> bool:
-        return _power(number, difference, std, num_pairs, image_variance, level) >= power
+    def seeds_needed(self, difference: float) -> int | None:
+        """Compute the fewest common seeds that find a true ``difference`` with the target power.
 
-    # Were the spread known, so many less one would still be too few.
-    spare = (difference / _normal_multiple(level / num_pairs, power)) ** 2 - image_variance
-    if spare <= 0:
-        return None  # by rounding alone
-    low = max(1, math.ceil(min(std**2 / spare, MOST_SEEDS)) - 1)
-    high = low + 1
-    while not enough(high):
-        if high == MOST_SEEDS:
+        None if :data:`MOST_SEEDS` are not enough: the difference is almost zero, or the test images are too
+        few (:meth:`needs_more_images`).
+        """
+        difference = abs(difference)
+        if difference == 0 or self.needs_more_images(difference):
             return None
-        low, high = high, min(high + 2 * (high - low), MOST_SEEDS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+        # With a known variance one seed fewer would already be too few.
+        spare = (difference / self._known_variance_multiple()) ** 2 - self.image_variance
+        if spare <= 0:
+            return None  # by rounding alone
+        low = max(1, math.ceil(min(self.std**2 / spare, MOST_SEEDS)) - 1)
+        high = low + 1
+        while self.power(high, difference) < self.target:
+            if high == MOST_SEEDS:
+                return None
+            low, high = high, min(high + 2 * (high - low), MOST_SEEDS)
+        candidates = range(low + 1, high)
+        enough = bisect_left(candidates, True, key=lambda n: self.power(n, difference) >= self.target)
+        return low + 1 + enough
 
+    def more_seeds(self, difference: float, num_seeds: int) -> int | None:
+        """Compute how many more seeds a difference needs, 1 at least; None if no number is enough."""
+        needed = self.seeds_needed(difference)
+        return None if needed is None else max(1, needed - num_seeds)
 
-def needs_more_images(
-    difference: float,
-    num_pairs: int = 1,
-    power: float = _USUAL_POWER,
-    image_variance: float = 0.0,
-    level: float = LEVEL,
-) -> bool:
-    """Whether no number of seeds finds ``difference`` on so few test images."""
-    return abs(difference) <= _normal_multiple(level / num_pairs, power) * math.sqrt(image_variance)
+    def needs_more_images(self, difference: float) -> bool:
+        """Tell whether no number of seeds finds ``difference`` on so few test images."""
+        return abs(difference) <= self._known_variance_multiple() * math.sqrt(self.image_variance)
 
+    def _known_variance_multiple(self) -> float:
+        """Detectable difference in standard errors if those were known exactly."""
+        from scipy.special import ndtri
 
-def _normal_multiple(level: float, power: float) -> float:
-    """The difference in standard errors, were those known, that is found with probability ``power``."""
-    from scipy.special import ndtri
-
-    return float(ndtri(power) - ndtri(level / 2))
-
-
-_power = power  # where a parameter has the name
+        return float(ndtri(self.target) - ndtri(self.level / self.num_pairs / 2))
 
 
 @lru_cache(maxsize=4096)
 def _quantiles(freedom: int, level: float) -> tuple[float, float]:
+    """Two-sided quantiles of t and of the normal distribution."""
     from scipy.special import ndtri, stdtrit
 
     return float(stdtrit(freedom, 1 - level / 2)), float(-ndtri(level / 2))
 
 
 @lru_cache(maxsize=1024)
-def _spreads(freedom: int) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates of a variance of 1 from so many degrees of freedom, and the probability of each."""
+def _variance_estimates(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates of a variance of 1 with ``freedom`` degrees of freedom, and the probability of each."""
     from scipy.special import gammaincinv
 
-    # Evenly over the logit of the cumulative probability: the small estimates decide at strict levels.
-    # What lies beyond has a probability of 3e-7 on either side.
+    # Equally spaced in the logit of the cumulative probability: small estimates decide at strict levels.
+    # The tails that are left out have a probability of 3e-7 each.
     logits = np.linspace(-15, 15, 241)
     below = 1 / (1 + np.exp(-logits))
     weights = below * (1 - below)

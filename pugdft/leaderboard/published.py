@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from pugdft.config import yaml
 from pugdft.errors import Fault, FaultsError, printable, unknown
-from pugdft.leaderboard.entry import Entry, Group, Source, Summary
+from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary
 from pugdft.leaderboard.grouping import chosen, shown
 
 NOTHING_MEASURED = "reported by others; nothing measured here"
@@ -183,9 +183,9 @@ def _entry(row: ReportedRow, publication: _Publication) -> Entry:
         status="reported",
         spec={"name": row.optimizer},
         num_seeds=row.num_seeds or 0,
-        top1=Summary(row.top1, row.std),
+        summaries={"top1": Summary(row.top1, row.std)},
         best_test_top1=row.top1 if row.selection == _BEST_EPOCH else None,
-        source=Source(
+        source=PublishedSource(
             title=printable(publication.title),
             arxiv=publication.arxiv,
             year=publication.year,

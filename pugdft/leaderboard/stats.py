@@ -1,24 +1,25 @@
-"""How far a mean over seeds and test images may be off: both were drawn, and all seeds meet the same images.
+"""Statistics of scores: intervals of means, tests of differences, and ranges of ranks.
 
-The model is the two-way crossed one of multi-reader studies, x_si = µ + S_s + I_i + E_si: what seed s adds to
-all images, what image i adds in all seeds, and the rest. The mean over n seeds and N images has the variance
+A score is a mean over test images; every seed of an entry is evaluated on the same images. Seeds and images
+are both samples. The model is the two-way crossed one of multi-reader studies, x_si = µ + S_s + I_i + E_si:
+the effect of seed s on all images, the effect of image i in all seeds, and the residual. The mean over n
+seeds and N images has the variance
 
     σ_S²/n + σ_I²/N + σ_E²/(nN) = (MS_S + MS_I − MS_E)/(nN)
 
-with the mean squares of the two-way table. This is what a hierarchical bootstrap, which draws seeds and
-images for all of them, spreads to, but for known factors: it shrinks the seeds' share by (n−1)/n and counts
-σ_E² three times (Owen, Annals of Applied Statistics 1, 2007). So nothing need be drawn, and no digit depends
-on chance.
+with the mean squares of the two-way table. A hierarchical bootstrap over seeds and images estimates the same
+variance up to known factors: it shrinks the seeds' share by (n−1)/n and counts σ_E² three times (Owen, Annals
+of Applied Statistics 1, 2007). The formula needs no random draws, so no digit depends on chance.
 
-The mean square of two to ten seeds is itself a rough guess. The bootstrap's percentiles trust it too much,
-and so does t with Satterthwaite's degrees of freedom: with three seeds its 95 % interval misses in up to 8 %,
-and at the 0.5 % that Holm asks for among five optimizers it errs five times too often
-(``benchmarks/error_rates.py``). Banerjee's rule (Sankhyā 22, 1960) never errs more often than it says,
-whatever σ_S, σ_I and σ_E are: each mean square gets the quantile of its own degrees of freedom,
+The mean square of two to ten seeds is a rough estimate. Percentiles of the bootstrap and t with
+Satterthwaite's degrees of freedom trust it too much: with three seeds a 95 % interval of the latter misses
+the truth in up to 8 %, and at the 0.5 % that Holm's correction asks for among five optimizers it errs five
+times too often (``benchmarks/error_rates.py``). Banerjee's rule (Sankhyā 22, 1960) keeps the level for all σ_S, σ_I
+and σ_E. It multiplies each mean square by the quantile of its own degrees of freedom:
 
     half width² = t(n−1)² · MS_S/(nN) + t(N−1)² · (MS_I − MS_E)/(nN),
 
-which is t over seeds where images matter little, and the interval over images where seeds do.
+which is the t interval over seeds where images matter little, and the interval over images where seeds do.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -35,28 +37,32 @@ import numpy as np
 from pugdft.leaderboard.entry import Summary
 
 LEVEL = 0.05
+"""Largest probability of any wrong separation in one group; intervals cover with 1 − LEVEL."""
 
-"""Chance of any wrong separation in one group; 1 − LEVEL is the interval's coverage."""
-
-# Quantiles are looked up by x with p = 2 Φ(−x), 0.01 apart; what lies beyond the last is reported as its p.
+# p-values are searched on the grid p = 2 Φ(−x) with steps of x; p-values beyond the last step are rounded up.
 _STEP, _NUM_STEPS = 0.01, 1200
 
-_LARGEST_FREEDOM = 10_000
+_MOST_FREEDOM = 10_000
+
+# Scores differ by at least one image of the test split; smaller deviations are floating-point errors.
+_ROUNDING = 1e-9
+
+Scores = Mapping[int, float]
+Images = Mapping[int, np.ndarray]
+"""The score of every test image by seed, in the same order for all entries of a group."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Squared standard errors of a mean, or of a difference of means, by where they come from.
-
-    Numbers, or arrays of one entry a comparison.
+    """Components of the variance of a mean, or of a difference of means. Numbers, or arrays over comparisons.
 
     Attributes:
-        seeds: variance between seeds over their number, what single images do to a seed included.
-        freedom: its degrees of freedom, at least 1.
-        images: of the drawing of the test images, the same in all seeds: no seed makes it smaller.
-        residual: the part of ``seeds`` that follows from a finite number of images; no estimate of ``seeds``
-            can be smaller, however alike a few seeds came out.
-        image_freedom: test images less one; 0 where nothing is known of single images.
+        seeds: variance between seeds divided by their number; it includes the residual.
+        freedom: degrees of freedom of ``seeds``, at least 1.
+        images: variance due to the sample of test images; more seeds do not reduce it.
+        residual: part of ``seeds`` that a finite number of images causes. If a few seeds happen to agree
+            closely, the estimate ``seeds`` is replaced by this lower limit.
+        image_freedom: number of test images minus one; 0 without per-image scores.
     """
 
     seeds: Any
@@ -66,44 +72,72 @@ class Spread:
     image_freedom: int = 0
 
     def half_width(self, level: float = LEVEL) -> Any:
-        """Half of the interval that covers with at least the probability 1 − ``level``."""
+        """Compute half the width of the interval with at least the coverage 1 − ``level``."""
         from scipy.special import stdtrit
 
         image_quantile = float(stdtrit(self.image_freedom, 1 - level / 2)) if self.image_freedom else 0.0
-        quantile = stdtrit(self.freedom, 1 - level / 2)
-        return np.sqrt(_squared_width(self, quantile, image_quantile))
+        return self._half_width(stdtrit(self.freedom, 1 - level / 2), image_quantile)
 
     def p_values(self, differences: Any) -> np.ndarray:
-        """Two-sided, for no difference: the level whose interval just touches 0. 1 where nothing spreads."""
+        """Compute two-sided p-values of "no difference": the level at which the interval just reaches 0."""
+        from scipy.special import stdtr
+
         sizes = np.abs(np.asarray(differences, dtype=float))
         seeds, freedom, images, residual = np.broadcast_arrays(
             self.seeds, self.freedom, self.images, self.residual, sizes
         )[:4]
         p_values = np.ones(sizes.shape)
-        alone = (seeds > 0) & (images <= 0) & (residual <= 0)
-        if alone.any():
-            from scipy.special import stdtr
-
-            p_values[alone] = 2 * stdtr(freedom[alone], -sizes[alone] / np.sqrt(seeds[alone]))
-        freedom = np.minimum(freedom, _LARGEST_FREEDOM)
-        crossed = ~alone & ((images > 0) | (residual > 0))
-        # Whole degrees have tables; Welch's, which are seldom needed here, go by themselves.
-        whole = np.where(freedom == np.floor(freedom), freedom, 0)
-        for degrees in np.unique(whole[crossed]):
-            where = crossed & (whole == degrees)
-            part = Spread(
-                seeds[where],
-                degrees or freedom[where],
-                images[where],
-                residual[where],
-                self.image_freedom,
-            )
-            p_values[where] = _touching(sizes[where], part)
+        crossed = (images > 0) | (residual > 0)
+        plain = (seeds > 0) & ~crossed
+        p_values[plain] = 2 * stdtr(freedom[plain], -sizes[plain] / np.sqrt(seeds[plain]))
+        if crossed.any():
+            freedom = np.minimum(freedom[crossed], _MOST_FREEDOM).astype(float)
+            part = Spread(seeds[crossed], freedom, images[crossed], residual[crossed], self.image_freedom)
+            p_values[crossed] = part._search_p_values(sizes[crossed])
         return p_values
+
+    def _half_width(self, quantile: Any, image_quantile: Any) -> Any:
+        by_seeds = np.maximum(self.seeds * quantile**2, self.residual * image_quantile**2)
+        return np.sqrt(by_seeds + self.images * image_quantile**2)
+
+    def _search_p_values(self, sizes: np.ndarray) -> np.ndarray:
+        """Find p-values by bisection over the grid, for all comparisons at once."""
+        from scipy.special import ndtr
+
+        image_quantiles = _image_quantiles(self.image_freedom)
+
+        def half_width(steps: np.ndarray) -> Any:
+            return self._half_width(_quantile(self.freedom, steps), image_quantiles[steps])
+
+        low, high = np.zeros(sizes.shape, dtype=int), np.full(sizes.shape, _NUM_STEPS)
+        while np.any(high - low > 1):
+            middle = (low + high) // 2
+            inside = half_width(middle) <= sizes
+            low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+        below, above = half_width(low), half_width(high)
+        # Widths grow by a factor from step to step, so interpolate their logarithms; below the first step,
+        # where the width starts at 0, interpolate linearly.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            geometric = np.log(sizes / below) / np.log(above / below)
+            fraction = np.where(below > 0, geometric, (sizes - below) / (above - below))
+        fraction = np.clip(np.nan_to_num(fraction), 0.0, 1.0)
+        return 2 * np.asarray(ndtr(-_STEP * (low + fraction)))
+
+
+def _quantile(freedom: Any, steps: np.ndarray) -> np.ndarray:
+    """Compute Student's quantile whose two-sided level is 2 Φ(−x) at grid position ``steps``."""
+    from scipy.special import ndtr, stdtrit
+
+    return np.asarray(stdtrit(freedom, ndtr(-_STEP * steps)))
+
+
+@lru_cache(maxsize=16)
+def _image_quantiles(freedom: int) -> np.ndarray:
+    return _quantile(float(freedom), np.arange(_NUM_STEPS + 1))
 
 
 def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
-    """MS of seeds, images and the rest of a table of seeds × images, two or more of each."""
+    """Compute the mean squares of seeds, images and residual of a table of seeds × images."""
     num_seeds, num_images = values.shape
     centre = values.mean(dtype=float)
     by_seed = values.mean(axis=1, dtype=float) - centre
@@ -116,7 +150,7 @@ def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def spread_of(values: np.ndarray) -> Spread:
-    """Of the mean of a table of seeds × images, two or more of each."""
+    """Estimate the spread of the mean of a table of seeds × images, two or more of each."""
     seeds, images, residual = mean_squares(values)
     return Spread(
         seeds=seeds / values.size,
@@ -127,147 +161,291 @@ def spread_of(values: np.ndarray) -> Spread:
     )
 
 
-def _squared_width(spread: Spread, quantile: Any, image_quantile: Any) -> Any:
-    by_seeds = np.maximum(spread.seeds * quantile**2, spread.residual * image_quantile**2)
-    return by_seeds + spread.images * image_quantile**2
+def mean(values: Iterable[float]) -> float:
+    """Compute the arithmetic mean of at least one number."""
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)
 
 
-def _touching(sizes: np.ndarray, spread: Spread) -> np.ndarray:
-    """p-values by bisection in the table; of one whole number of degrees of freedom, or of each its own."""
-    from scipy.special import ndtr
-
-    image_quantiles = _quantiles(spread.image_freedom)
-    table = None if np.ndim(spread.freedom) else _quantiles(int(spread.freedom))
-
-    def width(index: np.ndarray) -> np.ndarray:
-        quantiles = _quantile(spread.freedom, index) if table is None else table[index]
-        return np.sqrt(_squared_width(spread, quantiles, image_quantiles[index]))
-
-    low, high = np.zeros(sizes.shape, dtype=int), np.full(sizes.shape, _NUM_STEPS)
-    while np.any(high - low > 1):
-        middle = (low + high) // 2
-        inside = width(middle) <= sizes
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    below, above = width(low), width(high)
-    # Between two entries the width grows by a factor; from 0 to the first one, linearly.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fraction = np.where(
-            below > 0, np.log(sizes / below) / np.log(above / below), (sizes - below) / (above - below)
-        )
-    fraction = np.clip(np.nan_to_num(fraction), 0.0, 1.0)
-    return 2 * np.asarray(ndtr(-_STEP * (low + fraction)))
-
-
-@lru_cache(maxsize=256)
-def _quantiles(degrees: int) -> np.ndarray:
-    return _quantile(degrees, np.arange(_NUM_STEPS + 1))
-
-
-def _quantile(degrees: Any, index: np.ndarray) -> np.ndarray:
-    from scipy.special import ndtr, stdtrit
-
-    return -np.asarray(stdtrit(np.asarray(degrees, dtype=float), ndtr(-_STEP * index)))
-
-
-Images = Mapping[int, np.ndarray]
-
-"""The score of every test image by seed, in one order for all entries of a group."""
-
-
-class ImageSums:
-    """For all pairs of entries that have per-image scores, split by the seeds they have in common.
-
-    Attributes:
-        num_images: test images.
+def summarize(
+    values: Iterable[float], spread: Spread | None = None, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Summary:
+    """Compute mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``.
 
     Args:
-        images: of each entry, None where they are not known.
-        num_images: of each array.
+        values: one score for each seed.
+        spread: of the mean over seeds and test images; the interval then covers other seeds and other images.
+            Without it the interval is t over seeds, for these images only.
+        bounds: smallest and largest possible score.
     """
+    values = list(values)
+    centre = mean(values)
+    if len(values) < 2:
+        return Summary(centre)
+    variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
+    half = float((spread or Spread(variance / len(values), len(values) - 1)).half_width())
+    interval = max(bounds[0], centre - half), min(bounds[1], centre + half)
+    return Summary(centre, math.sqrt(variance), interval)
+
+
+@dataclass(frozen=True)
+class EntryScores:
+    """One entry's scores by seed and, where stored, those of every test image, whose means the scores are.
+
+    ``images`` has an array for each seed of ``scores``, or it is None.
+    """
+
+    scores: Scores
+    images: Images | None = None
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """The difference of two entries' means, first minus second, and its uncertainty.
+
+    Attributes:
+        p_value: two-sided, of "no difference"; 1 where nothing can be tested.
+        testable: whether there is an estimate of the variance.
+        num_seeds: number of seeds compared.
+        paired: whether both entries ran these seeds.
+        seed_variance: variance over seeds of the difference of one seed each.
+    """
+
+    difference: float
+    p_value: float
+    testable: bool
+    num_seeds: int
+    paired: bool
+    spread: Spread
+    seed_variance: float
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Compute the interval with at least the coverage 1 − ``level``; None if nothing can be tested."""
+        if not self.testable:
+            return None
+        half = float(self.spread.half_width(level))
+        return self.difference - half, self.difference + half
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Comparisons of all pairs i < j of ``size`` entries, first minus second.
+
+    Arrays are in the order (0, 1), (0, 2), …, (1, 2), …; see :class:`MeanDifference` for their meaning.
+    """
+
+    size: int
+    difference: np.ndarray
+    spread: Spread
+    testable: np.ndarray
+    num_seeds: np.ndarray
+    paired: np.ndarray
+    seed_variance: np.ndarray
+
+    @cached_property
+    def p_values(self) -> np.ndarray:
+        """Two-sided p-values of "no difference"; 1 where nothing can be tested."""
+        return np.where(self.testable, self.spread.p_values(self.difference), 1.0)
+
+    def first_and_second(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions i and j of each pair."""
+        return np.triu_indices(self.size, 1)
+
+    def __getitem__(self, place: int) -> MeanDifference:
+        spread = self.spread
+        parts = (spread.seeds, spread.freedom, spread.images, spread.residual)
+        return MeanDifference(
+            difference=float(self.difference[place]),
+            p_value=float(self.p_values[place]),
+            testable=bool(self.testable[place]),
+            num_seeds=int(self.num_seeds[place]),
+            paired=bool(self.paired[place]),
+            spread=Spread(*(float(part[place]) for part in parts), image_freedom=spread.image_freedom),
+            seed_variance=float(self.seed_variance[place]),
+        )
+
+
+def compare_all(
+    entries: Sequence[EntryScores], num_images: int | None = None, unpaired: np.ndarray | None = None
+) -> Pairs:
+    """Compare all pairs of entries: paired over common seeds, by Welch's test where none is common.
+
+    Pairing is valid because equal seeds share their split, order, augmentation and head. One common seed, or
+    one seed of an unpaired entry, gives no estimate of the variance, and nothing is testable. With per-image
+    scores of both entries the test images count as a sample, too.
+
+    Few seeds often agree by chance, and a variance of zero would make t infinite. Top-1 moves in steps of 1/N
+    for N test images. Rounding to such steps alone has the variance 1/(12 N²), and 1/(6 N²) for a difference
+    of two top-1; no estimate of a variance is taken to be smaller. Three seeds that differ by one image each
+    are thus not separated (p = 0.051), those that differ by two images are. Where N is unknown, or the score
+    is no count of images, nothing is testable without any variance.
+
+    Args:
+        entries: scores of each entry.
+        num_images: N where scores are counts over N; else None.
+        unpaired: square matrix, true for pairs whose equal seeds do not share what pairing needs.
+    """
+    size = len(entries)
+    rounding = 1 / (12 * num_images**2) if num_images else 0.0
+    seeds = sorted({seed for each in entries for seed in each.scores})
+    table = np.array([[each.scores.get(seed, np.nan) for seed in seeds] for each in entries])
+    table = table.reshape(size, len(seeds))
+    own = _Moments.of(table)
+    own_variances = np.maximum(own.variance, rounding)
+    image_components = _image_components(entries)
+    rows = []
+    for first in range(size - 1):
+        # Seeds that the first entry lacks are common to no pair of this row.
+        present = ~np.isnan(table[first])
+        pairs = _Moments.of(table[first, present] - table[first + 1 :, present])
+        is_paired = pairs.count > 0
+        if unpaired is not None:
+            is_paired &= ~unpaired[first, first + 1 :]
+        one, two = own.count[first], own.count[first + 1 :]
+        shares = own_variances[first] / one, own_variances[first + 1 :] / two
+        seed_variance = np.maximum(pairs.variance, 2 * rounding)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            welch = (shares[0] + shares[1]) ** 2 / (shares[0] ** 2 / (one - 1) + shares[1] ** 2 / (two - 1))
+        welch = np.where(np.minimum(one, two) > 1, np.nan_to_num(welch, nan=1.0), 0.0)
+        images, residual = np.zeros(len(two)), np.zeros(len(two))
+        if image_components is not None:
+            paired_parts = image_components.paired(first, pairs)
+            unpaired_parts = image_components.unpaired(first) if not is_paired.all() else paired_parts
+            images, residual = np.where(is_paired, paired_parts, unpaired_parts)
+        own_seed_variance = own_variances[first] + own_variances[first + 1 :]
+        columns = (
+            np.where(is_paired, pairs.mean, own.mean[first] - own.mean[first + 1 :]),
+            np.where(is_paired, pairs.count, np.minimum(one, two)),
+            is_paired,
+            np.where(is_paired, seed_variance, own_seed_variance),
+            np.where(is_paired, seed_variance / np.maximum(pairs.count, 1), shares[0] + shares[1]),
+            np.where(is_paired, pairs.count - 1, welch),
+            images,
+            residual,
+        )
+        rows.append(columns)
+    joined = [np.concatenate(column) for column in zip(*rows, strict=True)] if rows else [np.zeros(0)] * 8
+    difference, num_seeds, paired, seed_variance, *components = joined
+    image_freedom = image_components.num_images - 1 if image_components else 0
+    spread = Spread(*components, image_freedom=image_freedom)
+    return Pairs(
+        size=size,
+        difference=difference,
+        spread=spread,
+        testable=(spread.freedom >= 1) & (spread.seeds + spread.residual + spread.images > 0),
+        num_seeds=num_seeds,
+        paired=paired,
+        seed_variance=seed_variance,
+    )
+
+
+def compare(
+    first: EntryScores | Scores,
+    second: EntryScores | Scores,
+    num_images: int | None = None,
+    unpaired: bool = False,
+) -> MeanDifference:
+    """Compare one pair by the rules of :func:`compare_all`."""
+    pair = [each if isinstance(each, EntryScores) else EntryScores(each) for each in (first, second)]
+    return compare_all(pair, num_images, np.full((2, 2), True) if unpaired else None)[0]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Count, mean and variance (n − 1) of each row of a table. NaN marks a missing value.
+
+    The variance of fewer than two values is 0; so is that of values that only floating-point errors separate.
+    """
+
+    count: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> _Moments:
+        present = ~np.isnan(values)
+        count = present.sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = np.where(present, values, 0.0).sum(axis=1) / count
+            deviations = np.where(present, values - mean[:, None], 0.0)
+            variance = (deviations**2).sum(axis=1) / (count - 1)
+        width = np.ptp(deviations, axis=1) if values.shape[1] else np.zeros(len(values))
+        return cls(count, mean, np.where((width > _ROUNDING) & (count > 1), variance, 0.0))
+
+
+def _image_components(entries: Sequence[EntryScores]) -> _ImageComponents | None:
+    """Prepare per-image comparisons; None unless two entries have scores of two or more images."""
+    images = [each.images for each in entries]
+    sizes = {len(array) for each in images for array in (each or {}).values()}
+    assert len(sizes) <= 1, "per-image scores of different test splits"
+    if sum(each is not None for each in images) < 2 or max(sizes, default=0) < 2:
+        return None
+    return _ImageComponents(images, sizes.pop())
+
+
+class _ImageComponents:
+    """Image and residual components of the variance, for pairs of entries with per-image scores."""
 
     def __init__(self, images: Sequence[Images | None], num_images: int) -> None:
         self.num_images = num_images
-        self._images = images
-        # Σ_images (Σ_seeds d)² and Σ_images Σ_seeds d² over common seeds; NaN where not known.
+        self._images = [each if each and len(each) > 1 else {} for each in images]
+        # Over common seeds: Σ_images (Σ_seeds d)² and Σ_images Σ_seeds d²; NaN where unknown.
         self._of_sums = np.full((len(images), len(images)), np.nan)
         self._of_each = self._of_sums.copy()
-        self._fill()
+        by_common: dict[frozenset[int], list[tuple[int, int]]] = defaultdict(list)
+        seeds = [frozenset(each) for each in self._images]
+        for first, second in combinations(range(len(images)), 2):
+            if len(common := seeds[first] & seeds[second]) > 1:
+                by_common[common].append((first, second))
+        for common, pairs in by_common.items():
+            first, second = np.array(pairs).T
+            rows = np.union1d(first, second)
+            of_sums, of_each = self._squared_distances(rows.tolist(), sorted(common))
+            places = np.searchsorted(rows, first), np.searchsorted(rows, second)
+            self._of_sums[first, second], self._of_each[first, second] = of_sums[places], of_each[places]
 
-    def paired(
-        self, first: int, num_seeds: np.ndarray, differences: np.ndarray, variances: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Of each difference between ``first`` and a later entry: ``Spread.images`` and ``Spread.residual``.
+    def paired(self, first: int, pairs: _Moments) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate ``Spread.images`` and ``Spread.residual`` of ``first`` minus each later entry.
 
         Args:
             first: position of an entry.
-            num_seeds: common ones, for each later entry; so are the others.
-            differences: mean over them.
-            variances: over them, as they are.
+            pairs: moments over common seeds of the differences to later entries.
         """
-        later, images = slice(first + 1, None), self.num_images
+        num_seeds, num_images = pairs.count, self.num_images
         with np.errstate(divide="ignore", invalid="ignore"):
-            centre = num_seeds * images * differences**2
-            seeds = (num_seeds - 1) * images * variances
-            by_image = np.maximum(self._of_sums[first, later] / num_seeds - centre, 0.0)
-            rest = np.maximum(self._of_each[first, later] - centre - seeds - by_image, 0.0)
-            residual = rest / ((num_seeds - 1) * (images - 1)) / (num_seeds * images)
-            drawn = np.maximum(by_image / (images - 1) / (num_seeds * images) - residual, 0.0)
-        known = (num_seeds > 1) & np.isfinite(drawn)
-        return np.where(known, drawn, 0.0), np.where(known, residual, 0.0)
+            centre = num_seeds * num_images * pairs.mean**2
+            by_seed = (num_seeds - 1) * num_images * pairs.variance
+            by_image = np.maximum(self._of_sums[first, first + 1 :] / num_seeds - centre, 0.0)
+            rest = np.maximum(self._of_each[first, first + 1 :] - centre - by_seed - by_image, 0.0)
+            residual = rest / ((num_seeds - 1) * (num_images - 1)) / (num_seeds * num_images)
+            images = np.maximum(by_image / (num_images - 1) / (num_seeds * num_images) - residual, 0.0)
+        return _where_known(images, residual)
 
-    def unpaired(self, first: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Likewise against entries with seeds of their own: the same images met both."""
+    def unpaired(self, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate the same for entries with other seeds: both were evaluated on the same images."""
         of_means, residuals = self._own_means
-        residual = residuals[first] + residuals[others]
-        drawn = np.maximum(of_means[first, others] / self.num_images - residual, 0.0)
-        known = np.isfinite(drawn)
-        return np.where(known, drawn, 0.0), np.where(known, residual, 0.0)
+        residual = residuals[first] + residuals[first + 1 :]
+        images = np.maximum(of_means[first, first + 1 :] / self.num_images - residual, 0.0)
+        return _where_known(images, residual)
 
     @cached_property
     def _own_means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Variances over images of the difference of every two entries' means over their own seeds, and the
-        residual's share of the variance of each entry's mean; NaN where not known.
-        """
-        rows = [position for position, images in enumerate(self._images) if images and len(images) > 1]
+        """Variances over images of the differences of means over own seeds, and each mean's residual."""
+        rows = [position for position, images in enumerate(self._images) if images]
         means, residuals = np.empty((len(rows), self.num_images)), np.full(len(self._images), np.nan)
         for at, row in enumerate(rows):
-            images = self._images[row] or {}
-            values = np.stack([images[seed] for seed in sorted(images)])
+            values = np.stack([scores for _, scores in sorted(self._images[row].items())])
             means[at] = values.mean(axis=0)
             residuals[row] = mean_squares(values)[2] / values.size
-        centres = means.mean(axis=1)
         variances = np.full(self._of_sums.shape, np.nan)
-        squares = _distances(means - centres[:, None])
+        squares = _distances(means - means.mean(axis=1)[:, None])
         variances[np.ix_(rows, rows)] = np.maximum(squares, 0.0) / (self.num_images - 1)
         return variances, residuals
 
-    def _fill(self) -> None:
-        """One product of matrices for each set of seeds that some two entries have in common."""
-        by_seeds: dict[frozenset[int], list[int]] = defaultdict(list)
-        for position, images in enumerate(self._images):
-            if images and len(images) > 1:
-                by_seeds[frozenset(images)].append(position)
-        patterns = list(by_seeds)
-        blocks: dict[frozenset[int], list[tuple[frozenset[int], frozenset[int]]]] = defaultdict(list)
-        for number, one in enumerate(patterns):
-            for two in patterns[number:]:
-                if len(one & two) > 1:
-                    blocks[one & two].append((one, two))
-        for common, pairs in blocks.items():
-            rows = sorted({row for pair in pairs for pattern in pair for row in by_seeds[pattern]})
-            place = {row: at for at, row in enumerate(rows)}
-            of_sums, of_each = self._squared_distances(rows, sorted(common))
-            for one, two in pairs:
-                here = np.ix_(by_seeds[one], by_seeds[two])
-                there = np.ix_([place[row] for row in by_seeds[one]], [place[row] for row in by_seeds[two]])
-                for whole, part in ((self._of_sums, of_sums), (self._of_each, of_each)):
-                    whole[here] = part[there]
-                    whole.T[here] = part[there]
-
     def _squared_distances(self, rows: Sequence[int], seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Between entries: of their sums over seeds, and of every seed's images, added up."""
-        images = [known for row in rows if (known := self._images[row])]
-        # Counts are whole numbers: single precision is exact as long as it has room for them.
+        """Compute squared distances between entries' sums over seeds, and the sums of those of each seed."""
+        images = [self._images[row] for row in rows]
+        # Counts are whole numbers: single precision is exact as long as it can represent the largest.
         are_counts = all(each[seed].dtype == bool for each in images for seed in seeds)
         kind = np.float32 if are_counts and len(seeds) ** 2 * self.num_images < 2**24 else np.float64
         sums = np.zeros((len(rows), self.num_images), kind)
@@ -280,317 +458,19 @@ class ImageSums:
 
 
 def _distances(values: np.ndarray) -> np.ndarray:
+    """Compute the squared Euclidean distance between every two rows."""
     products = (values @ values.T).astype(float)
-    own = np.diag(products)
-    return np.asarray(own[:, None] + own[None, :] - 2 * products)
+    squares = np.diag(products)
+    return np.asarray(squares[:, None] + squares[None, :] - 2 * products)
 
 
-Scores = Mapping[int, float]
-
-# Scores differ by at least one image in the test split; a spread below this is floating point.
-_ROUNDING = 1e-9
-
-_FIELDS = ("difference", "seed_variance", "seeds", "freedom", "images", "residual")
-
-_ROW = np.dtype([("num_seeds", np.int32), *((name, float) for name in _FIELDS)])
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One entry's scores by seed and, where stored, those of every test image, whose means the scores are.
-
-    ``images`` has an array for each seed of ``scores``, or it is None.
-    """
-
-    scores: Scores
-    images: Images | None = None
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Comparisons of all pairs i < j of ``size`` entries, (0, 1), (0, 2), …, (1, 2), …; first minus second.
-
-    Attributes:
-        difference: over common seeds; of the means where none is common.
-        spread: of ``difference``; meaningless where not ``testable``.
-        testable: whether there is any spread to hold the difference against.
-        num_seeds: that were compared: common ones, else of the entry with fewer.
-        seed_variance: of the difference that one more seed each would bring.
-    """
-
-    size: int
-    difference: np.ndarray
-    spread: Spread
-    testable: np.ndarray
-    num_seeds: np.ndarray
-    seed_variance: np.ndarray
-
-    @cached_property
-    def p_values(self) -> np.ndarray:
-        """Two-sided, for "no difference"; 1 where nothing can be tested."""
-        return np.where(self.testable, self.spread.p_values(self.difference), 1.0)
-
-    def first_and_second(self) -> tuple[np.ndarray, np.ndarray]:
-        """The positions i and j of each pair."""
-        return np.triu_indices(self.size, 1)
-
-    def of_entry(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
-        """The other entries, and where the pairs of ``entry`` with each of them stand."""
-        others = np.delete(np.arange(self.size), entry)
-        low, high = np.minimum(entry, others), np.maximum(entry, others)
-        return others, low * self.size - low * (low + 1) // 2 + high - low - 1
-
-
-def compare_all(
-    samples: Sequence[Sample], num_images: int | None = None, unpaired: np.ndarray | None = None
-) -> Pairs:
-    """Paired over common seeds; Welch's way where no seed is common and each has two or more.
-
-    Pairing is right because equal seeds share their split, order, augmentation and head. With a single
-    common seed, or a single seed on one side, there is no estimate of the spread and nothing is testable.
-    With per-image scores on both sides the test images count as drawn, too (see ``crossed``).
-
-    A spread of zero over seeds would make t infinite, yet a few equal differences are a common accident:
-    top-1 moves in steps of 1/N for N test images. The rounding to such a step alone has the variance
-    1/(12 N²), that of a difference of two top-1 is 1/(6 N²), and no estimate of a variance is taken to be
-    smaller than that. Three seeds that differ by one image each are thus not separated (p = 0.051), by two
-    images they are. Where N is unknown, or the score is no count of images, a spread of zero is no test.
-
-    Args:
-        samples: of each entry.
-        num_images: N where scores are counts over N; else None.
-        unpaired: square, true where equal seeds do not share what pairing needs.
-    """
-    table = _ScoreTable(samples, num_images, unpaired)
-    sums = _image_sums(samples)
-    pairs = np.zeros(len(samples) * (len(samples) - 1) // 2, _ROW)
-    begin = 0
-    for first in range(len(samples)):
-        row = _row(table, sums, first)
-        pairs[begin : begin + len(row)] = row
-        begin += len(row)
-    spread = Spread(
-        pairs["seeds"],
-        pairs["freedom"],
-        pairs["images"],
-        pairs["residual"],
-        sums.num_images - 1 if sums else 0,
-    )
-    return Pairs(
-        size=len(samples),
-        difference=pairs["difference"],
-        spread=spread,
-        testable=(spread.freedom >= 1) & (spread.seeds + spread.residual + spread.images > 0),
-        num_seeds=pairs["num_seeds"],
-        seed_variance=pairs["seed_variance"],
-    )
-
-
-class _ScoreTable:
-    """Scores as entries × seeds, NaN where a seed is missing, with each entry's own mean and variance."""
-
-    def __init__(
-        self, samples: Sequence[Sample], num_images: int | None, unpaired: np.ndarray | None
-    ) -> None:
-        columns = {seed: at for at, seed in enumerate(sorted({s for each in samples for s in each.scores}))}
-        self.scores = np.full((len(samples), len(columns)), np.nan)
-        for row, sample in enumerate(samples):
-            for seed, score in sample.scores.items():
-                self.scores[row, columns[seed]] = score
-        self.unpaired = unpaired
-        self.rounding = 1 / (12 * num_images**2) if num_images else 0.0
-        self.num_seeds, self.means, variances = _moments(self.scores)
-        self.variances = np.maximum(variances, self.rounding)
-
-
-def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count, mean and variance (n − 1) of each row's numbers, NaN being none.
-
-    The variance of less than two numbers is 0; so is that of numbers that only floating point spreads.
-    """
-    present = ~np.isnan(values)
-    count = present.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(present, values, 0.0).sum(axis=1) / count
-        deviations = np.where(present, values - mean[:, None], 0.0)
-        variance = (deviations**2).sum(axis=1) / (count - 1)
-    width = np.ptp(deviations, axis=1) if values.shape[1] else np.zeros(len(values))
-    return count, mean, np.where((width > _ROUNDING) & (count > 1), variance, 0.0)
-
-
-def _row(table: _ScoreTable, sums: ImageSums | None, first: int) -> np.ndarray:
-    """Entry ``first`` against all that follow it."""
-    later = slice(first + 1, None)
-    own = np.flatnonzero(~np.isnan(table.scores[first]))
-    count, mean, variance = _moments(table.scores[first, own] - table.scores[later, own])
-    row = np.zeros(len(mean), _ROW)
-    row["difference"], row["num_seeds"], row["freedom"] = mean, count, count - 1
-    row["seed_variance"] = np.maximum(variance, 2 * table.rounding)
-    row["seeds"] = row["seed_variance"] / np.maximum(count, 1)
-    if sums is not None:
-        row["images"], row["residual"] = sums.paired(first, count, mean, variance)
-    without_pairs = count == 0
-    if table.unpaired is not None:
-        without_pairs |= table.unpaired[first, later]
-    if without_pairs.any():
-        others = np.flatnonzero(without_pairs)
-        row[others] = _welch(table, sums, first, others + first + 1)
-    return row
-
-
-def _welch(table: _ScoreTable, sums: ImageSums | None, first: int, others: np.ndarray) -> np.ndarray:
-    """Entry ``first`` against entries whose seeds are not its own."""
-    row = np.zeros(len(others), _ROW)
-    one, two = table.num_seeds[first], table.num_seeds[others]
-    shares = table.variances[first] / one, table.variances[others] / two
-    row["difference"] = table.means[first] - table.means[others]
-    row["num_seeds"] = fewer = np.minimum(one, two)
-    row["seed_variance"] = table.variances[first] + table.variances[others]
-    row["seeds"] = shares[0] + shares[1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = row["seeds"] ** 2 / (shares[0] ** 2 / (one - 1) + shares[1] ** 2 / (two - 1))
-    row["freedom"] = np.where(fewer > 1, np.nan_to_num(freedom, nan=1.0), 0.0)
-    if sums is not None:
-        row["images"], row["residual"] = sums.unpaired(first, others)
-    return row
-
-
-def _image_sums(samples: Sequence[Sample]) -> ImageSums | None:
-    """None unless two entries have the scores of the same number of images, two or more."""
-    sizes = {len(array) for each in samples for array in (each.images or {}).values()}
-    assert len(sizes) <= 1, "per-image scores of different test splits"
-    if sum(each.images is not None for each in samples) < 2 or max(sizes, default=0) < 2:
-        return None
-    return ImageSums([each.images for each in samples], sizes.pop())
-
-
-__all__ = ["LEVEL", "Comparison", "Sample", "Summary", "compare", "holm", "mean", "rank_ranges", "summarize"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """First minus second.
-
-    Attributes:
-        p_value: two-sided, of "no difference"; 1 where nothing can be tested.
-        testable: whether there is any spread to hold the difference against.
-        num_seeds: that were compared.
-        paired: whether those are common to both.
-        spread: of the difference.
-        seed_variance: of the difference that one more seed each would bring.
-    """
-
-    difference: float
-    p_value: float
-    testable: bool
-    num_seeds: int
-    paired: bool
-    spread: Spread
-    seed_variance: float
-
-    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
-        """Covers the true difference with at least 1 − ``level``; None if nothing can be tested."""
-        if not self.testable:
-            return None
-        half = float(self.spread.half_width(level))
-        return self.difference - half, self.difference + half
-
-
-def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean of at least one number."""
-    numbers = list(values)
-    return math.fsum(numbers) / len(numbers)
-
-
-def summarize(
-    scores: Sequence[float] | Scores,
-    spread: Spread | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> Summary:
-    """Mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``.
-
-    Args:
-        scores: by seed, or in any order.
-        spread: of the mean over seeds and test images, for an interval that speaks of other seeds and other
-            images (see ``crossed``); without, it is t over seeds, for these images.
-        bounds: that no score can leave.
-    """
-    values = list(scores.values()) if isinstance(scores, Mapping) else list(scores)
-    centre = mean(values)
-    if len(values) < 2:
-        return Summary(centre)
-    variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
-    half = float((spread or Spread(variance / len(values), len(values) - 1)).half_width())
-    interval = max(bounds[0], centre - half), min(bounds[1], centre + half)
-    return Summary(centre, math.sqrt(variance), interval)
-
-
-def compare(
-    first: Sample | Scores,
-    second: Sample | Scores,
-    num_images: int | None = None,
-    unpaired: bool = False,
-) -> Comparison:
-    """One pair, by the rules of :func:`pugdft.leaderboard.stats.compare_all`.
-
-    Args:
-        first: scores by seed, with those of each image or without.
-        second: likewise.
-        num_images: that each score is a fraction of, None if unknown or if it is no fraction.
-        unpaired: equal seeds do not share what pairing needs.
-    """
-    one, two = (each if isinstance(each, Sample) else Sample(each) for each in (first, second))
-    pairs = compare_all([one, two], num_images, np.full((2, 2), True) if unpaired else None)
-    spread = pairs.spread
-    return Comparison(
-        difference=float(pairs.difference[0]),
-        p_value=float(pairs.p_values[0]),
-        testable=bool(pairs.testable[0]),
-        num_seeds=int(pairs.num_seeds[0]),
-        paired=bool(one.scores.keys() & two.scores.keys()) and not unpaired,
-        spread=Spread(
-            float(spread.seeds[0]),
-            float(spread.freedom[0]),
-            float(spread.images[0]),
-            float(spread.residual[0]),
-            spread.image_freedom,
-        ),
-        seed_variance=float(pairs.seed_variance[0]),
-    )
-
-
-def rank_ranges(
-    samples: Sequence[Sample | Scores], num_images: int | None = None, higher_is_better: bool = True
-) -> list[tuple[int, int]]:
-    """For each entry the best and the worst rank (1 = best score) that the data allow.
-
-    Args:
-        samples: of each entry.
-        num_images: images that each score is a fraction of, None if unknown.
-        higher_is_better: which end of the scores rank 1 is.
-    """
-    pairs = compare_all([s if isinstance(s, Sample) else Sample(s) for s in samples], num_images)
-    return ranges_of(pairs, holm_adjusted(pairs.p_values) <= LEVEL, higher_is_better)
-
-
-def ranges_of(pairs: Pairs, separated: np.ndarray, higher_is_better: bool = True) -> list[tuple[int, int]]:
-    """The best rank is 1 + the separated better entries, the worst is n − the separated worse ones."""
-    first, second = (each[separated] for each in pairs.first_and_second())
-    first_wins = (pairs.difference[separated] > 0) == higher_is_better
-    winners, losers = np.where(first_wins, first, second), np.where(first_wins, second, first)
-    num_better = np.bincount(losers, minlength=pairs.size)
-    num_worse = np.bincount(winners, minlength=pairs.size)
-    lows, highs = 1 + num_better, pairs.size - num_worse
-    return list(zip(lows.tolist(), highs.tolist(), strict=True))
-
-
-def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
-    """Which hypotheses Holm's step-down procedure rejects."""
-    return [bool(p_value <= level) for p_value in holm_adjusted(np.asarray(p_values, dtype=float))]
+def _where_known(images: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    known = np.isfinite(images)
+    return np.where(known, images, 0.0), np.where(known, residual, 0.0)
 
 
 def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
-    """p-values that may each be held against the level of all (Scandinavian J. Statistics 6, 1979).
+    """Adjust p-values by Holm's step-down procedure (Scandinavian J. Statistics 6, 1979).
 
     The k-th smallest of m is multiplied by m − k + 1, and none is less than that of a smaller one.
     """
@@ -599,3 +479,24 @@ def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
     adjusted = np.empty(len(p_values))
     adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
     return adjusted
+
+
+def rank_ranges(pairs: Pairs, separated: np.ndarray, higher_is_better: bool = True) -> list[tuple[int, int]]:
+    """Compute the best and worst rank (1 = best score) of each entry from the separated pairs.
+
+    The best rank is 1 + the number of separated better entries; the worst is n − that of worse ones.
+    """
+    first, second = (each[separated] for each in pairs.first_and_second())
+    first_wins = (pairs.difference[separated] > 0) == higher_is_better
+    winners, losers = np.where(first_wins, first, second), np.where(first_wins, second, first)
+    num_better = np.bincount(losers, minlength=pairs.size)
+    num_worse = np.bincount(winners, minlength=pairs.size)
+    return list(zip((1 + num_better).tolist(), (pairs.size - num_worse).tolist(), strict=True))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Compute McNemar's exact two-sided p-value from the images that only one of two models gets right."""
+    from scipy.special import bdtr
+
+    total = only_first + only_second
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), total, 0.5))) if total else 1.0

@@ -1,4 +1,4 @@
-"""What is said below a ranking: runs that do not count, doubts, ties, and what the figures mean.
+"""What people read about rankings and comparisons: notes, ties, legends, and the text of ``pugdft compare``.
 
 Plain lines without control characters; a renderer escapes them.
 """
@@ -6,20 +6,33 @@ Plain lines without control characters; a renderer escapes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from pugdft.errors import printable
-from pugdft.leaderboard.columns import METRICS, NOTHING, duration, measured, reported, summary
+from pugdft.leaderboard.columns import NOTHING, duration
 from pugdft.leaderboard.entry import Entry, Group
+from pugdft.predictions import METRICS
+
+if TYPE_CHECKING:
+    from pugdft.leaderboard.compare import Gate, Report, SeedComparison
 
 REPORTED_HEADING = "reported by others, not ranked: other code, other protocol"
 
 _MOST_UNDECIDED = 5
+_MOST_SEEDS_NAMED = 1000
+_WIDTH = 110
+
+_MCNEMAR = (
+    "McNemar's test speaks of the two trained networks of a seed, and not of the optimizers: another seed "
+    "may turn it round."
+)
 
 
 def remarks(group: Group) -> list[str]:
-    """The lines below one group."""
+    """Write the lines below one group: runs that do not count, notes, ties, and equal costs."""
     lines = []
-    for entry in measured(group):
+    for entry in group.measured:
         if entry.unfinished:
             counts = ", ".join(f"{number} {status}" for status, number in entry.unfinished.items())
             lines.append(
@@ -27,20 +40,20 @@ def remarks(group: Group) -> list[str]:
             )
         lines += [f"{entry.label}: {note}." for note in entry.notes]
     lines += [f"{note}." for note in group.notes]
-    lines += _verdict(group)
+    lines += _ties(group)
     lines += _equal_costs(group)
     return [printable(line) for line in lines]
 
 
 def legend(groups: Sequence[Group]) -> list[str]:
-    """What the figures of all groups mean, once for the whole output."""
+    """Explain the figures of all groups, once for the whole output."""
     lines = []
     if any(_num_compared(group) for group in groups):
         lines.append(
             "Ranks share a range where a paired comparison over common seeds and test images "
             "(Holm over all pairs, 5 %) cannot tell the entries apart; one seed claims nothing."
         )
-    if any(measured(group) for group in groups):
+    if any(group.measured for group in groups):
         lines.append(
             "top-1 is the last epoch's on the test split; the best epoch, picked on the test split, "
             "never ranks."
@@ -48,106 +61,204 @@ def legend(groups: Sequence[Group]) -> list[str]:
     return lines
 
 
-def source_legend(group: Group) -> dict[tuple[str, str], int]:
-    """A number for each publication, by title and what else tells it, in the order of the reported rows."""
-    numbers: dict[tuple[str, str], int] = {}
-    for entry in reported(group):
-        numbers.setdefault(_publication(entry), len(numbers) + 1)
-    return numbers
-
-
 def source_lines(group: Group) -> list[str]:
-    """``[1] Title, arXiv 2110.00199 (2022)``."""
-    lines = []
-    for (title, rest), number in source_legend(group).items():
-        lines.append(printable(f"[{number}] {title}{rest}"))
-    return lines
+    """List the publications of the reported rows: ``[1] Title, arXiv 2110.00199 (2022)``."""
+    return [f"[{number}] {title}" for title, number in _publication_numbers(group).items()]
 
 
 def source_place(entry: Entry, group: Group) -> str:
-    """``[1] table IV``."""
+    """Name a reported row's place by its publication's number: ``[1] table IV``."""
     if entry.source is None:
         return NOTHING
-    return printable(f"[{source_legend(group)[_publication(entry)]}] table {entry.source.table}")
+    return printable(f"[{_publication_numbers(group)[_publication(entry)]}] table {entry.source.table}")
 
 
 def conditions(entry: Entry) -> str:
-    """A reported row's protocol and what is known to be wrong with it."""
+    """Describe a reported row's protocol and what is known to be wrong with it."""
     if entry.source is None:
         return NOTHING
     caveat = f"; caveat: {entry.source.caveat}" if entry.source.caveat else ""
     return printable(f"{entry.source.protocol}{caveat}")
 
 
-def _publication(entry: Entry) -> tuple[str, str]:
+def _publication_numbers(group: Group) -> dict[str, int]:
+    """Number the publications in the order of the reported rows."""
+    publications = dict.fromkeys(_publication(entry) for entry in group.reported)
+    return {publication: number for number, publication in enumerate(publications, 1)}
+
+
+def _publication(entry: Entry) -> str:
     source = entry.source
     if source is None:
-        return "no source given", ""
+        return "no source given"
     arxiv = f", arXiv {source.arxiv}" if source.arxiv else ""
     year = f" ({source.year})" if source.year else ""
-    return source.title, f"{arxiv}{year}"
+    return printable(f"{source.title}{arxiv}{year}")
+
+
+def _scored(group: Group) -> list[Entry]:
+    return [entry for entry in group.measured if entry.summary(group.metric)]
 
 
 def _num_compared(group: Group) -> int:
-    """Entries with the ranking metric and several seeds, if there are at least two to compare."""
-    scored = [entry for entry in measured(group) if summary(entry, group.metric)]
+    """Count entries with the ranking metric and several seeds; 0 unless there are two entries to compare."""
+    scored = _scored(group)
     return sum(entry.num_seeds > 1 for entry in scored) if len(scored) > 1 else 0
 
 
-def _verdict(group: Group) -> list[str]:
-    """What the numbers of seeds allow to claim, and the ties with the best entry."""
-    scored = [entry for entry in measured(group) if summary(entry, group.metric)]
+def _ties(group: Group) -> list[str]:
+    """Say what the numbers of seeds allow to claim, and which entries are not separated from the best."""
+    scored = _scored(group)
     if not scored:
         return []
     if len(scored) < 2:
         return ["Nothing to compare with."]
     if not _num_compared(group):
         return ["One seed each: no difference can be claimed."]
-    single = [entry for entry in scored if entry.num_seeds == 1]
-    lines = ["An optimizer with one seed shares a range with all."] if single else []
+    has_single = any(entry.num_seeds == 1 for entry in scored)
     ties = [
-        line
+        _undecided(entry, scored[0], group)
         for entry in scored[1:]
-        if entry not in single and (line := _undecided(entry, scored[0], group)) is not None
+        if entry.num_seeds > 1 and entry.versus_best and not entry.versus_best.separated
     ]
-    lines += ties[:_MOST_UNDECIDED]
-    if len(ties) > _MOST_UNDECIDED:
-        lines.append(f"undecided: and {len(ties) - _MOST_UNDECIDED} more.")
-    return lines
+    return [
+        *(["An optimizer with one seed shares a range with all."] if has_single else []),
+        *ties[:_MOST_UNDECIDED],
+        *([f"undecided: and {len(ties) - _MOST_UNDECIDED} more."] if len(ties) > _MOST_UNDECIDED else []),
+    ]
 
 
-def _undecided(entry: Entry, best: Entry, group: Group) -> str | None:
-    """``undecided: sam vs pugd (best): −0.31 points, p = 0.21; about 7 more seeds …``, or None."""
-    versus = entry.versus_best
-    if versus is None or versus.separated:
-        return None
-    _, unit, factor, digits = METRICS[group.metric]
-    difference = f"{round(factor * versus.difference, digits) or 0.0:+.{digits}f}".replace("-", "−")
-    line = (
-        f"undecided: {entry.label} vs {best.label} (best): {difference} {'points' if unit else group.metric}"
-    )
+def _undecided(entry: Entry, best: Entry, group: Group) -> str:
+    """``undecided: sam vs pugd (best): −0.31 points, p = 0.21; about 7 more seeds each would tell …``."""
+    versus, metric = entry.versus_best, group.metric
+    assert versus is not None
+    difference = _signed(versus.difference, metric) + ("" if METRICS[metric].unit else f" {metric}")
+    line = f"undecided: {entry.label} vs {best.label} (best): {difference}"
     if versus.p_value is not None:
         line += f", p = {versus.p_value:.2g}"
     if versus.more_seeds is not None:
-        # Beyond this the difference is too small for anyone to run.
-        seeds = "more than 1,000" if versus.more_seeds > 1000 else f"about {versus.more_seeds}"
-        line += (
-            f"; {seeds} more {'seed' if versus.more_seeds == 1 else 'seeds'} each would tell if it is real"
-        )
+        line += f"; {_more_seeds(versus.more_seeds)} each would tell if it is real"
     return f"{line}."
 
 
+def _more_seeds(number: int) -> str:
+    if number > _MOST_SEEDS_NAMED:
+        return f"more than {_MOST_SEEDS_NAMED:,} more seeds"
+    return f"about {number} more {'seed' if number == 1 else 'seeds'}"
+
+
 def _equal_costs(group: Group) -> list[str]:
-    """Where the figures at equal cost were read off, if there are any."""
-    entries = measured(group)
-    shown = []
+    """Say at which cost the figures at equal cost were read off, if there are any."""
+    entries = group.measured
+    costs = []
     if any(entry.top1_at_equal_passes is not None for entry in entries):
-        shown.append(f"{group.equal_passes or 0:,.0f} passes")
+        costs.append(f"{group.equal_passes or 0:,.0f} passes")
     if any(entry.top1_at_equal_seconds is not None for entry in entries):
-        shown.append(f"{duration(group.equal_seconds)} of training")
-    if not shown:
+        costs.append(f"{duration(group.equal_seconds)} of training")
+    if not costs:
         return []
     return [
-        f"At {' and at '.join(shown)}, the cheapest entry's cost, the others' schedules are unfinished; "
+        f"At {' and at '.join(costs)}, the cheapest entry's cost, the others' schedules are unfinished; "
         "`pugdft bench --budget passes` compares whole ones."
     ]
+
+
+def _value(value: float, metric: str) -> str:
+    """``95.03 %``."""
+    unit, factor, digits = METRICS[metric].unit, METRICS[metric].scale, METRICS[metric].digits
+    return f"{factor * value:.{digits}f} {unit}".rstrip()
+
+
+def _points(value: float, metric: str) -> str:
+    """``0.31 points``: a difference without its sign."""
+    unit, factor, digits = METRICS[metric].unit, METRICS[metric].scale, METRICS[metric].digits
+    return f"{abs(factor * value):.{digits}f}{' points' if unit else ''}"
+
+
+def _signed(value: float, metric: str) -> str:
+    """``−0.31 points``; a difference that rounds to zero has no minus sign."""
+    text = _points(value, metric)
+    return ("−" if value < 0 and any(digit in text for digit in "123456789") else "+") + text
+
+
+def comparison_text(report: Report) -> str:
+    """Write a comparison for people: the difference, each seed, and what the data cannot show."""
+    group, metric, difference = report.selections[0].group, report.metric, report.difference
+    lines = [f"{group.dataset} × {group.model}", group.protocol]
+    for letter, selection, value in zip("AB", report.selections, report.means, strict=True):
+        seeds = ", ".join(str(run.record.seed) for run in selection.runs.completed)
+        name = METRICS[metric].name
+        lines.append(f"{letter}  {selection.runs.label}: {name} {_value(value, metric)}, seeds {seeds}")
+    lines += ["", f"A − B  {_signed(difference.difference, metric)}{_uncertainty(report)}"]
+    if report.more_seeds is not None:
+        lines.append(f"undecided: {_more_seeds(report.more_seeds)} each would tell if the difference is real")
+    if report.detectable is not None:
+        lines.append(
+            f"{difference.num_seeds} seeds find a true difference of {_points(report.detectable, metric)} "
+            "four times in five"
+        )
+    if report.gate:
+        lines += _wrapped(_gate_line(report.gate, metric))
+    if report.rows:
+        lines += ["", *_seed_table(report.rows, metric)]
+    if any(row.p_value is not None for row in report.rows):
+        lines += _wrapped(_MCNEMAR)
+    if report.notes:
+        lines += ["", *(line for note in report.notes for line in _wrapped(f"{note}."))]
+    # Nothing but printable characters, whatever the records hold.
+    return "\n".join("".join(each for each in line if each.isprintable()) for line in lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
+
+
+def _uncertainty(report: Report) -> str:
+    difference = report.difference
+    interval = difference.interval()
+    if interval is None:
+        return ""
+    low, high = (_signed(bound, report.metric).removesuffix(" points") for bound in interval)
+    seeds = (
+        f"{difference.num_seeds} {'common seeds' if difference.paired else 'seeds each or more, unpaired'}"
+    )
+    images = f" and {report.num_images:,} test images" if report.num_images else ""
+    return f", 95 % interval {low} to {high}, p = {difference.p_value:.2g} ({seeds}{images})"
+
+
+def _gate_line(gate: Gate, metric: str) -> str:
+    claim = f"A is worse than B by less than {_points(gate.margin, metric)}, if at all"
+    if gate.bound is None:
+        return f"not shown that {claim}: {gate.reason}"
+    if METRICS[metric].higher_is_better:
+        bound = f"A − B is at least {_signed(gate.bound, metric)}"
+    else:
+        bound = f"A − B is at most {_signed(-gate.bound, metric)}"
+    if gate.holds:
+        return f"holds: {claim} ({bound}, one-sided 95 %)"
+    needed = (
+        f"; of two equal ones about {gate.seeds_needed:,} seeds would show it" if gate.seeds_needed else ""
+    )
+    return f"not shown that {claim} ({bound}, one-sided 95 %){needed}"
+
+
+def _seed_table(seeds: Sequence[SeedComparison], metric: str) -> list[str]:
+    """Write a row for each seed, with all columns aligned to the right."""
+    headings = ("seed", "A", "B", "A − B", "only A right", "only B right", "McNemar's p")
+    rows: list[tuple[str, ...]] = [headings]
+    for each in seeds:
+        counts = (NOTHING if count is None else f"{count:,}" for count in (each.only_first, each.only_second))
+        rows.append(
+            (
+                str(each.seed),
+                _value(each.first, metric),
+                _value(each.second, metric),
+                _signed(each.first - each.second, metric),
+                *counts,
+                NOTHING if each.p_value is None else f"{each.p_value:.2g}",
+            )
+        )
+    if all(each.p_value is None for each in seeds):
+        rows = [row[:4] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

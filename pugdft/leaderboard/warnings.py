@@ -1,20 +1,25 @@
-"""What makes a whole comparison doubtful, in plain sentences: what the runs should have shared."""
+"""Warnings about a comparison: conditions that its runs do not share, and what its data cannot show."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pugdft.errors import printable
+from pugdft.errors import counted, printable
 from pugdft.leaderboard.costs import number_in
 from pugdft.leaderboard.entry import TuningBudget
 from pugdft.leaderboard.grouping import RunEntry, shown
+from pugdft.predictions import METRICS
 from pugdft.records import RunRecord
 
-# Of record.environment, with what a difference may change.
+if TYPE_CHECKING:
+    from pugdft.leaderboard.ranking import Measured
+    from pugdft.leaderboard.stats import MeanDifference
+
+# Fields of record.environment, with what a difference may change.
 _ENVIRONMENT = {
     "pugdft": "the version of pugdft",
     "torch": "the version of torch",
@@ -23,29 +28,34 @@ _ENVIRONMENT = {
     "processes": "the number of processes",
     "device_name": "the device, so that times say nothing",
 }
-# What equal seeds share, which makes pairing right: section and field of the record, and its name for people.
+# What runs of equal seeds must share to be pairs: section and field of the record, and its name for people.
 _SHARED_BY_SEED = {
     ("data", "split_sha256"): "training images",
     ("data", "order_sha256"): "order of the images",
     ("data", "augmentation_sha256"): "augmentation",
     ("model", "head_sha256"): "initial head",
 }
-
+# Budgets count as equal up to this ratio.
 _EQUAL_BUDGETS = 1.1
-
 _MOST_NAMED = 6
+_LONGEST_VALUE = 60
 
-_MOST_SHOWN = 60
+
+def listed(words: Iterable[object]) -> str:
+    """Join the first few words, and say how many more there are."""
+    texts = list(map(str, words))
+    more = f" and {len(texts) - _MOST_NAMED} more" if len(texts) > _MOST_NAMED else ""
+    return ", ".join(texts[:_MOST_NAMED]) + more
 
 
-def group_doubts(entries: Sequence[RunEntry]) -> tuple[str, ...]:
-    """Unequal tuning, software, hardware or weights; only what completed counts."""
-    started = [entry for entry in entries if entry.completed]
-    return (*_weights(started), *_tuning(started), *_environment(started), *_modified(started))
+def condition_warnings(entries: Sequence[RunEntry]) -> tuple[str, ...]:
+    """Describe unequal weights, tuning, software and hardware of completed runs."""
+    completed = [entry for entry in entries if entry.completed]
+    return (*_weights(completed), *_tuning(completed), *_environment(completed), *_modified(completed))
 
 
 def tuning_budget(entry: RunEntry) -> tuple[TuningBudget | None, str | None]:
-    """What an entry's runs say was spent on its options, the most if they differ, and a note if they do."""
+    """Return the tuning budget of an entry's runs, the largest if they differ, and a note if they do."""
     budgets = {budget for run in entry.completed if (budget := _budget(run.record))}
     if not budgets:
         return None, None
@@ -54,46 +64,88 @@ def tuning_budget(entry: RunEntry) -> tuple[TuningBudget | None, str | None]:
 
 
 def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Pairs of entries whose common seeds are not the same draws, as a square matrix, and why in words.
+    """Find pairs of entries whose equal seeds used different random draws, and describe them.
 
-    What a record does not say is taken to agree; None where nothing disagrees.
+    Returns:
+        A square matrix, true for such pairs; None if there is none. What is not on record counts as equal.
     """
-    matrix: np.ndarray | None = None
+    matrix = np.zeros((len(entries), len(entries)), dtype=bool)
     notes = []
     for (section, field), name in _SHARED_BY_SEED.items():
-        differing = []
-        for seed, holders in _digests(entries, section, field).items():
-            if len(holders) < 2:
-                continue
-            differing.append(seed)
-            if matrix is None:
-                matrix = np.zeros((len(entries), len(entries)), dtype=bool)
-            everyone = [position for positions in holders.values() for position in positions]
-            for positions in holders.values():
-                others = sorted(set(everyone) - set(positions))
-                matrix[np.ix_(positions, others)] = True
+        # Of each seed, the digests on record and the positions of the entries that have them.
+        by_seed: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        for position, entry in enumerate(entries):
+            for run in entry.completed:
+                digest = getattr(getattr(run.record, section), field, None)
+                if isinstance(digest, str):
+                    by_seed[run.record.seed][digest].add(position)
+        differing = sorted(seed for seed, holders in by_seed.items() if len(holders) > 1)
+        for seed in differing:
+            everyone = set().union(*by_seed[seed].values())
+            for positions in by_seed[seed].values():
+                matrix[np.ix_(sorted(positions), sorted(everyone - positions))] = True
         if differing:
-            seeds = listed([str(seed) for seed in sorted(differing)])
             notes.append(
-                f"the {name} of seed {seeds} differs between entries ({section}.{field}): pairing by seed is "
-                "not justified, and those entries are compared as unpaired"
+                f"the {name} of seed {listed(differing)} differs between entries ({section}.{field}): "
+                "pairing by seed is not justified, and those entries are compared as unpaired"
             )
-    return matrix, tuple(notes)
+    return (matrix if notes else None), tuple(notes)
 
 
-def _digests(entries: Sequence[RunEntry], section: str, field: str) -> dict[int, dict[str, list[int]]]:
-    """Of each seed, the digests on record with the positions of the entries that have them."""
-    by_seed: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for position, entry in enumerate(entries):
-        for run in entry.completed:
-            digest = getattr(getattr(run.record, section), field, None)
-            if isinstance(digest, str):
-                by_seed[run.record.seed][digest].append(position)
-    return by_seed
+def scope_notes(measured: Sequence[Measured], metric: str) -> tuple[str, ...]:
+    """Say to which seeds and images the ranks of comparable entries are limited."""
+    several = [each for each in measured if len(each.runs.completed) > 1]
+    if len(several) < 2:
+        return ()
+    notes = []
+    if len({frozenset(each.values[metric]) for each in several}) > 1:
+        notes.append(
+            "entries ran different seeds: two are compared over those they share, unpaired if they share none"
+        )
+    without = [each.runs.label for each in several if each.images is None]
+    if METRICS[metric].per_image is None:
+        notes.append(f"{METRICS[metric].name} is no mean over images: ranks speak of these test images only")
+    elif without:
+        whose = "" if len(without) == len(several) else f" of {listed(without)}"
+        notes.append(f"without stored predictions, ranks{whose} speak of these test images only")
+    return tuple(notes)
 
 
-def _weights(entries: Sequence[RunEntry]) -> tuple[str, ...]:
-    """One name of pretrained weights, several contents."""
+def difference_limits(
+    difference: MeanDifference, measured: Sequence[Measured], metric: str, needs_images: bool
+) -> list[str]:
+    """Say what the data of a comparison of two cannot show."""
+    notes = []
+    if not difference.testable:
+        notes.append(f"no claim about the optimizers: {why_untestable(difference)}")
+    if not difference.paired:
+        notes.append("no seed is a pair, so the runs are compared as unpaired, which takes more seeds")
+    elif any(len(each.runs.completed) > difference.num_seeds for each in measured):
+        common = counted(difference.num_seeds, "common seed")
+        notes.append(f"the difference is over {common}, the means are over all")
+    if METRICS[metric].per_image is None:
+        notes.append(f"{METRICS[metric].name} is no mean over images: this speaks of these test images only")
+    elif any(each.images is None for each in measured):
+        notes.append("without stored predictions on both sides, this speaks of these test images only")
+    if needs_images:
+        notes.append(more_images_note())
+    return notes
+
+
+def more_images_note(to: str = "") -> str:
+    """Say that a difference cannot be found with the test images at hand."""
+    return f"so small a difference{to} would need more test images, whatever the number of seeds"
+
+
+def why_untestable(difference: MeanDifference) -> str:
+    """Say why there is no estimate of a difference's variance."""
+    if difference.num_seeds < 2:
+        kind = "common seed" if difference.paired else "seed on one side"
+        return f"there is one {kind}, and nothing tells how much another would differ"
+    return "nothing spreads, so there is nothing to hold the difference against"
+
+
+def _weights(entries: Sequence[RunEntry]) -> list[str]:
     digests = {
         run.record.model.weights_sha256
         for entry in entries
@@ -101,30 +153,25 @@ def _weights(entries: Sequence[RunEntry]) -> tuple[str, ...]:
         if run.record.model and run.record.recipe["model"].get("pretrained") is not False
     }
     if len(digests) <= 1:
-        return ()
-    return (f"the runs started from {len(digests)} different sets of weights (model.weights_sha256)",)
+        return []
+    return [f"the runs started from {len(digests)} different sets of weights (model.weights_sha256)"]
 
 
-def _tuning(entries: Sequence[RunEntry]) -> tuple[str, ...]:
+def _tuning(entries: Sequence[RunEntry]) -> list[str]:
     budgets = {entry.label: tuning_budget(entry)[0] for entry in entries}
-    known = [budget for budget in budgets.values() if budget]
-    if not known:
-        return ()
-    spent = [(budget.trials, budget.gradient_passes) for budget in known]
-    is_equal = all(max(column) <= _EQUAL_BUDGETS * min(column) for column in zip(*spent, strict=True))
-    if is_equal and len(known) == len(budgets):
-        return ()
-    by_budget: dict[str, list[str]] = defaultdict(list)
+    known = [(budget.trials, budget.gradient_passes) for budget in budgets.values() if budget]
+    is_equal = all(max(column) <= _EQUAL_BUDGETS * min(column) for column in zip(*known, strict=True))
+    if not known or (is_equal and len(known) == len(budgets)):
+        return []
+    labels: dict[str, list[str]] = defaultdict(list)
     for label, budget in budgets.items():
-        by_budget[_spelled(budget)].append(label)
-    return (f"tuning budgets differ: {_who_has_what(by_budget)}",)
-
-
-def _spelled(budget: TuningBudget | None) -> str:
-    if budget is None:
-        return "none on record"
-    trials = f"{budget.trials:,} {'trial' if budget.trials == 1 else 'trials'}"
-    return f"{trials} of {budget.gradient_passes:,.0f} gradient passes in all"
+        text = "none on record"
+        if budget:
+            text = (
+                f"{counted(budget.trials, 'trial')} of {budget.gradient_passes:,.0f} gradient passes in all"
+            )
+        labels[text].append(label)
+    return [f"tuning budgets differ: {_labels_by_value(labels)}"]
 
 
 def _budget(record: RunRecord) -> TuningBudget | None:
@@ -140,14 +187,19 @@ def _budget(record: RunRecord) -> TuningBudget | None:
 def _environment(entries: Sequence[RunEntry]) -> list[str]:
     notes = []
     for key, name in _ENVIRONMENT.items():
-        holders = _holders(entries, key)
-        if len(holders) > 1:
-            notes.append(f"the runs differ in {name}: {_who_has_what(holders)}")
+        labels: dict[str, list[str]] = defaultdict(list)
+        for entry in entries:
+            found = [run.record.environment.get(key) for run in entry.completed]
+            values: set[Any] = {value for value in found if isinstance(value, str | int | float)}
+            for value in sorted(map(shown, values)):
+                labels[printable(value)[:_LONGEST_VALUE]].append(entry.label)
+        if len(labels) > 1:
+            notes.append(f"the runs differ in {name}: {_labels_by_value(labels)}")
     return notes
 
 
 def _modified(entries: Sequence[RunEntry]) -> list[str]:
-    """Code that no revision names cannot be had again."""
+    """Name entries whose code no revision describes, so that nobody can get it again."""
     labels = [
         entry.label
         for entry in entries
@@ -156,25 +208,5 @@ def _modified(entries: Sequence[RunEntry]) -> list[str]:
     return [f"run from a modified checkout (environment.git): {listed(labels)}"] if labels else []
 
 
-def _holders(entries: Sequence[RunEntry], key: str) -> dict[str, list[str]]:
-    """Values of ``environment.key`` with the labels of the entries that ran so, where recorded."""
-    holders: dict[str, list[str]] = defaultdict(list)
-    for entry in entries:
-        values: set[Any] = {run.record.environment.get(key) for run in entry.completed if _is_plain(run, key)}
-        for value in sorted(map(shown, values)):
-            holders[printable(value)[:_MOST_SHOWN]].append(entry.label)
-    return holders
-
-
-def _is_plain(run: Any, key: str) -> bool:
-    return isinstance(run.record.environment.get(key), str | int | float)
-
-
-def _who_has_what(holders: Mapping[str, Iterable[str]]) -> str:
-    return "; ".join(f"{value} ({listed(list(labels))})" for value, labels in sorted(holders.items()))
-
-
-def listed(words: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    named = ", ".join(words[:_MOST_NAMED])
-    return named if len(words) <= _MOST_NAMED else f"{named} and {len(words) - _MOST_NAMED} more"
+def _labels_by_value(labels: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{value} ({listed(each)})" for value, each in sorted(labels.items()))

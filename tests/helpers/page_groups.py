@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Source, Summary, TuningBudget, Versus
+from pugdft.leaderboard.entry import CurvePoint, Entry, Group, PublishedSource, Summary, TuningBudget, Versus
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -30,7 +30,7 @@ def entry(label: str, mean: float | None = 0.9, **changes: Any) -> Entry:
         scores = {seed: mean + 0.001 * (seed - 1) for seed in range(3)}
         curve = [CurvePoint(i, 782.0 * i, 60.0 * i, 1 / i, mean - 0.3 / i**2) for i in range(1, 21)]
         values |= {
-            "top1": Summary(mean, 0.001, (mean - 0.0025, mean + 0.0025)),
+            "summaries": {"top1": Summary(mean, 0.001, (mean - 0.0025, mean + 0.0025))},
             "scores": scores,
             "records": tuple(f"{label}-s{seed}" for seed in scores),
             "gradient_passes": 78_200.0,
@@ -42,9 +42,8 @@ def entry(label: str, mean: float | None = 0.9, **changes: Any) -> Entry:
 
 def reported(label: str, **source: Any) -> Entry:
     facts = {"title": "A paper", "arxiv": "2110.00199", "year": 2021, "table": "II", "protocol": "200 epochs"}
-    return Entry(
-        label, "reported", {}, top1=Summary(0.95), source=Source(**{**facts, "caveat": None, **source})
-    )
+    printed = PublishedSource(**{**facts, "caveat": None, **source})
+    return Entry(label, "reported", {}, summaries={"top1": Summary(0.95)}, source=printed)
 
 
 def group(*entries: Entry, dataset: str = "cifar10", model: str = "vit", **changes: Any) -> Group:

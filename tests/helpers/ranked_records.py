@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from run_records import loaded, record, stored
 
 from pugdft.leaderboard import Entry, Group, Loaded, build_leaderboard
+from pugdft.leaderboard.stats import LEVEL, EntryScores, Scores, compare_all, holm_adjusted, rank_ranges
 from pugdft.records import RunRecord
 
 NAN = math.nan
@@ -46,3 +48,11 @@ def history(passes: float, *top1s: float | None, seconds: float = 10.0) -> list[
         | ({} if top1 is None else {"test_top1": top1})
         for n, top1 in enumerate(top1s, 1)
     ]
+
+
+def all_ranks(
+    entries: Sequence[EntryScores | Scores], num_images: int | None = None
+) -> list[tuple[int, int]]:
+    """The best and worst rank of each entry, as the leaderboard finds them."""
+    pairs = compare_all([e if isinstance(e, EntryScores) else EntryScores(e) for e in entries], num_images)
+    return rank_ranges(pairs, holm_adjusted(pairs.p_values) <= LEVEL)

@@ -12,7 +12,7 @@ from run_records import PUGD, SAM, SGD, loaded, record, stored
 
 from pugdft.errors import UserError
 from pugdft.leaderboard import Entry, Group, build_leaderboard
-from pugdft.leaderboard.compare import Side, compare_sides
+from pugdft.leaderboard.compare import Selection, compare_selections
 from pugdft.leaderboard.grouping import group_runs
 from pugdft.leaderboard.verdicts import remarks
 from pugdft.records import RunRecord, write_record
@@ -82,14 +82,14 @@ def test_a_loss_without_end_is_of_images_not_of_the_network(tmp_path: Path) -> N
 
 
 def test_it_is_no_side_of_a_comparison_and_no_gate_holds_beside_it() -> None:
-    def side(*records: RunRecord) -> Side:
+    def side(*records: RunRecord) -> Selection:
         (group,) = group_runs(loaded(records))
-        return Side(group.entries[0], group)
+        return Selection(group.entries[0], group)
 
     sgd = side(*(record(SGD, seed, 0.5 + seed / 1000) for seed in range(3)))
     with pytest.raises(UserError, match=r"A \(sam\) has no completed run"):
-        compare_sides(side(lost(SAM, 0)), sgd)
-    report = compare_sides(
+        compare_selections(side(lost(SAM, 0)), sgd)
+    report = compare_selections(
         side(lost(SAM, 0), *(record(SAM, seed, 0.9 + seed / 1000) for seed in (1, 2))), sgd, margin=0.1
     )
     assert report.gate is not None

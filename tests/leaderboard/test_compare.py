@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 
 from pugdft.cli import compare as cli
 from pugdft.errors import UserError
-from pugdft.leaderboard.compare import Report, Side, _planning, compare_sides, find_sides, mcnemar
+from pugdft.leaderboard.compare import Report, Selection, compare_selections, find_selections
 from pugdft.leaderboard.grouping import group_runs
-from pugdft.leaderboard.stats import Sample
-from pugdft.leaderboard.stats import compare as compare_samples
+from pugdft.leaderboard.power import Plan
+from pugdft.leaderboard.stats import EntryScores, compare, mcnemar
+from pugdft.leaderboard.verdicts import comparison_text
 from pugdft.records import RunRecord, write_record
 
 
@@ -54,11 +55,11 @@ def seeds(optimizer: dict[str, Any], *top1s: float, **changes: Any) -> list[RunR
 
 
 def report(first: list[RunRecord], second: list[RunRecord], **options: Any) -> Report:
-    def side(records: list[RunRecord]) -> Side:
+    def side(records: list[RunRecord]) -> Selection:
         (group,) = group_runs(loaded(records))
-        return Side(group.entries[0], group)
+        return Selection(group.entries[0], group)
 
-    return compare_sides(side(first), side(second), **options)
+    return compare_selections(side(first), side(second), **options)
 
 
 def networks(seed: int, gain: float = 0.0, num_images: int = 400) -> np.ndarray:
@@ -108,10 +109,10 @@ def test_the_seeds_table_counts_images_that_only_one_network_gets_right(runs: Pa
 def test_difference_interval_and_p_value_are_the_rankings(runs: Path) -> None:
     content = json.loads(run_command("sam", "sgd", "--format", "json").out)
     samples = [
-        Sample({seed: float(row.mean()) for seed, row in enumerate(images)}, dict(enumerate(images)))
+        EntryScores({seed: float(row.mean()) for seed, row in enumerate(images)}, dict(enumerate(images)))
         for images in (networks(2, 0.6), networks(1))
     ]
-    expected = compare_samples(*samples, num_images=400)
+    expected = compare(*samples, num_images=400)
     assert content["schema"] == "pugdft.compare/1"
     assert content["difference"] == pytest.approx(expected.difference)
     assert content["ci95"] == pytest.approx(expected.interval())
@@ -124,19 +125,17 @@ def test_difference_interval_and_p_value_are_the_rankings(runs: Path) -> None:
 def test_swapping_the_sides_turns_everything_round() -> None:
     one, two = seeds(SGD, 0.9, 0.92, 0.91), seeds(SAM, 0.93, 0.935, 0.92)
     there, back = report(one, two), report(two, one)
-    assert there.comparison.difference == pytest.approx(-back.comparison.difference)
-    assert there.comparison.p_value == pytest.approx(back.comparison.p_value)
-    assert there.comparison.interval() == pytest.approx(
-        [-x for x in reversed(back.comparison.interval() or ())]
+    assert there.difference.difference == pytest.approx(-back.difference.difference)
+    assert there.difference.p_value == pytest.approx(back.difference.p_value)
+    assert there.difference.interval() == pytest.approx(
+        [-x for x in reversed(back.difference.interval() or ())]
     )
 
 
 def test_the_text_says_the_difference_and_what_the_data_cannot_say() -> None:
-    from pugdft.leaderboard.compare import as_text
-
     found = report(seeds(SAM, 0.93, 0.92, 0.95), seeds(SGD, 0.92, 0.91, 0.92))
     low, high = stats.t.interval(0.95, 2, 5 / 300, stats.sem([0.01, 0.01, 0.03]))
-    text = as_text(found)
+    text = comparison_text(found)
     assert "A  sam: top-1 93.33 %, seeds 0, 1, 2" in text
     assert f"A − B  +1.67 points, 95 % interval −{-100 * low:.2f} to +{100 * high:.2f}, p = 0.13" in text
     assert "this speaks of these test images only" in text
@@ -147,8 +146,6 @@ def test_the_text_says_the_difference_and_what_the_data_cannot_say() -> None:
 
 
 def test_loss_is_no_percentage_and_the_lower_one_is_the_better() -> None:
-    from pugdft.leaderboard.compare import as_text
-
     def losses(optimizer: dict[str, Any], *values: float) -> list[RunRecord]:
         return [
             record(optimizer, seed, metrics={"test": {"top1": 0.9, "top5": 0.9, "loss": value, "ece": 0.1}})
@@ -157,18 +154,18 @@ def test_loss_is_no_percentage_and_the_lower_one_is_the_better() -> None:
 
     one, two = losses(SGD, 0.30, 0.31, 0.33), losses(SAM, 0.31, 0.32, 0.35)
     found = report(one, two, metric="loss", margin=0.01)
-    assert "A − B  −0.0133, 95 % interval" in as_text(found)
+    assert "A − B  −0.0133, 95 % interval" in comparison_text(found)
     assert found.gate is not None
     assert found.gate.holds
     worse = report(two, one, metric="loss", margin=0.01)
     assert worse.gate is not None
     assert not worse.gate.holds
-    assert "A − B is at most +" in as_text(worse)
+    assert "A − B is at most +" in comparison_text(worse)
 
 
 def test_one_common_seed_claims_nothing() -> None:
     found = report(seeds(SGD, 0.9, 0.91), seeds(SAM, 0.95))
-    assert found.comparison.interval() is None
+    assert found.difference.interval() is None
     assert (found.more_seeds, found.detectable) == (None, None)
     assert any("no claim about the optimizers: there is one common seed" in note for note in found.notes)
 
@@ -211,10 +208,10 @@ def test_a_gate_on_worse_optimizers_holds_as_seldom_as_promised() -> None:
     for _ in range(count):
         table = rng.normal(0, 1, (3, 40)) + rng.normal(0, 1, 40) + rng.normal(0, 0.2, (3, 1)) - 0.5
         pair = [
-            Sample({seed: float(row.mean()) for seed, row in enumerate(images)}, dict(enumerate(images)))
+            EntryScores({seed: float(row.mean()) for seed, row in enumerate(images)}, dict(enumerate(images)))
             for images in (table, np.zeros_like(table))
         ]
-        interval = compare_samples(*pair).interval(0.1)
+        interval = compare(*pair).interval(0.1)
         passed += interval is not None and interval[0] > -0.5
     assert passed / count <= stats.binom.isf(1e-4, count, 0.05) / count
 
@@ -232,12 +229,10 @@ def test_a_gate_that_cannot_be_tested_does_not_hold_and_says_why(runs: Path) -> 
 
 
 def test_a_failed_gate_says_how_many_seeds_equals_would_need() -> None:
-    from pugdft.leaderboard.compare import as_text
-
     found = report(seeds(SGD, 0.9, 0.93, 0.91), seeds(SAM, 0.92, 0.91, 0.91), margin=0.01)
     assert found.gate is not None
     assert found.gate.seeds_needed is not None
-    assert f"about {found.gate.seeds_needed} seeds would show it" in " ".join(as_text(found).split())
+    assert f"about {found.gate.seeds_needed} seeds would show it" in " ".join(comparison_text(found).split())
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "oom"])
@@ -279,25 +274,25 @@ def test_a_margin_is_a_size(margin: float) -> None:
 # --- which runs are meant --------------------------------------------------------------------------------
 
 
-def sides(first: str | Path, second: str | Path, **options: Any) -> tuple[Side, Side]:
+def selections(first: str | Path, second: str | Path, **options: Any) -> tuple[Selection, Selection]:
     given = {"records": [Path("runs")], "dataset": None, "model": None, "report": lambda text: None}
-    return find_sides(str(first), str(second), **{**given, **options})
+    return find_selections(str(first), str(second), **{**given, **options})
 
 
 def test_a_record_a_folder_and_a_label_mean_runs(runs: Path) -> None:
-    one, two = sides(runs / "sam" / "sam-1" / "record.yaml", "pugd")
+    one, two = selections(runs / "sam" / "sam-1" / "record.yaml", "pugd")
     assert [run.record.seed for run in one.runs.completed] == [1]
     assert (two.runs.label, len(two.runs.completed)) == ("pugd", 3)
-    three, _ = sides(runs / "sam", "sgd", records=[runs])
+    three, _ = selections(runs / "sam", "sgd", records=[runs])
     assert len(three.runs.completed) == 3
 
 
 def test_labels_are_those_of_the_leaderboard(tmp_path: Path) -> None:
     write(tmp_path / "all", *seeds(SAM, 0.9, 0.91), *seeds({**SAM, "rho": 0.1}, 0.92, 0.93))
-    one, two = sides("sam[rho=0.1]", "sam[rho=0.05]", records=[tmp_path / "all"])
+    one, two = selections("sam[rho=0.1]", "sam[rho=0.05]", records=[tmp_path / "all"])
     assert (one.runs.spec["rho"], two.runs.spec["rho"]) == (0.1, 0.05)
     with pytest.raises(UserError, match=r"Known: sam\[rho=0.05\], sam\[rho=0.1\]. Did you mean"):
-        sides("sam[rho=0.2]", "sam[rho=0.1]", records=[tmp_path / "all"])
+        selections("sam[rho=0.2]", "sam[rho=0.1]", records=[tmp_path / "all"])
 
 
 def test_two_folders_of_one_optimizer_can_be_compared(tmp_path: Path) -> None:
@@ -313,7 +308,7 @@ def test_two_folders_of_one_optimizer_can_be_compared(tmp_path: Path) -> None:
 
 def test_a_folder_of_several_optimizers_is_refused_with_their_names(runs: Path) -> None:
     with pytest.raises(UserError, match=r"several optimizers or protocols: pugd on cifar10 × resnet18"):
-        sides(runs, "sgd")
+        selections(runs, "sgd")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +330,7 @@ def test_runs_of_different_protocols_are_refused_with_what_differs(
     write(tmp_path / "a", *seeds(SGD, 0.9, 0.91))
     write(tmp_path / "b", *seeds(SAM, 0.9, 0.91, **change))
     with pytest.raises(UserError) as caught:
-        sides(tmp_path / "a", tmp_path / "b")
+        selections(tmp_path / "a", tmp_path / "b")
     assert "did not run under one protocol" in str(caught.value)
     assert said in str(caught.value)
 
@@ -345,8 +340,8 @@ def test_labels_in_several_groups_need_a_filter(tmp_path: Path) -> None:
         both = [*seeds(SGD, 0.9, 0.91, model__name=model), *seeds(SAM, 0.9, 0.91, model__name=model)]
         write(tmp_path / "runs", *both)
     with pytest.raises(UserError, match=r"cifar10 × resnet18 .* cifar10 × vgg16 .*--dataset and --model"):
-        sides("sam", "sgd", records=[tmp_path / "runs"])
-    one, two = sides("sam", "sgd", records=[tmp_path / "runs"], model="vgg")
+        selections("sam", "sgd", records=[tmp_path / "runs"])
+    one, two = selections("sam", "sgd", records=[tmp_path / "runs"], model="vgg")
     assert one.group.model == two.group.model == "vgg16"
 
 
@@ -354,14 +349,14 @@ def test_a_label_is_looked_up_in_the_group_of_the_other_side(tmp_path: Path) -> 
     for epochs in (5, 10):
         write(tmp_path / "runs", *seeds(SGD, 0.9, 0.91, train__epochs=epochs))
     mine = write(tmp_path / "mine", *seeds(SAM, 0.9, 0.91, train__epochs=5))
-    _, two = sides(mine, "sgd", records=[tmp_path / "runs"])
+    _, two = selections(mine, "sgd", records=[tmp_path / "runs"])
     assert two.group.recipe["train"]["epochs"] == 5
 
 
 def test_nothing_to_look_labels_up_in_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r'"sam": no such file or folder; .*runs does not exist'):
-        sides("sam", "sgd")
+        selections("sam", "sgd")
 
 
 def test_a_side_without_a_figure_is_refused(tmp_path: Path) -> None:
@@ -375,7 +370,7 @@ def test_a_side_without_a_figure_is_refused(tmp_path: Path) -> None:
 def test_runs_of_a_search_are_no_side(tmp_path: Path) -> None:
     trials = write(tmp_path / "a", *seeds(SAM, 0.9, 0.91, train__evaluate="validation"))
     with pytest.raises(UserError, match="no run on a test split"):
-        sides(trials, trials)
+        selections(trials, trials)
 
 
 def test_no_record_reaches_the_terminals_controls(tmp_path: Path) -> None:
@@ -410,11 +405,10 @@ def test_what_two_seeds_can_find_is_no_less_than_their_interval_is_wide() -> Non
     for seed in (0, 1):
         theirs[seed, np.flatnonzero(ours[seed])[50 * seed :][:25]] = 0.0
     first, second = (
-        Sample({seed: float(row.mean()) for seed, row in enumerate(images)}, dict(enumerate(images)))
+        EntryScores({seed: float(row.mean()) for seed, row in enumerate(images)}, dict(enumerate(images)))
         for images in (ours, theirs)
     )
-    comparison = compare_samples(first, second, 2000)
+    comparison = compare(first, second, 2000)
     assert comparison.seed_variance < 1e-6
-    detectable = _planning(comparison)[1]
-    assert detectable is not None
+    detectable = Plan.of(comparison).detectable_difference(comparison.num_seeds)
     assert detectable > float(comparison.spread.half_width())

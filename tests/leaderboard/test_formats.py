@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pugdft.leaderboard import as_csv, as_json, as_latex, as_markdown, print_table
-from pugdft.leaderboard.columns import columns, fit
-from pugdft.leaderboard.entry import Entry, Group, Metric, Source, Summary, TuningBudget, Versus
+from pugdft.leaderboard.columns import SECTIONS, columns, fit, text_columns
+from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary, TuningBudget, Versus
 from pugdft.leaderboard.formats.latex import escape as latex_escape
 from pugdft.leaderboard.formats.markdown import escape as markdown_escape
 
@@ -41,10 +41,12 @@ def entry(label: str, top1: float, ranks: tuple[int, int], **changes: Any) -> En
         rank_low=ranks[0],
         rank_high=ranks[1],
         num_seeds=3,
-        top1=summary(top1),
-        top5=summary(0.99),
-        loss=summary(0.31234),
-        ece=summary(0.0213),
+        summaries={
+            "top1": summary(top1),
+            "top5": summary(0.99),
+            "loss": summary(0.31234),
+            "ece": summary(0.0213),
+        },
         best_test_top1=top1 + 0.002,
         gradient_passes=200_000.0,
         train_seconds=7440.0,
@@ -64,13 +66,13 @@ def entry(label: str, top1: float, ranks: tuple[int, int], **changes: Any) -> En
 SAM = entry("sam", 0.9200, (1, 2), versus_best=Versus(-0.0031, 0.2134, False, 7))
 SGD = entry("sgd", 0.9, (3, 3), gradient_passes=1e5, versus_best=Versus(-0.0231, 0.0002, True, None))
 FAILED = Entry(label="vasso", status="measured", spec={}, unfinished={"failed": 1})
-SOURCE = Source("A Paper", "2110.00199", 2022, "IV", "32 px, 200 epochs", "provenance doubtful")
+SOURCE = PublishedSource("A Paper", "2110.00199", 2022, "IV", "32 px, 200 epochs", "provenance doubtful")
 REPORTED = Entry(
     label="ngd",
     status="reported",
     spec={"name": "ngd"},
     num_seeds=3,
-    top1=Summary(0.7604, 0.0008),
+    summaries={"top1": Summary(0.7604, 0.0008)},
     source=SOURCE,
 )
 
@@ -101,7 +103,9 @@ def words(text: str) -> str:
 
 def hostile_groups() -> list[Group]:
     bad = entry(HOSTILE, 0.9, (1, 1), notes=(HOSTILE,), records=(HOSTILE,), spec={HOSTILE: HOSTILE})
-    doubtful = replace(REPORTED, label=HOSTILE, source=Source(HOSTILE, HOSTILE, 1, HOSTILE, HOSTILE, HOSTILE))
+    doubtful = replace(
+        REPORTED, label=HOSTILE, source=PublishedSource(HOSTILE, HOSTILE, 1, HOSTILE, HOSTILE, HOSTILE)
+    )
     return [group(bad, SGD, doubtful, dataset=HOSTILE, model=HOSTILE, protocol=HOSTILE, notes=(HOSTILE,))]
 
 
@@ -113,7 +117,7 @@ def test_a_table_fits_and_names_every_column_that_it_leaves_out(width: int) -> N
     shown = group()
     text = table(shown, width=width)
     assert max(map(len, text.splitlines())) <= width
-    kept, left_out = fit(columns(shown), shown.entries, width, gap=2)
+    kept, left_out = fit(text_columns(shown), shown.entries, width, gap=2)
     head, _, _ = text.partition("─")
     for column in kept:
         assert all(part in head for part in column.heading.split("\n"))
@@ -133,11 +137,28 @@ def test_a_wide_table_shows_every_column_in_percent_and_readable_units() -> None
     )
 
 
+@pytest.mark.parametrize("metric", ["top1", "ece"])
+def test_every_column_has_a_place_and_fields_and_names_are_unique(metric: str) -> None:
+    chosen = columns(metric)
+    for names in ([each.field for each in chosen], [each.name for each in chosen]):
+        used = [name for name in names if name]
+        assert len(used) == len(set(used))
+    assert {column.section for column in chosen} == set(SECTIONS)
+    assert all(column.field or column.name for column in chosen)
+    assert all(column.help for column in chosen if column.page)
+
+
 def test_columns_in_which_nobody_has_anything_are_left_out() -> None:
     bare = Entry(
-        label="sgd", status="measured", spec={}, rank_low=1, rank_high=1, num_seeds=1, top1=Summary(0.9)
+        label="sgd",
+        status="measured",
+        spec={},
+        rank_low=1,
+        rank_high=1,
+        num_seeds=1,
+        summaries={"top1": Summary(0.9)},
     )
-    names = [column.name for column in columns(group(bare, equal_passes=None, equal_seconds=None))]
+    names = [column.name for column in text_columns(group(bare, equal_passes=None, equal_seconds=None))]
     assert names == ["rank", "optimizer", "seeds", "↑ top-1 %"]
 
 
@@ -151,9 +172,9 @@ def test_columns_in_which_nobody_has_anything_are_left_out() -> None:
     ],
 )
 def test_the_ranking_metric_is_marked_with_its_direction_and_alone_has_a_spread(
-    metric: Metric, name: str, value: str
+    metric: str, name: str, value: str
 ) -> None:
-    chosen = columns(group(metric=metric))
+    chosen = text_columns(group(metric=metric))
     assert [column.name for column in chosen if column.is_ranked] == [name]
     assert [column.name for column in chosen if column.name[0] in "↑↓"] == [name]
     assert [column.cell(SAM) for column in chosen if "±" in column.cell(SAM)] == [value]
@@ -241,7 +262,7 @@ def test_the_words_below_claim_no_more_than_the_seeds(
     assert "top-1 is the last epoch's on the test split" in text
 
 
-@pytest.mark.parametrize("entries", [(SGD,), (SGD, FAILED), (SGD, replace(SAM, top1=None))])
+@pytest.mark.parametrize("entries", [(SGD,), (SGD, FAILED), (SGD, replace(SAM, summaries={}))])
 def test_one_entry_with_the_metric_is_nothing_to_compare(entries: tuple[Entry, ...]) -> None:
     text = table(group(*entries))
     assert "Nothing to compare with." in text
@@ -383,7 +404,7 @@ def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(groups: lis
 def test_markdown_has_all_columns_and_the_tied_best_in_bold() -> None:
     text = as_markdown([group()])
     head = next(line for line in text.splitlines() if line.startswith("| rank"))
-    assert cells(head) == [column.name for column in columns(group())]
+    assert cells(head) == [column.name for column in text_columns(group())]
     assert re.findall(r"\*\*(\w+)\*\*", text) == ["pugd", "sam"]
     assert "92.00 ± 0.15" in text
     assert "- undecided: sam vs pugd (best): −0.31 points" in text
@@ -492,7 +513,7 @@ def tabulars(text: str) -> list[tuple[str, list[str]]]:
     "groups", [[group(), group(SGD, SAM, REPORTED)], hostile_groups()], ids=["plain", "hostile"]
 )
 @pytest.mark.parametrize("metric", ["top1", "loss"])
-def test_latex_is_balanced_and_every_row_has_its_columns(groups: list[Group], metric: Metric) -> None:
+def test_latex_is_balanced_and_every_row_has_its_columns(groups: list[Group], metric: str) -> None:
     text = as_latex([replace(each, metric=metric) for each in groups])
     check_latex(text)
     made = tabulars(text)

@@ -6,21 +6,42 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from board_records import SAM, SGD, run, seeds
 
+from pugdft.cli.leaderboard import RankedBy
+from pugdft.cli.main import main
+from pugdft.predictions import METRICS
 from pugdft.records import write_record
 
 
-def leaderboard(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pugdft", "leaderboard", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
+@dataclass
+class Ended:
+    """How a command ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def leaderboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """The command, run in this process and in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["pugdft", "leaderboard", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run_command
 
 
 @pytest.fixture
@@ -33,7 +54,7 @@ def one_good_and_two_broken(tmp_path: Path) -> Path:
 
 
 def test_what_is_left_out_is_named_and_counted_and_does_not_cost_the_table(
-    one_good_and_two_broken: Path,
+    one_good_and_two_broken: Path, leaderboard: Callable[..., Ended]
 ) -> None:
     done = leaderboard(str(one_good_and_two_broken), "--format", "json")
     assert done.returncode == 0
@@ -46,14 +67,18 @@ def test_what_is_left_out_is_named_and_counted_and_does_not_cost_the_table(
     assert done.stderr.startswith(f"left out: {one_good_and_two_broken}/bad/record.yaml: not a run record")
 
 
-def test_strict_fails_after_showing_what_there_is(one_good_and_two_broken: Path) -> None:
+def test_strict_fails_after_showing_what_there_is(
+    one_good_and_two_broken: Path, leaderboard: Callable[..., Ended]
+) -> None:
     done = leaderboard(str(one_good_and_two_broken), "--strict", "--format", "json")
     assert done.returncode == 1
     assert len(json.loads(done.stdout)["groups"]) == 1
     assert leaderboard(str(one_good_and_two_broken / "good"), "--strict").returncode == 0
 
 
-def test_runs_of_a_search_alone_are_nothing_to_rank(tmp_path: Path) -> None:
+def test_runs_of_a_search_alone_are_nothing_to_rank(
+    tmp_path: Path, leaderboard: Callable[..., Ended]
+) -> None:
     write_record(run(train__evaluate="validation", data__validation=0.1), tmp_path / "a")
     done = leaderboard(str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
@@ -71,26 +96,30 @@ def test_runs_of_a_search_alone_are_nothing_to_rank(tmp_path: Path) -> None:
         ("html", "<!doctype html>"),
     ],
 )
-def test_every_format_goes_to_stdout_and_into_a_file_alike(form: str, begins: str, tmp_path: Path) -> None:
+def test_every_format_goes_to_stdout_and_into_a_file_alike(
+    form: str, begins: str, tmp_path: Path, leaderboard: Callable[..., Ended]
+) -> None:
     for record in (*seeds(SGD, 0.9, 0.91), *seeds(SAM, 0.92, 0.94)):
         write_record(record, tmp_path / "runs" / record.id)
-    printed = leaderboard("--format", form, "--metric", "loss", cwd=tmp_path)
+    printed = leaderboard("--format", form, "--metric", "loss")
     assert (printed.returncode, printed.stderr) == (0, "")
     assert printed.stdout.lower().startswith(begins.lower())
     assert printed.stdout.endswith("\n")
     assert "\x1b" not in printed.stdout
-    kept = leaderboard("--format", form, "--metric", "loss", "--output", "board", cwd=tmp_path)
+    kept = leaderboard("--format", form, "--metric", "loss", "--output", "board")
     assert (kept.returncode, kept.stdout) == (0, "")
     assert (tmp_path / "board").read_text(encoding="utf-8") == printed.stdout
 
 
 @pytest.mark.parametrize("output", ["folder", "file/below", "/proc/x", "", "pipe", "x" * 300])
-def test_an_output_that_cannot_be_written_is_one_message_and_exit_code_2(output: str, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_message_and_exit_code_2(
+    output: str, tmp_path: Path, leaderboard: Callable[..., Ended]
+) -> None:
     write_record(run(), tmp_path / "runs" / "a")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
     os.mkfifo(tmp_path / "pipe")
-    done = leaderboard("runs", "--output", output, cwd=tmp_path)
+    done = leaderboard("runs", "--output", output)
     assert (done.returncode, done.stdout) == (2, "")
     assert "--output" in done.stderr
     assert "Traceback" not in done.stderr
@@ -98,8 +127,11 @@ def test_an_output_that_cannot_be_written_is_one_message_and_exit_code_2(output:
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_the_import_needs_neither_torch_nor_scipy_nor_rich() -> None:
-    code = (
-        "import sys, pugdft.leaderboard; print([m for m in ('torch', 'scipy', 'rich') if m in sys.modules])"
-    )
+def test_each_metric_can_rank() -> None:
+    assert [each.value for each in RankedBy] == list(METRICS)
+
+
+def test_the_import_needs_neither_torch_nor_scipy_nor_rich_nor_jinja() -> None:
+    heavy = ("torch", "scipy", "rich", "jinja2")
+    code = f"import sys, pugdft.leaderboard; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

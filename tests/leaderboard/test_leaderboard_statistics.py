@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from ranked_records import all_ranks
 
-from pugdft.leaderboard.stats import compare, holm, rank_ranges, summarize
+from pugdft.leaderboard.stats import LEVEL, compare, holm_adjusted, summarize
 
 
 def scores(*values: float, start: int = 0) -> dict[int, float]:
@@ -115,10 +116,13 @@ def test_a_constant_difference_is_seen_through_floating_point() -> None:
 
 def test_holm_steps_down_and_stops_at_the_first_failure() -> None:
     # 0.05/4, /3, /2, /1 = .0125, .0167, .025, .05: Bonferroni would keep only the first.
-    assert holm([0.04, 0.015, 0.01, 0.024]) == [True, True, True, True]
-    assert holm([0.01, 0.02, 0.02, 0.02]) == [True, False, False, False]
-    assert holm([0.013, 0.001, 1.0]) == [True, True, False]
-    assert holm([]) == []
+    def rejected(*p_values: float) -> list[bool]:
+        return [bool(p_value <= LEVEL) for p_value in holm_adjusted(np.array(p_values))]
+
+    assert rejected(0.04, 0.015, 0.01, 0.024) == [True, True, True, True]
+    assert rejected(0.01, 0.02, 0.02, 0.02) == [True, False, False, False]
+    assert rejected(0.013, 0.001, 1.0) == [True, True, False]
+    assert rejected() == []
 
 
 def test_rank_ranges_count_who_is_surely_better_and_surely_worse() -> None:
@@ -127,9 +131,9 @@ def test_rank_ranges_count_who_is_surely_better_and_surely_worse() -> None:
     middle_a = scores(*(0.901 + each for each in (0.004, -0.003, 0.001, -0.002, 0.0)))
     middle_b = scores(*(0.9 + each for each in (-0.003, 0.004, -0.002, 0.002, 0.0)))
     bottom = scores(*(0.8 + each for each in reversed(noise)))
-    assert rank_ranges([middle_b, top, bottom, middle_a]) == [(2, 3), (1, 1), (4, 4), (2, 3)]
-    assert rank_ranges([]) == []
-    assert rank_ranges([top]) == [(1, 1)]
+    assert all_ranks([middle_b, top, bottom, middle_a]) == [(2, 3), (1, 1), (4, 4), (2, 3)]
+    assert all_ranks([]) == []
+    assert all_ranks([top]) == [(1, 1)]
 
 
 def simulated(
@@ -146,7 +150,7 @@ def simulated(
 def test_equal_optimizers_are_separated_in_at_most_one_group_of_twenty(num_seeds: int, common: bool) -> None:
     rng = np.random.default_rng(num_seeds)
     groups = [simulated(rng, 4, num_seeds, common) for _ in range(1500)]
-    wrong = sum(any(ranks != (1, 4) for ranks in rank_ranges(group)) for group in groups)
+    wrong = sum(any(ranks != (1, 4) for ranks in all_ranks(group)) for group in groups)
     # Three standard errors over 5 %.
     assert wrong / len(groups) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(groups))
 
@@ -154,7 +158,7 @@ def test_equal_optimizers_are_separated_in_at_most_one_group_of_twenty(num_seeds
 def test_two_equal_optimizers_are_separated_in_about_five_percent() -> None:
     """The level is used, not only kept: with one pair Holm has nothing to correct."""
     rng = np.random.default_rng(0)
-    wrong = sum(rank_ranges(simulated(rng, 2, 5, True)) != [(1, 2), (1, 2)] for _ in range(4000)) / 4000
+    wrong = sum(all_ranks(simulated(rng, 2, 5, True)) != [(1, 2), (1, 2)] for _ in range(4000)) / 4000
     assert 0.04 <= wrong <= 0.06
 
 
@@ -164,10 +168,10 @@ def test_a_large_difference_is_found_and_pairing_finds_what_the_seeds_spread_hid
     for _ in range(200):
         group = simulated(rng, 4, 5, True)
         group[2] = {seed: top1 + 0.03 for seed, top1 in group[2].items()}
-        found += rank_ranges(group)[2] == (1, 1)
+        found += all_ranks(group)[2] == (1, 1)
     assert found >= 190
     effect = [0.0, 0.1, -0.1, 0.05, -0.05]
     better = scores(
         *(0.801 + each + jitter for each, jitter in zip(effect, [1e-4, 0, -1e-4, 0, 1e-4], strict=True))
     )
-    assert rank_ranges([scores(*(0.8 + each for each in effect)), better]) == [(2, 2), (1, 1)]
+    assert all_ranks([scores(*(0.8 + each for each in effect)), better]) == [(2, 2), (1, 1)]

@@ -11,7 +11,7 @@ from ranked_records import NAN, entry_of, networks, one_group, seeds, stored_see
 from run_records import PUGD, SAM, SGD, record
 
 from pugdft.leaderboard import Group
-from pugdft.leaderboard.power import seeds_needed
+from pugdft.leaderboard.power import Plan
 from pugdft.leaderboard.stats import compare
 from pugdft.records import RunRecord
 
@@ -31,7 +31,7 @@ def test_every_entry_is_held_against_the_best() -> None:
     assert not pugd.versus_best.separated
     raw = compare(sam.scores, pugd.scores, 1000)
     assert pugd.versus_best.p_value == pytest.approx(raw.p_value)  # the largest of three: times one
-    needed = seeds_needed(raw.difference, math.sqrt(raw.seed_variance), num_pairs=3)
+    needed = Plan(math.sqrt(raw.seed_variance), num_pairs=3).seeds_needed(raw.difference)
     assert needed is not None
     assert pugd.versus_best.more_seeds == needed - 3
 
@@ -127,7 +127,7 @@ def test_a_run_without_the_metric_ranks_last_by_it_and_by_it_alone() -> None:
     assert [each.label for each in by_loss.entries] == ["sgd", "pugd", "sam"]
     assert [(each.rank_low, each.rank_high) for each in by_loss.entries] == [(1, 1), (2, 3), (2, 3)]
     assert "no valid loss for seed 1: ranked last" in entry_of(by_loss, "sam").notes
-    assert (entry_of(by_loss, "sam").loss, entry_of(by_loss, "sam").versus_best) == (None, None)
+    assert (entry_of(by_loss, "sam").summary("loss"), entry_of(by_loss, "sam").versus_best) == (None, None)
     by_top1 = one_group(runs)
     assert {(each.rank_low, each.rank_high) for each in by_top1.entries} == {(1, 3)}
 

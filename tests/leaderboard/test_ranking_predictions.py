@@ -17,7 +17,7 @@ from ranked_records import entry_of, networks, one_group, seeds, stored_seeds
 from run_records import PUGD, SAM, SGD, predictions, stored
 
 from pugdft.leaderboard import Loaded
-from pugdft.leaderboard.stats import Sample, compare, spread_of, summarize
+from pugdft.leaderboard.stats import EntryScores, compare, spread_of, summarize
 
 ONLY_THESE = "ranks speak of these test images only"
 
@@ -26,10 +26,10 @@ def test_stored_predictions_make_interval_and_p_value_speak_of_other_images(tmp_
     better, worse = networks(1, gain=0.5), networks(2)
     group = one_group(stored_seeds(tmp_path, SAM, better), stored_seeds(tmp_path, SGD, worse))
     sam, sgd = group.entries
-    assert sam.top1 == summarize(sam.scores, spread_of(better))
+    assert sam.top1 == summarize(sam.scores.values(), spread_of(better))
     assert sam.top1 is not None
-    assert sam.top1.ci95 != summarize(sam.scores).ci95
-    samples = [Sample(e.scores, dict(enumerate(i))) for e, i in ((sam, better), (sgd, worse))]
+    assert sam.top1.ci95 != summarize(sam.scores.values()).ci95
+    samples = [EntryScores(e.scores, dict(enumerate(i))) for e, i in ((sam, better), (sgd, worse))]
     assert sgd.versus_best is not None
     assert sgd.versus_best.p_value == pytest.approx(compare(*samples, num_images=300).p_value)
     assert sgd.versus_best.p_value > compare(sam.scores, sgd.scores, 300).p_value
@@ -53,7 +53,7 @@ def test_other_means_over_images_rank_with_their_images(tmp_path: Path, metric: 
     assert (group.metric, group.entries[0].label) == (metric, "sam")
     assert not any(ONLY_THESE in note for note in group.notes)
     for entry in group.entries:
-        for summary in (entry.top1, entry.top5, entry.loss):
+        for summary in map(entry.summary, ("top1", "top5", "loss")):
             assert summary is not None
             assert summary.ci95 is not None
             assert summary.ci95[0] < summary.mean < summary.ci95[1]
@@ -177,9 +177,9 @@ def test_an_infinite_loss_leaves_the_images_of_the_other_metrics_usable(tmp_path
     assert runs[0].record.metrics is not None
     runs[0].record.metrics.test.loss = math.inf
     sgd = entry_of(one_group(runs), "sgd")
-    assert (sgd.notes, sgd.loss) == ((), None)
+    assert (sgd.notes, sgd.summary("loss")) == ((), None)
     assert sgd.top1 is not None
-    assert sgd.top1.ci95 != summarize(sgd.scores).ci95
+    assert sgd.top1.ci95 != summarize(sgd.scores.values()).ci95
     by_loss = one_group(runs, metric="loss")
     assert entry_of(by_loss, "sgd").notes == ("no valid loss for seed 0: ranked last",)
 

@@ -46,7 +46,9 @@ def entry_of(folder: Path, **row: Any) -> Entry:
 
 
 def measured(model: str = "resnet18.tv_in1k", dataset: str = "cifar10", **settings: Any) -> Group:
-    entry = Entry("sgd", "measured", {}, rank_low=1, rank_high=1, num_seeds=1, top1=Summary(0.9))
+    entry = Entry(
+        "sgd", "measured", {}, rank_low=1, rank_high=1, num_seeds=1, summaries={"top1": Summary(0.9)}
+    )
     recipe = {
         "data": {"image_size": 224},
         "train": {"epochs": 100, **settings},

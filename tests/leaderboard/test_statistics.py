@@ -12,24 +12,18 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from ranked_records import all_ranks
 from scipy import stats
 
-from pugdft.leaderboard.power import (
-    MOST_SEEDS,
-    detectable_difference,
-    needs_more_images,
-    power,
-    seeds_needed,
-)
+from pugdft.leaderboard.power import MOST_SEEDS, Plan
 from pugdft.leaderboard.stats import (
     LEVEL,
-    Sample,
+    EntryScores,
     Spread,
     compare,
     compare_all,
     holm_adjusted,
     mean_squares,
-    rank_ranges,
     spread_of,
     summarize,
 )
@@ -63,14 +57,14 @@ def at_least(rate: float, count: int) -> float:
     return float(stats.binom.ppf(1e-4, count, rate)) / count
 
 
-def sample(images: np.ndarray, start: int = 0) -> Sample:
+def sample(images: np.ndarray, start: int = 0) -> EntryScores:
     """An entry's scores with its images, one row a seed."""
     by_seed = dict(enumerate(images, start))
-    return Sample({seed: float(row.mean()) for seed, row in by_seed.items()}, by_seed)
+    return EntryScores({seed: float(row.mean()) for seed, row in by_seed.items()}, by_seed)
 
 
-def without_images(each: Sample) -> Sample:
-    return Sample(each.scores)
+def without_images(each: EntryScores) -> EntryScores:
+    return EntryScores(each.scores)
 
 
 # --- the crossed model -----------------------------------------------------------------------------------
@@ -207,7 +201,7 @@ def test_a_percentile_bootstrap_over_seeds_and_images_misses_where_seeds_decide(
 def test_a_summary_takes_the_crossed_interval_and_keeps_the_seeds_spread() -> None:
     table = np.random.default_rng(0).random((3, 50)) < 0.8
     each = sample(table)
-    alone, crossed = summarize(each.scores), summarize(each.scores, spread_of(table))
+    alone, crossed = summarize(each.scores.values()), summarize(each.scores.values(), spread_of(table))
     assert (alone.mean, alone.std) == (crossed.mean, crossed.std)
     half = spread_of(table).half_width()
     assert crossed.ci95 == pytest.approx((table.mean() - half, table.mean() + half))
@@ -269,8 +263,8 @@ def test_any_wrong_separation_in_a_group_is_as_rare_as_promised(starts: Sequence
             for _ in range(4)
         ]
         group = [sample(images, start) for images, start in zip(entries, starts, strict=True)]
-        wrong += any(ranks != (1, 4) for ranks in rank_ranges(group, 80))
-        naive += any(ranks != (1, 4) for ranks in rank_ranges(list(map(without_images, group)), 80))
+        wrong += any(ranks != (1, 4) for ranks in all_ranks(group, 80))
+        naive += any(ranks != (1, 4) for ranks in all_ranks(list(map(without_images, group)), 80))
     assert wrong / count <= at_most(LEVEL, count)
     if not any(starts):
         assert naive / count > at_most(LEVEL, count)
@@ -295,7 +289,9 @@ def test_power_without_images_is_the_noncentral_ts() -> None:
         freedom, shift = num_seeds - 1, difference * math.sqrt(num_seeds)
         threshold = stats.t.isf(LEVEL / num_pairs / 2, freedom)
         expected = stats.nct.sf(threshold, freedom, shift) + stats.nct.sf(threshold, freedom, -shift)
-        assert power(num_seeds, difference, 1.0, num_pairs) == pytest.approx(expected, abs=3e-6)
+        assert Plan(1.0, num_pairs=num_pairs).power(num_seeds, difference) == pytest.approx(
+            expected, abs=3e-6
+        )
 
 
 @pytest.mark.parametrize("num_seeds", [3, 5])
@@ -306,7 +302,7 @@ def test_a_planted_difference_is_found_as_often_as_planned(
     num_images, count = 60, 800
     # Residual zero: all that differs within a seed is the image's own, so that std is the seeds' alone.
     world = (image_std * math.sqrt(num_images), std, 0.0)
-    planted = detectable_difference(num_seeds, std, image_variance=image_std**2)
+    planted = Plan(std, image_std**2).detectable_difference(num_seeds)
     made = tables(np.random.default_rng(num_seeds), count, num_seeds, num_images, world) + planted
     found = (p_values(made, with_images=True) <= LEVEL).mean()
     assert at_least(0.8, count) <= found <= at_most(0.8, count)
@@ -315,14 +311,14 @@ def test_a_planted_difference_is_found_as_often_as_planned(
 def test_the_ranking_finds_a_planted_difference_after_holm() -> None:
     """Among six pairs of four optimizers the plan holds for each pair: Holm only adds to it."""
     num_seeds, count, std = 5, 600, 0.004
-    planted = detectable_difference(num_seeds, std, num_pairs=6)
+    planted = Plan(std, num_pairs=6).detectable_difference(num_seeds)
     rng, found = np.random.default_rng(0), 0
     for _ in range(count):
         seeds = rng.normal(0.9, 0.01, num_seeds)
         entries = [seeds + rng.normal(0, std / math.sqrt(2), num_seeds) for _ in range(4)]
         scores = [dict(enumerate(map(float, entry))) for entry in entries]
         scores[0] = {seed: score + planted for seed, score in scores[0].items()}
-        pairs = compare_all(list(map(Sample, scores)))
+        pairs = compare_all(list(map(EntryScores, scores)))
         found += holm_adjusted(pairs.p_values)[0] <= LEVEL
     assert at_least(0.8, count) <= found / count <= 0.9
 
@@ -331,7 +327,7 @@ def test_the_ranking_finds_a_planted_difference_after_holm() -> None:
 def test_the_seeds_needed_are_those_that_a_brute_force_simulation_needs(
     difference: float, std: float, num_pairs: int
 ) -> None:
-    needed = seeds_needed(difference, std, num_pairs)
+    needed = Plan(std, num_pairs=num_pairs).seeds_needed(difference)
     assert needed is not None
     rng, count = np.random.default_rng(0), 20_000
 
@@ -345,45 +341,44 @@ def test_the_seeds_needed_are_those_that_a_brute_force_simulation_needs(
 
 def test_seeds_needed_and_the_detectable_difference_are_each_others_inverse() -> None:
     for num_seeds, image_variance in [(2, 0.0), (3, 0.0), (5, 0.01), (40, 0.001)]:
-        found = detectable_difference(num_seeds, 0.3, 6, image_variance=image_variance)
-        assert power(num_seeds, found, 0.3, 6, image_variance) == pytest.approx(0.8, abs=1e-6)
-        assert seeds_needed(found * 1.0001, 0.3, 6, image_variance=image_variance) == num_seeds
+        plan = Plan(0.3, image_variance, num_pairs=6)
+        found = plan.detectable_difference(num_seeds)
+        assert plan.power(num_seeds, found) == pytest.approx(0.8, abs=1e-6)
+        assert plan.seeds_needed(found * 1.0001) == num_seeds
 
 
 def test_more_seeds_do_not_help_where_test_images_are_too_few() -> None:
     # z(2.5 %) + z(20 %) = 2.80 standard errors of the images alone.
-    assert seeds_needed(0.028, 0.05, image_variance=0.01**2) is None
-    assert needs_more_images(0.028, image_variance=0.01**2)
-    assert not needs_more_images(0.0281, image_variance=0.01**2)
-    assert seeds_needed(0.035, 0.05, image_variance=0.01**2) is not None
+    plan = Plan(0.05, image_variance=0.01**2)
+    assert plan.seeds_needed(0.028) is None
+    assert plan.needs_more_images(0.028)
+    assert not plan.needs_more_images(0.0281)
+    assert plan.seeds_needed(0.035) is not None
 
 
 def test_a_difference_that_only_rounding_makes_large_enough_needs_no_number_of_seeds() -> None:
     difference, image_variance = 1.4873187224162334, 0.2818385625618594
-    assert not needs_more_images(difference, image_variance=image_variance)
-    assert seeds_needed(difference, 0.1, image_variance=image_variance) is None
-    assert seeds_needed(difference, 0.0, image_variance=image_variance) is None
+    assert not Plan(0.1, image_variance).needs_more_images(difference)
+    assert Plan(0.1, image_variance).seeds_needed(difference) is None
+    assert Plan(0.0, image_variance).seeds_needed(difference) is None
 
 
 def test_nothing_is_planned_that_nobody_would_run() -> None:
-    assert seeds_needed(0.0, 1.0) is None
-    assert seeds_needed(1e-6, 1.0) is None
-    assert seeds_needed(2.9 / math.sqrt(MOST_SEEDS), 1.0) in range(900, MOST_SEEDS)
-    assert seeds_needed(-2.0, 1.0) == seeds_needed(2.0, 1.0)
-    assert power(1, 5.0, 1.0) == 0.0
-    assert detectable_difference(1, 1.0) == math.inf
-    assert [
-        detectable_difference(n, 1.0) > detectable_difference(m, 1.0) for n, m in pairwise((2, 3, 5))
-    ] == [
-        True,
-        True,
-    ]
+    plan = Plan(1.0)
+    assert plan.seeds_needed(0.0) is None
+    assert plan.seeds_needed(1e-6) is None
+    assert plan.seeds_needed(2.9 / math.sqrt(MOST_SEEDS)) in range(900, MOST_SEEDS)
+    assert plan.seeds_needed(-2.0) == plan.seeds_needed(2.0)
+    assert plan.power(1, 5.0) == 0.0
+    assert plan.detectable_difference(1) == math.inf
+    for fewer, more in pairwise((2, 3, 5)):
+        assert plan.detectable_difference(fewer) > plan.detectable_difference(more)
 
 
 # --- all pairs -------------------------------------------------------------------------------------------
 
 
-def entries_with_gaps(rng: np.random.Generator, kind: type) -> list[Sample]:
+def entries_with_gaps(rng: np.random.Generator, kind: type) -> list[EntryScores]:
     """Entries of one to five seeds from two ranges, most with images."""
     level = rng.normal(0, 1, 90)
     entries = []
@@ -394,7 +389,7 @@ def entries_with_gaps(rng: np.random.Generator, kind: type) -> list[Sample]:
             for seed in seeds
         }
         scores = {seed: float(values.mean()) for seed, values in images.items()}
-        entries.append(Sample(scores, images if number % 4 else None))
+        entries.append(EntryScores(scores, images if number % 4 else None))
     return entries
 
 
@@ -453,17 +448,6 @@ def test_the_order_of_entries_changes_no_comparison(kind: type) -> None:
     for place, (one, two) in enumerate(combinations(range(len(entries)), 2)):
         found = shuffled.p_values[place]
         assert found == pytest.approx(expected[frozenset((order[one], order[two]))], rel=1e-6)
-
-
-def test_pairs_of_one_entry_are_found_among_all() -> None:
-    pairs = compare_all([Sample({0: float(n), 1: float(n * n)}) for n in range(6)])
-    for entry in range(6):
-        others, places = pairs.of_entry(entry)
-        first, second = (each[places] for each in pairs.first_and_second())
-        assert [{int(a), int(b)} for a, b in zip(first, second, strict=True)] == [
-            {entry, int(other)} for other in others
-        ]
-        assert len(set(map(int, others)) | {entry}) == 6
 
 
 def test_holms_adjusted_p_values_are_those_of_the_textbook() -> None:

@@ -10,115 +10,99 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 from pugdft.errors import printable
-from pugdft.leaderboard.entry import HIGHER_IS_BETTER, Entry, Group
+from pugdft.leaderboard.columns import Column, columns
+from pugdft.leaderboard.entry import Entry, Group, Summary
+from pugdft.predictions import METRICS
 
 SCHEMA = "pugdft.leaderboard/1"
 
 # A spreadsheet takes a text that begins so for a formula, and runs it.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
+# The metrics keep their order, whichever ranks.
+_FIELDS = [column for column in columns(next(iter(METRICS))) if column.field]
+
+_GROUP_FIELDS = ("dataset", "model", "protocol", "metric", "equal_passes", "equal_seconds")
+
 
 def as_json(groups: Sequence[Group]) -> str:
-    """The groups as one JSON document.
+    """Write the groups as one JSON document.
 
     An entry without a completed run has null ranks; one with a completed run that lacks the ranking metric
     has ranks behind the others and null means; a reported one has neither ranks nor records. Costs are
     means over the counted seeds.
     """
-    content = {"schema": SCHEMA, "groups": [_group_fields(group) for group in groups]}
+    content = {"schema": SCHEMA, "groups": [_group(group) for group in groups]}
     return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """One line an entry, of all groups; a column is called like the field in JSON that it comes from.
+    """Write one line for each entry of all groups; columns are named like the fields in JSON.
 
     Nested fields are joined by underscores (``top1_ci95_low``, ``source_arxiv``), several records or notes
     by a space or a semicolon; ``spec``, ``failed`` and ``scores`` are JSON. A text that a spreadsheet would
     run as a formula begins with an apostrophe.
     """
-    rows = [row for group in groups for row in _csv_rows(group)]
-    names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_csv_cell(row.get(name)) for name in names] for row in rows)
+    writer.writerow([*_GROUP_FIELDS, *(name for column in _FIELDS for name, _ in _csv_fields(column, None))])
+    for group in groups:
+        for entry in group.entries:
+            values = [value for column in _FIELDS for _, value in _csv_fields(column, entry)]
+            writer.writerow(map(_csv_cell, (*_csv_group(group, entry), *values)))
     return text.getvalue()
 
 
-def _group_fields(group: Group) -> dict[str, Any]:
-    return {
-        "dataset": group.dataset,
-        "model": group.model,
-        "protocol": group.protocol,
-        "metric": group.metric,
-        "recipe": group.recipe,
-        "equal_passes": group.equal_passes,
-        "equal_seconds": group.equal_seconds,
-        "notes": group.notes,
-        "entries": [_entry_fields(entry) for entry in group.entries],
-    }
+def _group(group: Group) -> dict[str, Any]:
+    names = ("dataset", "model", "protocol", "metric", "recipe", "equal_passes", "equal_seconds", "notes")
+    entries = [
+        dict(field for column in _FIELDS for field in _json_fields(column, entry)) for entry in group.entries
+    ]
+    return {**{name: getattr(group, name) for name in names}, "entries": entries}
 
 
-def _entry_fields(entry: Entry) -> dict[str, Any]:
-    tuning, versus, source = entry.tuning, entry.versus_best, entry.source
-    return {
-        "optimizer": entry.label,
-        "status": entry.status,
-        "rank_low": entry.rank_low,
-        "rank_high": entry.rank_high,
-        # A paper may not say how many; a measured entry always knows.
-        "num_seeds": entry.num_seeds if entry.num_seeds or entry.status == "measured" else None,
-        **_summaries(entry),
-        "best_test_top1_picked_on_test": entry.best_test_top1,
-        "scores": {str(seed): score for seed, score in entry.scores.items()},
-        "gradient_passes": entry.gradient_passes,
-        "train_seconds": entry.train_seconds,
-        "images_per_second": entry.images_per_second,
-        "peak_memory_bytes": entry.peak_memory_bytes,
-        "top1_at_equal_passes": entry.top1_at_equal_passes,
-        "top1_at_equal_seconds": entry.top1_at_equal_seconds,
-        "tuning": tuning and {"trials": tuning.trials, "gradient_passes": tuning.gradient_passes},
-        "mean_perturbation_norm": entry.mean_perturbation_norm,
-        "mean_gradient_cosine": entry.mean_gradient_cosine,
-        "versus_best": versus
-        and {
-            "difference": versus.difference,
-            "p_value": versus.p_value,
-            "separated": versus.separated,
-            "more_seeds": versus.more_seeds,
-        },
-        "num_failed": entry.num_failed,
-        "failed": entry.unfinished,
-        "records": entry.records,
-        "failed_records": entry.unfinished_records,
-        "spec": entry.spec,
-        "source": source
-        and {
-            "title": source.title,
-            "arxiv": source.arxiv,
-            "year": source.year,
-            "table": source.table,
-            "protocol": source.protocol,
-            "caveat": source.caveat,
-        },
-        "notes": entry.notes,
-    }
+def _json_fields(column: Column, entry: Entry) -> Iterator[tuple[str, Any]]:
+    value = (column.value or attrgetter(column.field))(entry)
+    if column.parts is not Summary:
+        yield column.field, value
+        return
+    for part in fields(Summary):
+        yield f"{column.field}_{part.name}", getattr(value, part.name, None)
 
 
-def _summaries(entry: Entry) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for metric in HIGHER_IS_BETTER:
-        figures = getattr(entry, metric)
-        for part in ("mean", "std", "ci95"):
-            fields[f"{metric}_{part}"] = getattr(figures, part) if figures else None
-    return fields
+def _csv_fields(column: Column, entry: Entry | None) -> Iterator[tuple[str, Any]]:
+    """Names and values of a column's cells; without an entry the names alone count."""
+    value = (column.value or attrgetter(column.field))(entry) if entry else None
+    if column.parts is None:
+        yield column.field, "; ".join(map(str, value)) if column.field == "notes" and value else value
+        return
+    for part in fields(column.parts):
+        name, found = f"{column.field}_{part.name}", getattr(value, part.name, None)
+        if part.name == "ci95":
+            low, high = found or (None, None)
+            yield from ((f"{name}_low", low), (f"{name}_high", high))
+        else:
+            yield name, found
+
+
+def _csv_group(group: Group, entry: Entry) -> list[Any]:
+    """A group's fields; a reported row must not seem to have run under the measured ones' protocol."""
+    own = {"protocol": entry.source and entry.source.protocol, "equal_passes": None, "equal_seconds": None}
+    return [
+        own[name] if entry.status == "reported" and name in own else getattr(group, name)
+        for name in _GROUP_FIELDS
+    ]
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON has: numbers are finite, keys are text, anything foreign is its text."""
+    """Reduce a value to what JSON has: numbers are finite, keys are text, anything foreign is its text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -128,45 +112,16 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
-def _csv_rows(group: Group) -> Iterator[dict[str, Any]]:
-    fields = _plain(_group_fields(group))
-    shared = ("dataset", "model", "protocol", "metric", "equal_passes", "equal_seconds")
-    for entry in fields["entries"]:
-        row = {key: fields[key] for key in shared}
-        if entry["status"] == "reported":
-            # A row of its own must not seem to have run under the measured ones' protocol.
-            row |= {
-                "protocol": (entry["source"] or {}).get("protocol"),
-                "equal_passes": None,
-                "equal_seconds": None,
-            }
-        for name, value in entry.items():
-            if name.endswith("_ci95"):
-                low, high = value or (None, None)
-                row |= {f"{name}_low": low, f"{name}_high": high}
-            elif name in _NESTED:
-                row |= {f"{name}_{key}": (value or {}).get(key) for key in _NESTED[name]}
-            elif isinstance(value, dict):
-                row[name] = json.dumps(value)
-            elif isinstance(value, list):
-                row[name] = ("; " if name == "notes" else " ").join(map(str, value))
-            else:
-                row[name] = value
-        yield row
-
-
-_NESTED = {
-    "tuning": ("trials", "gradient_passes"),
-    "versus_best": ("difference", "p_value", "separated", "more_seeds"),
-    "source": ("title", "arxiv", "year", "table", "protocol", "caveat"),
-}
-
-
 def _csv_cell(value: Any) -> str:
+    value = _plain(value)
     if value is None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
     if not isinstance(value, str):
         return repr(value)
     text = printable(value)

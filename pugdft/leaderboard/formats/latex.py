@@ -7,16 +7,10 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from pugdft.errors import printable
-from pugdft.leaderboard.columns import NOTHING, Column, columns, fit, mean_and_spread, measured, reported
-from pugdft.leaderboard.entry import Entry, Group
-from pugdft.leaderboard.verdicts import (
-    REPORTED_HEADING,
-    conditions,
-    legend,
-    remarks,
-    source_lines,
-    source_place,
-)
+from pugdft.leaderboard.columns import Column, fit, text_columns
+from pugdft.leaderboard.entry import Group
+from pugdft.leaderboard.formats import REPORTED_COLUMNS, measured_rows, reported_rows
+from pugdft.leaderboard.verdicts import REPORTED_HEADING, legend, remarks, source_lines
 
 # What a text block of two columns holds at \small; a table with all columns would run off the page.
 _WIDTH = 90
@@ -43,9 +37,9 @@ _GREEK_COMMANDS = {
 
 
 def as_latex(groups: Sequence[Group]) -> str:
-    r"""A ``table*`` for each group; needs ``\usepackage{booktabs}``.
+    r"""Write a ``table*`` for each group; needs ``\usepackage{booktabs}``.
 
-    Comments say which records each row is from. The least important columns give way to the page's width.
+    Comments name the records of each row. The least important columns are left out where the page is full.
     """
     blocks = [r"% needs \usepackage{booktabs}"]
     blocks += [_float(group, number) for number, group in enumerate(groups, start=1)]
@@ -54,7 +48,7 @@ def as_latex(groups: Sequence[Group]) -> str:
 
 
 def escape(text: str) -> str:
-    """``text`` as LaTeX that shows it as it is; a sign that pdfLaTeX's usual fonts lack becomes ``?``."""
+    """Return LaTeX that shows ``text`` as it is; a sign that pdfLaTeX's usual fonts lack becomes ``?``."""
     # TeX makes one other sign of a pair such as --: {} keeps the two apart.
     return "".join(map(_escaped, _PAIRS.sub("\\1\0", printable(text))))
 
@@ -75,23 +69,26 @@ def _escaped(character: str) -> str:
 
 
 def _float(group: Group, number: int) -> str:
-    entries = measured(group)
-    chosen, left_out = fit(columns(group), entries, _WIDTH, gap=2) if entries else ([], [])
-    notes = [*remarks(group), *(source_lines(group) if reported(group) else [])]
+    entries = group.measured
+    chosen, left_out = fit(text_columns(group), entries, _WIDTH, gap=2) if entries else ([], [])
+    caption = f"{group.dataset} × {group.model}: {group.protocol}"
+    notes = [caption]
+    notes += [f"{each.label}: records {' '.join(each.records)}" for each in entries if each.records]
+    notes += [*remarks(group), *source_lines(group)]
     if left_out:
         notes.append(f"left out for the width: {', '.join(column.name for column in left_out)}")
-    comments = [_comment(f"{group.dataset} × {group.model}: {group.protocol}")]
-    comments += [
-        _comment(f"{each.label}: records {' '.join(each.records)}") for each in entries if each.records
-    ]
-    comments += [_comment(note) for note in notes]
-    caption = f"{group.dataset} × {group.model}: {group.protocol}"
-    tables = [_measured_table(entries, chosen)] if entries else []
-    if reported(group):
-        tables.append(_reported_table(group))
+    tables = []
+    if entries:
+        rows = measured_rows(entries, chosen, escape, lambda cell: f"\\textbf{{{cell}}}", bold_figures=True)
+        alignment = "".join("l" if column.is_text else "r" for column in chosen)
+        tables.append(_tabular(alignment, map(_heading, chosen), rows))
+    if group.reported:
+        heading = f"\\multicolumn{{5}}{{l}}{{\\emph{{{escape(REPORTED_HEADING)}}}}}"
+        names = map(escape, REPORTED_COLUMNS)
+        tables.append(_tabular(r"lrrlp{0.5\textwidth}", names, reported_rows(group, escape), heading))
     return "\n".join(
         [
-            *comments,
+            *map(_comment, notes),
             r"\begin{table*}",
             r"\centering\small",
             f"\\caption{{{escape(caption)}}}",
@@ -102,49 +99,20 @@ def _float(group: Group, number: int) -> str:
     )
 
 
-def _measured_table(entries: Sequence[Entry], chosen: Sequence[Column]) -> str:
-    rows = []
-    for entry in entries:
-        is_best = entry.rank_low == 1 and len(entries) > 1
-        bold = [is_best and (column.is_text or column.is_ranked) for column in chosen]
-        cells = [escape(column.cell(entry)) for column in chosen]
-        rows.append(
-            [f"\\textbf{{{cell}}}" if is_bold else cell for cell, is_bold in zip(cells, bold, strict=True)]
-        )
-    alignment = "".join("l" if column.is_text else "r" for column in chosen)
-    return _tabular(alignment, [_heading(column) for column in chosen], rows)
-
-
 def _heading(column: Column) -> str:
     lines = [escape(line) for line in column.heading.split("\n")]
     stacked = r"\\".join(lines)
     return f"\\shortstack[r]{{{stacked}}}" if len(lines) > 1 else stacked
 
 
-def _reported_table(group: Group) -> str:
-    rows = [
-        [
-            escape(entry.label),
-            str(entry.num_seeds) if entry.num_seeds else escape(NOTHING),
-            escape(mean_and_spread(entry.top1, "top1")),
-            escape(source_place(entry, group)),
-            escape(conditions(entry)),
-        ]
-        for entry in reported(group)
-    ]
-    heading = f"\\multicolumn{{5}}{{l}}{{\\emph{{{escape(REPORTED_HEADING)}}}}}"
-    names = [escape(name) for name in ("optimizer", "seeds", "top-1 %", "source", "protocol")]
-    return _tabular(r"lrrlp{0.5\textwidth}", names, rows, heading)
-
-
-def _tabular(alignment: str, names: Sequence[str], rows: Iterable[Sequence[str]], heading: str = "") -> str:
+def _tabular(alignment: str, names: Iterable[str], rows: Iterable[Iterable[str]], heading: str = "") -> str:
     lines = [f"\\begin{{tabular}}{{{alignment}}}", r"\toprule"]
     lines += [rf"{heading} \\", r"\midrule"] if heading else []
     lines += [_row(names), r"\midrule", *map(_row, rows), r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines)
 
 
-def _row(cells: Sequence[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     return f"{' & '.join(cells)} \\\\"
 
 

@@ -7,16 +7,10 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from pugdft.errors import printable
-from pugdft.leaderboard.columns import NOTHING, Column, columns, fit, mean_and_spread, measured, reported
+from pugdft.leaderboard.columns import Column, fit, text_columns
 from pugdft.leaderboard.entry import Entry, Group
-from pugdft.leaderboard.verdicts import (
-    REPORTED_HEADING,
-    conditions,
-    legend,
-    remarks,
-    source_lines,
-    source_place,
-)
+from pugdft.leaderboard.formats import REPORTED_COLUMNS, reported_rows
+from pugdft.leaderboard.verdicts import REPORTED_HEADING, legend, remarks, source_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +24,7 @@ _NARROWEST = len("optimizer")
 
 
 def print_table(groups: Sequence[Group], console: Console) -> None:
-    """One table per group, best mean first, each with what its statistics allow to say.
+    """Print one table for each group, best mean first, with the remarks that its statistics allow.
 
     Every text goes out as ``rich.text.Text``, in which no markup is read, so that brackets in a label stay
     brackets and a record cannot style or link anything; control characters are dropped before.
@@ -46,16 +40,16 @@ def print_table(groups: Sequence[Group], console: Console) -> None:
             console.print()
         say([f"{group.dataset} × {group.model}"], "bold")
         say([group.protocol], "")
-        entries = measured(group)
+        entries = group.measured
         if entries:
-            chosen, left_out = fit(columns(group), entries, console.width, _GAP)
+            chosen, left_out = fit(text_columns(group), entries, console.width, _GAP)
             rows = _measured_lines(entries, chosen, console.width)
             console.print(Text("\n").join(rows), soft_wrap=True)
             if left_out:
                 names = ", ".join(column.name for column in left_out)
                 say([f"No room for: {names}; `--format csv` and `html` have all."])
         say(remarks(group))
-        if reported(group):
+        if group.reported:
             if entries:
                 console.print()
                 say([REPORTED_HEADING], "italic")
@@ -103,29 +97,18 @@ def _measured_lines(entries: Sequence[Entry], chosen: Sequence[Column], width: i
 
 
 def _reported_table(group: Group) -> Table:
-    """Optimizer, figure and where it was printed under which conditions."""
-    from rich.text import Text
-
-    table = _empty_table()
-    table.add_column("optimizer", justify="left", overflow="fold", min_width=len("optimizer"))
-    table.add_column("seeds", justify="right", no_wrap=True)
-    table.add_column("top-1 %", justify="right", no_wrap=True)
-    table.add_column("source", justify="left", no_wrap=True)
-    table.add_column("protocol", justify="left", overflow="fold", min_width=20)
-    for entry in reported(group):
-        table.add_row(
-            Text(printable(entry.label)),
-            Text(str(entry.num_seeds) if entry.num_seeds else NOTHING),
-            Text(mean_and_spread(entry.top1, "top1")),
-            Text(source_place(entry, group)),
-            Text(conditions(entry)),
-        )
-    return table
-
-
-def _empty_table() -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     # A rule under the headings and a blank between columns: with the padding, the gap.
-    return Table(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    least = {"optimizer": _NARROWEST, "protocol": 20}
+    for name in REPORTED_COLUMNS:
+        if name in least:
+            table.add_column(name, overflow="fold", min_width=least[name])
+        else:
+            table.add_column(name, justify="left" if name == "source" else "right", no_wrap=True)
+    for row in reported_rows(group, printable):
+        table.add_row(*map(Text, row))
+    return table
