@@ -14,8 +14,8 @@ of Applied Statistics 1, 2007). The formula needs no random draws, so no digit d
 The mean square of two to ten seeds is a rough estimate. Percentiles of the bootstrap and t with
 Satterthwaite's degrees of freedom trust it too much: with three seeds a 95 % interval of the latter misses
 the truth in up to 8 %, and at the 0.5 % that Holm's correction asks for among five optimizers it errs five
-times too often (``benchmarks/error_rates.py``). Banerjee's rule (Sankhyā 22, 1960) keeps the level for all σ_S, σ_I
-and σ_E. It multiplies each mean square by the quantile of its own degrees of freedom:
+times too often (``benchmarks/error_rates.py``). Banerjee's rule (Sankhyā 22, 1960) keeps the level for all
+σ_S, σ_I and σ_E. It multiplies each mean square by the quantile of its own degrees of freedom:
 
     half width² = t(n−1)² · MS_S/(nN) + t(N−1)² · (MS_I − MS_E)/(nN),
 
