@@ -252,15 +252,16 @@ class Pairs:
         return np.triu_indices(self.size, 1)
 
     def __getitem__(self, place: int) -> MeanDifference:
-        spread = self.spread
-        parts = (spread.seeds, spread.freedom, spread.images, spread.residual)
+        whole = self.spread
+        parts = (whole.seeds, whole.freedom, whole.images, whole.residual)
+        seeds, freedom, images, residual = (float(part[place]) for part in parts)
         return MeanDifference(
             difference=float(self.difference[place]),
             p_value=float(self.p_values[place]),
             testable=bool(self.testable[place]),
             num_seeds=int(self.num_seeds[place]),
             paired=bool(self.paired[place]),
-            spread=Spread(*(float(part[place]) for part in parts), image_freedom=spread.image_freedom),
+            spread=Spread(seeds, freedom, images, residual, whole.image_freedom),
             seed_variance=float(self.seed_variance[place]),
         )
 
@@ -325,9 +326,9 @@ def compare_all(
         )
         rows.append(columns)
     joined = [np.concatenate(column) for column in zip(*rows, strict=True)] if rows else [np.zeros(0)] * 8
-    difference, num_seeds, paired, seed_variance, *components = joined
+    difference, num_seeds, paired, seed_variance, by_seeds, freedom, by_images, rest = joined
     image_freedom = image_components.num_images - 1 if image_components else 0
-    spread = Spread(*components, image_freedom=image_freedom)
+    spread = Spread(by_seeds, freedom, by_images, rest, image_freedom)
     return Pairs(
         size=size,
         difference=difference,
