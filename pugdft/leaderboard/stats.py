@@ -14,8 +14,8 @@ of Applied Statistics 1, 2007). The formula needs no random draws, so no digit d
 The mean square of two to ten seeds is a rough estimate. Percentiles of the bootstrap and t with
 Satterthwaite's degrees of freedom trust it too much: with three seeds a 95 % interval of the latter misses
 the truth in up to 8 %, and at the 0.5 % that Holm's correction asks for among five optimizers it errs five
-times too often (``benchmarks/error_rates.py``). Banerjee's rule (Sankhyā 22, 1960) keeps the level for all σ_S, σ_I
-and σ_E. It multiplies each mean square by the quantile of its own degrees of freedom:
+times too often (``benchmarks/error_rates.py``). Banerjee's rule (Sankhyā 22, 1960) keeps the level for all
+σ_S, σ_I and σ_E. It multiplies each mean square by the quantile of its own degrees of freedom:
 
     half width² = t(n−1)² · MS_S/(nN) + t(N−1)² · (MS_I − MS_E)/(nN),
 
@@ -252,15 +252,16 @@ class Pairs:
         return np.triu_indices(self.size, 1)
 
     def __getitem__(self, place: int) -> MeanDifference:
-        spread = self.spread
-        parts = (spread.seeds, spread.freedom, spread.images, spread.residual)
+        whole = self.spread
+        parts = (whole.seeds, whole.freedom, whole.images, whole.residual)
+        seeds, freedom, images, residual = (float(part[place]) for part in parts)
         return MeanDifference(
             difference=float(self.difference[place]),
             p_value=float(self.p_values[place]),
             testable=bool(self.testable[place]),
             num_seeds=int(self.num_seeds[place]),
             paired=bool(self.paired[place]),
-            spread=Spread(*(float(part[place]) for part in parts), image_freedom=spread.image_freedom),
+            spread=Spread(seeds, freedom, images, residual, whole.image_freedom),
             seed_variance=float(self.seed_variance[place]),
         )
 
@@ -325,9 +326,9 @@ def compare_all(
         )
         rows.append(columns)
     joined = [np.concatenate(column) for column in zip(*rows, strict=True)] if rows else [np.zeros(0)] * 8
-    difference, num_seeds, paired, seed_variance, *components = joined
+    difference, num_seeds, paired, seed_variance, by_seeds, freedom, by_images, rest = joined
     image_freedom = image_components.num_images - 1 if image_components else 0
-    spread = Spread(*components, image_freedom=image_freedom)
+    spread = Spread(by_seeds, freedom, by_images, rest, image_freedom)
     return Pairs(
         size=size,
         difference=difference,
