@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pugdft.bench.executors.local import cell_record, cell_status
-from pugdft.bench.grid import Cell
+from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
@@ -197,14 +197,14 @@ class Estimate:
     detectable: float | None
 
 
-def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Probe]) -> Estimate:
+def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe], Probe]) -> Estimate:
     """Probe one cell of each optimizer and recipe that has unfinished ones, and add up.
 
     A recipe that cannot run here has its problem in its lines, and the others their price.
     """
     from pugdft.leaderboard.power import detectable_difference
 
-    rows: dict[tuple[str, str], list[Cell]] = {}
+    rows: dict[tuple[str, str], list[BenchCell]] = {}
     for cell in cells:
         rows.setdefault((cell.source, cell.optimizer), []).append(cell)
     probes: dict[str, Probe] = {}
@@ -236,7 +236,9 @@ def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Pro
     )
 
 
-def _line(source: str, optimizer: str, members: Sequence[Cell], num_left: int, facts: Probe | None) -> Line:
+def _line(
+    source: str, optimizer: str, members: Sequence[BenchCell], num_left: int, facts: Probe | None
+) -> Line:
     cell = members[0]
     updates = passes = seconds = disk = None
     if facts is not None:
@@ -260,7 +262,7 @@ def _line(source: str, optimizer: str, members: Sequence[Cell], num_left: int, f
     )
 
 
-def _length(cell: Cell, steps_per_epoch: int) -> tuple[int, int]:
+def _length(cell: BenchCell, steps_per_epoch: int) -> tuple[int, int]:
     """Updates and gradient passes of a whole cell."""
     train = cell.recipe.train
     total = min(train.epochs * steps_per_epoch, train.max_steps or train.epochs * steps_per_epoch)
@@ -269,7 +271,7 @@ def _length(cell: Cell, steps_per_epoch: int) -> tuple[int, int]:
     return total, round(total * cell.passes_per_update)
 
 
-def _is_bound(cell: Cell) -> bool:
+def _is_bound(cell: BenchCell) -> bool:
     """Whether only the run itself can tell its passes, and the plan takes every step to perturb."""
     from pugdft.optim.build import build_method
 
@@ -287,7 +289,7 @@ def _cost_key(recipe: Recipe) -> str:
     return json.dumps(data, sort_keys=True)
 
 
-def _spread(cells: Sequence[Cell]) -> float | None:
+def _spread(cells: Sequence[BenchCell]) -> float | None:
     """The pooled standard deviation of paired top-1 differences between finished cells of one recipe."""
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for cell in cells:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pugdft.bench.estimate import Estimate
 from pugdft.bench.executors.local import Watcher, cell_record, cell_status
-from pugdft.bench.grid import Cell
+from pugdft.bench.grid import BenchCell
 from pugdft.cli.output import duration
 from pugdft.errors import counted
 
@@ -27,13 +27,13 @@ _MARKS = {
 class PlainView(Watcher):
     """A line on stderr for every change: for logs."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, cells: Sequence[BenchCell], console: Console) -> None:
         self._numbers = {cell.folder: number for number, cell in enumerate(cells, start=1)}
         self._console = console
         self._lines: list[str] = []
         self._several = len({cell.source for cell in cells}) > 1
 
-    def on_state(self, cell: Cell, state: str) -> None:
+    def on_state(self, cell: BenchCell, state: str) -> None:
         """One line; the message of a cell that the user's mistake ended, in full."""
         label = f"[{self._numbers[cell.folder]}/{len(self._numbers)}] {self.name(cell)}"
         if state == "running":
@@ -45,11 +45,11 @@ class PlainView(Watcher):
         if state in ("failed", "missing") and self._lines:
             self.say("  " + "\n  ".join(self._lines[-5:]))
 
-    def on_line(self, cell: Cell, line: str) -> None:
+    def on_line(self, cell: BenchCell, line: str) -> None:
         """Kept: shown only if the cell comes to grief."""
         self._lines.append(line)
 
-    def name(self, cell: Cell) -> str:
+    def name(self, cell: BenchCell) -> str:
         """The cell in words."""
         recipe = f"{cell.source} " if self._several else ""
         return f"{recipe}{cell.optimizer} seed {cell.seed}"
@@ -62,12 +62,12 @@ class PlainView(Watcher):
 class LiveView(PlainView):
     """The matrix of cells, redrawn as it fills; below it the time left."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, cells: Sequence[BenchCell], console: Console) -> None:
         super().__init__(cells, console)
         self._cells = cells
         self._states = {cell.folder: _marked(cell, cell_status(cell)) for cell in cells}
         self._open = {cell.folder for cell in cells if cell_status(cell) != "completed"}
-        self._current: Cell | None = None
+        self._current: BenchCell | None = None
         self._left = 0.0
         self._begin = 0.0
         self._spent_seconds = self._spent_passes = 0.0
@@ -81,7 +81,7 @@ class LiveView(PlainView):
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def on_state(self, cell: Cell, state: str) -> None:
+    def on_state(self, cell: BenchCell, state: str) -> None:
         """Redraw; words only where something went wrong."""
         if state == "running":
             self._lines, self._current, self._begin, self._left = [], cell, time.monotonic(), 0.0
@@ -96,7 +96,7 @@ class LiveView(PlainView):
         self._states[cell.folder] = "…" if state == "running" else _marked(cell, state)
         self._draw()
 
-    def on_progress(self, cell: Cell, done: int, total: int, seconds_left: float) -> None:
+    def on_progress(self, cell: BenchCell, done: int, total: int, seconds_left: float) -> None:
         """Redraw the cell's share and time left."""
         self._left = seconds_left
         self._states[cell.folder] = f"{100 * done // max(1, total)} % {duration(seconds_left)}"
@@ -107,7 +107,7 @@ class LiveView(PlainView):
 
     def _table(self) -> Table:
         seeds = sorted({cell.seed for cell in self._cells})
-        rows: dict[tuple[str, str], dict[int, Cell]] = {}
+        rows: dict[tuple[str, str], dict[int, BenchCell]] = {}
         for cell in self._cells:
             rows.setdefault((cell.source, cell.optimizer), {})[cell.seed] = cell
         table = Table(box=box.SIMPLE_HEAD, caption=self._caption(), caption_justify="left")
@@ -198,7 +198,7 @@ def _plan_lines(plan: Estimate) -> list[str]:
     return lines
 
 
-def _described(cell: Cell, state: str) -> str:
+def _described(cell: BenchCell, state: str) -> str:
     """A state in words, with the accuracy of a completed cell."""
     if state == "elsewhere":
         return "another command is at it"
@@ -206,19 +206,19 @@ def _described(cell: Cell, state: str) -> str:
     return state if top1 is None else f"{state}, test top-1 {top1:.2%}"
 
 
-def _marked(cell: Cell, state: str) -> str:
+def _marked(cell: BenchCell, state: str) -> str:
     """A state as a mark, with the accuracy of a completed cell, the reason of one that is not."""
     top1 = _top1(cell, state)
     text = f"{top1:.1%}" if top1 is not None else state if state in ("diverged", "failed", "oom") else ""
     return f"{_MARKS[state]} {text}".strip()
 
 
-def _top1(cell: Cell, state: str) -> float | None:
+def _top1(cell: BenchCell, state: str) -> float | None:
     record = cell_record(cell) if state == "completed" else None
     return record.metrics.test.top1 if record and record.metrics and record.metrics.test else None
 
 
-def _relative_passes(cell: Cell) -> float:
+def _relative_passes(cell: BenchCell) -> float:
     """The cost of a cell among those of its recipe."""
     return 1.0 if cell.recipe.train.budget == "passes" else cell.passes_per_update
 

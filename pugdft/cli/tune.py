@@ -53,10 +53,10 @@ def command(
     optimizers and the same folder, the bench file gets them besides those that are there.
     """
     from pugdft.bench.executors.local import USER_MISTAKE
-    from pugdft.tuning.search import Request, tune
+    from pugdft.tuning.search import TuneRequest, tune
     from pugdft.tuning.trials import StoppedError
 
-    request = Request(recipe, overrides or [], optimizers, search, trials, seeds, output, num_processes)
+    request = TuneRequest(recipe, overrides or [], optimizers, search, trials, seeds, output, num_processes)
     try:
         tuned, bench = tune(request, _say)
     except StoppedError as stop:

@@ -14,7 +14,7 @@ from bad_inputs.case import call
 from conftest import pugdft
 
 from pugdft.bench.executors import local
-from pugdft.bench.grid import Cell, parse_seeds, plan_cells
+from pugdft.bench.grid import BenchCell, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config import yaml
 from pugdft.errors import UserError
@@ -212,12 +212,12 @@ def test_a_folder_that_cannot_hold_runs_is_the_users_error(output: str, tmp_path
 
 def cells_that_exit(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
-) -> tuple[list[Cell], list[Cell]]:
+) -> tuple[list[BenchCell], list[BenchCell]]:
     """Three cells, and the list of those started; each ends with the next of ``codes``, without a record."""
     cells = plan_cells([str(recipe)], [], parse_optimizers("sgd,sam,pugd"), [0], recipe.parent / "runs")
-    started: list[Cell] = []
+    started: list[BenchCell] = []
 
-    def end(cell: Cell, *others: Any) -> int:
+    def end(cell: BenchCell, *others: Any) -> int:
         started.append(cell)
         return codes[len(started) - 1]
 

@@ -21,7 +21,7 @@ from conftest import pugdft
 from standing_still import Command, go_on, is_caught, is_pending, until
 
 from pugdft.bench.executors import local
-from pugdft.bench.grid import Cell, build_matrix, passes_per_update, plan_cells
+from pugdft.bench.grid import BenchCell, build_matrix, passes_per_update, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
@@ -37,7 +37,7 @@ BASE = {"name": "sgd", "lr": 0.05}
 
 def cells_of(
     recipe: Path, optimizers: str, budget: str | None = None, seeds: tuple[int, ...] = (0,)
-) -> list[Cell]:
+) -> list[BenchCell]:
     return plan_cells([str(recipe)], [], parse_optimizers(optimizers), seeds, recipe.parent / "runs", budget)
 
 
@@ -98,12 +98,12 @@ def test_several_recipes_and_overrides_stand_in_any_order() -> None:
         ({"optimizers": []}, "optimizers: "),
         ({"optimizers": ["sma"]}, 'optimizers.0: "sma": unknown optimizer'),
         ({"optimizers": [{"rho": 1}]}, "optimizers.0: name: is required"),
-        ({"optimizers": [3]}, "optimizers.0"),
+        ({"optimizers": [3]}, "optimizers.0: must be an entry such as sam[rho=0.1]"),
         ({"seeds": "5-1"}, "seeds: \"5-1\" runs backwards"),
-        ({"seeds": {"a": 1}}, "seeds"),
-        ({"budget": "hours"}, "budget: must be epochs or passes"),
+        ({"seeds": {"a": 1}}, "seeds: must be a range such as 0-4"),
+        ({"budget": "hours"}, "budget: must be 'epochs' or 'passes', not \"hours\""),
         ({"recipes": ["nowhere"]}, "nowhere: no such file or bundled recipe"),
-        ({"overrides": "a=1"}, 'overrides: must be a list of KEY=VALUE, not "a=1"'),
+        ({"overrides": "a=1"}, 'overrides: must be a valid list, not "a=1"'),
     ],
 )  # fmt: skip
 def test_a_bad_bench_file_is_explained(content: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_two_commands_on_one_folder_run_each_cell_once(
     started: list[Path] = []
     record = RunRecord.model_validate({"id": "x", "status": "completed", "recipe": {}, "seed": 0})
 
-    def run(cell: Cell, *others: Any) -> int:
+    def run(cell: BenchCell, *others: Any) -> int:
         started.append(cell.folder)
         time.sleep(0.02)
         write_record(record, cell.folder)
@@ -318,9 +318,9 @@ def test_what_runs_again(
     write_record(
         RunRecord.model_validate({"id": "x", "status": status, "recipe": {}, "seed": 0}), cells[0].folder
     )
-    started: list[Cell] = []
+    started: list[BenchCell] = []
 
-    def run(cell: Cell, *others: Any) -> int:
+    def run(cell: BenchCell, *others: Any) -> int:
         started.append(cell)
         return 0
 
@@ -336,9 +336,9 @@ def test_a_cell_that_failed_in_another_command_meanwhile_is_not_tried_by_this_on
     cells = cells_of(recipe_file, "sgd,sam")
     local.prepare_output(recipe_file.parent / "runs")
     record = RunRecord.model_validate({"id": "x", "status": status, "recipe": {}, "seed": 0})
-    started: list[Cell] = []
+    started: list[BenchCell] = []
 
-    def run(cell: Cell, *others: Any) -> int:
+    def run(cell: BenchCell, *others: Any) -> int:
         started.append(cell)
         time.sleep(0.05)
         write_record(record, cells[1].folder)  # the other command, while this one is at its first cell

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from pugdft.bench.grid import Cell
+from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.paths import claimed, write_atomically
@@ -40,22 +40,29 @@ _LOOK_AGAIN_SECONDS = 1.0
 class Watcher:
     """Hears what becomes of the cells. Every method may be left as it is."""
 
-    def on_state(self, cell: Cell, state: str) -> None:
+    def on_state(self, cell: BenchCell, state: str) -> None:
         """``running``, ``elsewhere`` (another command has it), or the status of its record."""
 
-    def on_progress(self, cell: Cell, done: int, total: int, seconds_left: float) -> None:
+    def on_progress(self, cell: BenchCell, done: int, total: int, seconds_left: float) -> None:
         """How far the running cell is, in updates or in gradient passes."""
 
-    def on_line(self, cell: Cell, line: str) -> None:
+    def on_line(self, cell: BenchCell, line: str) -> None:
         """A line that the running cell wrote for people."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are run: processes of each, and whether those that diverged are tried again."""
+    """How cells are run.
+
+    Attributes:
+        num_processes: of each cell.
+        retry: run those that diverged once more.
+        wait: at the end, wait for the cells that other commands are running.
+    """
 
     num_processes: int = 1
     retry: bool = False
+    wait: bool = True
 
 
 def prepare_output(folder: Path) -> None:
@@ -73,7 +80,7 @@ def prepare_output(folder: Path) -> None:
         raise UserError(f"--output {folder}: cannot be used as the folder of runs: {reason}") from None
 
 
-def cell_record(cell: Cell) -> RunRecord | None:
+def cell_record(cell: BenchCell) -> RunRecord | None:
     """A cell's record, whatever its status; None if there is none that can be read."""
     try:
         return read_record(cell.folder / RECORD_NAME)
@@ -81,13 +88,13 @@ def cell_record(cell: Cell) -> RunRecord | None:
         return None
 
 
-def cell_status(cell: Cell) -> str:
+def cell_status(cell: BenchCell) -> str:
     """The status of a cell's record, or ``missing``."""
     record = cell_record(cell)
     return record.status if record else "missing"
 
 
-def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None = None) -> int:
+def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options | None = None) -> int:
     """Run every cell that nobody has run and nobody is running, then wait for those of others.
 
     A cell that diverges or fails leaves the others their chance. One that ends for a mistake of the user
@@ -103,7 +110,7 @@ def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None =
         130 or 143 for an interruption.
     """
     options = options or Options()
-    elsewhere: list[Cell] = []
+    elsewhere: list[BenchCell] = []
     began = time.time()
     for cell in cells:
         code = _run_if_free(cell, watcher, options, began)
@@ -112,8 +119,8 @@ def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None =
             elsewhere.append(cell)
         elif code == USER_MISTAKE or code in INTERRUPTED:
             return code
-    for cell in elsewhere:
-        # Whoever has it settles it; should that command be killed, its cell becomes ours.
+    for cell in elsewhere if options.wait else ():
+        # Should the other command be killed, the cell becomes free, and this one runs it.
         while (code := _run_if_free(cell, watcher, options, began)) is None:
             time.sleep(_LOOK_AGAIN_SECONDS)
         if code == USER_MISTAKE or code in INTERRUPTED:
@@ -121,12 +128,12 @@ def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None =
     return 0
 
 
-def incomplete(cells: Sequence[Cell]) -> list[tuple[Cell, str, Path]]:
+def incomplete(cells: Sequence[BenchCell]) -> list[tuple[BenchCell, str, Path]]:
     """Cells without a completed record: their status and folder."""
     return [(cell, status, cell.folder) for cell in cells if (status := cell_status(cell)) != "completed"]
 
 
-def _run_if_free(cell: Cell, watcher: Watcher, options: Options, began: float) -> int | None:
+def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: float) -> int | None:
     """The exit code of a cell, 0 if it needs no run, None if another command is at it."""
     with claimed(cell.folder) as descriptor:
         if descriptor is None:
@@ -141,7 +148,7 @@ def _run_if_free(cell: Cell, watcher: Watcher, options: Options, began: float) -
         return code
 
 
-def _is_settled(cell: Cell, status: str, options: Options, began: float) -> bool:
+def _is_settled(cell: BenchCell, status: str, options: Options, began: float) -> bool:
     """Whether a cell needs no run: what failed before is tried once more, but not by every command."""
     if status in ("missing", "interrupted"):
         return False
@@ -153,7 +160,7 @@ def _is_settled(cell: Cell, status: str, options: Options, began: float) -> bool
         return False
 
 
-def _run(cell: Cell, watcher: Watcher, options: Options, descriptor: int) -> int:
+def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -> int:
     path = cell.folder.parent / _RECIPES / f"{cell.folder.name}.yaml"
     write_atomically(path, yaml.dump(cell.recipe.as_dict()).encode())
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
@@ -180,7 +187,7 @@ def _run(cell: Cell, watcher: Watcher, options: Options, descriptor: int) -> int
     return code if code >= 0 else 128 - code
 
 
-def _listen(stream: IO[str], cell: Cell, watcher: Watcher) -> None:
+def _listen(stream: IO[str], cell: BenchCell, watcher: Watcher) -> None:
     for line in stream:
         event = _event(line)
         if event is None:
