@@ -1,4 +1,4 @@
-"""What a comparison consists of: a ``bench`` file or a command line as recipes × optimizers × seeds."""
+"""Plan a comparison: a ``bench`` file or a command line as recipes × optimizers × seeds."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def build_matrix(
     seeds: str | None = None,
     budget: Budget | None = None,
 ) -> Matrix:
-    """The matrix of a command: what it gives goes over what a bench file says.
+    """Build the matrix of a command; its options replace those of a bench file.
 
     Args:
         arguments: recipes or one bench file, and ``KEY=VALUE`` overrides, in any order.
@@ -175,8 +175,8 @@ class BenchCell:
 
     Attributes:
         optimizer: the entry as it was written.
-        passes_per_update: gradient passes of an update, averaged; as if every step perturbed where only
-            the run itself can tell.
+        passes_per_update: gradient passes of an update, averaged; as if every step perturbed, if only the
+            run itself can tell.
         source: the recipe's file or name.
     """
 
@@ -196,7 +196,7 @@ def plan_cells(
     output: Path,
     budget: str | None = None,
 ) -> list[BenchCell]:
-    """The cells, seed by seed, so that an early end leaves whole comparisons.
+    """Plan the cells, seed by seed, so that an early end leaves whole comparisons.
 
     Args:
         recipes: files or bundled names.
@@ -247,7 +247,7 @@ def _cell(source: str, template: Recipe, entry: Entry, seed: int, output: Path) 
     data = template.as_dict()
     data["train"]["seed"] = seed
     data["optimizer"] = entry.spec(template.optimizer)
-    # What was spent on the recipe's own optimizer says nothing of another.
+    # The cost of tuning the recipe's own optimizer does not count for another.
     data["tuning"] = entry.tuning or (
         data.get("tuning") if entry.text == template.optimizer["name"] else None
     )
@@ -257,7 +257,7 @@ def _cell(source: str, template: Recipe, entry: Entry, seed: int, output: Path) 
 
 
 def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
-    """The recipe with its length counted in gradient passes, or in updates, at the same cost of its own."""
+    """The recipe with its length in gradient passes, or in epochs, at the cost of its own optimizer."""
     if budget is None or budget == recipe.train.budget:
         return recipe
     factor = passes_per_update(recipe.optimizer, recipe.train.ascent_batch)

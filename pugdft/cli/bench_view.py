@@ -1,4 +1,4 @@
-"""A comparison on the terminal: its cells with state and time left, and its plan."""
+"""Show a comparison on the terminal: the state of its cells, the time left, and its plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pugdft.bench.estimate import Estimate
-from pugdft.bench.executors.local import Watcher, cell_record, cell_status
+from pugdft.bench.executors.local import Watcher, cell_status, cell_top1
 from pugdft.bench.grid import BenchCell
 from pugdft.cli.output import duration
 from pugdft.errors import counted
@@ -25,7 +25,7 @@ _MARKS = {
 
 
 class PlainView(Watcher):
-    """A line on stderr for every change: for logs."""
+    """Print a line on stderr for every change, for logs."""
 
     def __init__(self, cells: Sequence[BenchCell], console: Console) -> None:
         self._numbers = {cell.folder: number for number, cell in enumerate(cells, start=1)}
@@ -34,7 +34,7 @@ class PlainView(Watcher):
         self._several = len({cell.source for cell in cells}) > 1
 
     def on_state(self, cell: BenchCell, state: str) -> None:
-        """One line; the message of a cell that the user's mistake ended, in full."""
+        """Print one line; after a user's mistake, the whole message of the cell."""
         label = f"[{self._numbers[cell.folder]}/{len(self._numbers)}] {self.name(cell)}"
         if state == "running":
             self._lines = []
@@ -46,7 +46,7 @@ class PlainView(Watcher):
             self.say("  " + "\n  ".join(self._lines[-5:]))
 
     def on_line(self, cell: BenchCell, line: str) -> None:
-        """Kept: shown only if the cell comes to grief."""
+        """Keep the line; it is shown only if the cell fails."""
         self._lines.append(line)
 
     def name(self, cell: BenchCell) -> str:
@@ -55,7 +55,7 @@ class PlainView(Watcher):
         return f"{recipe}{cell.optimizer} seed {cell.seed}"
 
     def say(self, text: str) -> None:
-        """A line or more, as they are."""
+        """Print lines as they are."""
         self._console.print(Text(text), soft_wrap=True)
 
 
@@ -82,7 +82,7 @@ class LiveView(PlainView):
         self._live.stop()
 
     def on_state(self, cell: BenchCell, state: str) -> None:
-        """Redraw; words only where something went wrong."""
+        """Redraw; print the cell's last lines where it failed."""
         if state == "running":
             self._lines, self._current, self._begin, self._left = [], cell, time.monotonic(), 0.0
         else:
@@ -137,7 +137,7 @@ class LiveView(PlainView):
 
 
 def print_plan(plan: Estimate, console: Console) -> None:
-    """The plan on stdout: cells, cost, disk, and what the seeds will be able to tell."""
+    """Print the plan on stdout: cells, cost, disk, and the differences that the seeds can show."""
     several = len({line.source for line in plan.lines}) > 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in (["recipe"] if several else []) + ["optimizer"]:
@@ -173,7 +173,7 @@ def _plan_lines(plan: Estimate) -> list[str]:
         f"{_megabytes(plan.free_bytes)} are free.",
     ]
     if stuck:
-        lines.insert(0, f"{counted(stuck, 'cell')} cannot run here and stand in no sum below.")
+        lines.insert(0, f"{counted(stuck, 'cell')} cannot run here and are in no sum below.")
     if disk > plan.free_bytes:
         lines.append("That does not fit: choose another --output, or make room.")
     if plan.detectable is None:
@@ -201,21 +201,16 @@ def _plan_lines(plan: Estimate) -> list[str]:
 def _described(cell: BenchCell, state: str) -> str:
     """A state in words, with the accuracy of a completed cell."""
     if state == "elsewhere":
-        return "another command is at it"
-    top1 = _top1(cell, state)
+        return "another command is running it"
+    top1 = cell_top1(cell) if state == "completed" else None
     return state if top1 is None else f"{state}, test top-1 {top1:.2%}"
 
 
 def _marked(cell: BenchCell, state: str) -> str:
     """A state as a mark, with the accuracy of a completed cell, the reason of one that is not."""
-    top1 = _top1(cell, state)
+    top1 = cell_top1(cell) if state == "completed" else None
     text = f"{top1:.1%}" if top1 is not None else state if state in ("diverged", "failed", "oom") else ""
     return f"{_MARKS[state]} {text}".strip()
-
-
-def _top1(cell: BenchCell, state: str) -> float | None:
-    record = cell_record(cell) if state == "completed" else None
-    return record.metrics.test.top1 if record and record.metrics and record.metrics.test else None
 
 
 def _relative_passes(cell: BenchCell) -> float:

@@ -191,7 +191,8 @@ def _as_fault(details: Mapping[str, Any], location: Sequence[str], schema: type[
     """One error of pydantic, with the known keys and a close match for an unknown key or word."""
     where = ".".join(location)
     if details["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], schema)
+        # The key may belong to another alternative of a union.
+        known = [key for key in _known_keys(location[:-1], schema) if key != location[-1]]
         return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}")
     if details["type"] == "missing":
         return Fault(where, "is required")

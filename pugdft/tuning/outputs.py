@@ -103,13 +103,13 @@ def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
         raise UserError(
             f"{folder}: holds another search:\n{shown}\nChoose another --output, or move that one away."
         )
-    found: list[dict[str, Any]] = given.get("optimizers")
+    found: Any = given.get("optimizers")
     try:
         TypeAdapter(list[_Evidence]).validate_python(found, strict=True)
     except ValidationError:
         message = "optimizers: are not as a search writes them; choose another --output"
         raise UserError(f"{path}: {message}") from None
-    return found
+    return list(found)
 
 
 def claim_folder(folder: Path, question: Question) -> None:

@@ -81,8 +81,9 @@ def _kind(given: Any) -> str | None:
     """Which alternative of :data:`Where` a value of a file is, or has become."""
     if isinstance(given, Mapping):
         return "<times>" if "times" in given else "<range>"
-    kinds = {list: "<list>", NumberRange: "<range>", Multiples: "<times>"}
-    return kinds.get(type(given))
+    if isinstance(given, NumberRange | Multiples):
+        return "<range>" if isinstance(given, NumberRange) else "<times>"
+    return "<list>" if isinstance(given, list) else None
 
 
 class Multiples(Section):
@@ -204,9 +205,8 @@ class GeneralSearch(_Search):
         """Every option that is searched."""
         axes = []
         for option, where in self.space.items():
-            points = where.times if isinstance(where, Multiples) else where
-            if isinstance(points, list):
-                points = tuple(points)
+            given = where.times if isinstance(where, Multiples) else where
+            points = given if isinstance(given, NumberRange) else tuple(given)
             axes.append(SearchAxis(option, points, isinstance(where, Multiples)))
         return tuple(axes)
 
@@ -237,14 +237,14 @@ def read_search(source: str) -> Search:
         )
     data = yaml.parse(yaml.read_text(path), str(path))
     kind = data.get("search") if isinstance(data, Mapping) else None
-    schema = {"greedy": GreedySearch, "general": GeneralSearch}.get(kind if isinstance(kind, str) else "")
-    if schema is None:
+    if kind not in ("greedy", "general"):
         shown = json.dumps(kind, default=str)[:_LONGEST_SHOWN]
         problem = "is required" if kind is None else f"must be greedy or general, not {shown}"
         fault = Fault("search", f"{problem}: greedy, with stages, or general, with a space")
         raise FaultsError(str(path), [fault])
+    schema: type[GreedySearch] | type[GeneralSearch] = GreedySearch if kind == "greedy" else GeneralSearch
     try:
-        search: Search = schema.model_validate(data)
+        search = schema.model_validate(data)
     except ValidationError as error:
         raise FaultsError(str(path), schema_faults(error, schema)) from None
     search._title = path.stem if path in bundled.values() else path.name

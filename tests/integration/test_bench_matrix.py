@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from bad_inputs.case import call
-from conftest import pugdft
 from standing_still import Command, go_on, is_caught, is_pending, until
 
 from pugdft.bench.executors import local
@@ -362,16 +361,16 @@ def test_a_signal_ends_the_bench_although_its_cell_came_to_its_end(
     # Before the bench listens, the signal would end this test.
     stands_in += f"while not os.path.exists({str(hands_on)!r}): time.sleep(0.01)\n"
     stands_in += f"os.kill(os.getppid(), {int(number)})\ntime.sleep(300)"
-    handing_on = local._handing_on
+    forwarded = local._forwarded_signals
     started: list[Any] = []
 
     @contextmanager
     def noted(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-        with handing_on(process) as received:
+        with forwarded(process) as received:
             hands_on.touch()
             yield received
 
-    monkeypatch.setattr(local, "_handing_on", noted)
+    monkeypatch.setattr(local, "_forwarded_signals", noted)
     start = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> Any:
@@ -451,9 +450,13 @@ def test_a_plan_that_cannot_run_says_why(
 
 
 @pytest.mark.slow
-def test_progress_for_programs_is_one_json_object_a_line(recipe_file: Path, tmp_path: Path) -> None:
-    done = pugdft("finetune", str(recipe_file), "--progress", "json", cwd=tmp_path)
-    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+def test_progress_for_programs_is_one_json_object_a_line(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pugdft.cli.progress._SECONDS", 0.0)
+    done = call(("finetune", str(recipe_file), "--progress", "json"))
+    events = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
     assert {event["event"] for event in events} == {"progress", "epoch"}
     epochs = [event for event in events if event["event"] == "epoch"]
     assert [event["epoch"] for event in epochs] == [1, 2]

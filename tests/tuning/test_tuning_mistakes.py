@@ -71,7 +71,7 @@ def test_bundled_searches_are_no_recipes() -> None:
          ["space.rho.low: must be a valid number", "space.rho.high: is required",
           "space.rho.log: must be", "space.alpha: must be a list"]),
         ("search: general\nspace: {rho: {times: {low: -1, high: 1}, log: true}, alpha: {lo: 1}}",
-         ["space.rho.log: unknown key. Known: times", "must be above 0 with times",
+         ["space.rho.log: unknown key. Known: low, high, times", "must be above 0 with times",
           "space.alpha.lo: unknown key",
           'Did you mean "lo']),
         ("search: general\nspace: {rho: {times: 3}}", ["space.rho.times: must be a list, or {low"]),
