@@ -215,7 +215,7 @@ def _as_fault(details: Mapping[str, Any], location: Sequence[str], schema: type[
 
 
 def _known_keys(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
-    """The keys of the section at this place; the keys of a mapping and the places of a list are stepped over."""
+    """The keys of the section at this place; skips the keys of mappings and the places in lists."""
     keys = schema.model_fields
     for part in location:
         by_alias = {field.alias or name: field for name, field in keys.items()}
