@@ -23,6 +23,7 @@ from standing_still import Command
 from tuning_runs import Runs, Search
 
 from pugdft.bench.executors import local
+from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
@@ -109,6 +110,19 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     fake = Runs()
     monkeypatch.setattr(local, "_run", fake.run)
     return fake
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells run in this process: for tests of their results, which need no processes of their own."""
+
+    def run(cell: BenchCell, *others: Any) -> int:
+        from pugdft.training.run import finetune
+
+        record, _ = finetune(cell.recipe, cell.folder)
+        return 0 if record.status == "completed" else 1
+
+    monkeypatch.setattr(local, "_run", run)
 
 
 @pytest.fixture

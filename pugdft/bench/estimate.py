@@ -1,4 +1,4 @@
-"""What a comparison will cost, and what its seeds will be able to tell, before anything has run."""
+"""Estimate the cost of a comparison, and the differences its seeds can show, before anything has run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pugdft.bench.executors.local import cell_record, cell_status
-from pugdft.bench.grid import Cell
+from pugdft.bench.executors.local import cell_status, cell_top1
+from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
-from pugdft.records import RunRecord
 
 _WARM_UP, _TIMED, _EVAL_IMAGES = 2, 3, 200
+_BYTES_PER_PREDICTION = 14  # label, prediction, top-5, confidence and loss, compressed
+_RECORD_BYTES = 20_000
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a cell takes on this machine.
+    """The cost of a cell on this machine.
 
     Attributes:
         start_seconds: from the start of the process to the first update, data and weights included.
@@ -47,7 +49,7 @@ class Probe:
 
 
 def probe(recipe: Recipe) -> Probe:
-    """Probe a recipe in a process of its own.
+    """Measure a few updates of a recipe in a process of its own.
 
     Raises:
         UserError: the recipe cannot run here; the message is the run's.
@@ -118,33 +120,15 @@ def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _main() -> None:
-    from pugdft.training.run import read_recipe
-
-    try:
-        facts = _measure(read_recipe(sys.argv[1]))
-    except UserError as error:
-        sys.exit(" ".join(str(error).split()))
-    print(json.dumps(facts))
-
-
-if __name__ == "__main__":
-    _main()
-
-
-_BYTES_PER_PREDICTION = 14  # label, prediction, top-5, confidence and loss, compressed
-
-_RECORD_BYTES = 20_000
-
-
 @dataclass(frozen=True)
-class Line:
+class PlanLine:
     """The cells of one optimizer under one recipe.
 
     Attributes:
         finished: cells with a completed record.
-        updates, passes: of one cell.
-        seconds: of the cells that are left, None without a probe.
+        passes_are_bound: only the run itself can tell its passes; every step is taken to perturb.
+        updates, passes: of one cell; None without a probe, as what follows.
+        seconds: of the cells that are left.
         disk_bytes: that the cells left will keep.
         problem: why the cells left cannot run here, if they cannot.
     """
@@ -153,11 +137,11 @@ class Line:
     optimizer: str
     cells: int
     finished: int
-    updates: int | None
-    passes: int | None
-    seconds: float | None
-    disk_bytes: int | None
     passes_are_bound: bool
+    updates: int | None = None
+    passes: int | None = None
+    seconds: float | None = None
+    disk_bytes: int | None = None
     problem: str = ""
 
 
@@ -166,14 +150,14 @@ class Estimate:
     """A plan with its price.
 
     Attributes:
-        checkpoint_bytes: that the largest cell needs beside, while it runs.
+        checkpoint_bytes: that the largest cell needs in addition while it runs.
         free_bytes: on the disk of the output folder.
         spread: standard deviation of paired differences between finished cells, None if there are too few.
         detectable: the smallest true difference of two optimizers that this many seeds find four times in
             five, as a multiple of that deviation; None for one seed.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[PlanLine, ...]
     checkpoint_bytes: int
     free_bytes: int
     num_seeds: int
@@ -182,14 +166,14 @@ class Estimate:
     detectable: float | None
 
 
-def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Probe]) -> Estimate:
+def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe], Probe]) -> Estimate:
     """Probe one cell of each optimizer and recipe that has unfinished ones, and add up.
 
-    A recipe that cannot run here has its problem in its lines, and the others their price.
+    For a recipe that cannot run here, its lines hold the problem; the other lines hold their price.
     """
     from pugdft.leaderboard.power import Plan
 
-    rows: dict[tuple[str, str], list[Cell]] = {}
+    rows: dict[tuple[str, str], list[BenchCell]] = {}
     for cell in cells:
         rows.setdefault((cell.source, cell.optimizer), []).append(cell)
     probes: dict[str, Probe] = {}
@@ -197,23 +181,27 @@ def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Pro
     lines, checkpoint = [], 0
     for (source, optimizer), members in rows.items():
         left = [cell for cell in members if cell_status(cell) != "completed"]
-        facts = None
+        finished = len(members) - len(left)
+        line = PlanLine(source, optimizer, len(members), finished, _is_bound(members[0]))
         if left and source not in problems:  # a missing data set is not looked for again
             key = _cost_key(left[0].recipe)
             try:
                 facts = probes.get(key) or probes.setdefault(key, prober(left[0].recipe))
                 checkpoint = max(checkpoint, 2 * (facts.weights_bytes + facts.optimizer_bytes))
+                line = _priced(line, left[0], facts)
             except UserError as error:
                 problems[source] = str(error)
-        problem = problems.get(source, "") if left and facts is None else ""
-        lines.append(replace(_line(source, optimizer, members, len(left), facts), problem=problem))
+        if left and line.seconds is None:
+            line = replace(line, problem=problems[source])
+        lines.append(line)
     num_seeds = len({cell.seed for cell in cells})
     # Within one table every two optimizers are a pair to be told apart.
     num_pairs = max(1, math.comb(len({cell.optimizer for cell in cells}), 2))
+    existing = next(each for each in (output, *output.absolute().parents) if each.exists())
     return Estimate(
         lines=tuple(lines),
         checkpoint_bytes=checkpoint,
-        free_bytes=shutil.disk_usage(_existing(output)).free,
+        free_bytes=shutil.disk_usage(existing).free,
         num_seeds=num_seeds,
         num_pairs=num_pairs,
         spread=_spread(cells),
@@ -221,41 +209,24 @@ def estimate(cells: Sequence[Cell], output: Path, prober: Callable[[Recipe], Pro
     )
 
 
-def _line(source: str, optimizer: str, members: Sequence[Cell], num_left: int, facts: Probe | None) -> Line:
-    cell = members[0]
-    updates = passes = seconds = disk = None
-    if facts is not None:
-        updates, passes = _length(cell, facts.steps_per_epoch)
-        epochs = math.ceil(updates / facts.steps_per_epoch)
-        evaluations = math.ceil(epochs / cell.recipe.train.eval_every)
-        one = facts.start_seconds + passes * facts.seconds_per_pass + evaluations * facts.evaluation_seconds
-        seconds = num_left * one
-        kept = facts.weights_bytes + facts.test_images * _BYTES_PER_PREDICTION + _RECORD_BYTES
-        disk = num_left * kept
-    return Line(
-        source=source,
-        optimizer=optimizer,
-        cells=len(members),
-        finished=len(members) - num_left,
-        updates=updates,
-        passes=passes,
-        seconds=seconds,
-        disk_bytes=disk,
-        passes_are_bound=_is_bound(cell),
-    )
-
-
-def _length(cell: Cell, steps_per_epoch: int) -> tuple[int, int]:
-    """Updates and gradient passes of a whole cell."""
+def _priced(line: PlanLine, cell: BenchCell, facts: Probe) -> PlanLine:
+    """The line with its length, time and disk, from a probe of one of its cells."""
     train = cell.recipe.train
-    total = min(train.epochs * steps_per_epoch, train.max_steps or train.epochs * steps_per_epoch)
+    total = min(train.epochs * facts.steps_per_epoch, train.max_steps or train.epochs * facts.steps_per_epoch)
     if train.budget == "passes":
-        return math.ceil(total / cell.passes_per_update), total
-    return total, round(total * cell.passes_per_update)
+        updates, passes = math.ceil(total / cell.passes_per_update), total
+    else:
+        updates, passes = total, round(total * cell.passes_per_update)
+    epochs = math.ceil(updates / facts.steps_per_epoch)
+    evaluations = math.ceil(epochs / train.eval_every)
+    one = facts.start_seconds + passes * facts.seconds_per_pass + evaluations * facts.evaluation_seconds
+    kept = facts.weights_bytes + facts.test_images * _BYTES_PER_PREDICTION + _RECORD_BYTES
+    left = line.cells - line.finished
+    return replace(line, updates=updates, passes=passes, seconds=left * one, disk_bytes=left * kept)
 
 
-def _is_bound(cell: Cell) -> bool:
-    """Whether only the run itself can tell its passes, and the plan takes every step to perturb."""
+def _is_bound(cell: BenchCell) -> bool:
+    """Whether only the run itself can tell its passes."""
     from pugdft.optim.build import build_method
 
     spec = cell.recipe.optimizer
@@ -272,34 +243,32 @@ def _cost_key(recipe: Recipe) -> str:
     return json.dumps(data, sort_keys=True)
 
 
-def _spread(cells: Sequence[Cell]) -> float | None:
+def _spread(cells: Sequence[BenchCell]) -> float | None:
     """The pooled standard deviation of paired top-1 differences between finished cells of one recipe."""
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for cell in cells:
-        if (top1 := _top1(cell_record(cell))) is not None:
+        if (top1 := cell_top1(cell)) is not None:
             scores.setdefault(cell.source, {}).setdefault(cell.optimizer, {})[cell.seed] = top1
     squares, freedom = 0.0, 0
     for of_recipe in scores.values():
-        names = sorted(of_recipe)
-        for index, first in enumerate(names):
-            for second in names[index + 1 :]:
-                common = of_recipe[first].keys() & of_recipe[second].keys()
-                differences = [of_recipe[first][seed] - of_recipe[second][seed] for seed in common]
-                if len(differences) > 1:
-                    centre = sum(differences) / len(differences)
-                    squares += sum((each - centre) ** 2 for each in differences)
-                    freedom += len(differences) - 1
+        for first, second in combinations(of_recipe.values(), 2):
+            differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+            if len(differences) > 1:
+                centre = sum(differences) / len(differences)
+                squares += sum((each - centre) ** 2 for each in differences)
+                freedom += len(differences) - 1
     return math.sqrt(squares / freedom) if freedom else None
 
 
-def _top1(record: RunRecord | None) -> float | None:
-    if record is None or record.status != "completed" or not record.metrics or not record.metrics.test:
-        return None
-    return record.metrics.test.top1
+def _main() -> None:
+    from pugdft.training.run import read_recipe
+
+    try:
+        facts = _measure(read_recipe(sys.argv[1]))
+    except UserError as error:
+        sys.exit(" ".join(str(error).split()))
+    print(json.dumps(facts))
 
 
-def _existing(folder: Path) -> Path:
-    """The folder or the nearest one above it that exists."""
-    while not folder.exists():
-        folder = folder.absolute().parent
-    return folder
+if __name__ == "__main__":
+    _main()

@@ -1,4 +1,4 @@
-"""What a comparison consists of: a ``bench`` file or a command line as recipes × optimizers × seeds."""
+"""Plan a comparison: a ``bench`` file or a command line as recipes × optimizers × seeds."""
 
 from __future__ import annotations
 
@@ -10,198 +10,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationError
 
 from pugdft.bench.optimizer_spec import GivenEntry, OptimizerEntry, parse_optimizers
 from pugdft.config import yaml
-from pugdft.config.load import find_recipe
-from pugdft.config.schema import Recipe
-from pugdft.errors import Fault, FaultsError, UserError, close_match
+from pugdft.config.load import find_recipe, schema_faults
+from pugdft.config.schema import Recipe, Section
+from pugdft.errors import Fault, FaultsError, UserError
 from pugdft.optim.build import build_method
 from pugdft.optim.triggers import Always
 from pugdft.training.run import read_recipe, run_id
 
 Budget = Literal["epochs", "passes"]
 
+Entry = OptimizerEntry | GivenEntry
 
-# What may stand under each key, for messages.
-_FORMS = {
-    "recipes": "a list of files or bundled names",
-    "optimizers": "a list of entries such as sam[rho=0.1] or {name: sam, rho: 0.1}, at least one",
-    "seeds": "a range such as 0-4, a whole number, or a list of whole numbers",
-    "budget": "epochs or passes",
-    "overrides": "a list of KEY=VALUE",
-}
-
+_SEED_BOUND = 2**31  # as of a recipe's train.seed
 _LONGEST_SHOWN = 80
 
 
-class BenchFile(BaseModel):
-    """A ``bench`` YAML: the same matrix as on the command line, to keep and to share."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    recipes: Annotated[list[StrictStr], Field(min_length=1)] = Field(
-        ["quickstart"], description="files, beside this one or from here, or bundled names"
-    )
-    optimizers: Annotated[list[StrictStr | dict[str, Any]], Field(min_length=1)] = Field(
-        description="entries as in --optimizers, or mappings as a recipe's optimizer, with a tuning of theirs"
-    )
-    seeds: StrictStr | StrictInt | list[StrictInt] = Field("0-2", description="as in --seeds, or a list")
-    budget: Budget | None = Field(None, description="what every optimizer gets the same of")
-    overrides: list[StrictStr] = Field(default_factory=list, description="KEY=VALUE, laid over every recipe")
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Recipes × optimizers × seeds.
-
-    Attributes:
-        recipes: files or bundled names.
-        overrides: ``KEY=VALUE`` texts for all cells.
-        budget: None leaves each recipe's own.
-    """
-
-    recipes: tuple[str, ...]
-    overrides: tuple[str, ...]
-    entries: tuple[OptimizerEntry | GivenEntry, ...]
-    seeds: tuple[int, ...]
-    budget: Budget | None = None
-
-
-def build_matrix(
-    arguments: Sequence[str],
-    optimizers: str | None = None,
-    seeds: str | None = None,
-    budget: Budget | None = None,
-) -> Matrix:
-    """The matrix of a command: what it gives goes over what a bench file says.
-
-    Args:
-        arguments: recipes or one bench file, and ``KEY=VALUE`` overrides, in any order.
-        optimizers: the text of ``--optimizers``.
-        seeds: the text of ``--seeds``.
-        budget: of ``--budget``.
-
-    Raises:
-        UserError: nothing to compare, a file that is neither, faults in the entries.
-    """
-    overrides = [text for text in arguments if "=" in text]
-    sources = [text for text in arguments if "=" not in text]
-    given = Matrix(("quickstart",), (), (), tuple(parse_seeds("0-2")))
-    files = [source for source in sources if _is_bench(source)]
-    if files:
-        if len(sources) > 1:
-            raise UserError(f"{files[0]}: is a bench file, which names its recipes itself: give nothing else")
-        given = _read(Path(files[0]))
-    elif sources:
-        given = replace(given, recipes=tuple(sources))
-    if optimizers is not None:
-        given = replace(given, entries=tuple(parse_optimizers(optimizers)))
-    if not given.entries:
-        hint = f"; {sources[0]} is no bench file, which has the key optimizers" if sources else ""
-        raise UserError(f"--optimizers: is required, such as --optimizers 'sgd,sam[rho=0.1],pugd'{hint}")
-    if seeds is not None:
-        given = replace(given, seeds=tuple(parse_seeds(seeds)))
-    return replace(given, overrides=(*given.overrides, *overrides), budget=budget or given.budget)
-
-
-def _is_bench(source: str) -> bool:
-    """A recipe has an ``optimizer``, a bench file ``optimizers``."""
-    path = Path(source)
-    if not os.path.isfile(path):  # pathlib's raises where a name is too long
-        return False
-    data = yaml.parse(yaml.read_text(path), source)
-    return isinstance(data, Mapping) and "optimizers" in data
-
-
-def _read(path: Path) -> Matrix:
-    data = yaml.parse(yaml.read_text(path), str(path))
-    try:
-        file = BenchFile.model_validate(data)
-    except ValidationError as error:
-        raise FaultsError(str(path), list(dict.fromkeys(map(_fault, error.errors())))) from None
-    entries: list[OptimizerEntry | GivenEntry] = []
-    for number, each in enumerate(file.optimizers):
-        try:
-            entries += parse_optimizers(each) if isinstance(each, str) else [GivenEntry.read(each)]
-        except FaultsError as error:
-            faults = [Fault(f"optimizers.{number}", str(fault)) for fault in error.faults]
-            raise FaultsError(str(path), faults) from None
-    try:
-        seeds = (
-            sorted({seed for each in file.seeds for seed in parse_seeds(str(each))})
-            if isinstance(file.seeds, list)
-            else parse_seeds(str(file.seeds))
-        )
-    except UserError as error:
-        raise UserError(f"{path}: {str(error).removeprefix('--')}") from None
-    recipes = tuple(_beside(path, recipe) for recipe in file.recipes)
-    return Matrix(recipes, tuple(file.overrides), tuple(entries), tuple(seeds), file.budget)
-
-
-def _beside(path: Path, recipe: str) -> str:
-    """A recipe's file beside the bench file, or the name as it is, which is found from here or bundled."""
-    neighbour = path.parent / recipe
-    if os.path.isfile(neighbour):
-        return str(neighbour)
-    find_recipe(recipe)
-    return recipe
-
-
-def _fault(details: Any) -> Fault:
-    """Pydantic's error in our words; the alternatives of a union come to one."""
-    known = list(BenchFile.model_fields)
-    # What is no key or place in a list is an alternative's name.
-    parts = [str(part) for part in details["loc"] if isinstance(part, int) or part in known]
-    if details["type"] == "extra_forbidden":
-        key = str(details["loc"][0])
-        return Fault(key, f"unknown key. Known: {', '.join(known)}.{close_match(key, known)}")
-    if details["type"] == "missing":
-        return Fault(parts[0], "is required")
-    if not parts:
-        return Fault(str(details["loc"][0]) if details["loc"] else "", "keys must be words")
-    if parts[0] == "seeds":
-        return Fault("seeds", f"must be {_FORMS['seeds']}")
-    shown = json.dumps(details["input"], default=str)[:_LONGEST_SHOWN]
-    subject = "" if len(parts) == 1 else f"{parts[0]} "
-    return Fault(".".join(parts), f"{subject}must be {_FORMS[parts[0]]}, not {shown}")
-
-
-_SEED_BOUND = 2**31  # as of a recipe's train.seed
-
-_LONGEST_SHOWN_PLAN = 80
-
-Entry = OptimizerEntry | GivenEntry
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a comparison.
-
-    Attributes:
-        optimizer: the entry as it was written.
-        passes_per_update: gradient passes of an update, averaged; as if every step perturbed where only
-            the run itself can tell.
-        source: the recipe's file or name.
-    """
-
-    optimizer: str
-    seed: int
-    recipe: Recipe
-    folder: Path
-    passes_per_update: float = 1.0
-    source: str = ""
-
-
 def parse_seeds(text: str) -> list[int]:
-    """``0-4`` or ``0,2,7`` as numbers.
+    """Read ``0-4`` or ``0,2,7`` as numbers.
 
     Raises:
         UserError: neither.
     """
     seeds: list[int] = []
-    shown = text[:_LONGEST_SHOWN_PLAN]
+    shown = text[:_LONGEST_SHOWN]
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,20})\s*(?:-\s*([0-9]{1,20})\s*)?", part)
         if not match:
@@ -217,6 +52,142 @@ def parse_seeds(text: str) -> list[int]:
     return sorted(set(seeds))
 
 
+def _read_seeds(given: Any) -> list[int]:
+    """A bench file's seeds: as in ``--seeds``, or a list of whole numbers."""
+    numbers = given if isinstance(given, list) else [given]
+    if not (isinstance(given, str) or all(type(number) is int for number in numbers)):
+        raise UserError("must be a range such as 0-4, a whole number, or a list of whole numbers")
+    try:
+        return parse_seeds(",".join(map(str, numbers)))
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--seeds: ")) from None
+
+
+def _read_entries(given: Any) -> Sequence[Entry]:
+    """A bench file's optimizer: a text as in ``--optimizers``, or a mapping as in a recipe."""
+    if isinstance(given, str):
+        return parse_optimizers(given)
+    if isinstance(given, Mapping):
+        return [GivenEntry.read(given)]
+    shown = json.dumps(given, default=str)[:_LONGEST_SHOWN]
+    raise UserError(f"must be an entry such as sam[rho=0.1] or {{name: sam, rho: 0.1}}, not {shown}")
+
+
+class BenchFile(Section):
+    """A ``bench`` YAML: the same matrix as on the command line, to keep and to share."""
+
+    recipes: Annotated[list[str], Field(min_length=1)] = Field(
+        ["quickstart"], description="files, beside this one or from here, or bundled names"
+    )
+    optimizers: Annotated[list[Annotated[Any, PlainValidator(_read_entries)]], Field(min_length=1)] = Field(
+        description="entries as in --optimizers, or mappings as a recipe's optimizer, with a tuning of theirs"
+    )
+    seeds: Annotated[list[int], BeforeValidator(_read_seeds)] = Field(
+        [0, 1, 2], description="as in --seeds, or a list"
+    )
+    budget: Budget | None = Field(None, description="what every optimizer gets the same of")
+    overrides: list[str] = Field(default_factory=list, description="KEY=VALUE, laid over every recipe")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Recipes × optimizers × seeds.
+
+    Attributes:
+        recipes: files or bundled names.
+        overrides: ``KEY=VALUE`` texts for all cells.
+        budget: None leaves each recipe's own.
+    """
+
+    recipes: tuple[str, ...]
+    overrides: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+    budget: Budget | None = None
+
+
+def build_matrix(
+    arguments: Sequence[str],
+    optimizers: str | None = None,
+    seeds: str | None = None,
+    budget: Budget | None = None,
+) -> Matrix:
+    """Build the matrix of a command; its options replace those of a bench file.
+
+    Args:
+        arguments: recipes or one bench file, and ``KEY=VALUE`` overrides, in any order.
+        optimizers: the text of ``--optimizers``.
+        seeds: the text of ``--seeds``.
+        budget: of ``--budget``.
+
+    Raises:
+        UserError: nothing to compare, a file that is neither, faults in the entries.
+    """
+    overrides = [text for text in arguments if "=" in text]
+    sources = [text for text in arguments if "=" not in text]
+    given = Matrix(tuple(sources) or ("quickstart",), (), (), tuple(parse_seeds("0-2")))
+    for source in sources:
+        if (data := _bench_data(source)) is None:
+            continue
+        if len(sources) > 1:
+            raise UserError(f"{source}: is a bench file, which names its recipes itself: give nothing else")
+        given = _read(Path(source), data)
+    if optimizers is not None:
+        given = replace(given, entries=tuple(parse_optimizers(optimizers)))
+    if not given.entries:
+        hint = f"; {sources[0]} is no bench file, which has the key optimizers" if sources else ""
+        raise UserError(f"--optimizers: is required, such as --optimizers 'sgd,sam[rho=0.1],pugd'{hint}")
+    if seeds is not None:
+        given = replace(given, seeds=tuple(parse_seeds(seeds)))
+    return replace(given, overrides=(*given.overrides, *overrides), budget=budget or given.budget)
+
+
+def _bench_data(source: str) -> Mapping[str, Any] | None:
+    """The content of a bench file: it has the key ``optimizers``, while a recipe has ``optimizer``."""
+    if not os.path.isfile(source):  # pathlib's raises where a name is too long
+        return None
+    data = yaml.parse(yaml.read_text(Path(source)), source)
+    return data if isinstance(data, Mapping) and "optimizers" in data else None
+
+
+def _read(path: Path, data: Any) -> Matrix:
+    try:
+        file = BenchFile.model_validate(data)
+    except ValidationError as error:
+        raise FaultsError(str(path), schema_faults(error, BenchFile)) from None
+    recipes = tuple(_beside(path, recipe) for recipe in file.recipes)
+    entries = tuple(entry for each in file.optimizers for entry in each)
+    return Matrix(recipes, tuple(file.overrides), entries, tuple(file.seeds), file.budget)
+
+
+def _beside(path: Path, recipe: str) -> str:
+    """A recipe's file beside the bench file, or the name as it is, which is found from here or bundled."""
+    neighbour = path.parent / recipe
+    if os.path.isfile(neighbour):
+        return str(neighbour)
+    find_recipe(recipe)
+    return recipe
+
+
+@dataclass(frozen=True)
+class BenchCell:
+    """One run of a comparison.
+
+    Attributes:
+        optimizer: the entry as it was written.
+        passes_per_update: gradient passes of an update, averaged; as if every step perturbed, if only the
+            run itself can tell.
+        source: the recipe's file or name.
+    """
+
+    optimizer: str
+    seed: int
+    recipe: Recipe
+    folder: Path
+    passes_per_update: float = 1.0
+    source: str = ""
+
+
 def plan_cells(
     recipes: Sequence[str],
     overrides: Sequence[str],
@@ -224,8 +195,8 @@ def plan_cells(
     seeds: Sequence[int],
     output: Path,
     budget: str | None = None,
-) -> list[Cell]:
-    """The cells, seed by seed, so that an early end leaves whole comparisons.
+) -> list[BenchCell]:
+    """Plan the cells, seed by seed, so that an early end leaves whole comparisons.
 
     Args:
         recipes: files or bundled names.
@@ -241,9 +212,9 @@ def plan_cells(
             optimizers that come to the same run.
     """
     templates = [(source, _with_budget(read_recipe(source, overrides), budget)) for source in recipes]
-    cells: list[Cell] = []
+    cells: list[BenchCell] = []
     for seed in seeds:
-        of_seed: dict[Path, Cell] = {}
+        of_seed: dict[Path, BenchCell] = {}
         faults: list[Fault] = []
         for source, template in templates:
             for entry in entries:
@@ -272,21 +243,21 @@ def passes_per_update(spec: dict[str, Any], ascent_batch: float = 1.0) -> float:
     return 1.0 + method.direction.num_ascents if known is None else known
 
 
-def _cell(source: str, template: Recipe, entry: Entry, seed: int, output: Path) -> Cell:
+def _cell(source: str, template: Recipe, entry: Entry, seed: int, output: Path) -> BenchCell:
     data = template.as_dict()
     data["train"]["seed"] = seed
     data["optimizer"] = entry.spec(template.optimizer)
-    # What was spent on the recipe's own optimizer says nothing of another.
+    # The cost of tuning the recipe's own optimizer does not count for another.
     data["tuning"] = entry.tuning or (
         data.get("tuning") if entry.text == template.optimizer["name"] else None
     )
     resolved = read_recipe(data)
     passes = passes_per_update(resolved.optimizer, resolved.train.ascent_batch)
-    return Cell(entry.text, seed, resolved, output / run_id(resolved), passes, source)
+    return BenchCell(entry.text, seed, resolved, output / run_id(resolved), passes, source)
 
 
 def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
-    """The recipe with its length counted in gradient passes, or in updates, at the same cost of its own."""
+    """The recipe with its length in gradient passes, or in epochs, at the cost of its own optimizer."""
     if budget is None or budget == recipe.train.budget:
         return recipe
     factor = passes_per_update(recipe.optimizer, recipe.train.ascent_batch)

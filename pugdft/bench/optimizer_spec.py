@@ -6,9 +6,9 @@ Grammar::
     ENTRY   = NAME [OPTIONS] ["+" BASE [OPTIONS]]
     OPTIONS = "[" [KEY "=" VALUE {"," KEY "=" VALUE}] "]"
 
-NAME is a method or a base optimizer, one of timm's included; only a method stands on a BASE. VALUE is
+NAME is a method or a base optimizer, including timm's; only a method takes a BASE. VALUE is
 YAML, in which ``[]`` and ``{}`` nest, such as ``adamw[betas=[0.9,0.99]]`` and
-``pugd[rho={schedule: icos, min: 0.5, max: 2}]``. Blanks around a part mean nothing. A key after a method is
+``pugd[rho={schedule: icos, min: 0.5, max: 2}]``. Blanks around a part are ignored. A key after a method is
 the method's option if the method has one of that name, else its base's; a key after +BASE is the base's.
 """
 
@@ -83,7 +83,7 @@ class OptimizerEntry:
             if key in self.base_options
         ]
         for_base |= self.base_options
-        if base_name in BASES:  # what a foreign class takes, the check of the recipe finds out
+        if base_name in BASES:  # the options of other classes are checked with the recipe
             known = {base_name: [*keyword_defaults(BASES[base_name]), *GROUP_OPTIONS]}
             if own_names:
                 known = {self.name: own_names} | known
@@ -98,8 +98,8 @@ class GivenEntry:
     """An entry of a bench file: an ``optimizer`` mapping as in a recipe.
 
     Attributes:
-        text: what messages call it.
-        tuning: what its options cost to find, if that is known.
+        text: its name in messages.
+        tuning: the cost of finding its options, if known.
     """
 
     text: str
@@ -108,7 +108,7 @@ class GivenEntry:
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any]) -> GivenEntry:
-        """From the file's mapping.
+        """Read a mapping of the file.
 
         Raises:
             FaultsError: it has no name.
@@ -129,7 +129,7 @@ class GivenEntry:
 
 
 def parse_optimizers(text: str) -> list[OptimizerEntry]:
-    """The entries of a list, in its order.
+    """Read the entries of a list, in its order.
 
     Raises:
         FaultsError: entries that cannot be read, unknown names, the same entry twice.
@@ -206,7 +206,7 @@ def _parse_part(text: str, faults: list[Fault]) -> tuple[str, dict[str, Any]]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """``text`` cut at the separators that stand outside of all brackets and braces.
+    """Split ``text`` at the separators outside of all brackets and braces.
 
     Raises:
         UserError: a bracket or brace without its partner.
@@ -239,7 +239,7 @@ def _unknown_option(key: str, known: Mapping[str, Iterable[str]]) -> Fault:
 
 
 def _as_text(spec: Mapping[str, Any]) -> str:
-    """A mapping as an entry of a list; options that are the defaults go without saying."""
+    """A mapping as an entry of a list; options that have their default are left out."""
     name = spec.get("name")
     constructor = METHODS.get(str(name)) or find_base(name)
     defaults = {**ALGORITHM_OPTIONS, **(keyword_defaults(constructor) if constructor else {})}

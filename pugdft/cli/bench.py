@@ -13,7 +13,7 @@ from pugdft.cli.output import given_path
 
 
 class Budget(StrEnum):
-    """What every optimizer gets the same of."""
+    """What is equal for every optimizer."""
 
     EPOCHS = "epochs"
     PASSES = "passes"
@@ -41,7 +41,11 @@ def command(
         ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show cells, cost and what the seeds can tell; run nothing.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Show the cells, their cost, and the differences that the seeds can show; run nothing.",
+        ),
     ] = False,
     output: Annotated[
         Path, typer.Option(parser=given_path, metavar="PATH", help="Folder for the cells' runs.")
@@ -52,8 +56,8 @@ def command(
     """Run every optimizer with every seed under one or more recipes, then show the leaderboard.
 
     Options in brackets go to the method if it has them, else to its base; quote them for the shell.
-    Finished cells are skipped and interrupted ones go on; several commands may share a folder, and each
-    cell runs once. Exit code 4 and a list if any is incomplete.
+    Finished cells are skipped and interrupted ones continue; several commands may share a folder, and each
+    cell runs once. Exit code 4 and a list if any cell is incomplete.
     """
     from rich.console import Console
 
@@ -86,7 +90,7 @@ def command(
     else:
         code = run_cells(cells, PlainView(cells, console), options)
     if code == USER_MISTAKE:
-        raise typer.Exit(code)  # the cell's own message is all there is to say
+        raise typer.Exit(code)  # the cell has printed the message
     left = incomplete(cells)
     if code == 0:
         try:

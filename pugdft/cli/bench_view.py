@@ -1,4 +1,4 @@
-"""A comparison on the terminal: its cells with state and time left, and its plan."""
+"""Show a comparison on the terminal: the state of its cells, the time left, and its plan."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pugdft.bench.estimate import Estimate
-from pugdft.bench.executors.local import Watcher, cell_record, cell_status
-from pugdft.bench.grid import Cell
+from pugdft.bench.executors.local import Watcher, cell_status, cell_top1
+from pugdft.bench.grid import BenchCell
 from pugdft.cli.output import duration
 from pugdft.errors import counted
 
@@ -25,16 +25,16 @@ _MARKS = {
 
 
 class PlainView(Watcher):
-    """A line on stderr for every change: for logs."""
+    """Print a line on stderr for every change, for logs."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, cells: Sequence[BenchCell], console: Console) -> None:
         self._numbers = {cell.folder: number for number, cell in enumerate(cells, start=1)}
         self._console = console
         self._lines: list[str] = []
         self._several = len({cell.source for cell in cells}) > 1
 
-    def on_state(self, cell: Cell, state: str) -> None:
-        """One line; the message of a cell that the user's mistake ended, in full."""
+    def on_state(self, cell: BenchCell, state: str) -> None:
+        """Print one line; after a user's mistake, the whole message of the cell."""
         label = f"[{self._numbers[cell.folder]}/{len(self._numbers)}] {self.name(cell)}"
         if state == "running":
             self._lines = []
@@ -45,29 +45,29 @@ class PlainView(Watcher):
         if state in ("failed", "missing") and self._lines:
             self.say("  " + "\n  ".join(self._lines[-5:]))
 
-    def on_line(self, cell: Cell, line: str) -> None:
-        """Kept: shown only if the cell comes to grief."""
+    def on_line(self, cell: BenchCell, line: str) -> None:
+        """Keep the line; it is shown only if the cell fails."""
         self._lines.append(line)
 
-    def name(self, cell: Cell) -> str:
+    def name(self, cell: BenchCell) -> str:
         """The cell in words."""
         recipe = f"{cell.source} " if self._several else ""
         return f"{recipe}{cell.optimizer} seed {cell.seed}"
 
     def say(self, text: str) -> None:
-        """A line or more, as they are."""
+        """Print lines as they are."""
         self._console.print(Text(text), soft_wrap=True)
 
 
 class LiveView(PlainView):
     """The matrix of cells, redrawn as it fills; below it the time left."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, cells: Sequence[BenchCell], console: Console) -> None:
         super().__init__(cells, console)
         self._cells = cells
         self._states = {cell.folder: _marked(cell, cell_status(cell)) for cell in cells}
         self._open = {cell.folder for cell in cells if cell_status(cell) != "completed"}
-        self._current: Cell | None = None
+        self._current: BenchCell | None = None
         self._left = 0.0
         self._begin = 0.0
         self._spent_seconds = self._spent_passes = 0.0
@@ -81,8 +81,8 @@ class LiveView(PlainView):
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def on_state(self, cell: Cell, state: str) -> None:
-        """Redraw; words only where something went wrong."""
+    def on_state(self, cell: BenchCell, state: str) -> None:
+        """Redraw; print the cell's last lines where it failed."""
         if state == "running":
             self._lines, self._current, self._begin, self._left = [], cell, time.monotonic(), 0.0
         else:
@@ -96,7 +96,7 @@ class LiveView(PlainView):
         self._states[cell.folder] = "…" if state == "running" else _marked(cell, state)
         self._draw()
 
-    def on_progress(self, cell: Cell, done: int, total: int, seconds_left: float) -> None:
+    def on_progress(self, cell: BenchCell, done: int, total: int, seconds_left: float) -> None:
         """Redraw the cell's share and time left."""
         self._left = seconds_left
         self._states[cell.folder] = f"{100 * done // max(1, total)} % {duration(seconds_left)}"
@@ -107,7 +107,7 @@ class LiveView(PlainView):
 
     def _table(self) -> Table:
         seeds = sorted({cell.seed for cell in self._cells})
-        rows: dict[tuple[str, str], dict[int, Cell]] = {}
+        rows: dict[tuple[str, str], dict[int, BenchCell]] = {}
         for cell in self._cells:
             rows.setdefault((cell.source, cell.optimizer), {})[cell.seed] = cell
         table = Table(box=box.SIMPLE_HEAD, caption=self._caption(), caption_justify="left")
@@ -137,7 +137,7 @@ class LiveView(PlainView):
 
 
 def print_plan(plan: Estimate, console: Console) -> None:
-    """The plan on stdout: cells, cost, disk, and what the seeds will be able to tell."""
+    """Print the plan on stdout: cells, cost, disk, and the differences that the seeds can show."""
     several = len({line.source for line in plan.lines}) > 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in (["recipe"] if several else []) + ["optimizer"]:
@@ -173,7 +173,7 @@ def _plan_lines(plan: Estimate) -> list[str]:
         f"{_megabytes(plan.free_bytes)} are free.",
     ]
     if stuck:
-        lines.insert(0, f"{counted(stuck, 'cell')} cannot run here and stand in no sum below.")
+        lines.insert(0, f"{counted(stuck, 'cell')} cannot run here and are in no sum below.")
     if disk > plan.free_bytes:
         lines.append("That does not fit: choose another --output, or make room.")
     if plan.detectable is None:
@@ -198,27 +198,22 @@ def _plan_lines(plan: Estimate) -> list[str]:
     return lines
 
 
-def _described(cell: Cell, state: str) -> str:
+def _described(cell: BenchCell, state: str) -> str:
     """A state in words, with the accuracy of a completed cell."""
     if state == "elsewhere":
-        return "another command is at it"
-    top1 = _top1(cell, state)
+        return "another command is running it"
+    top1 = cell_top1(cell) if state == "completed" else None
     return state if top1 is None else f"{state}, test top-1 {top1:.2%}"
 
 
-def _marked(cell: Cell, state: str) -> str:
+def _marked(cell: BenchCell, state: str) -> str:
     """A state as a mark, with the accuracy of a completed cell, the reason of one that is not."""
-    top1 = _top1(cell, state)
+    top1 = cell_top1(cell) if state == "completed" else None
     text = f"{top1:.1%}" if top1 is not None else state if state in ("diverged", "failed", "oom") else ""
     return f"{_MARKS[state]} {text}".strip()
 
 
-def _top1(cell: Cell, state: str) -> float | None:
-    record = cell_record(cell) if state == "completed" else None
-    return record.metrics.test.top1 if record and record.metrics and record.metrics.test else None
-
-
-def _relative_passes(cell: Cell) -> float:
+def _relative_passes(cell: BenchCell) -> float:
     """The cost of a cell among those of its recipe."""
     return 1.0 if cell.recipe.train.budget == "passes" else cell.passes_per_update
 

@@ -14,8 +14,8 @@ from pugdft.cli.output import given_path
 from pugdft.config import yaml
 
 
-class Progress(StrEnum):
-    """Who reads the progress."""
+class ProgressFormat(StrEnum):
+    """The form of the progress on stderr."""
 
     TEXT = "text"
     JSON = "json"
@@ -41,23 +41,23 @@ def command(
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="Processes to start, such as one a GPU.", show_default="1")
     ] = None,
-    no_resume: Annotated[bool, typer.Option("--no-resume", help="Start anew.")] = False,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Start from the beginning.")] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Say what the time goes to; leave a trace in the folder.")
+        bool, typer.Option("--profile", help="Measure where the time goes; write a trace to the folder.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     progress: Annotated[
-        Progress, typer.Option(help="On stderr: text for people, JSON lines for programs.")
-    ] = Progress.TEXT,
+        ProgressFormat, typer.Option(help="On stderr: text for people, JSON lines for programs.")
+    ] = ProgressFormat.TEXT,
 ) -> None:
     """Fine-tune a backbone as a recipe says.
 
-    Prints the record's path. The same command goes on with an interrupted run.
+    Prints the record's path. The same command continues an interrupted run.
     """
     from pugdft.config.load import find_recipe
 
     end_with_the_launcher()
-    find_recipe(recipe)  # a misspelt name is said before torch is imported
+    find_recipe(recipe)  # report a misspelt name before torch is imported
     from pugdft.training.run import finetune, read_recipe
 
     texts = list(overrides or [])
@@ -78,10 +78,10 @@ def command(
 
     observer = Observer()
     if is_main_process():
-        observer = ProgressLog() if progress is Progress.TEXT else JsonProgress()
+        observer = ProgressLog() if progress is ProgressFormat.TEXT else JsonProgress()
     record, path = finetune(resolved, output, resume=not no_resume, observer=observer, profile=profile)
     if is_main_process():
-        if progress is Progress.TEXT:
+        if progress is ProgressFormat.TEXT:
             print_summary(record)
         typer.echo(str(path))
         sys.stdout.flush()

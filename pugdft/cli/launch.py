@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for all; true where there is only one."""
+    """Whether this process prints and writes for all; true where there is only one."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
@@ -32,9 +32,9 @@ def launch(num_processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The processes speak for themselves; the launcher's report of the same failure helps nobody.
+    # The processes print their own errors; the launcher would report the same failure again.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # Processes share the cores; torch would otherwise give all of them to each.
+    # Divide the cores: torch would otherwise use all of them in every process.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // num_processes)))
     os.environ[_LAUNCHER] = str(os.getpid())
     _leave_at_a_second_ctrl_c()
@@ -60,9 +60,9 @@ def launch(num_processes: int, arguments: list[str]) -> int:
 
 
 def end_with_the_launcher() -> None:
-    """In a process that ``launch`` started: end as soon as the launcher is gone, even if it was killed.
+    """End this process, started by ``launch``, as soon as the launcher is gone, even if it was killed.
 
-    Otherwise the processes would train on with nobody to hear of it, and their folder would stay theirs.
+    Otherwise the processes would train on unnoticed and keep their folder locked.
     """
     launcher = os.environ.get(_LAUNCHER, "")
     if launcher.isdigit() and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -76,9 +76,9 @@ def _end_without(launcher: int) -> None:
 
 
 def end_one_of_several(code: int) -> None:
-    """In one of several processes, end now: torch's own end of such a one is now and then an abort.
+    """End one of several processes at once: torch's own shutdown sometimes aborts.
 
-    That would make a failure of a run whose record is complete. With one process, nothing.
+    That would report a complete run as failed. Does nothing where there is only one process.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         with suppress(OSError):
@@ -88,9 +88,9 @@ def end_one_of_several(code: int) -> None:
 
 
 def _leave_at_a_second_ctrl_c() -> None:
-    """torch's launcher waits for its processes however often it is told; they end when this one does.
+    """Exit at the second Ctrl-C, for which torch's launcher does not; its processes end with this one.
 
-    Its handlers replace any of ours, so this reads the numbers that Python writes beside calling them.
+    The launcher replaces our signal handlers, so this reads the signal numbers from Python's wakeup pipe.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

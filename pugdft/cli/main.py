@@ -28,7 +28,7 @@ from pugdft.cli import (
     verify,
 )
 from pugdft.cli.launch import end_one_of_several, is_main_process
-from pugdft.cli.output import Unheard
+from pugdft.cli.output import LossyStream
 from pugdft.errors import RunFailed, UserError, undriven
 
 app = typer.Typer(
@@ -42,25 +42,15 @@ app = typer.Typer(
 )
 
 app.command("finetune")(finetune.command)
-
 app.command("bench")(bench.command)
-
 app.command("tune")(tune.command)
-
 app.command("leaderboard", cls=leaderboard.Command)(leaderboard.command)
-
 app.command("verify")(verify.verify_command)
-
 app.command("rerun")(verify.rerun_command)
-
 app.command("compare")(compare.command)
-
 app.command("doctor")(doctor.command)
-
 app.add_typer(recipes.app, name="recipes")
-
 app.add_typer(optimizers.app, name="optimizers")
-
 app.add_typer(data.app, name="data")
 
 
@@ -95,17 +85,17 @@ def main() -> None:
 
 def _run() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding does not have shall not end the command that says it.
+        # A name with characters outside the terminal's encoding must not end the command.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     if isinstance(sys.stderr, TextIOWrapper):
-        sys.stderr = Unheard(sys.stderr)
+        sys.stderr = LossyStream(sys.stderr)
     try:
         code = app(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except SystemExit as error:
-        # The framework ends with 1 when the reader of our output goes away, as `head` does: no failure.
+        # typer exits with 1 when the reader of stdout closes it, as `head` does: that is no failure.
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             _leave_quietly()
         raise error
@@ -114,7 +104,7 @@ def _run() -> None:
         usage.show()
         sys.exit(usage.exit_code)
     except UserError as error:
-        # Every process of a run finds the same mistake: one of them says it.
+        # Every process of a run finds the same mistake; only the main one prints it.
         _end(str(error) if is_main_process() else "", 2)
     except RunFailed as error:
         _end(str(error), 1)
@@ -130,7 +120,7 @@ def _run() -> None:
 
 
 def _leave_quietly() -> NoReturn:
-    """End without a word, the flush at exit included."""
+    """Exit with 0 and print nothing, not even what is still buffered."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0)
 

@@ -1,4 +1,4 @@
-"""``pugdft optimizers``: what there is and what it does."""
+"""``pugdft optimizers``: list and explain optimizers."""
 
 from __future__ import annotations
 

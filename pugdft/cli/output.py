@@ -1,73 +1,48 @@
-"""stderr that may lose its reader: whoever listened may be gone, and the disk of a log may be full."""
+"""Paths and durations on the command line, and a stderr whose reader or disk may be gone."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from io import TextIOBase
 from pathlib import Path
 from typing import Any, TextIO
 
 import typer
 
 
-class Unheard(TextIOBase):
-    """A text stream that passes everything on and is not troubled when that fails.
+class LossyStream:
+    """A text stream that drops what its target cannot take: its reader is gone, or the disk is full.
 
     Args:
-        stream: where it goes.
+        stream: the target; everything but ``write`` and ``flush`` is its own.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
     def write(self, text: str) -> int:
-        """The number of characters, heard or not."""
+        """Write ``text`` if possible; returns its length in any case."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what is held back."""
+        """Flush if possible."""
         with suppress(OSError):
             self._stream.flush()
 
-    def writable(self) -> bool:
-        """True."""
-        return True
-
-    def isatty(self) -> bool:
-        """Of the stream."""
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        """Of the stream."""
-        return self._stream.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream."""
-        return self._stream.encoding
-
-    @property
-    def errors(self) -> str | None:  # type: ignore[override]
-        """Of the stream."""
-        return self._stream.errors
-
-    @property
-    def buffer(self) -> Any:
-        """Of the stream: whoever writes bytes has to look out for himself."""
-        return self._stream.buffer
-
 
 def given_path(text: str | Path) -> Path:
-    """A path from the command line; ``--output ""``, from an unset variable, would mean this folder."""
+    """Read a path from the command line; refuses ``--output ""``, which would mean the current folder."""
     if not str(text):
         raise typer.BadParameter("is empty: expected a path")
     return Path(text)
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """Format as ``45 s``, ``3 min 05 s`` or ``2 h 10 min``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

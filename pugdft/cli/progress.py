@@ -18,67 +18,68 @@ from pugdft.training.callbacks import Observer
 from pugdft.training.trainer import Position, Totals
 
 _SECONDS = 0.5
+_LOG_SECONDS = 10.0
 
 
-class JsonProgress(Observer):
-    """``{"event": "progress", "done": …, "total": …, "seconds_left": …}`` twice a second, and epochs."""
+class _TimedObserver(Observer):
+    """Measures how fast updates or gradient passes go, to tell the time left."""
 
     def __init__(self) -> None:
         self._total = 0
-        self._first = self._begin = self._told = 0.0
-
-    def on_message(self, text: str) -> None:
-        """For people: as it is."""
-        print(undriven(text), file=sys.stderr, flush=True)
+        self._first = self._begin = self._shown = 0.0
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Start the clock."""
         self._total, self._first = total, done
         self._begin = time.monotonic()
 
+    def _seconds_left(self, done: float) -> float:
+        return (self._total - done) * (time.monotonic() - self._begin) / max(1, done - self._first)
+
+
+class JsonProgress(_TimedObserver):
+    """``{"event": "progress", "done": …, "total": …, "seconds_left": …}`` twice a second, and epochs."""
+
+    def on_message(self, text: str) -> None:
+        """Print a line for people."""
+        print(undriven(text), file=sys.stderr, flush=True)
+
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
-        """Never reads ``totals``: nothing here waits for the device."""
-        now = time.monotonic()
-        if now - self._told < _SECONDS:
+        """Print the progress; never reads ``totals``, so that nothing waits for the device."""
+        if time.monotonic() - self._shown < _SECONDS:
             return
-        self._told = now
-        left = (self._total - done) * (now - self._begin) / max(1, done - self._first)
-        self._tell(event="progress", done=done, total=self._total, seconds_left=round(left, 1))
+        self._shown = time.monotonic()
+        left = round(self._seconds_left(done), 1)
+        self._print(event="progress", done=done, total=self._total, seconds_left=left)
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """The history's row."""
-        self._tell(event="epoch", **row)
+        """Print the history's row."""
+        self._print(event="epoch", **row)
 
-    def _tell(self, **event: Any) -> None:
+    def _print(self, **event: Any) -> None:
         print(json.dumps(event), file=sys.stderr, flush=True)
 
 
-_LIVE_SECONDS = 0.5
-
-_LOG_SECONDS = 10.0
-
-
-class ProgressLog(Observer):
+class ProgressLog(_TimedObserver):
     """Progress on stderr: live on a terminal, a plain line every ten seconds elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
         self._console = console or Console(stderr=True, highlight=False)
         self._live: Progress | None = None
-        self._total = 0
-        self._first = self._done = 0.0
+        self._done = 0.0
         self._images_per_step = 0
         self._first_step = -1
-        self._begin = self._shown = 0.0
 
     def on_message(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._console.print(undriven(text), markup=False, soft_wrap=True)
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Start the clock and the bar."""
-        self._total, self._first, self._done = total, done, done
+        super().on_start(total, done, images_per_step)
+        self._shown, self._done = self._begin, done
         self._images_per_step, self._first_step = images_per_step, -1
-        self._begin = self._shown = time.monotonic()
         if self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -93,12 +94,12 @@ class ProgressLog(Observer):
             self._live.start()
 
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
-        """Show the state now and then; only then the device is waited for."""
+        """Show the state from time to time; only then does this wait for the device."""
         self._done = done
         if self._first_step < 0:
             self._first_step = position.steps - 1
         elapsed = time.monotonic() - self._shown
-        if elapsed < (_LIVE_SECONDS if self._live else _LOG_SECONDS):
+        if elapsed < (_SECONDS if self._live else _LOG_SECONDS):
             return
         self._shown = time.monotonic()
         loss, top1 = totals.means()
@@ -108,18 +109,16 @@ class ProgressLog(Observer):
             description = f"epoch {position.epoch + 1}"
             self._live.update(self._task, description=description, completed=done, facts=facts)
         else:
-            left = (self._total - done) * (self._shown - self._begin) / max(1, done - self._first)
-            self.on_message(
-                f"epoch {position.epoch + 1}  {done:g}/{self._total}  {facts}  {duration(left)} left"
-            )
+            left = duration(self._seconds_left(done))
+            self.on_message(f"epoch {position.epoch + 1}  {done:g}/{self._total}  {facts}  {left} left")
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """One line an epoch."""
+        """Print one line an epoch."""
         if self._live:
             self._live.update(self._task, completed=self._done)
         tested = [split for split in ("test", "validation") if f"{split}_top1" in row]
         test = f"  {tested[0]} top-1 {row[f'{tested[0]}_top1']:.2%}" if tested else ""
-        train = "no finite train loss"  # all of its updates were left out
+        train = "no finite train loss"  # all of its updates were skipped
         if row["train_loss"] is not None:
             train = f"train loss {row['train_loss']:.3f}  train top-1 {row['train_top1']:.2%}"
         self.on_message(f"epoch {row['epoch']} done: {train}{test}")
@@ -132,7 +131,7 @@ class ProgressLog(Observer):
 
 
 def print_summary(record: RunRecord) -> None:
-    """The run in a table on stderr."""
+    """Print the run as a table on stderr."""
     console = Console(stderr=True, highlight=False)
     table = Table(title=f"{record.id}: {record.status}", show_header=False, title_justify="left")
     for name, value in _summary(record):

@@ -1,4 +1,4 @@
-"""``pugdft recipes``: look at recipes, make them one's own, check them."""
+"""``pugdft recipes``: list, show, copy and check recipes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def show_recipe(name: Name) -> None:
     from pugdft.config.yaml import read_text
 
     text = read_text(find_recipe(name))
-    # Somebody else's file shall not drive the terminal; a pipe gets it as it is.
+    # Control characters of a foreign file must not reach the terminal; a pipe gets the file as it is.
     typer.echo(undriven(text.replace("\t", " ")) if sys.stdout.isatty() else text, nl=False)
 
 

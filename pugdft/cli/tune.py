@@ -47,21 +47,21 @@ def command(
 ) -> None:
     """Choose the options of every optimizer on held-out images, never looking at the test split.
 
-    Options in brackets are where its search starts from. Writes a bench file for the final comparison and
-    prints its path. The same command goes on with an interrupted search; given again while it runs, in
-    another terminal or on another machine with the same folder, it takes its share of the trials. With other
-    optimizers and the same folder, the bench file gets them besides those that are there.
+    The search starts from the options in brackets. Writes a bench file for the final comparison and prints
+    its path. The same command continues an interrupted search. Started again while it runs, in another
+    terminal or on another machine with the same folder, it shares the trials. With other optimizers and the
+    same folder, it adds them to the bench file.
     """
     from pugdft.bench.executors.local import USER_MISTAKE
-    from pugdft.tuning.search import Request, tune
+    from pugdft.tuning.search import TuneRequest, tune
     from pugdft.tuning.trials import StoppedError
 
-    request = Request(recipe, overrides or [], optimizers, search, trials, seeds, output, num_processes)
+    request = TuneRequest(recipe, overrides or [], optimizers, search, trials, seeds, output, num_processes)
     try:
         tuned, bench = tune(request, _say)
     except StoppedError as stop:
         if stop.code != USER_MISTAKE:
-            _say("interrupted: the same command goes on")
+            _say("interrupted: the same command continues the search")
         raise typer.Exit(stop.code) from None
     for each in tuned:
         for line in _warnings(each):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -64,8 +65,7 @@ def _checked(
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        # One alternative of a union may fail as another does: said once.
-        faults += dict.fromkeys(_as_fault(details) for details in error.errors())
+        faults += schema_faults(error, Recipe)
     for section, check in checks.items():
         # A section that is missing or of the wrong kind already has its fault from the schema.
         if isinstance(data.get(section), Mapping):
@@ -165,38 +165,67 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return str(path), data
 
 
-def _as_fault(details: Mapping[str, Any]) -> Fault:
-    """Pydantic's error in our words, with the known keys and a close match for an unknown one."""
-    location = [str(part) for part in details["loc"] if part not in ("bool", "str", "function-after[...]")]
+def schema_faults(error: ValidationError, schema: type[BaseModel]) -> list[Fault]:
+    """Turn pydantic's errors into faults in our words, each once.
+
+    A validator's ``UserError`` is said as it is; the text of any other ``ValueError`` follows "must be".
+    """
+    faults: list[Fault] = []
+    for details in error.errors():
+        # Names of the alternatives of a union are no keys of the file.
+        parts = [str(part) for part in details["loc"] if part not in _ALTERNATIVES]
+        cause = details.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            found = cause.faults if isinstance(cause, FaultsError) else [Fault("", str(cause))]
+            where = ".".join(parts).removesuffix(".[key]")
+            faults += [Fault(where, str(fault)) for fault in found]
+        else:
+            faults.append(_as_fault(details, parts, schema))
+    return list(dict.fromkeys(faults))
+
+
+_ALTERNATIVES = ("bool", "str", "function-after[...]", "<list>", "<range>", "<times>")
+
+
+def _as_fault(details: Mapping[str, Any], location: Sequence[str], schema: type[BaseModel]) -> Fault:
+    """One error of pydantic, with the known keys and a close match for an unknown key or word."""
     where = ".".join(location)
     if details["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        # The key may belong to another alternative of a union.
+        known = [key for key in _known_keys(location[:-1], schema) if key != location[-1]]
         return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}")
     if details["type"] == "missing":
         return Fault(where, "is required")
-    if location[-1] == "[key]" or details["type"] == "invalid_key":
+    if location[-1:] == ["[key]"] or details["type"] == "invalid_key":
         return Fault(where.removesuffix(".[key]"), "keys must be words")
+    if details["type"] == "too_short":
+        return Fault(where, "must not be empty")
     message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if details["type"] in ("model_type", "dict_type"):
         example = "{scale: [0.08, 1]}" if where == "data.random_resized_crop" else "{name: …}"
-        message = f"a mapping, such as {example}"
+        message = f"a mapping, such as {example}" if schema is Recipe else "a mapping"
     if details["type"] in ("bool_type", "string_type"):
         message = "true, false or a path" if where == "model.pretrained" else message
     given = details["input"]
     shown = f", not {json.dumps(given)[:80]}" if isinstance(given, str | int | float | bool | None) else ""
-    return Fault(where, f"must be {message}{shown}")
+    hint = ""
+    if details["type"] == "literal_error":
+        hint = close_match(given, re.findall("'([^']*)'", details["ctx"]["expected"]))
+    return Fault(where, f"must be {message}{shown}" + (f".{hint}" if hint else ""))
 
 
-def _known_keys(location: Sequence[str]) -> list[str]:
-    """The keys of the section at this place."""
-    schema: Any = Recipe
+def _known_keys(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
+    """The keys of the section at this place; skips the keys of mappings and the places in lists."""
+    keys = schema.model_fields
     for part in location:
-        annotation = schema.model_fields[part].annotation
-        schema = next((each for each in (annotation, *get_args(annotation)) if _is_section(each)), None)
-        if schema is None:
-            return []
-    return list(schema.model_fields)
+        by_alias = {field.alias or name: field for name, field in keys.items()}
+        if part in by_alias and (sections := _sections(by_alias[part].annotation)):
+            keys = {key: field for each in sections for key, field in each.model_fields.items()}
+    return [field.alias or name for name, field in keys.items()]
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections within an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for each in get_args(annotation) for section in _sections(each)]

@@ -1,4 +1,4 @@
-"""What a search leaves: ``tuning.yaml``, the evidence, and ``bench.yaml`` with its ``recipe.yaml``."""
+"""Write the files of a search: ``tuning.yaml``, the evidence, and ``bench.yaml`` with its ``recipe.yaml``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
@@ -55,44 +55,65 @@ class Question:
         }
 
 
-def check_folder(folder: Path, question: Question) -> None:
-    """See that ``folder`` is free for this question, or already this question's; changes nothing.
+class _Choice(BaseModel):
+    optimizer: dict[str, Any]
 
-    The optimizers and the number of trials may change: a longer search goes on from a shorter one.
+
+class _Budget(BaseModel):
+    trials: int
+
+
+class _Evidence(BaseModel):
+    """What another command needs of an optimizer's entry in ``tuning.yaml``."""
+
+    label: str
+    choice: _Choice | None
+    tuning: _Budget
+
+
+def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
+    """Check that ``folder`` is free for this question, or already this question's; changes nothing.
+
+    The optimizers and the number of trials may change: a longer search continues a shorter one.
+
+    Returns:
+        What earlier commands of this question have found, as in ``tuning.yaml``.
 
     Raises:
-        UserError: it holds another search, or files of somebody's where a search writes its own.
+        UserError: it holds another search, or somebody else's files where a search writes its own.
     """
-    _kept(folder, question)
-
-
-def _kept(folder: Path, question: Question) -> list[dict[str, Any]]:
-    """What earlier commands of this question have found, as in ``tuning.yaml``; checks as above."""
     path = folder / TUNING_NAME
     if not path.is_file():
         for name in (BENCH_NAME, RECIPE_NAME):
             if (folder / name).exists():
-                raise UserError(f"{folder / name}: is there, and of no search; choose another --output")
+                raise UserError(f"{folder / name}: exists and is not of a search; choose another --output")
         return []
     given = yaml.parse(yaml.read_text(path), str(path))
     if not isinstance(given, Mapping) or given.get("schema") != SCHEMA:
         raise UserError(f"{path}: is not of a search (no `schema: {SCHEMA}`); choose another --output")
-    theirs = {key: given.get(key) for key in question.as_dict()}
+    ours = question.as_dict()
+    theirs = {key: given.get(key) for key in ours}
     with suppress(ValidationError):  # of an older version: the defaults of newer keys are what it ran with
         theirs["recipe"] = Recipe.model_validate(theirs["recipe"]).as_dict()
-    if differences := differences_between(_without_trials(theirs), _without_trials(question.as_dict())):
+    for each in (ours, theirs):
+        if isinstance(each["search"], Mapping):
+            each["search"] = {key: value for key, value in each["search"].items() if key != "trials"}
+    if differences := differences_between(theirs, ours):
         shown = "\n".join(f"  {line}" for line in differences)
         raise UserError(
             f"{folder}: holds another search:\n{shown}\nChoose another --output, or move that one away."
         )
-    found = given.get("optimizers")
-    if not isinstance(found, list) or not all(map(_is_evidence, found)):
-        raise UserError(f"{path}: optimizers: are not as a search writes them; choose another --output")
-    return found
+    found: Any = given.get("optimizers")
+    try:
+        TypeAdapter(list[_Evidence]).validate_python(found, strict=True)
+    except ValidationError:
+        message = "optimizers: are not as a search writes them; choose another --output"
+        raise UserError(f"{path}: {message}") from None
+    return list(found)
 
 
 def claim_folder(folder: Path, question: Question) -> None:
-    """Write down the question, unless it stands there.
+    """Write down the question, unless it is written there.
 
     Raises:
         UserError: as in :func:`check_folder`, if another command was quicker; the file system has no locks.
@@ -118,13 +139,13 @@ def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say:
     """
     path = folder / BENCH_NAME
     with locked(folder / _LOCK):
-        found = {each["label"]: each for each in _kept(folder, question)}
+        found = {each["label"]: each for each in check_folder(folder, question)}
         found |= {each.label: _evidence(each, question) for each in tuned}
+        evidence = {**question.as_dict(), "optimizers": list(found.values())}
         is_whole = all(each.spec is not None for each in tuned)
         if not is_whole and path.exists():
             path.unlink()
             say(f"{path}: removed, it was of what was found before")
-        evidence = {**question.as_dict(), "optimizers": list(found.values())}
         write_atomically(folder / TUNING_NAME, yaml.dump(evidence).encode())
         if not is_whole:
             return None
@@ -153,16 +174,7 @@ def _entries(found: Mapping[str, Mapping[str, Any]], say: Say) -> list[dict[str,
     return entries
 
 
-def _budget(tuned: Tuned, question: Question) -> dict[str, Any]:
-    return {
-        "trials": tuned.num_runs,
-        "gradient_passes": float(tuned.gradient_passes),
-        "search": question.search.title,
-    }
-
-
 def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
-    numbers = {each.trial.runs: number for number, each in enumerate(tuned.trials, 1)}
     choice: dict[str, Any] | None = None
     if tuned.spec is not None:
         choice = {
@@ -173,23 +185,16 @@ def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
         }
     return {
         "label": tuned.label,
-        "trials": [_trial(numbers[each.trial.runs], each, question) for each in tuned.trials],
+        "trials": [_trial(number, each, question) for number, each in enumerate(tuned.trials, 1)],
         "choice": choice,
         "at_edge": dict(tuned.at_edge),
         "remarks": list(tuned.remarks),
-        "tuning": _budget(tuned, question),
+        "tuning": {
+            "trials": tuned.num_runs,
+            "gradient_passes": float(tuned.gradient_passes),
+            "search": question.search.title,
+        },
     }
-
-
-def _is_evidence(given: Any) -> bool:
-    """Whether it has what another command needs of :func:`_evidence`."""
-    if not isinstance(given, Mapping) or not isinstance(given.get("label"), str) or "choice" not in given:
-        return False
-    choice, budget = given["choice"], given.get("tuning")
-    is_choice = choice is None or (
-        isinstance(choice, Mapping) and isinstance(choice.get("optimizer"), Mapping)
-    )
-    return is_choice and isinstance(budget, Mapping) and isinstance(budget.get("trials"), int)
 
 
 def _trial(number: int, finished: Finished, question: Question) -> dict[str, Any]:
@@ -206,11 +211,3 @@ def _trial(number: int, finished: Finished, question: Question) -> dict[str, Any
         "runs": list(trial.runs),
         "gradient_passes": float(outcome.gradient_passes),
     }
-
-
-def _without_trials(question: Mapping[str, Any]) -> dict[str, Any]:
-    search = question["search"]
-    kept = search
-    if isinstance(search, Mapping):
-        kept = {key: value for key, value in search.items() if key != "trials"}
-    return {**question, "search": kept}

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pugdft.bench.grid import Cell
+from pugdft.bench.grid import BenchCell
 from pugdft.paths import write_atomically
 from pugdft.records import Cost, Metrics, RunRecord, SplitMetrics, read_record, write_record
-from pugdft.tuning.search import Request, tune
+from pugdft.tuning.search import TuneRequest, tune
 from pugdft.tuning.trials import Tuned
 
 Response = Callable[[Mapping[str, Any], int], tuple[float, float] | str]
@@ -41,12 +41,12 @@ class Runs:
     """Stands in for the processes of runs: makes records, and counts what was started."""
 
     def __init__(self) -> None:
-        self.started: list[Cell] = []
+        self.started: list[BenchCell] = []
         self.response: Response = response
         self.exit_codes: dict[int, int] = {}  # of the n-th run that is started, which then leaves no record
         self.seconds = 0.0
 
-    def run(self, cell: Cell, watcher: Any, options: Any, descriptor: int) -> int:
+    def run(self, cell: BenchCell, watcher: Any, options: Any, descriptor: int) -> int:
         number = len(self.started)
         self.started.append(cell)
         time.sleep(self.seconds)
@@ -84,7 +84,7 @@ class Search:
             write_atomically(path, search.encode())  # commands side by side never read half of it
             search = str(path)
         options = {"output": self.output, **options}
-        request = Request(str(self.recipe), overrides, optimizers, search, **options)
+        request = TuneRequest(str(self.recipe), overrides, optimizers, search, **options)
         tuned, self.bench = tune(request, self.lines.append)
         return tuned
 

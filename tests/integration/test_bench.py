@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 from bad_inputs.case import call
-from conftest import pugdft
 
 from pugdft.bench.executors import local
-from pugdft.bench.grid import Cell, parse_seeds, plan_cells
+from pugdft.bench.grid import BenchCell, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config import yaml
 from pugdft.errors import UserError
@@ -176,14 +175,17 @@ def test_seeds_are_numbers_and_ranges() -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_of_the_user_stops_at_the_first_cell_with_one_message(tmp_path: Path) -> None:
+def test_a_mistake_of_the_user_stops_at_the_first_cell_with_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     options = ("--optimizers", "sgd,sam", "--seeds", "0-1", "--output", "out")
-    done = pugdft("bench", *FAST, "train.batch_size=999999", *options, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("seed 0: running") == 1
-    assert done.stderr.count("pugdft: ") == 1
-    assert "batch_size" in done.stderr
-    assert "incomplete" not in done.stderr
+    done = call(("bench", *FAST, "train.batch_size=999999", *options))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("seed 0: running") == 1
+    assert done.err.count("pugdft: ") == 1
+    assert "batch_size" in done.err
+    assert "incomplete" not in done.err
 
 
 @pytest.mark.slow
@@ -212,12 +214,12 @@ def test_a_folder_that_cannot_hold_runs_is_the_users_error(output: str, tmp_path
 
 def cells_that_exit(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
-) -> tuple[list[Cell], list[Cell]]:
+) -> tuple[list[BenchCell], list[BenchCell]]:
     """Three cells, and the list of those started; each ends with the next of ``codes``, without a record."""
     cells = plan_cells([str(recipe)], [], parse_optimizers("sgd,sam,pugd"), [0], recipe.parent / "runs")
-    started: list[Cell] = []
+    started: list[BenchCell] = []
 
-    def end(cell: Cell, *others: Any) -> int:
+    def end(cell: BenchCell, *others: Any) -> int:
         started.append(cell)
         return codes[len(started) - 1]
 
@@ -268,24 +270,24 @@ def test_a_bench_without_any_record_lists_what_is_incomplete_and_exits_4(
 
 @pytest.mark.slow
 def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(
-    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_file: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = pugdft("finetune", str(recipe_file), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    record_path = Path(done.stdout.strip().splitlines()[-1])
+    monkeypatch.chdir(tmp_path)
+    done = call(("finetune", str(recipe_file)))
+    assert done.code == 0, done.err
+    record_path = Path(done.out.strip().splitlines()[-1])
     assert record_path.parts[0] == "runs"
     record = read_record(tmp_path / record_path)
     assert record_path.parts[1] == record.id
-    assert "test top-1 (last epoch)" in done.stderr
+    assert "test top-1 (last epoch)" in done.err
 
     command = ("bench", str(recipe_file), "--optimizers", "sgd,sam", "--seeds", "0-1", "train.epochs=1")
-    bench = pugdft(*command, cwd=tmp_path)
-    assert bench.returncode == 0, bench.stderr
-    assert len(re.findall(r"\] (sgd|sam) seed [01]: completed", bench.stderr)) == 4
-    monkeypatch.chdir(tmp_path)
+    bench = call(command)
+    assert bench.code == 0, bench.err
+    assert len(re.findall(r"\] (sgd|sam) seed [01]: completed", bench.err)) == 4
     again = call(command)
     assert "running" not in again.err
-    assert again.out == bench.stdout
+    assert again.out == bench.out
 
     board = call(("leaderboard", "runs", "--format", "json"))
     groups = json.loads(board.out)["groups"]
@@ -301,10 +303,11 @@ def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(
 
 @pytest.mark.slow
 def test_a_bench_goes_on_after_a_failed_cell_and_says_what_is_incomplete(
-    recipe_file: Path, tmp_path: Path
+    recipe_file: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     options = ("--optimizers", "sgd[lr=1e30],sgd", "--seeds", "0", "train.epochs=1")
-    done = pugdft("bench", str(recipe_file), *options, cwd=tmp_path)
-    assert done.returncode == 4
-    assert "incomplete: sgd[lr=1e30] seed 0: diverged" in done.stderr
-    assert "sgd seed 0: completed" in done.stderr
+    done = call(("bench", str(recipe_file), *options))
+    assert done.code == 4
+    assert "incomplete: sgd[lr=1e30] seed 0: diverged" in done.err
+    assert "sgd seed 0: completed" in done.err

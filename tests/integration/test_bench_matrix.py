@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 from bad_inputs.case import call
-from conftest import pugdft
 from standing_still import Command, go_on, is_caught, is_pending, until
 
 from pugdft.bench.executors import local
-from pugdft.bench.grid import Cell, build_matrix, passes_per_update, plan_cells
+from pugdft.bench.grid import BenchCell, build_matrix, passes_per_update, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
@@ -37,7 +36,7 @@ BASE = {"name": "sgd", "lr": 0.05}
 
 def cells_of(
     recipe: Path, optimizers: str, budget: str | None = None, seeds: tuple[int, ...] = (0,)
-) -> list[Cell]:
+) -> list[BenchCell]:
     return plan_cells([str(recipe)], [], parse_optimizers(optimizers), seeds, recipe.parent / "runs", budget)
 
 
@@ -98,12 +97,12 @@ def test_several_recipes_and_overrides_stand_in_any_order() -> None:
         ({"optimizers": []}, "optimizers: "),
         ({"optimizers": ["sma"]}, 'optimizers.0: "sma": unknown optimizer'),
         ({"optimizers": [{"rho": 1}]}, "optimizers.0: name: is required"),
-        ({"optimizers": [3]}, "optimizers.0"),
+        ({"optimizers": [3]}, "optimizers.0: must be an entry such as sam[rho=0.1]"),
         ({"seeds": "5-1"}, "seeds: \"5-1\" runs backwards"),
-        ({"seeds": {"a": 1}}, "seeds"),
-        ({"budget": "hours"}, "budget: must be epochs or passes"),
+        ({"seeds": {"a": 1}}, "seeds: must be a range such as 0-4"),
+        ({"budget": "hours"}, "budget: must be 'epochs' or 'passes', not \"hours\""),
         ({"recipes": ["nowhere"]}, "nowhere: no such file or bundled recipe"),
-        ({"overrides": "a=1"}, 'overrides: must be a list of KEY=VALUE, not "a=1"'),
+        ({"overrides": "a=1"}, 'overrides: must be a valid list, not "a=1"'),
     ],
 )  # fmt: skip
 def test_a_bad_bench_file_is_explained(content: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -286,7 +285,7 @@ def test_two_commands_on_one_folder_run_each_cell_once(
     started: list[Path] = []
     record = RunRecord.model_validate({"id": "x", "status": "completed", "recipe": {}, "seed": 0})
 
-    def run(cell: Cell, *others: Any) -> int:
+    def run(cell: BenchCell, *others: Any) -> int:
         started.append(cell.folder)
         time.sleep(0.02)
         write_record(record, cell.folder)
@@ -318,9 +317,9 @@ def test_what_runs_again(
     write_record(
         RunRecord.model_validate({"id": "x", "status": status, "recipe": {}, "seed": 0}), cells[0].folder
     )
-    started: list[Cell] = []
+    started: list[BenchCell] = []
 
-    def run(cell: Cell, *others: Any) -> int:
+    def run(cell: BenchCell, *others: Any) -> int:
         started.append(cell)
         return 0
 
@@ -336,9 +335,9 @@ def test_a_cell_that_failed_in_another_command_meanwhile_is_not_tried_by_this_on
     cells = cells_of(recipe_file, "sgd,sam")
     local.prepare_output(recipe_file.parent / "runs")
     record = RunRecord.model_validate({"id": "x", "status": status, "recipe": {}, "seed": 0})
-    started: list[Cell] = []
+    started: list[BenchCell] = []
 
-    def run(cell: Cell, *others: Any) -> int:
+    def run(cell: BenchCell, *others: Any) -> int:
         started.append(cell)
         time.sleep(0.05)
         write_record(record, cells[1].folder)  # the other command, while this one is at its first cell
@@ -362,16 +361,16 @@ def test_a_signal_ends_the_bench_although_its_cell_came_to_its_end(
     # Before the bench listens, the signal would end this test.
     stands_in += f"while not os.path.exists({str(hands_on)!r}): time.sleep(0.01)\n"
     stands_in += f"os.kill(os.getppid(), {int(number)})\ntime.sleep(300)"
-    handing_on = local._handing_on
+    forwarded = local._forwarded_signals
     started: list[Any] = []
 
     @contextmanager
     def noted(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-        with handing_on(process) as received:
+        with forwarded(process) as received:
             hands_on.touch()
             yield received
 
-    monkeypatch.setattr(local, "_handing_on", noted)
+    monkeypatch.setattr(local, "_forwarded_signals", noted)
     start = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> Any:
@@ -451,9 +450,13 @@ def test_a_plan_that_cannot_run_says_why(
 
 
 @pytest.mark.slow
-def test_progress_for_programs_is_one_json_object_a_line(recipe_file: Path, tmp_path: Path) -> None:
-    done = pugdft("finetune", str(recipe_file), "--progress", "json", cwd=tmp_path)
-    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+def test_progress_for_programs_is_one_json_object_a_line(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pugdft.cli.progress._SECONDS", 0.0)
+    done = call(("finetune", str(recipe_file), "--progress", "json"))
+    events = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
     assert {event["event"] for event in events} == {"progress", "epoch"}
     epochs = [event for event in events if event["event"] == "epoch"]
     assert [event["epoch"] for event in epochs] == [1, 2]

@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from conftest import pugdft
+from bad_inputs.case import call
 from standing_still import Command, go_on, is_caught, is_pending, until
 from tuning_runs import Runs, response
 
@@ -113,9 +112,15 @@ REAL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(REAL))
+@pytest.mark.parametrize(("kind", "number"), [("greedy", signal.SIGTERM), ("general", signal.SIGKILL)])
 def test_real_trials_survive_kills_and_never_look_at_the_test_split(
-    kind: str, recipe_file: Path, tmp_path: Path, start: Callable[..., Command]
+    kind: str,
+    number: int,
+    recipe_file: Path,
+    tmp_path: Path,
+    in_process: None,
+    start: Callable[..., Command],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "mine.yaml").write_text(REAL[kind])
     arguments = ["tune", str(recipe_file), "--optimizers", "sgd,sam" if kind == "greedy" else "sam"]
@@ -129,32 +134,26 @@ def test_real_trials_survive_kills_and_never_look_at_the_test_split(
             if read_record(path).status == "completed"
         }
 
-    def under_way(num_finished: int) -> tuple[Command, psutil.Process, str]:
-        """A command whose trial after so many others stands still in the middle of its training."""
-        command = start(*arguments, stops=num_finished, cwd=tmp_path)
-        process = command.stopped()
-        assert len(finished()) == num_finished
-        (state,) = tmp_path.glob("tuned/trials/*/checkpoint/state.json")
-        return command, process, state.parent.parent.name
-
-    first, _, name = under_way(1)
-    names, before = [name], finished()
-    first.kill()  # the command and its run
-    if kind == "greedy":
-        second, trial, name = under_way(2)
-        until(lambda: is_caught(second.process.pid, signal.SIGTERM))
-        second.send(signal.SIGTERM)
+    first = start(*arguments, stops=1, cwd=tmp_path)
+    trial = first.stopped()  # the second trial, in the middle of its training
+    before = finished()
+    assert len(before) == 1
+    (state,) = tmp_path.glob("tuned/trials/*/checkpoint/state.json")
+    if number == signal.SIGKILL:
+        first.kill()  # the command and its run
+    else:
+        until(lambda: is_caught(first.process.pid, signal.SIGTERM))
+        first.send(signal.SIGTERM)
         until(lambda: is_pending(trial.pid, signal.SIGTERM))
         go_on(trial)
-        assert second.end()[0] == 143
-        names.append(name)
-    done = pugdft(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+        assert first.end()[0] == 143
+    monkeypatch.chdir(tmp_path)
+    done = call(arguments)
+    assert done.code == 0, done.err
     records = {path.parent.name: read_record(path) for path in tmp_path.glob("tuned/trials/*/record.yaml")}
     assert len(records) == (3 if kind == "greedy" else 2)
     assert before.items() <= finished().items(), "a finished trial is not run again"
-    assert len({*names}) == len(names)
-    assert [name for name in names if not records[name].restarts] == [], "what was under way goes on"
+    assert records[state.parent.parent.name].restarts, "the interrupted run is continued"
     for record in records.values():
         assert record.status == "completed"
         assert record.metrics is not None
@@ -162,7 +161,7 @@ def test_real_trials_survive_kills_and_never_look_at_the_test_split(
         assert record.metrics.validation is not None
         assert set(record.data.sizes if record.data else {}) == {"train", "validation"}
         assert not any("test" in key for row in record.history for key in row)
-    assert done.stdout.splitlines()[-1] == "tuned/bench.yaml"
+    assert done.out.splitlines()[-1] == "tuned/bench.yaml"
     if kind == "greedy":
         the_comparison_runs_and_its_records_say_what_the_choice_cost(tmp_path, list(records.values()))
 

@@ -53,7 +53,6 @@ def test_two_commands_share_the_trials_and_come_to_the_same(
     text: str, search: Search, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "_LOOK_AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr("pugdft.tuning.search._LOOK_AGAIN_SECONDS", 0.01)
     found: dict[int, list[Tuned]] = {}
     at_work: set[int] = set()
     both, run = threading.Barrier(2), runs.run

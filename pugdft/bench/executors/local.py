@@ -1,7 +1,7 @@
-"""Cells on this machine, one after another, each in a process of its own.
+"""Run cells on this machine, one after another, each in a process of its own.
 
-A process a cell costs a few seconds of start-up and buys that a crash, a leak or a setting of one run
-cannot touch another. Several commands may share a folder: each takes what no other has.
+Processes cost a few seconds of start-up a cell; in return a crash, a leak or a setting of one run cannot
+affect another. Several commands may share a folder: each runs the cells that no other is running.
 """
 
 from __future__ import annotations
@@ -20,46 +20,49 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from pugdft.bench.grid import Cell
+from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.paths import claimed, write_atomically
 from pugdft.records import RECORD_NAME, RunRecord, read_record
 
 USER_MISTAKE = 2
-
 INTERRUPTED = (130, 143)
-# A cell that ended so would end so again: it is evidence, not an accident.
-SETTLED = ("completed", "diverged")
 
 _RECIPES = "recipes"
-
 _LOOK_AGAIN_SECONDS = 1.0
 
 
 class Watcher:
-    """Hears what becomes of the cells. Every method may be left as it is."""
+    """Is told of every change of a cell; the methods here do nothing."""
 
-    def on_state(self, cell: Cell, state: str) -> None:
-        """``running``, ``elsewhere`` (another command has it), or the status of its record."""
+    def on_state(self, cell: BenchCell, state: str) -> None:
+        """``running``, ``elsewhere`` (another command runs it), ``stopped``, or the status of its record."""
 
-    def on_progress(self, cell: Cell, done: int, total: int, seconds_left: float) -> None:
-        """How far the running cell is, in updates or in gradient passes."""
+    def on_progress(self, cell: BenchCell, done: int, total: int, seconds_left: float) -> None:
+        """The progress of the running cell, in updates or in gradient passes."""
 
-    def on_line(self, cell: Cell, line: str) -> None:
+    def on_line(self, cell: BenchCell, line: str) -> None:
         """A line that the running cell wrote for people."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are run: processes of each, and whether those that diverged are tried again."""
+    """How cells are run.
+
+    Attributes:
+        num_processes: of each cell.
+        retry: run those that diverged once more.
+        wait: at the end, wait for the cells that other commands are running.
+    """
 
     num_processes: int = 1
     retry: bool = False
+    wait: bool = True
 
 
 def prepare_output(folder: Path) -> None:
-    """Make the folder of the cells, before any of them has cost time.
+    """Make the folder of the cells, and check that it can be written, before anything runs.
 
     Raises:
         UserError: it cannot be made, or nothing can be written there.
@@ -73,7 +76,7 @@ def prepare_output(folder: Path) -> None:
         raise UserError(f"--output {folder}: cannot be used as the folder of runs: {reason}") from None
 
 
-def cell_record(cell: Cell) -> RunRecord | None:
+def cell_record(cell: BenchCell) -> RunRecord | None:
     """A cell's record, whatever its status; None if there is none that can be read."""
     try:
         return read_record(cell.folder / RECORD_NAME)
@@ -81,21 +84,29 @@ def cell_record(cell: Cell) -> RunRecord | None:
         return None
 
 
-def cell_status(cell: Cell) -> str:
+def cell_top1(cell: BenchCell) -> float | None:
+    """The test top-1 of a completed cell, None for any other."""
+    record = cell_record(cell)
+    if record is None or record.status != "completed" or not record.metrics or not record.metrics.test:
+        return None
+    return record.metrics.test.top1
+
+
+def cell_status(cell: BenchCell) -> str:
     """The status of a cell's record, or ``missing``."""
     record = cell_record(cell)
     return record.status if record else "missing"
 
 
-def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None = None) -> int:
-    """Run every cell that nobody has run and nobody is running, then wait for those of others.
+def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options | None = None) -> int:
+    """Run every cell that has no result and that no other command is running, then wait for those of others.
 
-    A cell that diverges or fails leaves the others their chance. One that ends for a mistake of the user
-    does not: the mistake is in what all of them share, and the cell has said what it is.
+    After a cell that diverged or failed, the next one runs. A mistake of the user stops everything: all cells
+    share it, and the cell has printed the message.
 
     Args:
         cells: the plan.
-        watcher: hears of every change.
+        watcher: is told of every change.
         options: how they are run.
 
     Returns:
@@ -103,7 +114,7 @@ def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None =
         130 or 143 for an interruption.
     """
     options = options or Options()
-    elsewhere: list[Cell] = []
+    elsewhere: list[BenchCell] = []
     began = time.time()
     for cell in cells:
         code = _run_if_free(cell, watcher, options, began)
@@ -112,8 +123,8 @@ def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None =
             elsewhere.append(cell)
         elif code == USER_MISTAKE or code in INTERRUPTED:
             return code
-    for cell in elsewhere:
-        # Whoever has it settles it; should that command be killed, its cell becomes ours.
+    for cell in elsewhere if options.wait else ():
+        # Should the other command be killed, the cell becomes free, and this one runs it.
         while (code := _run_if_free(cell, watcher, options, began)) is None:
             time.sleep(_LOOK_AGAIN_SECONDS)
         if code == USER_MISTAKE or code in INTERRUPTED:
@@ -121,13 +132,13 @@ def run_cells(cells: Sequence[Cell], watcher: Watcher, options: Options | None =
     return 0
 
 
-def incomplete(cells: Sequence[Cell]) -> list[tuple[Cell, str, Path]]:
+def incomplete(cells: Sequence[BenchCell]) -> list[tuple[BenchCell, str, Path]]:
     """Cells without a completed record: their status and folder."""
     return [(cell, status, cell.folder) for cell in cells if (status := cell_status(cell)) != "completed"]
 
 
-def _run_if_free(cell: Cell, watcher: Watcher, options: Options, began: float) -> int | None:
-    """The exit code of a cell, 0 if it needs no run, None if another command is at it."""
+def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: float) -> int | None:
+    """The exit code of a cell, 0 if it needs no run, None if another command is running it."""
     with claimed(cell.folder) as descriptor:
         if descriptor is None:
             return None
@@ -141,25 +152,23 @@ def _run_if_free(cell: Cell, watcher: Watcher, options: Options, began: float) -
         return code
 
 
-def _is_settled(cell: Cell, status: str, options: Options, began: float) -> bool:
-    """Whether a cell needs no run: what failed before is tried once more, but not by every command."""
+def _is_settled(cell: BenchCell, status: str, options: Options, began: float) -> bool:
+    """Whether a cell needs no run: one that failed before is tried once more, but not by every command."""
     if status in ("missing", "interrupted"):
         return False
-    if status == "completed" or (status in SETTLED and not options.retry):
+    # A cell that diverged would diverge again.
+    if status == "completed" or (status == "diverged" and not options.retry):
         return True
-    try:
-        return (cell.folder / RECORD_NAME).stat().st_mtime >= began  # another command did, meanwhile
-    except OSError:
-        return False
+    return (cell.folder / RECORD_NAME).stat().st_mtime >= began  # another command tried it meanwhile
 
 
-def _run(cell: Cell, watcher: Watcher, options: Options, descriptor: int) -> int:
+def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -> int:
     path = cell.folder.parent / _RECIPES / f"{cell.folder.name}.yaml"
     write_atomically(path, yaml.dump(cell.recipe.as_dict()).encode())
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
     command += ["--progress", "json"]
     command += ["--num-processes", str(options.num_processes)] if options.num_processes > 1 else []
-    # Its result line is not this command's result; what it says goes through the watcher.
+    # Its result line is not this command's result; its messages go through the watcher.
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -171,16 +180,16 @@ def _run(cell: Cell, watcher: Watcher, options: Options, descriptor: int) -> int
     assert process.stderr is not None
     listener = threading.Thread(target=_listen, args=(process.stderr, cell, watcher), daemon=True)
     listener.start()
-    with _handing_on(process) as received:
+    with _forwarded_signals(process) as received:
         code = process.wait()
     listener.join(timeout=10)  # a grandchild may hold the pipe open
     if received:
-        return 128 + received[0]  # also if the cell had come to its end by itself
-    # A signal that came before the cell listened ends it by that signal: 128 + n, as shells count.
+        return 128 + received[0]  # also if the cell had just completed
+    # A signal ends a cell that has no handler yet: 128 + n, as in shells.
     return code if code >= 0 else 128 - code
 
 
-def _listen(stream: IO[str], cell: Cell, watcher: Watcher) -> None:
+def _listen(stream: IO[str], cell: BenchCell, watcher: Watcher) -> None:
     for line in stream:
         event = _event(line)
         if event is None:
@@ -200,10 +209,10 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _handing_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM go to the cell, which saves a checkpoint and ends; yields the signals that came.
+def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Forward Ctrl-C and SIGTERM to the cell, which saves a checkpoint and ends; yields those that came.
 
-    A terminal sends Ctrl-C to the cell by itself, and a second one would end it without a checkpoint.
+    A terminal itself sends Ctrl-C to the cell; a second one would end it without a checkpoint.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

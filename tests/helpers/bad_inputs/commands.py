@@ -200,7 +200,7 @@ FOLDERS = [
     Case(
         "tune over somebody's file",
         ("tune", "r.yaml", "--optimizers", "sgd", "--output", "out"),
-        ("out/bench.yaml: is there, and of no search",),
+        ("out/bench.yaml: exists and is not of a search",),
         both(data_set(), file("out/bench.yaml", "x")),
     ),
     Case(
