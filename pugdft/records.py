@@ -157,7 +157,7 @@ def parse_record(text: str, path: Path) -> RunRecord:
     Raises:
         UserError: not a record, or of a schema this version does not know.
     """
-    data = yaml.parse(text, str(path), aliases=False)  # a run writes none
+    data = yaml.parse(text, str(path))
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")
     if data["schema"] != SCHEMA:
