@@ -22,7 +22,8 @@ from typing import Any
 from pugdft.config import yaml
 from pugdft.errors import Fault, FaultsError, UserError, close_match, unknown
 from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, METHODS, optimizer_names, takes_two_passes
+from pugdft.optim.build import ALGORITHM_OPTIONS, optimizer_names, takes_two_passes
+from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
 _FORM = "expected NAME[key=value,…] or NAME[key=value,…]+BASE[key=value,…]"

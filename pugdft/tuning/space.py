@@ -16,8 +16,9 @@ from pugdft.config.load import recipe_folder
 from pugdft.errors import Fault, FaultsError, UserError, close_match
 from pugdft.optim import spec_faults
 from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, METHODS, build_method
+from pugdft.optim.build import ALGORITHM_OPTIONS, build_method
 from pugdft.optim.combine import Identity
+from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
 SAMPLERS = ("tpe", "random")

@@ -26,7 +26,7 @@ from pugdft.doctor.output_needs import output_lines
 from pugdft.doctor.report import Line
 from pugdft.doctor.weight_needs import weight_lines
 from pugdft.optim import resolve_spec, summary
-from pugdft.optim.build import METHODS
+from pugdft.optim.methods import METHODS
 from pugdft.training.checkpoint import save_checkpoint
 from pugdft.training.performance import pick
 from pugdft.training.run import finetune, read_recipe

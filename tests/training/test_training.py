@@ -13,7 +13,7 @@ from torch.nn import functional
 from whole_runs import Weights, largest_difference, parts_of, run
 
 from pugdft.errors import UserError
-from pugdft.optim.build import METHODS
+from pugdft.optim.methods import METHODS
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import read_record
