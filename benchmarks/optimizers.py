@@ -32,8 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pugdft.optim import build_optimizer
-from pugdft.optim.build import METHODS
-from pugdft.optim.diagnostics import Evidence
+from pugdft.optim.diagnostics import Diagnostics
+from pugdft.optim.methods import METHODS
 
 try:
     import pytorch_optimizer
@@ -157,7 +157,7 @@ def _ours(
 
         def step() -> None:
             if with_evidence:  # a new one measures at its first step
-                optimizer.evidence = Evidence()
+                optimizer.diagnostics = Diagnostics()
             optimizer.step(closure)
 
         return step, optimizer.base

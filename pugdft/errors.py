@@ -21,7 +21,7 @@ class RunFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Fault:
+class ConfigIssue:
     """One thing wrong at one place, such as ``optimizer.rho``.
 
     Attributes:
@@ -45,7 +45,7 @@ class FaultsError(UserError):
         faults: at least one.
     """
 
-    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+    def __init__(self, source: str, faults: Sequence[ConfigIssue]) -> None:
         assert faults
         self.source = source
         self.faults = tuple(faults)

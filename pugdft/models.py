@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pugdft.config.schema import ModelSection
-from pugdft.errors import Fault, UserError, close_match, counted
+from pugdft.errors import ConfigIssue, UserError, close_match, counted
 from pugdft.paths import file_sha256, stay_offline_without_network, weights_folder
 
 # What torch.save wrote first before its archives: its magic number, pickled.
@@ -188,7 +188,7 @@ class Backbone:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def model_faults(section: Mapping[str, Any]) -> list[Fault]:
+def model_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
     """List the faults of a recipe's ``model`` that only timm can tell."""
     name, pretrained = section.get("name"), section.get("pretrained", True)
     faults = []
@@ -197,17 +197,17 @@ def model_faults(section: Mapping[str, Any]) -> list[Fault]:
         if not timm.is_model(architecture):
             hint = close_match(architecture, timm.list_models())
             words = f'timm has no model "{architecture}".{hint} `timm.list_models()` lists them'
-            faults.append(Fault("model.name", words))
+            faults.append(ConfigIssue("model.name", words))
         elif name.endswith(".") or (tag and name not in (known := timm.list_pretrained(f"{architecture}.*"))):
             tags = ", ".join(each.partition(".")[2] for each in known) or "none"
-            faults.append(Fault("model.name", f'{architecture} has no weights "{tag}". Known: {tags}'))
+            faults.append(ConfigIssue("model.name", f'{architecture} has no weights "{tag}". Known: {tags}'))
     if isinstance(pretrained, str):
         path, shown = Path(os.path.expanduser(pretrained)), pretrained[:_LONGEST_SHOWN]
         if path.suffix not in (".safetensors", ".pth"):
             hint = " (true and false stand without quotes)" if pretrained in ("true", "false") else ""
-            faults.append(Fault("model.pretrained", f"{shown}: must end in .safetensors or .pth{hint}"))
+            faults.append(ConfigIssue("model.pretrained", f"{shown}: must end in .safetensors or .pth{hint}"))
         elif not os.path.isfile(path):  # pathlib's raises where a name is too long
-            faults.append(Fault("model.pretrained", f"{shown}: no such file"))
+            faults.append(ConfigIssue("model.pretrained", f"{shown}: no such file"))
     return faults
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pugdft.config import yaml
-from pugdft.errors import Fault, UserError
+from pugdft.errors import ConfigIssue, UserError
 from pugdft.paths import file_inside, write_atomically
 
 SCHEMA = "pugdft.run/1"
@@ -48,10 +48,10 @@ class Rule:
     accepts: Callable[[Any], bool]
     message: str
 
-    def faults(self, where: str, value: object) -> Iterator[Fault]:
+    def faults(self, where: str, value: object) -> Iterator[ConfigIssue]:
         """The fault of a value that breaks the rule."""
         if not self.accepts(value):
-            yield Fault(where, self.message.format(str(value)[:40]))
+            yield ConfigIssue(where, self.message.format(str(value)[:40]))
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -187,7 +187,7 @@ class RunRecord(_Part):
         return yaml.dump(self.model_dump(mode="json", by_alias=True))
 
 
-def rule_faults(part: BaseModel, where: str = "") -> Iterator[Fault]:
+def rule_faults(part: BaseModel, where: str = "") -> Iterator[ConfigIssue]:
     """Check a record, or a part of one, against the rules beside its fields."""
     for name, field in type(part).model_fields.items():
         value, place = getattr(part, name), f"{where}{name}"
@@ -256,14 +256,14 @@ def read_record(path: Path) -> RunRecord:
     return record
 
 
-def _unfit(value: object, where: str = "", depth: int = 0) -> Fault | None:
+def _unfit(value: object, where: str = "", depth: int = 0) -> ConfigIssue | None:
     """The first whole number beyond ``LARGEST``, or a value that is nested too deep."""
     if isinstance(value, int):
-        return Fault(where, "is out of range") if abs(value) > _LARGEST_INTEGER else None
+        return ConfigIssue(where, "is out of range") if abs(value) > _LARGEST_INTEGER else None
     if not isinstance(value, Mapping | list):
         return None
     if depth > _MOST_LEVELS:
-        return Fault("", "is nested too deep")
+        return ConfigIssue("", "is nested too deep")
     for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
         if fault := _unfit(item, f"{where}.{key}" if where else str(key), depth + 1):
             return fault
@@ -276,7 +276,7 @@ def parse_record(text: str, path: Path) -> RunRecord:
     Raises:
         UserError: not a record, or of a schema this version does not know.
     """
-    data = yaml.parse(text, str(path), aliases=False)  # a run writes none
+    data = yaml.parse(text, str(path))
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")
     if data["schema"] != SCHEMA:

@@ -16,7 +16,7 @@ from pugdft.bench.optimizer_spec import GivenEntry, OptimizerEntry, parse_optimi
 from pugdft.config import yaml
 from pugdft.config.load import find_recipe, schema_faults
 from pugdft.config.schema import Recipe, Section
-from pugdft.errors import Fault, FaultsError, UserError
+from pugdft.errors import ConfigIssue, FaultsError, UserError
 from pugdft.optim.build import build_method
 from pugdft.optim.triggers import Always
 from pugdft.training.run import read_recipe, run_id
@@ -215,17 +215,17 @@ def plan_cells(
     cells: list[BenchCell] = []
     for seed in seeds:
         of_seed: dict[Path, BenchCell] = {}
-        faults: list[Fault] = []
+        faults: list[ConfigIssue] = []
         for source, template in templates:
             for entry in entries:
                 try:
                     cell = _cell(source, template, entry, seed, output)
                 except FaultsError as error:
-                    faults += [Fault(f'"{entry.text}"', str(fault)) for fault in error.faults]
+                    faults += [ConfigIssue(f'"{entry.text}"', str(fault)) for fault in error.faults]
                     continue
                 same = of_seed.setdefault(cell.folder, cell)
                 if same is not cell:
-                    faults.append(Fault(f'"{entry.text}"', f'is the same run as "{same.optimizer}"'))
+                    faults.append(ConfigIssue(f'"{entry.text}"', f'is the same run as "{same.optimizer}"'))
         if faults:
             raise FaultsError("--optimizers", list(dict.fromkeys(faults)))
         cells += of_seed.values()

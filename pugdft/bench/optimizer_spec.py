@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pugdft.config import yaml
-from pugdft.errors import Fault, FaultsError, UserError, close_match, unknown
+from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, unknown
 from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, METHODS, optimizer_names, takes_two_passes
+from pugdft.optim.build import ALGORITHM_OPTIONS, optimizer_names, takes_two_passes
+from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
 _FORM = "expected NAME[key=value,…] or NAME[key=value,…]+BASE[key=value,…]"
@@ -78,7 +79,7 @@ class OptimizerEntry:
         own = {key: value for key, value in self.options.items() if key in own_names}
         for_base = {key: value for key, value in self.options.items() if key not in own_names}
         faults = [
-            Fault(f'"{key}"', f"stands twice: before and after +{self.base}")
+            ConfigIssue(f'"{key}"', f"stands twice: before and after +{self.base}")
             for key in for_base
             if key in self.base_options
         ]
@@ -115,7 +116,9 @@ class GivenEntry:
         """
         own = {key: value for key, value in mapping.items() if key != "tuning"}
         if not isinstance(own.get("name"), str):
-            raise FaultsError("", [Fault("name", f"is required: one of {', '.join(optimizer_names())}")])
+            raise FaultsError(
+                "", [ConfigIssue("name", f"is required: one of {', '.join(optimizer_names())}")]
+            )
         base = own.get("base")
         text = _as_text(own) + (f"+{_as_text(base)}" if isinstance(base, Mapping) else "")
         return cls(text, own, mapping.get("tuning"))
@@ -137,17 +140,17 @@ def parse_optimizers(text: str) -> list[OptimizerEntry]:
     try:
         parts = [part.strip() for part in _split(text, ",")]
     except UserError as error:
-        raise FaultsError("--optimizers", [Fault(f'"{text}"', f"{error}; {_FORM}")]) from None
+        raise FaultsError("--optimizers", [ConfigIssue(f'"{text}"', f"{error}; {_FORM}")]) from None
     entries: list[OptimizerEntry] = []
-    faults: list[Fault] = []
+    faults: list[ConfigIssue] = []
     for part in parts:
         try:
             entry = _parse_entry(part)
         except FaultsError as error:
-            faults += [Fault(f'"{part}"', str(fault)) for fault in error.faults]
+            faults += [ConfigIssue(f'"{part}"', str(fault)) for fault in error.faults]
             continue
         if any(_identity(entry) == _identity(other) for other in entries):
-            faults.append(Fault(f'"{part}"', "stands twice"))
+            faults.append(ConfigIssue(f'"{part}"', "stands twice"))
         entries.append(entry)
     if faults:
         raise FaultsError("--optimizers", faults)
@@ -156,52 +159,52 @@ def parse_optimizers(text: str) -> list[OptimizerEntry]:
 
 def _parse_entry(text: str) -> OptimizerEntry:
     head, *bases = _split(text, "+")
-    faults: list[Fault] = []
+    faults: list[ConfigIssue] = []
     name, options = _parse_part(head, faults)
     base, base_options = _parse_part(bases[0], faults) if bases else (None, {})
     if len(bases) > 1:
-        faults.append(Fault("", f"a method stands on one base; {_FORM}"))
+        faults.append(ConfigIssue("", f"a method stands on one base; {_FORM}"))
     if name and name not in METHODS and find_base(name) is None:
-        faults.append(Fault("", unknown("optimizer", name, optimizer_names())))
+        faults.append(ConfigIssue("", unknown("optimizer", name, optimizer_names())))
     elif name and base is not None and name not in METHODS:
         faults.append(
-            Fault("", f'"{name}" is itself a base optimizer: only a method, as in sam+adamw, takes one')
+            ConfigIssue("", f'"{name}" is itself a base optimizer: only a method, as in sam+adamw, takes one')
         )
     elif base and find_base(base) is None:
-        faults.append(Fault("", unknown("base optimizer", base, BASES)))
+        faults.append(ConfigIssue("", unknown("base optimizer", base, BASES)))
     if faults:
         raise FaultsError("", faults)
     return OptimizerEntry(text, name, options, base, base_options)
 
 
-def _parse_part(text: str, faults: list[Fault]) -> tuple[str, dict[str, Any]]:
+def _parse_part(text: str, faults: list[ConfigIssue]) -> tuple[str, dict[str, Any]]:
     """``NAME[key=value,…]`` as name and options; what is wrong is added to ``faults``."""
     name, bracket, rest = text.strip().partition("[")
     name = name.strip()
     options: dict[str, Any] = {}
     if not name or (bracket and not rest.endswith("]")):
-        faults.append(Fault("", _FORM))
+        faults.append(ConfigIssue("", _FORM))
         return "", options
     try:
         pairs = _split(rest[:-1], ",") if rest[:-1].strip() else []
     except UserError:  # NAME[…][…]
-        faults.append(Fault("", _FORM))
+        faults.append(ConfigIssue("", _FORM))
         return "", options
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key or key in options:
-            faults.append(Fault(f'"{pair.strip()}"', "expected key=value, each key once"))
+            faults.append(ConfigIssue(f'"{pair.strip()}"', "expected key=value, each key once"))
         elif key == "name":
-            faults.append(Fault("name", f"is no option: write {value}[…] for another optimizer"))
+            faults.append(ConfigIssue("name", f"is no option: write {value}[…] for another optimizer"))
         elif key == "base":
             faults.append(
-                Fault("base", f"is no option: a method's base stands after a plus, as in {name}+sgd")
+                ConfigIssue("base", f"is no option: a method's base stands after a plus, as in {name}+sgd")
             )
         else:
             try:
                 options[key] = yaml.parse(value)
             except UserError as error:
-                faults.append(Fault(key, str(error)))
+                faults.append(ConfigIssue(key, str(error)))
     return name, options
 
 
@@ -232,10 +235,10 @@ def _method_options(name: str) -> list[str]:
     return [*keyword_defaults(METHODS[name]), *(ALGORITHM_OPTIONS if takes_two_passes(name) else ())]
 
 
-def _unknown_option(key: str, known: Mapping[str, Iterable[str]]) -> Fault:
+def _unknown_option(key: str, known: Mapping[str, Iterable[str]]) -> ConfigIssue:
     lists = "; ".join(f"{name} has {', '.join(options)}" for name, options in known.items())
     every = [option for options in known.values() for option in options]
-    return Fault(f'"{key}"', f"unknown option: {lists}.{close_match(key, every)}")
+    return ConfigIssue(f'"{key}"', f"unknown option: {lists}.{close_match(key, every)}")
 
 
 def _as_text(spec: Mapping[str, Any]) -> str:

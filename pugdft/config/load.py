@@ -20,9 +20,9 @@ from pydantic import BaseModel, ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe, _cross_faults
-from pugdft.errors import Fault, FaultsError, UserError, close_match
+from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match
 
-SectionCheck = Callable[[Any], Sequence[Fault]]
+SectionCheck = Callable[[Any], Sequence[ConfigIssue]]
 
 _LONGEST_SHOWN = 80
 
@@ -58,10 +58,10 @@ def load_recipe(
 
 def _checked(
     data: Mapping[str, Any], checks: Mapping[str, SectionCheck]
-) -> tuple[Recipe | None, list[Fault]]:
+) -> tuple[Recipe | None, list[ConfigIssue]]:
     """The recipe, if the schema accepts it, and everything that is wrong with it."""
     recipe: Recipe | None = None
-    faults: list[Fault] = []
+    faults: list[ConfigIssue] = []
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -75,7 +75,7 @@ def _checked(
     return recipe, faults
 
 
-def _of_override(fault: Fault, label: str, overrides: Sequence[str]) -> Fault:
+def _of_override(fault: ConfigIssue, label: str, overrides: Sequence[str]) -> ConfigIssue:
     """A fault that the file alone does not have, said of the override that stands for its place."""
     keys = {text: text.partition("=")[0].strip() for text in overrides}
     near = [
@@ -131,7 +131,7 @@ def find_recipe(source: str | Path) -> Path:
     raise UserError(f"{shown}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
 
 
-def apply_override(data: dict[str, Any], text: str) -> list[Fault]:
+def apply_override(data: dict[str, Any], text: str) -> list[ConfigIssue]:
     """Lay ``section.key=VALUE`` over a recipe in place; VALUE is YAML; returns what is wrong with it.
 
     Giving ``optimizer.name`` another method keeps the base, since that is what one compares; the old
@@ -140,17 +140,17 @@ def apply_override(data: dict[str, Any], text: str) -> list[Fault]:
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        return [Fault(_quoted(text), "expected KEY=VALUE, such as optimizer.rho=0.1", source="")]
+        return [ConfigIssue(_quoted(text), "expected KEY=VALUE, such as optimizer.rho=0.1", source="")]
     try:
         value = yaml.parse(value_text)
     except UserError as error:
-        return [Fault(_quoted(text), str(error), source="")]
+        return [ConfigIssue(_quoted(text), str(error), source="")]
     node = data
     for depth, part in enumerate(parts[:-1], start=1):
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             message = f"{'.'.join(parts[:depth])} is a value, not a section"
-            return [Fault(_quoted(text), message, source="")]
+            return [ConfigIssue(_quoted(text), message, source="")]
     node[parts[-1]] = value
     return []
 
@@ -165,20 +165,20 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return str(path), data
 
 
-def schema_faults(error: ValidationError, schema: type[BaseModel]) -> list[Fault]:
+def schema_faults(error: ValidationError, schema: type[BaseModel]) -> list[ConfigIssue]:
     """Turn pydantic's errors into faults in our words, each once.
 
     A validator's ``UserError`` is said as it is; the text of any other ``ValueError`` follows "must be".
     """
-    faults: list[Fault] = []
+    faults: list[ConfigIssue] = []
     for details in error.errors():
         # Names of the alternatives of a union are no keys of the file.
         parts = [str(part) for part in details["loc"] if part not in _ALTERNATIVES]
         cause = details.get("ctx", {}).get("error")
         if isinstance(cause, UserError):
-            found = cause.faults if isinstance(cause, FaultsError) else [Fault("", str(cause))]
+            found = cause.faults if isinstance(cause, FaultsError) else [ConfigIssue("", str(cause))]
             where = ".".join(parts).removesuffix(".[key]")
-            faults += [Fault(where, str(fault)) for fault in found]
+            faults += [ConfigIssue(where, str(fault)) for fault in found]
         else:
             faults.append(_as_fault(details, parts, schema))
     return list(dict.fromkeys(faults))
@@ -187,19 +187,21 @@ def schema_faults(error: ValidationError, schema: type[BaseModel]) -> list[Fault
 _ALTERNATIVES = ("bool", "str", "function-after[...]", "<list>", "<range>", "<times>")
 
 
-def _as_fault(details: Mapping[str, Any], location: Sequence[str], schema: type[BaseModel]) -> Fault:
+def _as_fault(details: Mapping[str, Any], location: Sequence[str], schema: type[BaseModel]) -> ConfigIssue:
     """One error of pydantic, with the known keys and a close match for an unknown key or word."""
     where = ".".join(location)
     if details["type"] == "extra_forbidden":
         # The key may belong to another alternative of a union.
         known = [key for key in _known_keys(location[:-1], schema) if key != location[-1]]
-        return Fault(where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}")
+        return ConfigIssue(
+            where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}"
+        )
     if details["type"] == "missing":
-        return Fault(where, "is required")
+        return ConfigIssue(where, "is required")
     if location[-1:] == ["[key]"] or details["type"] == "invalid_key":
-        return Fault(where.removesuffix(".[key]"), "keys must be words")
+        return ConfigIssue(where.removesuffix(".[key]"), "keys must be words")
     if details["type"] == "too_short":
-        return Fault(where, "must not be empty")
+        return ConfigIssue(where, "must not be empty")
     message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if details["type"] in ("model_type", "dict_type"):
         example = "{scale: [0.08, 1]}" if where == "data.random_resized_crop" else "{name: …}"
@@ -211,7 +213,7 @@ def _as_fault(details: Mapping[str, Any], location: Sequence[str], schema: type[
     hint = ""
     if details["type"] == "literal_error":
         hint = close_match(given, re.findall("'([^']*)'", details["ctx"]["expected"]))
-    return Fault(where, f"must be {message}{shown}" + (f".{hint}" if hint else ""))
+    return ConfigIssue(where, f"must be {message}{shown}" + (f".{hint}" if hint else ""))
 
 
 def _known_keys(location: Sequence[str], schema: type[BaseModel]) -> list[str]:

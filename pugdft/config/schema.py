@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from pugdft.errors import Fault
+from pugdft.errors import ConfigIssue
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -234,28 +234,30 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def _cross_faults(recipe: Recipe) -> list[Fault]:
+def _cross_faults(recipe: Recipe) -> list[ConfigIssue]:
     """What no single field can see."""
     faults = []
     train = recipe.train
     if train.micro_batch_size and train.micro_batch_size > train.batch_size:
         faults.append(
-            Fault(
+            ConfigIssue(
                 "train.micro_batch_size",
                 f"{train.micro_batch_size} is more than batch_size {train.batch_size}",
             )
         )
     if train.evaluate == "validation" and not recipe.data.validation:
         faults.append(
-            Fault("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
+            ConfigIssue("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
         )
     if recipe.data.random_resized_crop and recipe.data.crop_padding:
         faults.append(
-            Fault(
+            ConfigIssue(
                 "data.crop_padding",
                 "random_resized_crop takes the place of this crop: leave it out, or set it to 0",
             )
         )
     if recipe.schedule.warmup_epochs >= train.epochs:
-        faults.append(Fault("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})"))
+        faults.append(
+            ConfigIssue("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})")
+        )
     return faults

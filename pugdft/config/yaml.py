@@ -1,268 +1,47 @@
-"""The plain block style that ``yaml_text.dump`` writes, read about a hundred times as fast as all of YAML.
+"""Read and write YAML 1.2, strictly: no repeated key, no alias, ``1e-3`` is a number, ``no`` a word.
 
-A leaderboard reads ten thousand records, and each would take a parser of all of YAML milliseconds. Here
-is a part of YAML in which every line says all about itself: ``key:``, ``key: scalar``, ``- scalar`` or
-``- key: scalar``, plain or in single quotes, without comments, anchors, tags, flow style, escapes or folded
-text. Anything else, be it wrong or merely unusual, is :class:`Unusual`, which says nothing about the text:
-the caller reads it in the long way, whose word on faults is the only one.
+``ryaml`` (Rust) reads a record of 100 epochs in 1.3 ms, PyYAML with its C parser in 28 ms; a leaderboard
+reads ten thousand. A text that ``ryaml`` refuses or might read otherwise goes to PyYAML, whose messages name
+line and column.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import stat
-from collections.abc import Callable, Hashable
-from functools import lru_cache
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+import ryaml
 import yaml
 
 from pugdft.errors import UserError
-
-_OTHER = -1  # in place of the indentation: the line is no `key: scalar`
-
-_MOST_LEVELS = 32
-
-_LONGEST_LINE = 1000  # of those that the cache may keep
-
-# YAML 1.2's core schema.
-_CONSTANTS: dict[str, Any] = {
-    **dict.fromkeys(("null", "Null", "NULL", "~"), None),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-    **{f"{sign}.{word}": math.inf for sign in ("", "+") for word in ("inf", "Inf", "INF")},
-    **{f"-.{word}": -math.inf for word in ("inf", "Inf", "INF")},
-    **{f".{word}": math.nan for word in ("nan", "NaN", "NAN")},
-}
-
-_NUMBER_STARTS = frozenset("-+.0123456789")
-
-_NUMBER = re.compile(
-    r"([-+]?[0-9]+|0x[0-9a-fA-F]+)|[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-)
-
-# Letters beyond ASCII, without the spaces, line breaks and marks among them.
-_WORD = r"A-Za-z0-9_\u00a1-\u1fff\u3001-\ud7ff"
-# A colon or a space inside a plain scalar has a neighbour on its right; ``#`` is left to the long way.
-# Repeats are possessive (``++``), so that a line that does not fit is refused in linear time.
-_INSIDE = rf"""[{_WORD}!"$%&'()*+,\-./;<=>?@\[\\\]^`{{|}}~]"""
-
-_PLAIN = rf"(?:[-+](?=[{_WORD}.])|[{_WORD}./(]){_INSIDE}*+(?:(?::++| ++){_INSIDE}++)*+"
-
-_QUOTED = rf"(?:[ -&(-~{_WORD}]++|'')*+"
-
-_LINE = re.compile(
-    rf"( *+)(- )?(?:([A-Za-z_][A-Za-z0-9_]{{0,99}}):(?: (?!$)|$))?(?:({_PLAIN})|'({_QUOTED})'|(\{{\}}|\[\]))?"
-)
-
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-
-_NEXT_SECTION = re.compile(r"\n(?=[A-Za-z_])")
-
-_END_OF_ITEMS = re.compile(r"\n(?![- ])")
-# A top-level key with what is indented below it, which no other section can reach into: no line that
-# could end the document, no line break but ``\n``, no anchor.
-_SECTION = re.compile(
-    r"[A-Za-z_][A-Za-z0-9_]*:(?= |\n)[^&\n\r\x85\u2028\u2029]*\n(?:(?:(?: |- )[^&\n\r\x85\u2028\u2029]*)?\n)*"
-)
-
-
-class Unusual(ValueError):
-    """The text is not in the plain block style."""
-
-
-def read(text: str, read_section: Callable[[str], Any]) -> dict[str, Any]:
-    """The mapping that ``text`` stands for.
-
-    Args:
-        text: a document.
-        read_section: the long way, for a top-level key with its value where these alone are not in the
-            plain style, such as an error's message folded over several lines.
-
-    Raises:
-        Unusual: the whole text is to be read in the long way.
-    """
-    if not text.endswith("\n"):
-        raise Unusual
-    try:
-        return _read_lines(text)
-    except Unusual:
-        pass
-    result: dict[str, Any] = {}
-    unread = 0
-    for part in _NEXT_SECTION.split(text.removesuffix("\n")):
-        section = f"{part}\n"
-        try:
-            value = _read_lines(section)
-        except Unusual:
-            unread += len(section)
-            # A text that is odd throughout must not be read twice.
-            if 2 * unread > len(text) or not _SECTION.fullmatch(section):
-                raise
-            value = read_section(section)
-        if not isinstance(value, dict) or len(value) != 1 or value.keys() & result.keys():
-            raise Unusual
-        result |= value
-    return result
-
-
-def _read_lines(text: str) -> dict[str, Any]:
-    lines, tables = _split(text)
-    root: dict[str, Any] = {}
-    # What the lines so far left open, from the outside in: collections and their indentation.
-    outer: list[tuple[Any, int]] = []
-    inner: Any = root
-    level = 0
-    opened: str | None = None  # the key in `inner` whose value begins on this line
-    following = 0  # the indentation of a `key: scalar` that goes on with `inner`; -2 if none can
-    for indent, key, value in map(_read_line, lines):
-        if indent == following:  # nearly always
-            if key in inner:
-                raise Unusual
-            inner[key] = value
-            continue
-        is_item = False
-        if indent == _OTHER:
-            indent, is_item, value = value
-        if opened is not None:
-            # The items of a sequence may stand as far left as its key.
-            if indent < level + (not is_item) or len(outer) >= _MOST_LEVELS:
-                raise Unusual
-            outer.append((inner, level))
-            inner[opened] = [] if is_item else {}
-            inner, level, opened = inner[opened], indent, None
-        else:
-            while outer and (level > indent or (level == indent and inner.__class__ is list and not is_item)):
-                inner, level = outer.pop()
-            if level != indent or (inner.__class__ is list) is not is_item:
-                raise Unusual
-        if value.__class__ is type:
-            value = value()
-        following = -2
-        if is_item:
-            if key is None:
-                inner.append(value)
-                continue
-            if len(outer) >= _MOST_LEVELS:
-                raise Unusual
-            outer.append((inner, level))
-            inner.append({})
-            inner, level = inner[-1], indent + 2
-        if key in inner:
-            raise Unusual
-        inner[key] = value
-        if value is ...:
-            opened = key
-        else:
-            following = level
-    if opened is not None or not root:
-        raise Unusual
-    root.update(tables)
-    return root
-
-
-@lru_cache(maxsize=8192)  # records of one bench are alike in most lines
-def _read_line(line: str) -> tuple[int, str | None, Any]:
-    """Indentation, key and scalar, or else ``_OTHER``, key, and (indentation, is an item, value).
-
-    The value of a line other than ``key: scalar`` may also be the class of an empty collection, or ``...``
-    where it begins on the next line.
-    """
-    match = _LINE.fullmatch(line)
-    if match is None or len(line) > _LONGEST_LINE:
-        raise Unusual
-    indent, dash, key, plain, quoted, empty = match.groups()
-    if key in _CONSTANTS:
-        raise Unusual
-    value: Any = ...
-    if plain is not None:
-        value = _scalar(plain)
-    elif quoted is not None:
-        value = quoted.replace("''", "'")
-    elif empty is not None:
-        value = dict if empty == "{}" else list
-    if dash is None and key is not None and empty is None and value is not ...:
-        return len(indent), key, value
-    if key is None and (dash is None or value is ...):
-        raise Unusual
-    return _OTHER, key, (len(indent), dash is not None, value)
-
-
-def _scalar(text: str) -> Any:
-    if text in _CONSTANTS:
-        return _CONSTANTS[text]
-    if text[0] in _NUMBER_STARTS and (match := _NUMBER.fullmatch(text)):
-        if match[1] is None:
-            return float(text)
-        try:
-            return int(text, 16) if text.startswith("0x") else int(text)
-        except ValueError:  # more digits than Python converts
-            raise Unusual from None
-    return text
-
-
-def _split(text: str) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
-    """The lines, and the tables of numbers, which are empty sequences among the lines."""
-    if not text.endswith("\n"):
-        raise Unusual
-    tables: dict[str, list[dict[str, Any]]] = {}
-    kept: list[str] = []
-    done = 0
-    colon = text.find(":\n- ")
-    while colon >= 0:
-        key = text[text.rfind("\n", 0, colon) + 1 : colon]
-        end = _END_OF_ITEMS.search(text, colon + 2)
-        assert end is not None
-        if _KEY.fullmatch(key) and (rows := _read_table(text[colon + 2 : end.start()])):
-            tables[key] = rows
-            kept.append(text[done:colon])
-            done = end.start()
-        colon = text.find(":\n- ", end.start())
-    kept.append(text[done:-1])
-    return ": []".join(kept).split("\n"), tables
-
-
-def _read_table(items: str) -> list[dict[str, Any]] | None:
-    """The rows of a history: mappings of words to numbers or constants, which are nearly JSON already.
-
-    None if they are anything else. JSON's numbers mean the same in YAML; what else JSON reads is refused
-    beforehand, or found by counting: each key has two quotation marks, and nothing else has any.
-    """
-    for character in '"\\[]{},\t\rNI':
-        if character in items:
-            return None
-    if ".nan" in items or ".inf" in items:
-        items = items.replace(": .nan", ": NaN").replace(": .inf", ": Infinity")
-        items = items.replace(": -.inf", ": -Infinity")
-    spelled = items[2:].replace("\n- ", '},{"').replace("\n  ", ',"').replace(": ", '":')
-    if "\n" in spelled:
-        return None
-    try:
-        rows: list[dict[str, Any]] = json.loads(f'[{{"{spelled}}}]')
-    except ValueError:
-        return None
-    if spelled.count('"') + 1 != 2 * sum(map(len, rows)):
-        return None
-    keys = set().union(*rows)
-    return rows if all(map(_KEY.fullmatch, keys)) and not keys & _CONSTANTS.keys() else None
-
 
 LARGEST_BYTES = 256 << 20  # of a file; a record with a history of a million epochs is smaller
 
 # A longer whole number cannot be written out, not even into a message (``sys.get_int_max_str_digits``).
 _MOST_DIGITS, _MOST_DIGITS_HEXADECIMAL = 4300, 3500
 
+# What ryaml reads otherwise than YAML 1.2's core schema with our rules.
+_NODE_PROPERTY = re.compile(r"[\s\[{,:][&*!]")  # it reads aliases and ignores tags
+_OTHER_BASE = re.compile(r"0(?:b[01_]|o[0-7_]|[xX][0-9a-fA-F_])(?<=[\s\[{,:+-]...)")
+_WORD_FOR_NUMBER = re.compile(  # these it takes for words: a leading zero, or a number beyond a float
+    r"[-+]?(?:0[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?|[0-9.]+[eE][-+]?[0-9]{2,}|[0-9.]{19,}(?:[eE][-+]?[0-9]+)?)"
+)
+_LONG_NUMBER = re.compile(r"[0-9]{19}")  # beyond 64 bits, it makes whole numbers floats
+_LARGEST_EXACT = 2.0**63
+_MOST_FLOW_MAPPINGS = 1000
+
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars and without repeated keys."""
+    """SafeLoader with YAML 1.2 scalars and without repeated keys or aliases."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def dispose(self) -> None:
-        """Let go of everything: after an error, what was half built still refers to the loader."""
+        """Drop all references: after an error, half-built values still refer to the loader."""
         vars(self).clear()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -270,13 +49,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "unhashable key: a key is a word or a number", key_node.start_mark
-                )
+                raise _refusal("unhashable key: a key is a word or a number", key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'the key "{key}" stands twice', key_node.start_mark
-                )
+                raise _refusal(f'the key "{key}" stands twice', key_node)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -302,13 +77,15 @@ for _tag, _pattern, _first in (
         _each.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
+def _refusal(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
     if len(text) > (_MOST_DIGITS_HEXADECIMAL if text.startswith("0x") else _MOST_DIGITS):
         digits = len(text.lstrip("+-").removeprefix("0x"))
-        raise yaml.constructor.ConstructorError(
-            None, None, f"a whole number of {digits:,} digits is not readable", node.start_mark
-        )
+        raise _refusal(f"a whole number of {digits:,} digits is not readable", node)
     # Decimal even with a leading zero: YAML 1.1 would read 010 as eight.
     return int(text, 16) if text.startswith("0x") else int(text)
 
@@ -336,49 +113,74 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: is not text in UTF-8 (line {number}); save it as UTF-8") from None
 
 
-def parse(text: str, source: str = "", aliases: bool = False) -> Any:
+def parse(text: str, source: str = "") -> Any:
     """The value of one YAML document.
 
     Args:
         text: the document.
         source: the file's name, for messages.
-        aliases: whether ``*name`` is allowed. A few lines of nested aliases stand for gigabytes.
 
     Raises:
-        UserError: not YAML; a repeated key; a tag that YAML's safe schema does not have. The message
-            names the line and the column.
+        UserError: not YAML; a repeated key; an alias (a few lines of nested ones stand for gigabytes); a
+            tag that YAML's safe schema does not have. The message names the line and the column.
     """
-    try:
-        return read(text, lambda section: _parse_in_full(section, source, aliases))
-    except (Unusual, UserError):
-        return _parse_in_full(text, source, aliases)  # which has the right place in its message
+    start = f"\n{text}"  # so that what is searched for always has a character before it
+    marked = any(mark in text for mark in "&*!") and _NODE_PROPERTY.search(start)
+    # ryaml takes tabs for spaces, and its time grows with the square of the depth of flow mappings.
+    plain = not marked and "\t" not in text and text.count("{") < _MOST_FLOW_MAPPINGS
+    if plain and not _OTHER_BASE.search(start):
+        try:
+            value = ryaml.loads(text)
+        except ValueError as error:
+            if str(error).startswith("recursion limit"):  # PyYAML would take a minute to notice
+                raise _unreadable("nested too deep", source) from None
+            return _parse_in_full(text, source)  # a fault, or a number beyond 64 bits
+        if _is_read_alike(value, text):
+            return value
+    return _parse_in_full(text, source)
 
 
-def _parse_in_full(text: str, source: str, aliases: bool) -> Any:
-    """What :func:`parse` gives, by the parser of all of YAML."""
+def _is_read_alike(value: Any, text: str) -> bool:
+    """Whether PyYAML with our rules gives the same value as ryaml gave."""
+    kind = value.__class__
+    if kind is dict:
+        # Keys of other kinds may be equal to each other, as 1 and 1.0 are: only PyYAML refuses these.
+        return all(key.__class__ is str and _is_read_alike(each, text) for key, each in value.items())
+    if kind is list:
+        return all(_is_read_alike(each, text) for each in value)
+    if kind is str:
+        return not _WORD_FOR_NUMBER.fullmatch(value)
+    if kind is float and not -_LARGEST_EXACT < value < _LARGEST_EXACT:
+        return not _LONG_NUMBER.search(text)
+    return True
+
+
+def _parse_in_full(text: str, source: str) -> Any:
+    """What :func:`parse` gives, by PyYAML's own parser, whose errors know the place."""
     prefix = f"{source}: " if source else ""
     try:
-        if not aliases and "*" in text:
+        if "*" in text:
             for event in yaml.parse(text, Loader=_Loader):
                 if isinstance(event, yaml.AliasEvent):
-                    mark = event.start_mark
-                    assert mark is not None
-                    place = f"{prefix}line {mark.line + 1}, column {mark.column + 1}"
-                    raise UserError(f"{place}: *{event.anchor}: aliases are not read; write the value out")
+                    problem = f"*{event.anchor}: aliases are not read; write the value out"
+                    place: Any = event.start_mark
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=place)
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(f"{prefix}{place}{error.problem or error.context}") from None
-    except UserError:
-        raise
     except RecursionError:
-        raise UserError(f"{prefix}not readable as YAML: nested too deep") from None
+        raise _unreadable("nested too deep", source) from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # PyYAML's constructors let these out on values such as `!!bool word` or a mapping as a key.
+        # PyYAML's constructors raise these for values such as `!!bool word` or a mapping as a key.
         reason = (str(error).splitlines() or [""])[0]
         kind = "" if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}: "
-        raise UserError(f"{prefix}not readable as YAML: {kind}{reason}") from None
+        raise _unreadable(f"{kind}{reason}", source) from None
+
+
+def _unreadable(reason: str, source: str) -> UserError:
+    return UserError(f"{source}: not readable as YAML: {reason}".removeprefix(": "))
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
@@ -395,7 +197,6 @@ def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(float, _represent_float)
-
 _Dumper.add_representer(str, _represent_str)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from pugdft.errors import Fault
+from pugdft.errors import ConfigIssue
 
 Transform = Callable[[Image.Image], Image.Image]
 
@@ -62,7 +62,7 @@ def auto_augmentation(text: str, side: int, mean: tuple[float, ...], interpolati
     return transform
 
 
-def data_faults(section: Mapping[str, Any]) -> list[Fault]:
+def data_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
     """Check a recipe's ``data`` section against timm's augmentation names."""
     text = section.get("auto_augment")
     if not isinstance(text, str):
@@ -71,13 +71,13 @@ def data_faults(section: Mapping[str, Any]) -> list[Fault]:
     try:
         transform = auto_augmentation(text, _TRIED_SIDE, (0.5,) * 3, "bicubic")
     except ValueError as error:
-        return [Fault("data.auto_augment", f'"{text}" is nothing that timm knows ({error}); {known}')]
+        return [ConfigIssue("data.auto_augment", f'"{text}" is nothing that timm knows ({error}); {known}')]
     try:
         _try(transform)
     except Exception as error:  # whatever timm, Pillow or numpy make of numbers that nobody tried
         reason = " ".join(str(error).split()) or type(error).__name__
         message = f'"{text}" has numbers that timm\'s augmentation cannot do with ({reason}); {known}'
-        return [Fault("data.auto_augment", message)]
+        return [ConfigIssue("data.auto_augment", message)]
     return []
 
 

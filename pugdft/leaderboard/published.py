@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from pugdft.config import yaml
-from pugdft.errors import Fault, FaultsError, printable, unknown
+from pugdft.errors import ConfigIssue, FaultsError, printable, unknown
 from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary
 from pugdft.leaderboard.grouping import chosen, shown
 
@@ -81,14 +81,14 @@ def read_reported(path: Path) -> list[tuple[ReportedRow, Entry]]:
     try:
         file = _File.model_validate(yaml.parse(yaml.read_text(path), str(path)))
     except ValidationError as error:
-        faults = [Fault(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+        faults = [ConfigIssue(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
         raise FaultsError(str(path), faults) from None
     faults = []
     for number, row in enumerate(file.rows):
         if row.source not in file.sources:
-            faults.append(Fault(f"rows.{number}.source", unknown("source", row.source, file.sources)))
+            faults.append(ConfigIssue(f"rows.{number}.source", unknown("source", row.source, file.sources)))
         faults += [
-            Fault(f"rows.{number}.{key}", "must be a word, a number, true or false")
+            ConfigIssue(f"rows.{number}.{key}", "must be a word, a number, true or false")
             for key, value in (row.model_extra or {}).items()
             if not isinstance(value, str | int | float | bool)
         ]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pugdft.errors import Fault, FaultsError, UserError, unknown
-from pugdft.optim import methods
-from pugdft.optim import methods as unit
+from pugdft.errors import ConfigIssue, FaultsError, UserError, unknown
 from pugdft.optim.base import (
     BASES,
     GROUP_OPTIONS,
@@ -26,136 +25,13 @@ from pugdft.optim.base import (
     shaped_groups,
     tensors_of,
 )
-from pugdft.optim.combine import (
-    DecoupledSharpness,
-    Identity,
-    Linear,
-    Merge,
-    Normalize,
-    RemoveParallel,
-    ReuseAscent,
-    Scaled,
-    Unit,
-    UnitEach,
-    Weighted,
-)
-from pugdft.optim.context import Facts
-from pugdft.optim.directions import (
-    AdaptiveGradient,
-    AveragedGradient,
-    ClippedAscent,
-    Direction,
-    FriendlyGradient,
-    Gradient,
-    WeightedGradient,
-)
-from pugdft.optim.methods import Method
-from pugdft.optim.options import call_with, keyword_defaults, option_faults, resolve_options, unmet_kinds
+from pugdft.optim.context import ParameterInfo
+from pugdft.optim.methods import METHODS, Method, plain
+from pugdft.optim.options import build, call_with, keyword_defaults, option_faults, resolve_options
 from pugdft.optim.passes import PassContext, frozen_batch_norm
 from pugdft.optim.perturbed import PerturbedOptimizer
 from pugdft.optim.scaler import LossScale
-from pugdft.optim.schedules import Number, as_radius, as_schedule
-from pugdft.optim.triggers import TRIGGERS, Always, Never, as_trigger
-
-Rule = str | Mapping[str, Any]
-
-"""A rule's name, or a mapping with its name and options."""
-
-
-def scaled(scale: Number = 1.0) -> Scaled:
-    """scale(t)·g + g*, with a number or a schedule."""
-    return Scaled(as_schedule(scale, "scale"))
-
-
-DIRECTIONS: Mapping[str, Callable[..., Direction]] = {
-    "gradient": Gradient,
-    "weighted_gradient": WeightedGradient,
-    "adaptive_gradient": AdaptiveGradient,
-    "friendly_gradient": FriendlyGradient,
-    "averaged_gradient": AveragedGradient,
-    "clipped_ascent": ClippedAscent,
-}
-
-COMBINATIONS: Mapping[str, Callable[..., Linear | Merge]] = {
-    "weighted": Weighted,
-    "scaled": scaled,
-    "remove_parallel": RemoveParallel,
-    "reuse_ascent": ReuseAscent,
-    "decoupled_sharpness": DecoupledSharpness,
-}
-
-NORMALIZATIONS: Mapping[str, Callable[..., Normalize]] = {
-    "identity": Identity,
-    "unit": Unit,
-    "unit_each": UnitEach,
-}
-
-
-def rules(
-    *,
-    direction: Rule = "gradient",
-    rho: Number = 0.05,
-    combine: Rule = {"name": "weighted", "clean": 0, "perturbed": 1},  # noqa: B006
-    normalize: Rule = "identity",
-) -> Method:
-    """A method of your own, spelled from its rules.
-
-    e along ``direction`` with radius ρ, h from g and g* by ``combine``;  BASE(normalize(h)). The defaults
-    are SAM; ``direction: weighted_gradient, rho: 1, combine: scaled, normalize: unit`` is PUGD.
-    Source: none; cite the papers of the rules that you combine.
-
-    Cost: 2 passes a step, 1 copy of the parameters (2 with a merging combination or an averaging direction).
-
-    Args:
-        direction: gradient, weighted_gradient, adaptive_gradient, friendly_gradient, averaged_gradient or
-            clipped_ascent; with options as a mapping: ``{name: adaptive_gradient, eta: 0.01}``.
-        rho: radius, ≥ 0, or a schedule.
-        combine: weighted (clean, perturbed), scaled (scale), remove_parallel (alpha), reuse_ascent (alpha) or
-            decoupled_sharpness (gamma).
-        normalize: identity, unit or unit_each (scope).
-    """
-    return Method(
-        _rule("direction", direction, DIRECTIONS),
-        as_radius(rho),
-        Always(),
-        _rule("combine", combine, COMBINATIONS),
-        _rule("normalize", normalize, NORMALIZATIONS),
-    )
-
-
-def _rule(slot: str, value: Rule, known: Mapping[str, Callable[..., Any]]) -> Any:
-    """The rule of a slot.
-
-    Raises:
-        ValueError: an unknown name, a strange or missing option, a value out of range.
-    """
-    options = {"name": value} if isinstance(value, str) else dict(value)
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(f"{slot}: {unknown('rule', name, known)}")
-    parameters = inspect.signature(known[name]).parameters
-    required = {key for key, each in parameters.items() if each.default is each.empty}
-    if not required <= set(options) <= set(parameters):
-        takes = ", ".join(parameters) or "no options"
-        raise ValueError(f"{slot}: {name} takes {takes}; given: {', '.join(options) or 'nothing'}")
-    if unmet := unmet_kinds(known[name], options):
-        raise ValueError(f"{slot}: {name}: {'; '.join(unmet)}")
-    try:
-        return known[name](**options)
-    except TypeError as error:
-        raise ValueError(f"{slot}: {name}: {error}") from None
-
-
-METHODS: Mapping[str, Callable[..., Method]] = {
-    preset.__name__: preset
-    for preset in (
-        unit.ugd, unit.ngd_cw, methods.sam, methods.asam, unit.sam_gns, unit.pugd, unit.pugd_r, unit.pugd_s,
-        unit.pugd_rs, unit.pugd_t, methods.gnp, methods.gsam, methods.looksam, methods.fsam, methods.vasso,
-        methods.wsam, methods.sam_on, methods.amp, methods.msam, rules,
-    )
-}  # fmt: skip
-
-"""Name in a recipe to preset."""
+from pugdft.optim.triggers import TRIGGERS, Always, Every
 
 ALGORITHM_OPTIONS: Mapping[str, Any] = {"replay_rng": True, "perturb": "global", "trigger": None}
 
@@ -169,19 +45,17 @@ def optimizer_names() -> list[str]:
 
 def takes_two_passes(name: str) -> bool:
     """Whether a method can perturb, so that the algorithm's options apply to it."""
-    return name in METHODS and not isinstance(METHODS[name]().trigger, Never)
+    return name in METHODS and METHODS[name]().perturbs
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Method:
     """The method of a checked spec."""
     if name not in METHODS:
-        return methods.plain()
+        return plain()
     own = {key: value for key, value in options.items() if key not in ALGORITHM_OPTIONS}
     method: Method = call_with(METHODS[name], own)
     if options.get("trigger") is not None:
-        return Method(
-            method.direction, method.radius, as_trigger(options["trigger"]), method.combine, method.normalize
-        )
+        return replace(method, trigger=build("trigger", TRIGGERS, options["trigger"]))
     return method
 
 
@@ -213,23 +87,23 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Fault]:
+def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[ConfigIssue]:
     """Everything that is wrong with a spec, with recipe paths below ``where``."""
     if not isinstance(spec, Mapping):
-        return [Fault(where, "must be a mapping, such as {name: sgd, lr: 0.01}")]
+        return [ConfigIssue(where, "must be a mapping, such as {name: sgd, lr: 0.01}")]
     name = spec.get("name")
     if not isinstance(name, str):
         problem = "is required" if name is None else "must be a word"
-        return [Fault(f"{where}.name", f"{problem}: one of {', '.join(optimizer_names())}")]
+        return [ConfigIssue(f"{where}.name", f"{problem}: one of {', '.join(optimizer_names())}")]
     options = {key: value for key, value in spec.items() if key not in ("name", "base")}
     if name not in METHODS:
         if find_base(name) is None:
-            return [Fault(f"{where}.name", unknown("optimizer", name, optimizer_names()))]
+            return [ConfigIssue(f"{where}.name", unknown("optimizer", name, optimizer_names()))]
         faults = _base_faults(where, name, options)
         remedy = f"; to replace a method by it: optimizer='{{name: {name}, lr: 0.01}}'"
         if "base" in spec:
             faults.append(
-                Fault(f"{where}.base", f'"{name}" is itself a base optimizer and takes none{remedy}')
+                ConfigIssue(f"{where}.base", f'"{name}" is itself a base optimizer and takes none{remedy}')
             )
         return faults
     faults = _method_faults(where, name, options)
@@ -237,13 +111,18 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Fault
     if not isinstance(base, Mapping):
         example = "{name: sgd, lr: 0.01, momentum: 0.9}"
         problem = "is required" if base is None else "must be a mapping"
-        return [*faults, Fault(f"{where}.base", f"{problem}: the optimizer that steps, such as {example}")]
+        return [
+            *faults,
+            ConfigIssue(f"{where}.base", f"{problem}: the optimizer that steps, such as {example}"),
+        ]
     base_name = base.get("name")
     if find_base(base_name) is None:
-        return [*faults, Fault(f"{where}.base.name", unknown("base optimizer", base_name, BASES))]
+        return [*faults, ConfigIssue(f"{where}.base.name", unknown("base optimizer", base_name, BASES))]
     base_options = {key: value for key, value in base.items() if key != "name"}
-    if name == "msam" and not base_options.get("momentum") and "betas" not in base_defaults(base_name):
-        faults.append(Fault(f"{where}.base.momentum", "msam perturbs along the momentum: it must be above 0"))
+    has_momentum = base_options.get("momentum") or "betas" in base_defaults(base_name)
+    if METHODS[name]().direction.requires_momentum and not has_momentum:
+        message = f"{name} perturbs along the momentum: it must be above 0"
+        faults.append(ConfigIssue(f"{where}.base.momentum", message))
     return faults + _base_faults(f"{where}.base", str(base_name), base_options)
 
 
@@ -262,7 +141,7 @@ def describe(name: str) -> str:
     """
     found = METHODS.get(name) or find_base(name)
     if found is None:
-        raise FaultsError("", [Fault("", unknown("optimizer", name, optimizer_names()))])
+        raise FaultsError("", [ConfigIssue("", unknown("optimizer", name, optimizer_names()))])
     return inspect.getdoc(found) or ""
 
 
@@ -300,25 +179,25 @@ def summary(name: str) -> dict[str, str]:
     }
 
 
-def _method_faults(where: str, name: str, options: dict[str, Any]) -> list[Fault]:
+def _method_faults(where: str, name: str, options: dict[str, Any]) -> list[ConfigIssue]:
     faults = []
-    if name == "looksam" and options.get("trigger") is not None:
-        faults.append(Fault(f"{where}.trigger", "looksam's k is its trigger; leave one of them out"))
+    if isinstance(METHODS[name]().trigger, Every) and options.get("trigger") is not None:
+        faults.append(ConfigIssue(f"{where}.trigger", f"{name}'s k is its trigger; leave one of them out"))
     if takes_two_passes(name):
         if not isinstance(options.pop("replay_rng", True), bool):
-            faults.append(Fault(f"{where}.replay_rng", "must be true or false"))
+            faults.append(ConfigIssue(f"{where}.replay_rng", "must be true or false"))
         if options.pop("perturb", "global") not in ("global", "local"):
-            faults.append(Fault(f"{where}.perturb", "must be global or local"))
+            faults.append(ConfigIssue(f"{where}.perturb", "must be global or local"))
         trigger = options.pop("trigger", None)
         if trigger is not None and not isinstance(trigger, Mapping):
             faults.append(
-                Fault(f"{where}.trigger", "must be a mapping, such as {name: after, fraction: 0.5}")
+                ConfigIssue(f"{where}.trigger", "must be a mapping, such as {name: after, fraction: 0.5}")
             )
         elif trigger is not None:
             try:
-                as_trigger(trigger)
+                build("trigger", TRIGGERS, trigger)
             except ValueError as error:
-                faults.append(Fault(f"{where}.trigger", str(error)))
+                faults.append(ConfigIssue(f"{where}.trigger", str(error)))
     preset = METHODS[name]
     elsewhere = f" The base optimizer's go under {where}.base."
     return faults + option_faults(where, preset, options, lambda given: call_with(preset, given), elsewhere)
@@ -333,19 +212,19 @@ def _resolve_base(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {**resolved, **shape}
 
 
-def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[Fault]:
+def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[ConfigIssue]:
     own = {key: value for key, value in options.items() if key not in GROUP_OPTIONS}
     constructor = find_base(name)
     assert constructor is not None
     faults = []
     if "lr" not in own and name not in BASES:  # timm gives some a default, which would hide in the record
-        faults.append(Fault(f"{where}.lr", "is required"))
+        faults.append(ConfigIssue(f"{where}.lr", "is required"))
     if not isinstance(options.get("no_decay", False), bool):
-        faults.append(Fault(f"{where}.no_decay", "must be true or false"))
+        faults.append(ConfigIssue(f"{where}.no_decay", "must be true or false"))
     decay = options.get("layer_decay")
     is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
     if decay is not None and not (is_number and 0 < decay <= 1):
-        faults.append(Fault(f"{where}.layer_decay", f"must be a number in (0, 1], not {decay!r}"))
+        faults.append(ConfigIssue(f"{where}.layer_decay", f"must be a number in (0, 1], not {decay!r}"))
 
     def construct(given: Mapping[str, Any]) -> torch.optim.Optimizer:
         # Empty: whoever reads a recipe has not decided yet how tensors shall be allocated.
@@ -404,16 +283,16 @@ def build_optimizer(
     local = options.get("perturb") == "local"
     if local:
         _require_local(name, method, closure_accumulates)
-    facts = Facts(names_of(groups), norm_parameters_of(module) if module is not None else None)
-    if isinstance(method.direction, AdaptiveGradient) and method.direction.norm_layers_only:
-        _require_norm_layers(facts, groups)
+    names, norm_parameters = names_of(groups), None if module is None else norm_parameters_of(module)
+    if method.direction.requires_norm_layers:
+        _require_norm_layers(norm_parameters, groups)
     base = construct_base(base_name, groups, base_spec)
     if perturbed_pass is None and module is not None:
         perturbed_pass = lambda: frozen_batch_norm(module)  # noqa: E731
     return PerturbedOptimizer(
         base,
         method,
-        facts=Facts(facts.names, facts.norm_parameters, momentum_of(base)),
+        info=ParameterInfo(names, norm_parameters, momentum_of(base)),
         clean_pass=clean_pass if local else None,
         perturbed_pass=perturbed_pass,
         replay_rng=options.get("replay_rng", True),
@@ -425,19 +304,19 @@ def build_optimizer(
 def _require_local(name: str, method: Method, closure_accumulates: bool) -> None:
     """Only what leaves the same update on every process may perturb along each process's own gradient.
 
-    The clean gradient is then not reduced: a step of one pass, a merge of both gradients, or a memory of
+    The clean gradient is then not reduced: a step of one pass, a merge of both gradients, or a mean of
     clean gradients would let the processes' weights or states drift apart.
     """
-    remembers = isinstance(method.direction, FriendlyGradient | AveragedGradient)
-    if not isinstance(method.trigger, Always) or not isinstance(method.combine, Linear) or remembers:
+    direction, combine = method.direction, method.combine
+    is_timed = not isinstance(method.trigger, Always)
+    if is_timed or combine.needs_both_gradients or direction.averages_gradients:
         raise UserError(
             "optimizer.perturb: local is for methods that perturb at each step along its own gradient and "
             f"add both gradients, such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
         )
-    drops_clean = isinstance(method.combine, Weighted) and method.combine.clean == 0
-    if method.direction.num_ascents > 1 and not drops_clean:
+    if direction.num_ascents > 1 and not combine.drops_clean:
         raise UserError("optimizer.perturb: local with several ascents needs a combination that drops g")
-    if not (closure_accumulates or drops_clean):
+    if not (closure_accumulates or combine.drops_clean):
         raise UserError(
             "optimizer.perturb: local adds unreduced gradients where they lie: the closure must not clear "
             "them, and closure_accumulates=True says so"
@@ -457,12 +336,12 @@ def _refuse_unusable(groups: Groups) -> None:
         )
 
 
-def _require_norm_layers(facts: Facts, groups: Groups) -> None:
-    if facts.norm_parameters is None:
+def _require_norm_layers(norm_parameters: frozenset[Tensor] | None, groups: Groups) -> None:
+    if norm_parameters is None:
         message = "sam_on finds normalisation layers by their type: give the module, not its parameters"
-        raise FaultsError("", [Fault("params", message)])
+        raise FaultsError("", [ConfigIssue("params", message)])
     given = {tensor for group in groups for tensor in tensors_of(group["params"]) if tensor.requires_grad}
-    if not facts.norm_parameters & given:
+    if not norm_parameters & given:
         raise FaultsError(
-            "", [Fault("params", "sam_on needs normalisation layers that are trained, and has none")]
+            "", [ConfigIssue("params", "sam_on needs normalisation layers that are trained, and has none")]
         )

@@ -1,4 +1,4 @@
-"""Slot 4, how the clean gradient g and the perturbed gradient g* make one.
+"""Slots 4 and 5: combine the clean gradient g with the perturbed gradient g*, and normalise the result.
 
 A linear rule a·g + b·g* is all coefficients, known in advance: with a = 0 the clean gradient is dropped
 before the second pass, and otherwise the second pass can add to it where it lies. A merging rule needs
@@ -7,8 +7,7 @@ both gradients at once, at the price of one more copy of the parameters.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.context import Memory, StepContext, require
-from pugdft.optim.schedules import Schedule
+from pugdft.optim.context import RuleState, StepContext, require
+from pugdft.optim.schedules import Number, Schedule, as_schedule
 
 
 class Normalize(Protocol):
@@ -66,17 +65,56 @@ class UnitEach:
         return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
-class Linear(ABC):
-    """a·g + b·g* with b ≠ 0."""
+@dataclass(frozen=True)
+class Correction:
+    """What is subtracted from the weights after the base's step: lr · factor · directions."""
 
-    @abstractmethod
+    parameters: list[Tensor]
+    directions: list[Tensor]
+    factor: float
+
+
+class Combination:
+    """Make one gradient h of g and g*. By default h = a·g + b·g*.
+
+    Attributes:
+        needs_both_gradients: h is made by :meth:`merge_`, at the price of one more copy of the parameters.
+        drops_clean: g has no part in h.
+    """
+
+    needs_both_gradients = False
+    drops_clean = False
+
     def coefficients(self, context: StepContext) -> tuple[float, float]:
-        """(a, b) at a two-pass step."""
+        """(a, b) at a two-pass step, with b ≠ 0."""
+        return 1.0, 1.0
+
+    def release(self, state: RuleState) -> None:
+        """Free, before a second pass, the tensors that this pass is going to replace."""
+
+    def merge_(
+        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
+    ) -> Correction | None:
+        """``perturbed ← h``; ``clean`` may be overwritten or kept.
+
+        Args:
+            clean: g.
+            perturbed: g*, of the same parameters.
+            parameters: whose gradients these are.
+            state: this rule's.
+
+        Returns:
+            A correction to the weights after the base's step, if the method has one.
+        """
+        raise NotImplementedError
+
+    def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], state: RuleState) -> None:
+        """Change the gradient of a step of one pass in place."""
 
 
 @dataclass(frozen=True)
-class Weighted(Linear):
-    """Fixed coefficients.
+class Weighted(Combination):
+    """clean·g + perturbed·g* with fixed coefficients.
 
     Raises:
         ValueError: a coefficient is not finite, or b is 0, for then the second pass would be thrown away.
@@ -91,12 +129,16 @@ class Weighted(Linear):
         if self.perturbed == 0:
             raise ValueError("the perturbed gradient's coefficient is 0: the second pass would be useless")
 
+    @property
+    def drops_clean(self) -> bool:  # type: ignore[override]
+        return self.clean == 0
+
     def coefficients(self, context: StepContext) -> tuple[float, float]:
         return self.clean, self.perturbed
 
 
 @dataclass(frozen=True)
-class Scaled(Linear):
+class Scaled(Combination):
     """scale(t)·g + g*: the scale of Radius-Timing-Scale multiplies the clean gradient only."""
 
     scale: Schedule
@@ -106,51 +148,17 @@ class Scaled(Linear):
 
 
 @dataclass(frozen=True)
-class Correction:
-    """What is subtracted from the weights after the base's step: lr · factor · directions."""
-
-    parameters: list[Tensor]
-    directions: list[Tensor]
-    factor: float
-
-
-class Merge(ABC):
-    """A rule that needs both gradients; also asked at steps of one pass."""
-
-    def release(self, memory: Memory) -> None:
-        """Before a second pass: give up what this pass is going to replace."""
-
-    @abstractmethod
-    def merge_(
-        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
-    ) -> Correction | None:
-        """``perturbed ← h``; ``clean`` may be overwritten or kept.
-
-        Args:
-            clean: g.
-            perturbed: g*, of the same parameters.
-            parameters: whose gradients these are.
-            memory: this rule's.
-
-        Returns:
-            A correction to the weights after the base's step, if the method has one.
-        """
-
-    def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], memory: Memory) -> None:
-        """Change the gradient of a step of one pass in place."""
-
-
-@dataclass(frozen=True)
-class RemoveParallel(Merge):
+class RemoveParallel(Combination):
     """h = g* − alpha·(g − ⟨g, g*⟩ g* / ‖g*‖²) (GSAM, arXiv 2203.08065, Algorithm 1; global products)."""
 
     alpha: float
+    needs_both_gradients = True
 
     def __post_init__(self) -> None:
         require(self.alpha, "alpha")
 
     def merge_(
-        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
+        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
     ) -> Correction | None:
         product = foreach.dot(clean, perturbed)
         share = foreach.square_ratio(product, foreach.global_norm(perturbed))
@@ -160,22 +168,23 @@ class RemoveParallel(Merge):
 
 
 @dataclass(frozen=True)
-class ReuseAscent(Merge):
+class ReuseAscent(Combination):
     """Between two-pass steps, g + alpha·(‖g‖/‖v‖)·v with v = g* − proj_g(g*) of the last one.
 
     Source: LookSAM, arXiv 2203.02714, Algorithm 1; global norms and products.
     """
 
     alpha: float
+    needs_both_gradients = True
 
     def __post_init__(self) -> None:
         require(self.alpha, "alpha")
 
-    def release(self, memory: Memory) -> None:
-        memory.tensors.pop("across", None)
+    def release(self, state: RuleState) -> None:
+        state.tensors.pop("across", None)
 
     def merge_(
-        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
+        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
     ) -> Correction | None:
         share = foreach.square_ratio(foreach.dot(clean, perturbed), foreach.global_norm(clean))
         # The held clean gradient becomes v, so that remembering v costs no copy.
@@ -183,11 +192,11 @@ class ReuseAscent(Merge):
         foreach.add_scaled_(clean, perturbed, 1.0)
         for tensor in clean:  # after an overflow, nothing is remembered instead of NaN
             tensor.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        memory.tensors["across"] = dict(zip(parameters, clean, strict=True))
+        state.tensors["across"] = dict(zip(parameters, clean, strict=True))
         return None
 
-    def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], memory: Memory) -> None:
-        across = memory.tensors.get("across", {})
+    def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], state: RuleState) -> None:
+        across = state.tensors.get("across", {})
         rows = [
             (gradient, across[parameter])
             for gradient, parameter in zip(gradients, parameters, strict=True)
@@ -202,10 +211,11 @@ class ReuseAscent(Merge):
 
 
 @dataclass(frozen=True)
-class DecoupledSharpness(Merge):
+class DecoupledSharpness(Combination):
     """BASE(g), then w ← w − lr·κ·(g* − g), κ = gamma/(1 − gamma) (WSAM, arXiv 2305.15817, Algorithm 1)."""
 
     gamma: float
+    needs_both_gradients = True
 
     def __post_init__(self) -> None:
         require(self.gamma, "gamma", minimum=0)
@@ -213,10 +223,29 @@ class DecoupledSharpness(Merge):
             raise ValueError(f"gamma must be less than 1, not {self.gamma:g}")
 
     def merge_(
-        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], memory: Memory
+        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
     ) -> Correction | None:
         foreach.add_scaled_(perturbed, clean, -1.0)
         difference = list(perturbed)
         for parameter, gradient in zip(parameters, clean, strict=True):
             parameter.grad = gradient
         return Correction(parameters, difference, self.gamma / (1 - self.gamma))
+
+
+def _scaled(*, scale: Number = 1.0) -> Scaled:
+    return Scaled(as_schedule(scale, "scale"))
+
+
+COMBINATIONS: Mapping[str, Callable[..., Combination]] = {
+    "weighted": Weighted,
+    "scaled": _scaled,
+    "remove_parallel": RemoveParallel,
+    "reuse_ascent": ReuseAscent,
+    "decoupled_sharpness": DecoupledSharpness,
+}
+
+NORMALIZATIONS: Mapping[str, Callable[..., Normalize]] = {
+    "identity": Identity,
+    "unit": Unit,
+    "unit_each": UnitEach,
+}

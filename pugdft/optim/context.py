@@ -1,4 +1,4 @@
-"""What a rule may know: the moment of the step, facts about the parameters, its own memory."""
+"""What the rules of a method are given: the step, the parameters, and their own state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _no_momentum(parameters: Sequence[Tensor]) -> list[Tensor | None]:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ParameterInfo:
     """What is known about the parameters beyond their values.
 
     Attributes:
@@ -48,7 +48,7 @@ class Facts:
     momentum: Callable[[Sequence[Tensor]], list[Tensor | None]] = _no_momentum
 
 
-class Memory:
+class RuleState:
     """What one rule remembers between steps; part of the optimizer's state.
 
     Attributes:
@@ -70,7 +70,7 @@ class Memory:
         return {"tensors": tensors, "values": _plain(self.values)}
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Take over a saved memory; tensors go to their parameters' devices."""
+        """Load a saved state; tensors go to their parameters' devices."""
         self.tensors = {
             name: {
                 parameters[position]: torch.empty_like(parameters[position], dtype=tensor.dtype).copy_(tensor)

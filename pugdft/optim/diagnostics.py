@@ -1,4 +1,4 @@
-"""Evidence that a method acted: how far it went, and how the two gradients lie to each other.
+"""Measure how far a method perturbs the weights, and the angle between the clean and the perturbed gradient.
 
 Measured at every tenth perturbed step and kept on the device, so that nothing waits. The clean gradient
 may be overwritten by the second pass; what is needed of it is therefore a sample, one block of
@@ -26,7 +26,7 @@ BLOCK = 64
 _SMALL = 4096
 
 
-class Evidence:
+class Diagnostics:
     """Running means of ‖e‖ and of cos(g, g*), the cosine estimated on the sampled elements."""
 
     def __init__(self) -> None:

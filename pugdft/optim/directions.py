@@ -7,7 +7,7 @@ parameters themselves as scratch, so that a perturbation costs no memory beyond 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.context import Facts, Memory, require
+from pugdft.optim.context import ParameterInfo, RuleState, require
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,35 @@ class Ascent:
         weights: w, of the same shapes; not to be changed.
         gradients: the gradient at the present point, of the same shapes; not to be changed.
         rho: the radius at this step.
-        facts: about the parameters.
-        memory: the direction's own.
+        info: about the parameters.
+        state: the direction's own.
     """
 
     parameters: Sequence[Tensor]
     weights: Sequence[Tensor]
     gradients: Sequence[Tensor]
     rho: float
-    facts: Facts
-    memory: Memory
+    info: ParameterInfo
+    state: RuleState
 
 
 class Direction(ABC):
-    """Writes w + e into parameters. By default every parameter is perturbed, by one ascent."""
+    """Write w + e into the parameters; by default all of them are perturbed, by one ascent.
+
+    Attributes:
+        num_ascents: passes that it takes to find e.
+        requires_momentum: e follows the base's momentum.
+        requires_norm_layers: only the parameters of normalisation layers are perturbed.
+        averages_gradients: it keeps a running mean of clean gradients.
+    """
 
     num_ascents = 1
+    requires_momentum = False
+    requires_norm_layers = False
+    averages_gradients = False
 
-    def chosen(self, parameters: list[Tensor], facts: Facts) -> list[Tensor]:
-        """Those of ``parameters`` that are perturbed at all."""
+    def chosen(self, parameters: list[Tensor], info: ParameterInfo) -> list[Tensor]:
+        """Select those of ``parameters`` that are perturbed."""
         return parameters
 
     @abstractmethod
@@ -91,16 +101,20 @@ class AdaptiveGradient(Direction):
     def __post_init__(self) -> None:
         require(self.eta, "eta", minimum=0)
 
-    def chosen(self, parameters: list[Tensor], facts: Facts) -> list[Tensor]:
+    @property
+    def requires_norm_layers(self) -> bool:  # type: ignore[override]
+        return self.norm_layers_only
+
+    def chosen(self, parameters: list[Tensor], info: ParameterInfo) -> list[Tensor]:
         if not self.norm_layers_only:
             return parameters
-        assert facts.norm_parameters is not None
-        return [parameter for parameter in parameters if parameter in facts.norm_parameters]
+        assert info.norm_parameters is not None
+        return [parameter for parameter in parameters if parameter in info.norm_parameters]
 
     def perturb_(self, at: Ascent) -> None:
-        self._set(at.parameters, at.weights, at.gradients, at.facts, 1)
+        self._set(at.parameters, at.weights, at.gradients, at.info, 1)
         factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-        self._set(at.parameters, at.weights, at.gradients, at.facts, 2)
+        self._set(at.parameters, at.weights, at.gradients, at.info, 2)
         foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
 
     def _set(
@@ -108,13 +122,13 @@ class AdaptiveGradient(Direction):
         parameters: Sequence[Tensor],
         weights: Sequence[Tensor],
         gradients: Sequence[Tensor],
-        facts: Facts,
+        info: ParameterInfo,
         power: int,
     ) -> None:
         """``parameters ← T^power ⊙ gradients``."""
         every = list(zip(parameters, weights, gradients, strict=True))
-        adaptive = [row for row in every if self._is_adaptive(row[0], facts)]
-        others = [row for row in every if not self._is_adaptive(row[0], facts)]
+        adaptive = [row for row in every if self._is_adaptive(row[0], info)]
+        others = [row for row in every if not self._is_adaptive(row[0], info)]
         if adaptive:
             eta = self.eta if self.bias_rule == "paper" else 0.0
             targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
@@ -122,10 +136,10 @@ class AdaptiveGradient(Direction):
         if others:
             foreach.copy_([row[0] for row in others], [row[2] for row in others])
 
-    def _is_adaptive(self, parameter: Tensor, facts: Facts) -> bool:
+    def _is_adaptive(self, parameter: Tensor, info: ParameterInfo) -> bool:
         if self.bias_rule == "all":
             return True
-        name = facts.names.get(parameter)
+        name = info.names.get(parameter)
         return parameter.dim() >= 2 if name is None else "weight" in name
 
 
@@ -138,13 +152,14 @@ class FriendlyGradient(Direction):
 
     sigma: float = 1.0
     decay: float = 0.9
+    averages_gradients = True
 
     def __post_init__(self) -> None:
         require(self.sigma, "sigma")
         require(self.decay, "lambda", minimum=0, maximum=1)
 
     def perturb_(self, at: Ascent) -> None:
-        averages = at.memory.tensors.setdefault("average", {})
+        averages = at.state.tensors.setdefault("average", {})
         foreach.copy_(at.parameters, at.gradients)
         known = [row for row in zip(at.parameters, at.gradients, strict=True) if row[0] in averages]
         old = [averages[parameter] for parameter, _ in known]
@@ -159,12 +174,13 @@ class AveragedGradient(Direction):
     """Along d = (1 − theta)·d + theta·g, g included; d starts as g (VaSSO, arXiv 2309.15639, eq. 5)."""
 
     theta: float = 0.4
+    averages_gradients = True
 
     def __post_init__(self) -> None:
         require(self.theta, "theta", minimum=0, maximum=1)
 
     def perturb_(self, at: Ascent) -> None:
-        averages = at.memory.tensors.setdefault("average", {})
+        averages = at.state.tensors.setdefault("average", {})
         _update_averages(averages, at.parameters, at.gradients, 1 - self.theta)
         # Before any finite gradient there is no average; the step is going to be skipped.
         direction = [averages.get(p, g) for p, g in zip(at.parameters, at.gradients, strict=True)]
@@ -202,15 +218,27 @@ class ClippedAscent(Direction):
 
 @dataclass(frozen=True)
 class AgainstMomentum(Direction):
-    """Along −v, the base's momentum (Momentum-SAM, arXiv 2401.12033, eq. 4); nothing at first."""
+    """Along −v, the base's momentum (Momentum-SAM, arXiv 2401.12033, eq. 4); e = 0 at first."""
+
+    requires_momentum = True
 
     def perturb_(self, at: Ascent) -> None:
-        momentum = at.facts.momentum(at.parameters)
+        momentum = at.info.momentum(at.parameters)
         moving = [row for row in zip(at.parameters, at.weights, momentum, strict=True) if row[2] is not None]
         if moving:
             velocity = [row[2] for row in moving if row[2] is not None]
             factor = foreach.ratio(-at.rho, foreach.global_norm(velocity))
             foreach.set_sum_([row[0] for row in moving], [row[1] for row in moving], velocity, factor)
+
+
+DIRECTIONS: Mapping[str, Callable[..., Direction]] = {
+    "gradient": Gradient,
+    "weighted_gradient": WeightedGradient,
+    "adaptive_gradient": AdaptiveGradient,
+    "friendly_gradient": FriendlyGradient,
+    "averaged_gradient": AveragedGradient,
+    "clipped_ascent": ClippedAscent,
+}
 
 
 def _update_averages(

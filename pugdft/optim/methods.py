@@ -1,16 +1,18 @@
-"""A method of the family: five rules, one a slot."""
+"""Methods: one function for each paper, which chooses the five rules of a step."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pugdft.optim.combine import (
+    COMBINATIONS,
+    NORMALIZATIONS,
+    Combination,
     DecoupledSharpness,
     Identity,
-    Linear,
-    Merge,
     Normalize,
     RemoveParallel,
     ReuseAscent,
@@ -20,6 +22,7 @@ from pugdft.optim.combine import (
     Weighted,
 )
 from pugdft.optim.directions import (
+    DIRECTIONS,
     AdaptiveGradient,
     AgainstMomentum,
     AveragedGradient,
@@ -29,8 +32,12 @@ from pugdft.optim.directions import (
     Gradient,
     WeightedGradient,
 )
+from pugdft.optim.options import build
 from pugdft.optim.schedules import Constant, Number, ProportionalToLr, Schedule, as_radius, as_schedule
 from pugdft.optim.triggers import Ahead, Always, Every, GradientVariance, Never, Trigger
+
+Rule = str | Mapping[str, Any]
+"""A rule's name, or a mapping with its name and options."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,13 @@ class Method:
     direction: Direction
     radius: Schedule
     trigger: Trigger
-    combine: Linear | Merge
+    combine: Combination
     normalize: Normalize
 
     @property
     def perturbs(self) -> bool:
         """Whether some step takes a second pass."""
-        return not isinstance(self.trigger, Never)
+        return self.trigger.perturbs
 
     @property
     def expected_passes(self) -> float | None:
@@ -377,3 +384,45 @@ def pugd_t(*, rho: Number = 1.0) -> Method:
         rho: length of the perturbation, ≥ 0, or a schedule.
     """
     return Method(WeightedGradient(), as_radius(rho), GradientVariance(), Scaled(Constant(1.0)), Unit())
+
+
+def rules(
+    *,
+    direction: Rule = "gradient",
+    rho: Number = 0.05,
+    combine: Rule = {"name": "weighted", "clean": 0, "perturbed": 1},  # noqa: B006
+    normalize: Rule = "identity",
+) -> Method:
+    """A method of your own, spelled from its rules.
+
+    e along ``direction`` with radius ρ, h from g and g* by ``combine``;  BASE(normalize(h)). The defaults
+    are SAM; ``direction: weighted_gradient, rho: 1, combine: scaled, normalize: unit`` is PUGD.
+    Source: none; cite the papers of the rules that you combine.
+
+    Cost: 2 passes a step, 1 copy of the parameters (2 with a merging combination or an averaging direction).
+
+    Args:
+        direction: gradient, weighted_gradient, adaptive_gradient, friendly_gradient, averaged_gradient or
+            clipped_ascent; with options as a mapping: ``{name: adaptive_gradient, eta: 0.01}``.
+        rho: radius, ≥ 0, or a schedule.
+        combine: weighted (clean, perturbed), scaled (scale), remove_parallel (alpha), reuse_ascent (alpha) or
+            decoupled_sharpness (gamma).
+        normalize: identity, unit or unit_each (scope).
+    """
+    return Method(
+        build("direction", DIRECTIONS, direction),
+        as_radius(rho),
+        Always(),
+        build("combination", COMBINATIONS, combine, where="combine"),
+        build("normalization", NORMALIZATIONS, normalize, where="normalize"),
+    )
+
+
+METHODS: Mapping[str, Callable[..., Method]] = {
+    preset.__name__: preset
+    for preset in (
+        ugd, ngd_cw, sam, asam, sam_gns, pugd, pugd_r, pugd_s, pugd_rs, pugd_t, gnp, gsam, looksam, fsam,
+        vasso, wsam, sam_on, amp, msam, rules,
+    )
+}  # fmt: skip
+"""Name in a recipe to its function."""

@@ -12,7 +12,7 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pugdft.errors import Fault, close_match
+from pugdft.errors import ConfigIssue, close_match, unknown
 
 _COUNTS = {2: "two", 3: "three"}
 
@@ -20,10 +20,13 @@ _COUNTS = {2: "two", 3: "three"}
 def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """The options of a function or class with their defaults (``inspect.Parameter.empty``: none).
 
-    These are its keyword-only parameters; of a foreign optimizer class, all but the parameters to train.
+    These are the keyword-only parameters of a function, the fields of a dataclass, and of a foreign optimizer
+    class all but the parameters to train.
     """
     parameters = list(inspect.signature(function).parameters.values())
-    if isinstance(function, type) and not is_dataclass(function):
+    if is_dataclass(function):
+        options = parameters
+    elif isinstance(function, type):
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         options = [each for each in parameters[1:] if each.kind in named]
     else:
@@ -36,6 +39,38 @@ def call_with(function: Callable[..., Any], options: Mapping[str, Any], *argumen
     names = inspect.signature(function).parameters
     own = {f"{name}_" if f"{name}_" in names else name: value for name, value in options.items()}
     return function(*arguments, **own)
+
+
+def build(
+    kind: str,
+    registry: Mapping[str, Callable[..., Any]],
+    value: str | Mapping[str, Any],
+    *,
+    where: str = "",
+    key: str = "name",
+) -> Any:
+    """Construct the entry of a registry that a spec names.
+
+    Args:
+        kind: what the registry holds, for messages.
+        registry: name to class or function.
+        value: a name, or a mapping with the name and options.
+        where: the spec's place, for messages; by default ``kind``.
+        key: the mapping's key for the name.
+
+    Raises:
+        ValueError: an unknown name; an option that is unknown, missing, of a wrong kind or out of range.
+    """
+    where = where or kind
+    options = {key: value} if isinstance(value, str) else dict(value)
+    name = options.pop(key, None)
+    if not isinstance(name, str) or name not in registry:
+        raise ValueError(f"{where}.{key}: {unknown(kind, name, registry)}")
+    if faults := option_faults(
+        where, registry[name], options, lambda given: call_with(registry[name], given)
+    ):
+        raise ValueError("; ".join(map(str, faults)))
+    return call_with(registry[name], options)
 
 
 def resolve_options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +86,7 @@ def option_faults(
     given: Mapping[str, Any],
     construct: Callable[[Mapping[str, Any]], Any],
     elsewhere: str = "",
-) -> list[Fault]:
+) -> list[ConfigIssue]:
     """Faults of ``given`` as the keyword options of ``function``.
 
     Args:
@@ -68,19 +103,19 @@ def option_faults(
         if name not in known:
             names = ", ".join(known) or "none"
             message = f"unknown option. Known here: {names}.{close_match(name, known)}{elsewhere}"
-            faults.append(Fault(f"{where}.{name}", message))
+            faults.append(ConfigIssue(f"{where}.{name}", message))
         elif wanted := _unmet_kind(value, kinds.get(name)):
-            faults.append(Fault(f"{where}.{name}", f"must be {wanted}, not {repr(value)[:80]}"))
+            faults.append(ConfigIssue(f"{where}.{name}", f"must be {wanted}, not {repr(value)[:80]}"))
     for name, default in known.items():
         if default is inspect.Parameter.empty and name not in given:
-            faults.append(Fault(f"{where}.{name}", "is required"))
+            faults.append(ConfigIssue(f"{where}.{name}", "is required"))
     if not faults:
         try:
             construct(given)
         except (ValueError, AssertionError) as error:
-            faults.append(Fault(where, str(error) or "is refused"))
+            faults.append(ConfigIssue(where, str(error) or "is refused"))
         except Exception as error:  # a foreign constructor that did not expect such a value
-            faults.append(Fault(where, f"is refused: {type(error).__name__}: {error}"))
+            faults.append(ConfigIssue(where, f"is refused: {type(error).__name__}: {error}"))
     return faults
 
 
@@ -90,16 +125,6 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
         return get_type_hints(function.__init__ if foreign else function)
     except (NameError, TypeError):  # a foreign class whose annotations cannot be resolved
         return {}
-
-
-def unmet_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
-    """Of options whose names are right: ``key must be KIND, not VALUE`` for each of a wrong kind."""
-    kinds = _annotations(function)
-    return [
-        f"{name} must be {wanted}, not {repr(value)[:80]}"
-        for name, value in given.items()
-        if (wanted := _unmet_kind(value, kinds.get(name)))
-    ]
 
 
 def _unmet_kind(value: Any, kind: Any) -> str:

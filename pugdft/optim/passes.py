@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pugdft.optim import foreach
-from pugdft.optim.combine import Correction, Merge
-from pugdft.optim.context import Memory
+from pugdft.optim.combine import Combination, Correction
+from pugdft.optim.context import RuleState
 from pugdft.optim.scaler import LossScale
 
 PassContext = Callable[[], AbstractContextManager[object]]
@@ -174,7 +174,7 @@ class CleanGradients:
                 parameter.grad.add_(gradient)
         self._held = []
 
-    def merge(self, rule: Merge, memory: Memory) -> Correction | None:
+    def merge(self, rule: Combination, state: RuleState) -> Correction | None:
         """Let the rule make one of both; where the second pass gave none, the clean gradient stands."""
         both = [(p, clean, p.grad) for p, clean in self._held if p.grad is not None]
         for parameter, gradient in self._held:
@@ -184,7 +184,7 @@ class CleanGradients:
         if not both:
             return None
         parameters, clean, perturbed = ([row[column] for row in both] for column in range(3))
-        return rule.merge_(clean, perturbed, parameters, memory)
+        return rule.merge_(clean, perturbed, parameters, state)
 
 
 def _own(gradient: Tensor) -> Tensor:

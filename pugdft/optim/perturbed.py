@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.combine import Correction, Linear, Merge
-from pugdft.optim.context import Facts, Memory, StepContext
-from pugdft.optim.diagnostics import Evidence
+from pugdft.optim.combine import Correction
+from pugdft.optim.context import ParameterInfo, RuleState, StepContext
+from pugdft.optim.diagnostics import Diagnostics
 from pugdft.optim.directions import Ascent
 from pugdft.optim.methods import Method
 from pugdft.optim.passes import CleanGradients, PassContext, RandomState, SavedWeights, align_gradients, clear
 from pugdft.optim.scaler import GuardedStep, LossScale
-from pugdft.optim.triggers import Ahead, Never
 
 Closure = Callable[[], Tensor]
 
@@ -40,7 +39,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     Args:
         base: steps at the exactly restored weights.
         method: the five rules.
-        facts: about the parameters, for the rules that ask.
+        info: about the parameters, for the rules that ask.
         clean_pass: makes the context manager around the clean pass of a step that may perturb.
         perturbed_pass: makes the context manager around each perturbed pass.
         replay_rng: the perturbed pass draws the clean pass's random numbers.
@@ -53,7 +52,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         base: torch.optim.Optimizer,
         method: Method,
         *,
-        facts: Facts | None = None,
+        info: ParameterInfo | None = None,
         clean_pass: PassContext | None = None,
         perturbed_pass: PassContext | None = None,
         replay_rng: bool = True,
@@ -65,14 +64,14 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self.progress = 0.0
         self.num_steps = 0
         self.num_two_pass_steps = 0
-        self.evidence = Evidence()
+        self.diagnostics = Diagnostics()
         self.loss_scale = loss_scale
-        self._facts = facts or Facts()
+        self._info = info or ParameterInfo()
         self._clean_pass = clean_pass or nullcontext
         self._perturbed_pass = perturbed_pass or nullcontext
-        self._replays = replay_rng and not isinstance(method.trigger, Never)
+        self._replays = replay_rng and method.trigger.perturbs
         self._clean = CleanGradients(closure_accumulates, loss_scale)
-        self._memories = {slot: Memory() for slot in _SLOTS}
+        self._rule_states = {slot: RuleState() for slot in _SLOTS}
         self._weights = SavedWeights()
         self._guard = GuardedStep(base, loss_scale)
         first = base.param_groups[0]
@@ -99,7 +98,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
 
     def observe_epoch(self, train_loss: float, validation_loss: float, num_epochs: int) -> None:
         """Tell a timing rule an epoch's clean training loss and the loss on held-out images."""
-        self.method.trigger.observe_epoch(train_loss, validation_loss, num_epochs, self._memories["trigger"])
+        self.method.trigger.observe_epoch(
+            train_loss, validation_loss, num_epochs, self._rule_states["trigger"]
+        )
 
     @property
     def num_skipped_steps(self) -> int:
@@ -126,7 +127,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             return self._run(closure)
         context = self._context()
         trigger, combine = self.method.trigger, self.method.combine
-        if isinstance(trigger, Ahead):
+        if trigger.passes_ahead:
             loss = self._pass_ahead(closure, parameters, context)
             rule, correction = self.method.normalize, None
         else:
@@ -135,15 +136,14 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 loss = self._run(closure)
             self._take_gradients(parameters)
             differentiated = [p for p in parameters if p.grad is not None]
-            if differentiated and trigger.fires(context, differentiated, self._memories["trigger"]):
+            if differentiated and trigger.fires(context, differentiated, self._rule_states["trigger"]):
                 correction = self._second_pass(closure, parameters, differentiated, context, clean_state)
                 rule = self.method.normalize
                 self.num_two_pass_steps += 1
             else:
                 rule, correction = trigger.one_pass_rule() or self.method.normalize, None
-                if isinstance(combine, Merge):
-                    gradients = [p.grad for p in differentiated if p.grad is not None]
-                    combine.reuse_(gradients, differentiated, self._memories["combine"])
+                gradients = [p.grad for p in differentiated if p.grad is not None]
+                combine.reuse_(gradients, differentiated, self._rule_states["combine"])
         self._guard.step([p.grad for p in parameters if p.grad is not None], rule, correction)
         self.num_steps += 1
         return loss
@@ -163,23 +163,22 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     ) -> Correction | None:
         """Leave h in the gradients, and the weights as they were."""
         combine, direction = self.method.combine, self.method.direction
-        clean, factor = combine.coefficients(context) if isinstance(combine, Linear) else (1.0, 1.0)
+        clean, factor = combine.coefficients(context)
         rho = self.method.radius(context)
-        perturbed = direction.chosen(differentiated, self._facts)
-        self.evidence.before_second_pass(differentiated)
-        if isinstance(combine, Merge):
-            combine.release(self._memories["combine"])
+        perturbed = direction.chosen(differentiated, self._info)
+        self.diagnostics.before_second_pass(differentiated)
+        combine.release(self._rule_states["combine"])
         with self._weights.perturbed(perturbed) as weights, self._clean.kept():
             for ascent in range(direction.num_ascents):
                 gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]
                 direction.perturb_(
-                    Ascent(perturbed, weights, gradients, rho, self._facts, self._memories["direction"])
+                    Ascent(perturbed, weights, gradients, rho, self._info, self._rule_states["direction"])
                 )
                 is_last = ascent == direction.num_ascents - 1
                 del gradients  # a list of them would keep them alive through the pass
                 if ascent == 0:
                     # A further ascent needs the place where the gradients lie.
-                    apart = isinstance(combine, Merge) or direction.num_ascents > 1
+                    apart = combine.needs_both_gradients or direction.num_ascents > 1
                     self._clean.put_aside(differentiated, clean / factor, apart)
                 else:
                     clear(differentiated)
@@ -191,12 +190,12 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                         stack.enter_context(clean_state.replayed())
                     self._run(closure)
                 self._take_gradients(parameters)
-            self.evidence.measure_perturbation(perturbed, weights)
-        if isinstance(combine, Merge):
-            self.evidence.after_second_pass(0.0)
-            return self._clean.merge(combine, self._memories["combine"])
+            self.diagnostics.measure_perturbation(perturbed, weights)
+        if combine.needs_both_gradients:
+            self.diagnostics.after_second_pass(0.0)
+            return self._clean.merge(combine, self._rule_states["combine"])
         self._clean.add()
-        self.evidence.after_second_pass(clean / factor)
+        self.diagnostics.after_second_pass(clean / factor)
         if factor != 1:
             foreach.scale_([p.grad for p in parameters if p.grad is not None], factor)
         return None
@@ -205,11 +204,11 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         """The only pass, at the perturbed point."""
         with self._weights.perturbed(parameters) as weights:
             rho = self.method.radius(context)
-            memory = self._memories["direction"]
-            self.method.direction.perturb_(Ascent(parameters, weights, weights, rho, self._facts, memory))
+            state = self._rule_states["direction"]
+            self.method.direction.perturb_(Ascent(parameters, weights, weights, rho, self._info, state))
             loss = self._run(closure)
-            self.evidence.before_second_pass([])
-            self.evidence.measure_perturbation(parameters, weights)
+            self.diagnostics.before_second_pass([])
+            self.diagnostics.measure_perturbation(parameters, weights)
         self._take_gradients(parameters)
         return loss
 
@@ -247,8 +246,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             "num_two_pass_steps": self.num_two_pass_steps,
             "num_skipped_steps": self.num_skipped_steps,
             "peak_lr": self._peak_lr,
-            "evidence": self.evidence.state_dict(),
-            "memories": {slot: memory.state_dict(positions) for slot, memory in self._memories.items()},
+            "evidence": self.diagnostics.state_dict(),
+            "memories": {slot: state.state_dict(positions) for slot, state in self._rule_states.items()},
             "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
         }
         return {**self.base.state_dict(), _STATE_KEY: own}
@@ -269,10 +268,10 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self.num_two_pass_steps = own["num_two_pass_steps"]
         self._guard.num_skipped = own["num_skipped_steps"]
         self._peak_lr = own["peak_lr"]
-        self.evidence.load_state_dict(own["evidence"])
+        self.diagnostics.load_state_dict(own["evidence"])
         parameters = self._all_parameters()
-        for slot, memory in self._memories.items():
-            memory.load_state_dict(own["memories"][slot], parameters)
+        for slot, state in self._rule_states.items():
+            state.load_state_dict(own["memories"][slot], parameters)
         if self.loss_scale is not None and own["loss_scale"] is not None:
             self.loss_scale.load_state_dict(own["loss_scale"])
 

@@ -7,14 +7,13 @@ Source: When and How Much to Perturb? (RTS, 2025), section on schedules.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pugdft.errors import unknown
 from pugdft.optim.context import StepContext, require
+from pugdft.optim.options import build
 
 Number = float | Mapping[str, Any]
 """What a recipe may say: a number, or a schedule such as ``{schedule: icos, min: 0.5, max: 2}``."""
@@ -134,7 +133,7 @@ class ProportionalToLr:
 
 
 SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
-    "constant": lambda *, value: Constant(value),
+    "constant": Constant,
     "sin": Sin,
     "cos": Cos,
     "isin": InverseSin,
@@ -166,19 +165,10 @@ def as_schedule(
         if isinstance(value, bool) or not callable(value):
             raise ValueError(f"{name} must be a number or a schedule, not {value!r}")
         return value
-    keys = dict(value)
-    kind = keys.pop("schedule", None)
-    if not isinstance(kind, str) or kind not in SCHEDULES:
-        raise ValueError(f"{name}.schedule: {unknown('schedule', kind, SCHEDULES)}")
-    wanted = list(inspect.signature(SCHEDULES[kind]).parameters)
-    if set(keys) != set(wanted):
-        given = ", ".join(map(str, keys)) or "nothing"
-        raise ValueError(f"{name}: schedule {kind} takes {', '.join(wanted)}; given: {given}")
-    for key, number in keys.items():
-        if not isinstance(number, int | float) or isinstance(number, bool):
-            raise ValueError(f"{name}.{key} must be a number, not {number!r}")
+    schedule: Schedule = build("schedule", SCHEDULES, value, where=name, key="schedule")
+    for key, number in vars(schedule).items():
         require(number, f"{name}.{key}", minimum=minimum)
-    return SCHEDULES[kind](**keys)
+    return schedule
 
 
 def as_radius(rho: Number) -> Schedule:

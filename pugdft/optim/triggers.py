@@ -12,23 +12,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pugdft.errors import unknown
 from pugdft.optim import foreach
 from pugdft.optim.combine import Identity, Normalize, Unit
-from pugdft.optim.context import Memory, StepContext, require
+from pugdft.optim.context import RuleState, StepContext, require
 
 Before = Literal["plain", "unit"]
 
 
 class Trigger(ABC):
-    """Whether a step perturbs; asked after the clean pass."""
+    """Decide whether a step takes a second pass; asked after the clean pass.
+
+    Attributes:
+        needs_validation: it needs the loss on held-out images after each epoch.
+        perturbs: some step takes a second pass.
+        passes_ahead: the only pass of a step is taken at the perturbed point.
+    """
 
     needs_validation = False
+    perturbs = True
+    passes_ahead = False
 
     @property
     def expected_fraction(self) -> float | None:
@@ -36,13 +43,13 @@ class Trigger(ABC):
         return None
 
     @abstractmethod
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
         """Whether this step takes a second pass.
 
         Args:
             context: the moment.
             parameters: those with a gradient, which is the clean one.
-            memory: this rule's.
+            state: this rule's.
         """
 
     def one_pass_rule(self) -> Normalize | None:
@@ -50,7 +57,7 @@ class Trigger(ABC):
         return Identity()
 
     def observe_epoch(
-        self, train_loss: float, validation_loss: float, num_epochs: int, memory: Memory
+        self, train_loss: float, validation_loss: float, num_epochs: int, state: RuleState
     ) -> None:
         """See an epoch's mean clean training loss and the held-out loss."""
 
@@ -61,7 +68,7 @@ class Always(Trigger):
 
     expected_fraction = 1.0
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
         return True
 
 
@@ -70,8 +77,9 @@ class Never(Trigger):
     """One pass at every step, normalised by the method's own rule."""
 
     expected_fraction = 0.0
+    perturbs = False
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
         return False
 
     def one_pass_rule(self) -> Normalize | None:
@@ -81,6 +89,8 @@ class Never(Trigger):
 @dataclass(frozen=True)
 class Ahead(Never):
     """One pass at every step, taken at the perturbed point."""
+
+    passes_ahead = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +119,7 @@ class After(_Timed):
     def expected_fraction(self) -> float:
         return 1 - self.fraction
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
         return context.progress >= self.fraction
 
 
@@ -127,7 +137,7 @@ class Every(_Timed):
     def expected_fraction(self) -> float:
         return 1 / self.k
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
         return context.step % self.k == 0
 
 
@@ -147,7 +157,7 @@ class Probability(_Timed):
     def expected_fraction(self) -> float:
         return self.p
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + context.step)
         return float(torch.rand((), generator=generator)) < self.p
 
@@ -170,8 +180,8 @@ class GradientVariance(_Timed):
         require(self.k, "k", minimum=2)
         require(self.init_fraction, "init_fraction", minimum=0, maximum=1)
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
-        values = memory.values
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+        values = state.values
         if values.get("fired"):
             return True
         norm = float(foreach.global_norm([p.grad for p in parameters if p.grad is not None]))
@@ -200,24 +210,24 @@ class GradientCosine(_Timed):
         require(self.kappa, "kappa", minimum=-1, maximum=1)
         require(self.k, "k", minimum=1)
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
-        values = memory.values
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+        values = state.values
         if values.get("fired"):
             return True
         if not math.isfinite(float(foreach.global_norm([p.grad for p in parameters if p.grad is not None]))):
             return False
-        previous = memory.tensors.get("previous", {})
+        previous = state.tensors.get("previous", {})
         rows = [(p.grad, previous[p]) for p in parameters if p in previous and p.grad is not None]
         if rows:
             now, before = [row[0] for row in rows], [row[1] for row in rows]
             norms = foreach.global_norm(now) * foreach.global_norm(before)
             cosine = float(foreach.ratio(foreach.dot(now, before), norms))
             values["last"] = [*values.get("last", []), cosine][-self.k :]
-        memory.tensors["previous"] = {p: p.grad.clone() for p in parameters if p.grad is not None}
+        state.tensors["previous"] = {p: p.grad.clone() for p in parameters if p.grad is not None}
         last = values.get("last", [])
         values["fired"] = len(last) == self.k and fmean(last) > self.kappa
         if values["fired"]:
-            memory.tensors.clear()
+            state.tensors.clear()
         return bool(values["fired"])
 
 
@@ -238,13 +248,13 @@ class GeneralizationGap(_Timed):
         require(self.mu, "mu", minimum=0)
         require(self.every, "every", minimum=1)
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], memory: Memory) -> bool:
-        return bool(memory.values.get("fired"))
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+        return bool(state.values.get("fired"))
 
     def observe_epoch(
-        self, train_loss: float, validation_loss: float, num_epochs: int, memory: Memory
+        self, train_loss: float, validation_loss: float, num_epochs: int, state: RuleState
     ) -> None:
-        values = memory.values
+        values = state.values
         gaps = values["gaps"] = [*values.get("gaps", []), abs(validation_loss - train_loss)]
         first = max(3, round(0.1 * num_epochs))
         if len(gaps) > first and len(gaps) % self.every == 0 and gaps[-1] > self.mu * fmean(gaps[:first]):
@@ -259,23 +269,3 @@ TRIGGERS: Mapping[str, Callable[..., Trigger]] = {
     "gradient_cosine": GradientCosine,
     "generalization_gap": GeneralizationGap,
 }
-
-"""Name in a recipe's ``trigger`` mapping to its rule."""
-
-
-def as_trigger(value: Mapping[str, Any]) -> Trigger:
-    """``{name: gradient_variance, gamma: 0.2, k: 10}`` as a rule.
-
-    Raises:
-        ValueError: unknown name or option, or a value out of range.
-    """
-    from pugdft.optim.options import option_faults
-
-    options = dict(value)
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in TRIGGERS:
-        raise ValueError(f"trigger.name: {unknown('trigger', name, TRIGGERS)}")
-    rule = TRIGGERS[name]
-    if faults := option_faults("trigger", rule, options, lambda given: rule(**given)):
-        raise ValueError("; ".join(map(str, faults)))
-    return rule(**options)

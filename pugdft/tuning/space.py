@@ -15,11 +15,12 @@ from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, Val
 from pugdft.config import yaml
 from pugdft.config.load import recipe_folder, schema_faults
 from pugdft.config.schema import Number, Section
-from pugdft.errors import Fault, FaultsError, UserError, close_match
+from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match
 from pugdft.optim import spec_faults
 from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, METHODS, build_method
+from pugdft.optim.build import ALGORITHM_OPTIONS, build_method
 from pugdft.optim.combine import Identity
+from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
 _BASE = "base."
@@ -41,9 +42,9 @@ def _check_points(points: list[Any]) -> list[Any]:
     faults = []
     for number, point in enumerate(points):
         if isinstance(point, float) and not math.isfinite(point):
-            faults.append(Fault("", f"must be finite, not {json.dumps(point)}"))
+            faults.append(ConfigIssue("", f"must be finite, not {json.dumps(point)}"))
         elif any(other == point and type(other) is type(point) for other in points[:number]):
-            faults.append(Fault("", f"{json.dumps(point, default=str)[:_LONGEST_SHOWN]} stands twice"))
+            faults.append(ConfigIssue("", f"{json.dumps(point, default=str)[:_LONGEST_SHOWN]} stands twice"))
     if faults:
         raise FaultsError("", faults)
     return points
@@ -123,10 +124,10 @@ class SearchStage(Section):
     def _check(self) -> SearchStage:
         faults = []
         if (self.values is None) == (self.times is None):
-            faults.append(Fault("", "expected either values or times, with a list"))
+            faults.append(ConfigIssue("", "expected either values or times, with a list"))
         if self.searched == "base" and not self.option.startswith(_BASE):
             message = f"base searches options of the base, such as base.lr, not {self.option}"
-            faults.append(Fault("with", message))
+            faults.append(ConfigIssue("with", message))
         if faults:
             raise FaultsError("", faults)
         return self
@@ -162,12 +163,12 @@ class GreedySearch(_Search):
         for number, stage in enumerate(self.stages):
             before = self.stages[:number]
             if stage.option in [other.option for other in before]:
-                faults.append(Fault(f"stages.{number}.option", f'"{stage.option}" stands twice'))
+                faults.append(ConfigIssue(f"stages.{number}.option", f'"{stage.option}" stands twice'))
             # What the base finds would change a method that was scored with another base.
             own = [other.option for other in before if other.searched == "method"]
             if stage.searched == "base" and own:
                 message = f"base must come before stages with the method ({own[0]})"
-                faults.append(Fault(f"stages.{number}.with", message))
+                faults.append(ConfigIssue(f"stages.{number}.with", message))
         if faults:
             raise FaultsError("", faults)
         return self
@@ -240,7 +241,7 @@ def read_search(source: str) -> Search:
     if kind not in ("greedy", "general"):
         shown = json.dumps(kind, default=str)[:_LONGEST_SHOWN]
         problem = "is required" if kind is None else f"must be greedy or general, not {shown}"
-        fault = Fault("search", f"{problem}: greedy, with stages, or general, with a space")
+        fault = ConfigIssue("search", f"{problem}: greedy, with stages, or general, with a space")
         raise FaultsError(str(path), [fault])
     schema: type[GreedySearch] | type[GeneralSearch] = GreedySearch if kind == "greedy" else GeneralSearch
     try:
@@ -358,13 +359,13 @@ def _has_own_lr(spec: Mapping[str, Any]) -> bool:
     return not isinstance(build_method(spec["name"], options).normalize, Identity)
 
 
-def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]) -> list[Fault]:
+def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]) -> list[ConfigIssue]:
     """What is wrong with a search for these optimizers: options that nobody has, values that are refused."""
     known = {f"{_BASE}{key}" for base in BASES.values() for key in keyword_defaults(base)}
     known |= {f"{_BASE}{key}" for each in optimizers for key in _base_options(each.spec)}
     known |= {option for name in METHODS for option in _method_options(name)}
     faults = [
-        Fault(option, f"no optimizer has this option.{close_match(option, known)}")
+        ConfigIssue(option, f"no optimizer has this option.{close_match(option, known)}")
         for option in (dimension.option for dimension in dimensions)
         if option not in known
     ]
@@ -373,15 +374,15 @@ def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]
     for optimizer in optimizers:
         axes = axes_of(dimensions, optimizer.spec)
         if not axes:
-            faults.append(Fault("", f'"{optimizer.label}" has none of the options that are searched'))
+            faults.append(ConfigIssue("", f'"{optimizer.label}" has none of the options that are searched'))
         for axis in axes:
             where = f'{axis.option} of "{optimizer.label}"'
             if axis.times and not _can_scale(axis.start):
                 problem = f"is {axis.start!r} untuned, which has no multiples: leave out times"
-                faults.append(Fault(where, problem))
+                faults.append(ConfigIssue(where, problem))
                 continue
             refused = [spec_faults(with_option(optimizer.spec, axis.option, value)) for value in axis.values]
-            faults += [Fault(where, str(fault)) for each in refused for fault in each]
+            faults += [ConfigIssue(where, str(fault)) for each in refused for fault in each]
     return list(dict.fromkeys(faults))
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pugdft.optim import build_optimizer
-from pugdft.optim.build import METHODS, takes_two_passes
+from pugdft.optim.build import takes_two_passes
+from pugdft.optim.methods import METHODS
 from pugdft.optim.perturbed import PerturbedOptimizer
 
 LRS = [0.1, 0.03]

@@ -14,7 +14,7 @@ import pytest
 from conftest import write_image_folder
 from small_runs import ADAMW, IMAGES, SGD, cut_run, differences, tiny_recipe, whole_run
 
-from pugdft.optim.build import METHODS
+from pugdft.optim.methods import METHODS
 from pugdft.training import checkpoint as checkpoint_module
 from pugdft.training.checkpoint import Checkpoint
 

@@ -13,7 +13,7 @@ import safetensors.torch
 from small_runs import largest_difference, run
 
 from pugdft.config import yaml
-from pugdft.optim.build import METHODS
+from pugdft.optim.methods import METHODS
 from pugdft.predictions import read_predictions
 from pugdft.records import read_record
 

@@ -221,7 +221,7 @@ def test_resume_is_exact_through_a_file(name: str, base: str, cut: int, tmp_path
     go_on(again, resumed, cut, 24, 24)
     assert deviation(unbroken, resumed) == 0
     assert (again.num_steps, again.num_two_pass_steps) == (24, whole.num_two_pass_steps)
-    assert again.evidence.state_dict() == whole.evidence.state_dict()
+    assert again.diagnostics.state_dict() == whole.diagnostics.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -346,9 +346,9 @@ def test_evidence_is_near_the_truth_on_large_tensors(name: str, accumulates: boo
     optimizer.step(closure)
     true = float(torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0))
     assert true < 0.995
-    assert optimizer.evidence.mean_gradient_cosine() == pytest.approx(true, abs=0.03)
+    assert optimizer.diagnostics.mean_gradient_cosine() == pytest.approx(true, abs=0.03)
     length = float((points[1] - points[0]).norm())
-    assert optimizer.evidence.mean_perturbation_norm() == pytest.approx(length, rel=1e-4)
+    assert optimizer.diagnostics.mean_perturbation_norm() == pytest.approx(length, rel=1e-4)
 
 
 @pytest.mark.parametrize("accumulates", [True, False])
@@ -372,7 +372,7 @@ def test_a_clean_gradient_that_is_not_needed_is_free_before_the_second_pass(
             first.extend(weakref.ref(p.grad) for p in net.parameters() if p.grad is not None)
         return loss
 
-    optimizer.evidence.before_second_pass([])  # its first sample would hold small tensors whole
+    optimizer.diagnostics.before_second_pass([])  # its first sample would hold small tensors whole
     optimizer.step(closure)
     assert alive == [name in ("pugd", "gnp", "gsam")]
 

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from pugdft.errors import FaultsError, UserError
 from pugdft.optim import build_optimizer, describe, optimizer_names, resolve_spec, spec_faults, summary
 from pugdft.optim.base import BASES
-from pugdft.optim.build import METHODS
 from pugdft.optim.context import StepContext
+from pugdft.optim.methods import METHODS
 from pugdft.optim.schedules import as_schedule
 
 IDS = [f"{name}{options or ''}" for name, options, _ in REFERENCES]
@@ -281,7 +281,7 @@ def test_gsam_s_radius_follows_the_learning_rate_through_warm_up() -> None:
     optimizer = build_optimizer(spec_of("gsam", {"name": "sgd", "lr": 1.0}), net)
     optimizer.param_groups[0]["lr"] = 0.25
     optimizer.step(make_closure(optimizer, net))
-    assert optimizer.evidence.mean_perturbation_norm() == pytest.approx(0.01 + 0.04 * 0.25, rel=1e-6)
+    assert optimizer.diagnostics.mean_perturbation_norm() == pytest.approx(0.01 + 0.04 * 0.25, rel=1e-6)
 
 
 def test_several_ascents_may_keep_the_clean_gradient() -> None:
@@ -399,7 +399,7 @@ def test_params_may_be_a_module_tensors_named_pairs_or_groups() -> None:
         ({"name": "sam", "base": SGD_BASE, "rho": {"schedule": "sine"}}, r'Did you mean "cosine"|"sin"'),
         (
             {"name": "sam", "base": SGD_BASE, "rho": {"schedule": "sin", "min": 1}},
-            "takes min, max; given: min",
+            r"rho.max: is required",
         ),
         (
             {"name": "sam", "base": SGD_BASE, "rho": {"schedule": "sin", "min": 2, "max": 1}},
@@ -422,11 +422,11 @@ def test_params_may_be_a_module_tensors_named_pairs_or_groups() -> None:
         ({"name": "rules", "base": SGD_BASE, "direction": "gradent"}, 'Did you mean "gradient"'),
         (
             {"name": "rules", "base": SGD_BASE, "combine": "weighted"},
-            "clean, perturbed; given: nothing",
+            "combine.clean: is required; combine.perturbed: is required",
         ),
         (
             {"name": "rules", "base": SGD_BASE, "normalize": {"name": "unit", "x": 1}},
-            "no options; given: x",
+            "normalize.x: unknown option. Known here: none",
         ),
         (
             {"name": "rules", "base": SGD_BASE, "direction": {"name": "friendly_gradient", "decay": 2}},

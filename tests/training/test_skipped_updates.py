@@ -16,7 +16,7 @@ from pugdft.cli.progress import ProgressLog
 from pugdft.models import Backbone
 from pugdft.optim import directions as direction
 from pugdft.optim import scaler as guard
-from pugdft.optim.build import METHODS
+from pugdft.optim.methods import METHODS
 from pugdft.training import run as finetune_module
 from pugdft.training import setup as parts
 from pugdft.training.divergence import BufferGuard

@@ -13,7 +13,7 @@ from small_runs import Weights, largest_difference, parts_of, run
 from torch.nn import functional
 
 from pugdft.errors import UserError
-from pugdft.optim.build import METHODS
+from pugdft.optim.methods import METHODS
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import read_record
