@@ -21,11 +21,11 @@ from pugdft.figures.charts import (
 from pugdft.leaderboard.columns import (
     COUNT,
     PERCENT,
-    UNITS,
     DisplayUnit,
     number,
     passes_unit,
     seconds_unit,
+    unit_of,
 )
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
 from pugdft.predictions import METRICS
@@ -127,9 +127,9 @@ def cost_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) -> 
     ]
     if len(found) < 2:
         return None
-    drawn, name, metric_unit = found[:MOST_MARKS], METRICS[group.metric].name, UNITS[group.metric]
+    drawn, name, metric_unit = found[:MOST_MARKS], METRICS[group.metric].name, unit_of(group.metric)
     low, high = metric_limits([summary for _, _, summary, _ in drawn], group.metric)
-    unit, size = unit_of(cost, [spent for *_, spent in drawn]), metric_unit.size
+    unit, size = cost_unit(cost, [spent for *_, spent in drawn]), metric_unit.size
     results, off, cut = [], [], False
     for index, entry, summary, spent in drawn:
         said = f"{shortened(entry.label, 80)}: {name} {metric_unit.phrase(summary.mean)}"
@@ -181,7 +181,7 @@ def history_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) 
     points = {index: found for index, found in points.items() if len(found) > 1}
     if not points:
         return None
-    unit = unit_of(cost, [spent for found in points.values() for spent, _ in found])
+    unit = cost_unit(cost, [spent for found in points.values() for spent, _ in found])
     low, high = history_limits([[top1 for _, top1 in found] for found in points.values()], (0.0, 1.0))
     curves = [
         History(
@@ -204,7 +204,7 @@ def history_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) 
     return PageChart(cost, svg_text(figure, f"{id}h{cost}", description), notes)
 
 
-def unit_of(cost: Cost, spent: Iterable[float | None]) -> DisplayUnit:
+def cost_unit(cost: Cost, spent: Iterable[float | None]) -> DisplayUnit:
     return {"passes": passes_unit, "seconds": seconds_unit, "epochs": lambda _: COUNT}[cost](spent)
 
 

@@ -6,7 +6,7 @@ fractions as percent; JSON and CSV keep them in 0..1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -77,10 +77,12 @@ PERCENT = DisplayUnit("%", 0.01, 2)
 
 COUNT = DisplayUnit("")
 
-UNITS: Mapping[str, DisplayUnit] = {
-    key: DisplayUnit(metric.unit, 1 / metric.scale, metric.digits) for key, metric in METRICS.items()
-}
-"""The unit of each metric."""
+
+def unit_of(metric: str) -> DisplayUnit:
+    """Return the unit in which people read a metric."""
+    row = METRICS[metric]
+    return DisplayUnit(row.unit, 1 / row.scale, row.digits)
+
 
 _PASSES = (DisplayUnit("M", 1e6, 2, least=10), DisplayUnit("k", 1e3, 1, least=10), COUNT)
 
@@ -137,7 +139,7 @@ def rank(entry: Entry) -> str:
 
 def mean_and_spread(entry: Entry, metric: str) -> str:
     """Write ``95.03 ± 0.15``: mean and standard deviation over seeds."""
-    found, unit = entry.summary(metric), UNITS[metric]
+    found, unit = entry.summary(metric), unit_of(metric)
     if found is None:
         return NOTHING
     return unit(found.mean) + ("" if found.std is None else f" ± {unit(found.std)}")
@@ -146,7 +148,7 @@ def mean_and_spread(entry: Entry, metric: str) -> str:
 def interval(entry: Entry, metric: str) -> str:
     """Write ``94.65–95.41``."""
     found = entry.summary(metric)
-    return "–".join(map(UNITS[metric], found.ci95)) if found and found.ci95 else NOTHING
+    return "–".join(map(unit_of(metric), found.ci95)) if found and found.ci95 else NOTHING
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ def _mean_column(metric: Metric) -> Column:
         page=metric.name,
         section="test split, last epoch",
         help=f"Mean {metric.name} over seeds.",
-        units=(UNITS[metric.key],),
+        units=(unit_of(metric.key),),
         read=lambda entry: found.mean if (found := entry.summary(metric.key)) else None,
         importance=metric.importance,
         metric=metric.key,

@@ -1,4 +1,4 @@
-"""Base optimizers: torch's own, in their fused form where one exists, and timm's by name.
+"""Construct base optimizers: torch's own, fused where possible, and timm's by name.
 
 Each function lists the options that a recipe may give, with torch's defaults; ``lr`` has none, for no number
 suits every backbone.
@@ -271,7 +271,7 @@ def fill_momentum(base: torch.optim.Optimizer) -> None:
 
 
 def momentum_of(base: torch.optim.Optimizer) -> Callable[[Any], list[Tensor | None]]:
-    """Reads the momentum that a base keeps for parameters."""
+    """A function that reads the momentum that a base keeps for parameters."""
 
     def read(parameters: Any) -> list[Tensor | None]:
         states = [base.state.get(parameter, {}) for parameter in parameters]

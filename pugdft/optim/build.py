@@ -1,4 +1,4 @@
-"""From a spec and parameters to an optimizer."""
+"""Check a spec, and build an optimizer from it and the parameters."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Diagnostics:
             self._add("cosine", dot / (clean_square.sqrt() * perturbed_square.sqrt() + 1e-30))
 
     def _add(self, what: str, value: Tensor) -> None:
-        """A step that is skipped for its overflow is no evidence: it is left out, on the device."""
+        """A step that is skipped for its overflow is left out; this is decided on the device."""
         finite = torch.isfinite(value)
         self._sums[what] = self._sums[what] + torch.where(finite, _wide(value), 0.0)
         self._counts[what] = self._counts[what] + _wide(finite)

@@ -1,6 +1,6 @@
-"""Slot 1, where the perturbation points: e = ρ · A⊙s / (‖B⊙s‖ + 1e-12).
+"""Slot 1: compute the perturbation e = ρ · A⊙s / (‖B⊙s‖ + 1e-12).
 
-A direction writes w + e into the parameters. It gets a bitwise copy of the weights and may use the
+A direction writes w + e into the parameters. It is given a bitwise copy of the weights and may use the
 parameters themselves as scratch, so that a perturbation costs no memory beyond that copy.
 """
 

@@ -1,4 +1,4 @@
-"""Arithmetic over lists of tensors: the only place with a norm, an epsilon or a device's quirk.
+"""Arithmetic over lists of tensors; norms, epsilons and device-specific code are here only.
 
 A factor that comes out of a norm stays a 0-dim tensor on an accelerator, so that no step waits for the
 device. On a CPU there is nothing to wait for: a Python number is free and lets one kernel do the work.

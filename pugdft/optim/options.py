@@ -1,4 +1,4 @@
-"""Options checked against a function's signature: names, kinds, and the values it accepts.
+"""Check options against a function's signature, and construct rules from a spec.
 
 A recipe's ``lambda`` is the parameter ``lambda_``, since Python reserves the word.
 """

@@ -1,4 +1,4 @@
-"""What must differ, or must not differ, between the clean and the perturbed pass over a batch."""
+"""Control BatchNorm, random numbers, weights and gradients between the clean and the perturbed pass."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def align_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 class RandomState:
-    """The state of torch's generators, to draw the same numbers again (dropout, drop-path).
+    """Capture the state of torch's generators, to draw the same numbers again (dropout, drop-path).
 
     Args:
         device: an accelerator whose generator is captured beside the CPU's, if it is CUDA.
@@ -81,7 +81,7 @@ class RandomState:
 
 
 class SavedWeights:
-    """Bitwise copies of perturbed parameters.
+    """Keep bitwise copies of perturbed parameters.
 
     The memory is taken at the first perturbation and kept: taking it at every step costs more than copying
     into it.
@@ -118,7 +118,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 class CleanGradients:
-    """The clean gradients of one step after another.
+    """Keep the clean gradients of a step until they are combined with the perturbed ones.
 
     A closure that accumulates adds g* to them in place. Any other might clear them, so they are held
     outside the parameters, at the price of one more copy of the parameters during the pass.

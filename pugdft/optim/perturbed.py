@@ -1,4 +1,4 @@
-"""The algorithm: closure → trigger → perturb → closure → restore → combine → normalise → base.
+"""One update: closure → trigger → perturb → closure → restore → combine → normalise → base.
 
 One class makes every method of the family; what differs stands in the five rules of a ``Method``.
 """

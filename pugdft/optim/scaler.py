@@ -1,4 +1,4 @@
-"""Loss scaling for fp16, for methods that evaluate the gradient more than once a step.
+"""Scale the loss for fp16, in methods that evaluate the gradient more than once a step.
 
 The scale is the same in all passes of a step; it changes once, after the step. Scaling happens where the
 closure calls backward (``PerturbedOptimizer.backward``) and is undone after each pass, so that every rule
@@ -72,7 +72,7 @@ class LossScale:
 
 
 class GuardedStep:
-    """Steps a base optimizer, or skips the update and counts that.
+    """Step a base optimizer, or skip and count an update whose gradient is not finite.
 
     On an accelerator a fused base reads the flag on the device, so that nothing waits for it. A base without
     a fused form, and the one method that corrects the weights afterwards, do wait.

@@ -1,4 +1,4 @@
-"""Numbers that change over the training: radii and scales as functions of the progress.
+"""Slot 2: compute radii and scales as functions of the progress of the training.
 
 With x = p·π/2 for the progress p, the Radius-Timing-Scale schedules run between bounds on β: ``sin`` rises
 from min to max, ``cos`` falls from max to min, ``isin`` and ``icos`` are the reciprocals 1/β of these.
@@ -39,28 +39,32 @@ class Constant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sin:
-    """β = min + (max − min)·sin x: rises from min to max."""
-
+class _Bounded:
     min: float
     max: float
+    inverse = False
 
     def __post_init__(self) -> None:
-        _require_bounds(self.min, self.max)
+        require(self.min, "min")
+        require(self.max, "max")
+        if self.inverse and self.min <= 0:
+            problem = f"not {self.min:g}: 1/β would be infinite"
+            raise ValueError(f"min must be greater than 0 with an inverse schedule, {problem}")
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) must not be above max ({self.max:g})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sin(_Bounded):
+    """β = min + (max − min)·sin x: rises from min to max."""
 
     def __call__(self, context: StepContext) -> float:
         return self.min + (self.max - self.min) * math.sin(context.progress * math.pi / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cos:
+class Cos(_Bounded):
     """β = min + (max − min)·cos x: falls from max to min."""
-
-    min: float
-    max: float
-
-    def __post_init__(self) -> None:
-        _require_bounds(self.min, self.max)
 
     def __call__(self, context: StepContext) -> float:
         return self.min + (self.max - self.min) * math.cos(context.progress * math.pi / 2)
@@ -70,8 +74,7 @@ class Cos:
 class InverseSin(Sin):
     """1/β of ``sin``: falls from 1/min to 1/max; min must be above 0."""
 
-    def __post_init__(self) -> None:
-        _require_bounds(self.min, self.max, inverse=True)
+    inverse = True
 
     def __call__(self, context: StepContext) -> float:
         return 1 / super().__call__(context)
@@ -81,8 +84,7 @@ class InverseSin(Sin):
 class InverseCos(Cos):
     """1/β of ``cos``: rises from 1/max to 1/min; min must be above 0."""
 
-    def __post_init__(self) -> None:
-        _require_bounds(self.min, self.max, inverse=True)
+    inverse = True
 
     def __call__(self, context: StepContext) -> float:
         return 1 / super().__call__(context)
@@ -104,28 +106,16 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
+class Cosine(_Bounded):
     """From max to min by half a cosine: min + ½(max − min)(1 + cos πp) (SGDR, arXiv 1608.03983, eq. 5)."""
-
-    min: float
-    max: float
-
-    def __post_init__(self) -> None:
-        _require_bounds(self.min, self.max)
 
     def __call__(self, context: StepContext) -> float:
         return self.min + 0.5 * (self.max - self.min) * (1 + math.cos(math.pi * context.progress))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProportionalToLr:
+class ProportionalToLr(_Bounded):
     """From max at the schedule's peak learning rate to min at 0, never below 0 (GSAM's ρ)."""
-
-    min: float
-    max: float
-
-    def __post_init__(self) -> None:
-        _require_bounds(self.min, self.max)
 
     def __call__(self, context: StepContext) -> float:
         share = context.lr / context.base_lr if context.base_lr else 0.0
@@ -174,14 +164,3 @@ def as_schedule(
 def as_radius(rho: Number) -> Schedule:
     """A radius: :func:`as_schedule` of ``rho``, whose numbers must not be negative."""
     return as_schedule(rho, "rho", minimum=0)
-
-
-def _require_bounds(low: float, high: float, inverse: bool = False) -> None:
-    require(low, "min")
-    require(high, "max")
-    if inverse and low <= 0:
-        raise ValueError(
-            f"min must be greater than 0 with an inverse schedule, not {low:g}: 1/β would be infinite"
-        )
-    if low > high:
-        raise ValueError(f"min ({low:g}) must not be above max ({high:g})")

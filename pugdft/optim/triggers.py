@@ -1,8 +1,8 @@
-"""Slot 3, when a step takes two passes.
+"""Slot 3: choose the steps that take two passes.
 
 The timing rules are those of Radius-Timing Scale (2025). Before such a rule fires, the method runs in its
 one-pass form through the same base state: the plain base (``before='plain'``) or unit gradients
-(``before='unit'``). The first three switch once and for all.
+(``before='unit'``). The rules on gradients and losses switch once and for all.
 """
 
 from __future__ import annotations

@@ -25,9 +25,12 @@ SCHEMA = "pugdft.leaderboard/1"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 # The metrics keep their order, whichever ranks.
-_FIELDS = [column for column in columns(next(iter(METRICS))) if column.field]
-
 _GROUP_FIELDS = ("dataset", "model", "protocol", "metric", "equal_passes", "equal_seconds")
+
+
+def _columns_with_fields() -> list[Column]:
+    """The columns that programs read; their order does not depend on the metric that ranks."""
+    return [column for column in columns(next(iter(METRICS))) if column.field]
 
 
 def as_json(groups: Sequence[Group]) -> str:
@@ -48,20 +51,24 @@ def as_csv(groups: Sequence[Group]) -> str:
     by a space or a semicolon; ``spec``, ``failed`` and ``scores`` are JSON. A text that a spreadsheet would
     run as a formula begins with an apostrophe.
     """
-    text = io.StringIO()
+    text, with_fields = io.StringIO(), _columns_with_fields()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_GROUP_FIELDS, *(name for column in _FIELDS for name, _ in _csv_fields(column, None))])
+    writer.writerow(
+        [*_GROUP_FIELDS, *(name for column in with_fields for name, _ in _csv_fields(column, None))]
+    )
     for group in groups:
         for entry in group.entries:
-            values = [value for column in _FIELDS for _, value in _csv_fields(column, entry)]
+            values = [value for column in with_fields for _, value in _csv_fields(column, entry)]
             writer.writerow(map(_csv_cell, (*_csv_group(group, entry), *values)))
     return text.getvalue()
 
 
 def _group(group: Group) -> dict[str, Any]:
     names = ("dataset", "model", "protocol", "metric", "recipe", "equal_passes", "equal_seconds", "notes")
+    with_fields = _columns_with_fields()
     entries = [
-        dict(field for column in _FIELDS for field in _json_fields(column, entry)) for entry in group.entries
+        dict(field for column in with_fields for field in _json_fields(column, entry))
+        for entry in group.entries
     ]
     return {**{name: getattr(group, name) for name in names}, "entries": entries}
 

@@ -34,13 +34,13 @@ from pugdft.leaderboard.columns import (
     NOTHING,
     PERCENT,
     SECTIONS,
-    UNITS,
     Column,
     columns,
     fitting_unit,
     number,
     rank,
     titled,
+    unit_of,
 )
 from pugdft.leaderboard.entry import Entry, Group, Summary, finite
 from pugdft.leaderboard.formats.csv_json import SCHEMA
@@ -289,7 +289,7 @@ def _row(id: str, entry: Entry, group: Group, style: int | None) -> EntryRow:
         asides=tuple(asides),
         facts=tuple(_facts(entry, group)),
         seeds=tuple(
-            (seed, UNITS[group.metric](entry.scores[seed]), entry.records[position] if paired else None)
+            (seed, unit_of(group.metric)(entry.scores[seed]), entry.records[position] if paired else None)
             for position, seed in enumerate(seeds)
         ),
         records=() if paired else entry.records,
@@ -323,7 +323,7 @@ def unfinished_text(entry: Entry) -> str:
 
 def versus_text(entry: Entry, group: Group) -> str:
     """Compare an entry with the best mean in words; nothing for the best itself."""
-    versus, unit = entry.versus_best, UNITS[group.metric]
+    versus, unit = entry.versus_best, unit_of(group.metric)
     if versus is None or finite(versus.difference) is None:
         return ""
     if versus.difference == 0 and versus.p_value is None:
@@ -346,7 +346,7 @@ def versus_text(entry: Entry, group: Group) -> str:
 
 
 def _summary_text(entry: Entry, metric: str) -> str:
-    summary, unit = entry.summary(metric), UNITS[metric]
+    summary, unit = entry.summary(metric), unit_of(metric)
     if summary is None:
         return ""
     spread = "" if summary.std is None else f" ± {unit(summary.std)}"
@@ -412,7 +412,7 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
         "dataset": dataset,
         "model": model,
         "verdict": _verdict(group),
-        "score_heading": UNITS[group.metric].heading(METRICS[group.metric].name),
+        "score_heading": unit_of(group.metric).heading(METRICS[group.metric].name),
         "measured": PageTable(measured, _page_columns(group, group.metric, group.measured)),
         "reported": PageTable(reported, _page_columns(group, "top1", group.reported)),
         "legend": [row for row in measured if row.style is not None],
