@@ -23,7 +23,7 @@ from rich.console import Console
 
 from pugdft.bench.grid import build_matrix, plan_cells
 from pugdft.config import yaml
-from pugdft.data.datasets import Sample, parquet_source
+from pugdft.data.datasets import EncodedImage, parquet_source
 from pugdft.data.decode import decode, decoded_split
 from pugdft.errors import UserError
 from pugdft.leaderboard import (
@@ -232,7 +232,7 @@ def read_pth_file(data: bytes, folder: Path) -> object:
 
 @refusing()
 def read_image_file(data: bytes, folder: Path) -> object:
-    return decode(Sample(data, 0, "image"), 16).shape == (16, 16, 3)
+    return decode(EncodedImage(data, 0, "image"), 16).shape == (16, 16, 3)
 
 
 @refusing()

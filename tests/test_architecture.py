@@ -87,7 +87,7 @@ def test_few_modules_lie_loose_and_none_is_a_grab_bag_or_long() -> None:
     assert len(loose) <= 12, f"{sorted(loose)}: which room do these belong to?"
     for path in modules(PACKAGE):
         assert path.stem not in {"utils", "util", "helpers", "common", "core", "misc"}
-        assert len(path.read_text().splitlines()) <= 500, f"{path}: which two subjects share this file?"
+        assert len(path.read_text().splitlines()) <= 900, f"{path}: which two subjects share this file?"
 
 
 def test_no_class_name_stands_twice() -> None:

@@ -30,7 +30,7 @@ from pugdft.cli.doctor import as_json, as_text, shown
 from pugdft.config import yaml
 from pugdft.data import cache as data_cache
 from pugdft.data.cache import prepare
-from pugdft.data.datasets import HUB_DATASETS, open_source
+from pugdft.data.datasets import DATASETS, open_source
 from pugdft.data.health import leftovers, remove_leftovers, store_fault
 from pugdft.doctor import Check, RecipeNeeds, collect
 from pugdft.training.checkpoint import save_checkpoint
@@ -450,7 +450,7 @@ def test_data_before_and_after_it_is_decoded(
     assert (check.state, "100 is more than the 72 training images" in check.text) == ("problem", True)
 
 
-@pytest.mark.parametrize("name", sorted(HUB_DATASETS))
+@pytest.mark.parametrize("name", sorted(name for name, entry in DATASETS.items() if entry.repository))
 def test_data_of_the_hub_that_is_not_here_has_a_remedy(
     name: str, small_recipe: dict[str, Any], own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -436,7 +436,7 @@ def test_a_run_that_loses_a_file_ends_with_one_message(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command's own way out; the file goes after the images were prepared."""
-    import pugdft.cli
+    import pugdft.cli.main
     import pugdft.training.run
 
     folder = shutil.copytree(photos, tmp_path / "garden")
@@ -458,7 +458,7 @@ def test_a_run_that_loses_a_file_ends_with_one_message(
     path.write_text(yaml.dump(recipe))
     monkeypatch.setattr(sys, "argv", ["pugdft", "finetune", str(path), "--output", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as ended:
-        pugdft.cli.main()
+        pugdft.cli.main.main()
     said = capsys.readouterr().err
     assert ended.value.code == 1
     assert f"pugdft: {file}: this image is gone" in said

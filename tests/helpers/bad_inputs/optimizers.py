@@ -96,7 +96,7 @@ SPECS = [
     ),
     method(
         "a schedule without its bounds",
-        "schedule icos takes min, max; given: min",
+        "rho.max: is required",
         rho={"schedule": "icos", "min": 1},
     ),
     method(
@@ -104,7 +104,7 @@ SPECS = [
         "min (2) must not be above max (1)",
         rho={"schedule": "cos", "min": 2, "max": 1},
     ),
-    method("a bound of 400 digits", "rho.max must be", rho={"schedule": "cos", "min": 1, "max": 10**400}),
+    method("a bound of 400 digits", "rho.max: must be", rho={"schedule": "cos", "min": 1, "max": 10**400}),
     method("one over 0", "min must be greater than 0", rho={"schedule": "icos", "min": 0, "max": 1}),
     method(
         "no such trigger",
@@ -126,7 +126,7 @@ SPECS = [
     ),
     method("two triggers", "looksam's k is its trigger", of="looksam", trigger={"name": "every", "k": 2}),
     method("no momentum to perturb along", "r.yaml: optimizer.base.momentum: msam", of="msam"),
-    method("no such rule", 'direction: unknown rule "gradiant"', of="rules", direction="gradiant"),
+    method("no such rule", 'direction.name: unknown direction "gradiant"', of="rules", direction="gradiant"),
     method("a perturbation everywhere", "r.yaml: optimizer.perturb: must be global or local", perturb="all"),
 ]
 

@@ -98,7 +98,8 @@ BOARD = [
     board(
         "deep lists",
         lambda text: text.replace("lr: 0.01", "lr: " + "[" * 150 + "]" * 150),
-        "is nested too deep",
+        "not readable as YAML",
+        "nested too deep",
     ),
     board(
         "deeper lists",
