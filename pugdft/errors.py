@@ -38,7 +38,7 @@ class ConfigIssue:
 
 
 class FaultsError(UserError):
-    """Every fault of one file or mapping at once, so that nobody mends them one by one.
+    """All faults of one file or mapping, so that a user can mend them together.
 
     Args:
         source: the file or name that the faults are in, empty where there is none.

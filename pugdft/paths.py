@@ -70,7 +70,7 @@ def expanded(path: str, where: str) -> Path:
     """A path with ``~`` and ``~name`` put in full; ``where`` opens the message if there is no such home.
 
     Raises:
-        UserError: that user, or whoever runs this, has no home folder.
+        UserError: that user, or the current one, has no home folder.
     """
     try:
         return Path(path).expanduser()
@@ -119,7 +119,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def readable_mode() -> int:
-    """The mode of a new file under the umask: to be read by whoever may read the folder."""
+    """Return the mode of a new file under the umask, as ``open`` would set it."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask

@@ -121,7 +121,7 @@ def open_run(path: Path) -> StoredRun:
 
 
 def _compare_hashes(name: str, recorded: str, found: str, what: str = "") -> ValueCheck:
-    """Compare two sha256, of which a few digits are shown after ``what`` they are of."""
+    """Compare two sha256; show their first digits after ``what``."""
     return ValueCheck(
         name, recorded == found, f"{what}{', ' if what else ''}sha256 {_pair(recorded, found, 12)}"
     )
@@ -323,7 +323,7 @@ def verify(
         path: a record or a run's folder.
         data: where its data lies here, if not where the recipe says.
         tolerant: allow for rounding even if versions and device are the record's.
-        observer: hears what is being done.
+        observer: called with messages about the progress.
 
     Raises:
         UserError: something needed cannot be read: record, recipe, weights, data.
@@ -336,7 +336,7 @@ def verify(
         raise UserError(f"{run.path}: has no {missing} ({run.record.status}): there is nothing to verify")
     num_classes = run.record.data.classes
     weights = _weights_file(run)
-    # The optimizer is not looked at: one that only the record's author has may be verified all the same.
+    # The optimizer is not checked: a record of a method that is not installed here can be verified too.
     recipe = _recipe(
         run, data, lambda mapping: load_recipe(mapping, (), {"model": model_faults}), pretrained=False
     )

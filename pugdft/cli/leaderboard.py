@@ -131,7 +131,7 @@ def show(
 
     with without_garbage_collection():
         places = paths or _DEFAULT_PATHS
-        # What papers printed needs no run, so the folder that nobody named may be missing.
+        # Reported rows need no run, so the default folder may be missing.
         is_needed = bool(paths) or not reported or places[0].exists()
         collected = collect(places) if is_needed else Collected([], (), ())
         for message in (*collected.left_out, *collected.notes):

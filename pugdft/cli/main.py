@@ -1,7 +1,7 @@
 """The ``pugdft`` command. Results go to stdout, progress and messages to stderr.
 
 Exit codes: 0 done; 1 the run failed or diverged, or ``doctor`` found a problem; 2 usage or recipe error; 3 a
-gate did not hold; 4 a bench is incomplete; 130 interrupted; 143 terminated.
+check failed; 4 a bench is incomplete; 130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations

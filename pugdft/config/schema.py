@@ -143,7 +143,7 @@ class TrainSection(Section):
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="passes over the train split")
     budget: Literal["epochs", "passes"] = Field(
         "epochs",
-        description="what epochs and max_steps count: updates, or gradient passes, of which SAM's take two",
+        description="what epochs and max_steps count: updates, or gradient passes (SAM: two an update)",
     )
     max_steps: PositiveInt | None = Field(
         None, description="stop after so many updates; the schedule ends there"
@@ -159,7 +159,7 @@ class TrainSection(Section):
     eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
     eval_every: PositiveInt = Field(1, description="epochs between evaluations")
     evaluate: Literal["all", "validation"] = Field(
-        "all", description="validation: the test split is never looked at, as in a search"
+        "all", description="validation: the test split is never evaluated, as in a search"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; weights stay fp32, and fp16 scales the loss"

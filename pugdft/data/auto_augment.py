@@ -74,7 +74,7 @@ def data_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
         return [ConfigIssue("data.auto_augment", f'"{text}" is nothing that timm knows ({error}); {known}')]
     try:
         _try(transform)
-    except Exception as error:  # whatever timm, Pillow or numpy make of numbers that nobody tried
+    except Exception as error:  # timm, Pillow and numpy raise anything for odd numbers
         reason = " ".join(str(error).split()) or type(error).__name__
         message = f'"{text}" has numbers that timm\'s augmentation cannot do with ({reason}); {known}'
         return [ConfigIssue("data.auto_augment", message)]

@@ -241,7 +241,7 @@ class TrainingBatches:
         drawn = self._draw(epoch, step)
         rows = own = self.share.of(np.arange(len(positions)))
         if drawn.mix is not None and self.share.world > 1:
-            # A batch is mixed with its own reverse, of which other processes have a part.
+            # A batch is mixed with its own reverse; other processes have a part of it.
             rows = np.concatenate([own, len(positions) - 1 - own])
         return _Request(epoch, step, drawn, rows, self.images.indices[positions[rows]], len(own))
 

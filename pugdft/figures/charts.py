@@ -57,7 +57,7 @@ class Series:
         style: 0 to ``NUM_STYLES`` − 1; None for small grey marks without a label.
         filled: whether marks are filled and the label is bold.
         key: name of the series in a page (``data-series``).
-        tip: shown in a page for whoever points at the marks.
+        tip: shown on the page when the pointer is over the mark.
     """
 
     label: str

@@ -216,7 +216,7 @@ def spent_by(what: Entry | CurvePoint, cost: Cost) -> float | None:
 
 
 def written(cost: Cost, unit: DisplayUnit, spent: float) -> str:
-    """``78.2 k gradient passes``, ``12.5 min``, ``epoch 3``: for whoever points at a mark."""
+    """``78.2 k gradient passes``, ``12.5 min``, ``epoch 3``: the text shown over a mark."""
     if cost == "epochs":
         return f"epoch {unit(spent)}"
     return f"{unit.phrase(spent)} passes" if cost == "passes" else unit.phrase(spent)

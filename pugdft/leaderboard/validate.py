@@ -355,7 +355,7 @@ def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[Ch
 
     Args:
         paths: record files, or folders searched for ``record.yaml``.
-        note: hears of folders without a record.
+        note: called for folders without a record.
 
     Raises:
         UserError: a path does not exist, or there is no record at all.

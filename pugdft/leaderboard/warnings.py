@@ -199,7 +199,7 @@ def _environment(entries: Sequence[RunEntry]) -> list[str]:
 
 
 def _modified(entries: Sequence[RunEntry]) -> list[str]:
-    """Name entries whose code no revision describes, so that nobody can get it again."""
+    """Name entries whose code is in no commit, so that it cannot be obtained again."""
     labels = [
         entry.label
         for entry in entries

@@ -218,7 +218,7 @@ BASES: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def find_base(name: Any) -> Callable[..., Any] | None:
-    """The constructor of a base by name: ours, or timm's class; None if nobody knows it."""
+    """Find the constructor of a base by name: ours or timm's; None if it is unknown."""
     # timm's "momentum" and "nesterov" are SGD with options bound; here the options are the recipe's.
     # And it takes "SGD" for its own "sgd", whose defaults are others than ours: a name is spelled as listed.
     if not isinstance(name, str) or name in ("momentum", "nesterov") or name != name.lower():

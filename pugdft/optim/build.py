@@ -227,7 +227,7 @@ def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[Conf
         faults.append(ConfigIssue(f"{where}.layer_decay", f"must be a number in (0, 1], not {decay!r}"))
 
     def construct(given: Mapping[str, Any]) -> torch.optim.Optimizer:
-        # Empty: whoever reads a recipe has not decided yet how tensors shall be allocated.
+        # Empty: reading a recipe must not decide how tensors are allocated.
         return construct_base(name, [{"params": [torch.nn.Parameter(torch.empty(0))]}], given)
 
     elsewhere = f" A method's options, such as rho, go beside its name, not under {where}."

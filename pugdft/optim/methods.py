@@ -372,7 +372,7 @@ def pugd_rs(
 
 
 def pugd_t(*, rho: Number = 1.0) -> Method:
-    """PUGD from the moment when the gradient norm has settled (RTS: T); before, the base alone.
+    """PUGD once the variance of the gradient norm is small (RTS: T); the base alone before that.
 
     BASE(g), then pugd's BASE((g + g*) / ‖g + g*‖) once Var(last k ‖g‖) < γ · Var(‖g‖ over the first tenth),
     γ = .2 and k = 10; ``trigger`` chooses another rule or other values.

@@ -123,7 +123,7 @@ def write_outcome(record: RunRecord, components: RunComponents, state: RunState,
         name = "predictions" if split == "test" else f"predictions_{split}"
         each.write(folder / f"{name}.npz")
         paths[name] = f"{name}.npz"
-    # A search makes many runs, and nobody needs their weights.
+    # A search makes many runs; their weights are not needed.
     if record.status == "completed" and "test" in components.evaluations:
         save_weights(components.backbone.model, folder / "model.safetensors")
         paths["model"] = "model.safetensors"

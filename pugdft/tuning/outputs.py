@@ -26,7 +26,7 @@ _LOCK = ".lock"
 _BENCH_HEADER = """\
 # The final comparison of tuned optimizers, under the recipe beside this file: give `pugdft bench` its path.
 #
-# No trial looked at the test split, so these seeds may be those of the trials.
+# No trial evaluated the test split, so the comparison may use the seeds of the trials.
 """
 
 
@@ -132,7 +132,7 @@ def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say:
         folder: of the search.
         question: what was searched.
         tuned: the optimizers that this command was asked for.
-        say: hears of what a reader of the bench file must know.
+        say: called with what a reader of the bench file must know.
 
     Returns:
         The bench file's path; None, and no bench file, if one of ``tuned`` has no trial with a score.

@@ -54,7 +54,7 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
 
     Args:
         request: what to search.
-        say: hears of the progress.
+        say: called with messages about the progress.
 
     Returns:
         What was found for each optimizer, and the bench file; None if one has no trial with a score.

@@ -360,7 +360,7 @@ def _has_own_lr(spec: Mapping[str, Any]) -> bool:
 
 
 def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]) -> list[ConfigIssue]:
-    """What is wrong with a search for these optimizers: options that nobody has, values that are refused."""
+    """Check a search against its optimizers: options that none has, values that are refused."""
     known = {f"{_BASE}{key}" for base in BASES.values() for key in keyword_defaults(base)}
     known |= {f"{_BASE}{key}" for each in optimizers for key in _base_options(each.spec)}
     known |= {option for name in METHODS for option in _method_options(name)}

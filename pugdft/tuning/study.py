@@ -83,7 +83,7 @@ class _Study:
         return len(self._begun())
 
     def resume(self) -> bool:
-        """Run trials that nobody is running and that have no result; False if there is none."""
+        """Run trials without a result that no command is running; return False if there is none."""
         has_run = [self._run(number, wait=False) for number in self._unfinished()]
         return any(has_run)
 
@@ -126,7 +126,7 @@ class _Study:
             return self._whole()[: self._search.trials]
 
     def _whole(self) -> list[FrozenTrial]:
-        """All trials whose options are settled; call it under the lock."""
+        """Return all trials whose options are chosen; call it under the lock."""
         return [
             each for each in self._study.get_trials(deepcopy=False) if set(self._axes) <= set(each.params)
         ]
@@ -157,14 +157,14 @@ class _Study:
         return has_run
 
     def _ask(self) -> int:
-        """A new trial's number, its options settled.
+        """Choose the options of a new trial and return its number.
 
         The sampler is seeded by the trial's number, so the choice depends on the trials before and on
         nothing else: not on how often the search was interrupted.
         """
         known = self._study.get_trials(deepcopy=False)
         for trial in known:
-            # Of a command that was killed while it asked: the options were never settled, nothing ran.
+            # A command was killed while it chose the options: nothing ran.
             if trial.state == TrialState.RUNNING and not set(self._axes) <= set(trial.params):
                 self._study.tell(trial.number, state=TrialState.FAIL)
         untuned = {option: _untuned(axis) for option, axis in self._axes.items()}

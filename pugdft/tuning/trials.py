@@ -132,7 +132,7 @@ class Trials:
         seeds: a trial is run with each.
         folder: of the runs' folders; it exists.
         num_processes: of each run.
-        say: hears of each trial that ends.
+        say: called when a trial ends.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Trials:
         return any(cell.folder in self.unrecorded for cell in trial.cells)
 
     def outcome(self, trial: Trial) -> Outcome:
-        """The result of a settled trial."""
+        """Return the result of a finished trial."""
         records = [record for cell in trial.cells if (record := self._record(cell))]
         passes = sum(record.cost.gradient_passes for record in records)
         scores = [each.metrics.validation for each in records if each.metrics and each.metrics.validation]
