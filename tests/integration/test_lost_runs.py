@@ -62,7 +62,7 @@ def test_by_the_loss_itself_it_has_no_figure_and_ranks_last() -> None:
     (group,) = build_leaderboard(loaded([lost(SAM, 0), record(SAM, 1), record(SGD, 0)]), metric="loss")
     assert [entry.label for entry in group.entries] == ["sgd", "sam"]
     sam = entry_of(group, "sam")
-    assert (sam.rank_low, sam.rank_high, sam.loss, sam.unfinished) == (2, 2, None, {})
+    assert (sam.rank_low, sam.rank_high, sam.summary("loss"), sam.unfinished) == (2, 2, None, {})
     assert sam.notes == ("no valid loss for seed 0: ranked last",)
 
 

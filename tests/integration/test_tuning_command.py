@@ -100,7 +100,7 @@ def test_a_file_system_without_locks_is_one_clear_message(
     assert (code, out) == (2, "")
     output = recipe_file.parent / "tuned"
     assert f"pugdft: --output {output}: this file system has no locks (No locks available)" in err
-    assert err.endswith("choose a local folder\n")
+    assert err.endswith("choose a folder on another file system\n")
     assert not runs.started
 
 
