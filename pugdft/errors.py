@@ -5,9 +5,11 @@ Everything here ends as one readable message and exit code 2; a bug of ours ends
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 _LONGEST_NAME = 200
 
@@ -54,6 +56,37 @@ class FaultsError(UserError):
             f"{each}: {fault}" if each else str(fault) for each, fault in zip(sources, faults, strict=True)
         ]
         super().__init__("\n".join(lines))
+
+
+@contextmanager
+def refuse(kinds: type[Exception] | tuple[type[Exception], ...], say: Callable[[Any], str]) -> Iterator[None]:
+    """Turn exceptions of ``kinds`` into a :class:`UserError` with the message ``say(error)``.
+
+    A UserError already says what is wrong: it passes as it is, unless ``kinds`` is UserError itself.
+    """
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, UserError) and kinds is not UserError:
+            raise
+        raise UserError(say(error)) from None
+
+
+@contextmanager
+def collect(faults: list[ConfigIssue], where: str = "") -> Iterator[None]:
+    """Append what the block refuses to ``faults``, so that all are named together."""
+    try:
+        yield
+    except FaultsError as error:
+        faults += [ConfigIssue(where, str(fault)) if where else fault for fault in error.faults]
+    except UserError as error:
+        faults.append(ConfigIssue(where, str(error)))
+
+
+def reason(error: BaseException) -> str:
+    """The cause that an exception gives, on one line of at most 300 characters."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:300]
 
 
 def undriven(text: str) -> str:
