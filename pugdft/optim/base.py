@@ -1,6 +1,6 @@
 """Construct base optimizers: torch's own, fused where possible, and timm's by name.
 
-Each function lists the options that a recipe may give, with torch's defaults; ``lr`` has none, for no number
+Each class lists the options that a recipe may give, with torch's defaults; ``lr`` has none, for no number
 suits every backbone.
 """
 
@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from pugdft.errors import UserError
-from pugdft.optim.options import call_with
+from pugdft.optim.options import keyword_defaults, refused
 
-GROUP_OPTIONS: Mapping[str, Any] = {"no_decay": False, "layer_decay": None}
+Groups = list[dict[str, Any]]
 
-"""Options of a base that shape groups: no decay on vectors (biases, norms), lr falling by layer."""
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """Options of every base that shape groups: no decay on vectors (biases, norms), lr falling by layer."""
+
+    no_decay: bool = False
+    layer_decay: Annotated[float | None, "a number in (0, 1]"] = None
+
+    def __post_init__(self) -> None:
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise refused("layer_decay", f"must be a number in (0, 1], not {self.layer_decay}")
+
+
+GROUP_OPTIONS: Mapping[str, Any] = keyword_defaults(GroupOptions)
 
 
 def as_groups(params: nn.Module | Iterable[Any]) -> Groups:
@@ -31,42 +46,37 @@ def as_groups(params: nn.Module | Iterable[Any]) -> Groups:
     if isinstance(params, nn.Module):
         entries: list[Any] = [(name, p) for name, p in params.named_parameters() if p.requires_grad]
     else:
-        entries = [params] if isinstance(params, Tensor) else list(params)
+        entries = _listed(params)
     if not entries:
         raise UserError("params: nothing to train: no parameter requires a gradient")
-    if isinstance(entries[0], dict):
-        groups: Groups = entries
-        return [{**group, "params": _listed(group["params"])} for group in groups]
-    return [{"params": entries}]
+    groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
+    return [{**group, "params": _listed(group["params"])} for group in groups]
 
 
 def _listed(params: Any) -> list[Any]:
     return [params] if isinstance(params, Tensor) else list(params)
 
 
-def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: Mapping[str, Any]) -> Groups:
+def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: GroupOptions) -> Groups:
     """Groups of a module without decay on vectors and, with ``layer_decay``, a rate for each layer.
 
     Layers are timm's own grouping of a model; a layer's rate is lr · layer_decay^(layers above it).
     """
     named = {id(p): (name, p) for name, p in module.named_parameters() if p.requires_grad}
-    if options["layer_decay"] is not None:
+    if options.layer_decay is not None:
         from timm.optim import param_groups_layer_decay
 
         groups = param_groups_layer_decay(
             module,
             weight_decay=weight_decay,
-            layer_decay=options["layer_decay"],
-            weight_decay_exclude_1d=options["no_decay"],
+            layer_decay=options.layer_decay,
+            weight_decay_exclude_1d=options.no_decay,
         )
     else:
         plain = [p for _, p in named.values() if p.dim() > 1]
         vectors = [p for _, p in named.values() if p.dim() <= 1]
-        groups = [
-            {"params": params, "weight_decay": decay}
-            for params, decay in ((plain, weight_decay), (vectors, 0.0))
-            if params
-        ]
+        both = ((plain, weight_decay), (vectors, 0.0))
+        groups = [{"params": params, "weight_decay": decay} for params, decay in both if params]
     return [
         {
             "params": [named[id(p)] for p in group["params"]],
@@ -75,6 +85,12 @@ def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: Ma
         }
         for group in groups
     ]
+
+
+def tensors_of(groups: Groups) -> list[Tensor]:
+    """All tensors of groups whose entries may be ``(name, tensor)`` pairs."""
+    entries = (entry for group in groups for entry in group["params"])
+    return [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
 
 
 def names_of(groups: Groups) -> dict[Tensor, str]:
@@ -94,131 +110,104 @@ def norm_parameters_of(module: nn.Module) -> frozenset[Tensor]:
     )
 
 
-Groups = list[dict[str, Any]]
+@dataclass(frozen=True, kw_only=True)
+class TorchBase:
+    """One of torch's optimizers with the options that a recipe may give."""
+
+    torch_class: ClassVar[Callable[..., torch.optim.Optimizer]]
+    has_fused_form: ClassVar[bool] = False
+    lr: float
+
+    def construct(self, params: Groups) -> torch.optim.Optimizer:
+        """The optimizer, fused if it can be."""
+        options = {
+            key: tuple(map(float, value)) if isinstance(value, list | tuple) else value
+            for key, value in vars(self).items()
+        }
+        if self.has_fused_form:
+            options["fused"] = self._can_fuse(tensors_of(params))
+        return self.torch_class(params, **options)
+
+    def _can_fuse(self, parameters: list[Tensor]) -> bool:
+        devices = {parameter.device.type for parameter in parameters}
+        return devices <= {"cpu", "cuda"} and all(parameter.is_floating_point() for parameter in parameters)
 
 
-def sgd(
-    params: Groups,
-    *,
-    lr: float,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-) -> torch.optim.Optimizer:
+@dataclass(frozen=True, kw_only=True)
+class Sgd(TorchBase):
     """Stochastic gradient descent with momentum.
 
     d = h + λw;  v = μv + (1 − dampening)·d;  w ← w − lr·v (``torch.optim.SGD``).
     """
-    return torch.optim.SGD(
-        params,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        dampening=dampening,
-        nesterov=nesterov,
+
+    torch_class = torch.optim.SGD
+    has_fused_form = True
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+
+    def _can_fuse(self, parameters: list[Tensor]) -> bool:
         # torch's fused form cannot take a momentum buffer that appears later than the others.
-        fused=dampening == 0 and _can_fuse(params),
-    )
+        return self.dampening == 0 and super()._can_fuse(parameters)
 
 
-def adam(
-    params: Groups,
-    *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    amsgrad: bool = False,
-) -> torch.optim.Optimizer:
+@dataclass(frozen=True, kw_only=True)
+class Adam(TorchBase):
     """Adam with coupled weight decay (arXiv 1412.6980; ``torch.optim.Adam``)."""
-    return torch.optim.Adam(
-        params,
-        lr=lr,
-        betas=_pair(betas),
-        eps=eps,
-        weight_decay=weight_decay,
-        amsgrad=amsgrad,
-        fused=_can_fuse(params),
-    )
+
+    torch_class = torch.optim.Adam
+    has_fused_form = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    amsgrad: bool = False
 
 
-def adamw(
-    params: Groups,
-    *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-    amsgrad: bool = False,
-) -> torch.optim.Optimizer:
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
     """Adam with decoupled weight decay (arXiv 1711.05101; ``torch.optim.AdamW``)."""
-    return torch.optim.AdamW(
-        params,
-        lr=lr,
-        betas=_pair(betas),
-        eps=eps,
-        weight_decay=weight_decay,
-        amsgrad=amsgrad,
-        fused=_can_fuse(params),
-    )
+
+    torch_class = torch.optim.AdamW
+    weight_decay: float = 0.01
 
 
-def adagrad(
-    params: Groups,
-    *,
-    lr: float,
-    lr_decay: float = 0.0,
-    weight_decay: float = 0.0,
-    initial_accumulator_value: float = 0.0,
-    eps: float = 1e-10,
-) -> torch.optim.Optimizer:
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(TorchBase):
     """Adagrad (JMLR 12, 2011; ``torch.optim.Adagrad``)."""
-    return torch.optim.Adagrad(
-        params,
-        lr=lr,
-        lr_decay=lr_decay,
-        weight_decay=weight_decay,
-        initial_accumulator_value=initial_accumulator_value,
-        eps=eps,
-    )
+
+    torch_class = torch.optim.Adagrad
+    lr_decay: float = 0.0
+    weight_decay: float = 0.0
+    initial_accumulator_value: float = 0.0
+    eps: float = 1e-10
 
 
-def rmsprop(
-    params: Groups,
-    *,
-    lr: float,
-    alpha: float = 0.99,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-    centered: bool = False,
-) -> torch.optim.Optimizer:
+@dataclass(frozen=True, kw_only=True)
+class RmsProp(TorchBase):
     """RMSprop (``torch.optim.RMSprop``)."""
-    return torch.optim.RMSprop(
-        params,
-        lr=lr,
-        alpha=alpha,
-        eps=eps,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        centered=centered,
-    )
+
+    torch_class = torch.optim.RMSprop
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    centered: bool = False
 
 
-BASES: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": sgd,
-    "adam": adam,
-    "adamw": adamw,
-    "adagrad": adagrad,
-    "rmsprop": rmsprop,
+BASES: Mapping[str, Callable[..., TorchBase]] = {
+    "sgd": Sgd,
+    "adam": Adam,
+    "adamw": AdamW,
+    "adagrad": Adagrad,
+    "rmsprop": RmsProp,
 }
 
-"""Name in a recipe to constructor. Any other name that timm knows is a base too."""
+"""Name in a recipe to its options. Any other name that timm knows is a base too."""
 
 
 def find_base(name: Any) -> Callable[..., Any] | None:
-    """Find the constructor of a base by name: ours or timm's; None if it is unknown."""
+    """Find what has the options of a base by name: ours or a class of timm's; None if it is unknown."""
     # timm's "momentum" and "nesterov" are SGD with options bound; here the options are the recipe's.
     # And it takes "SGD" for its own "sgd", whose defaults are others than ours: a name is spelled as listed.
     if not isinstance(name, str) or name in ("momentum", "nesterov") or name != name.lower():
@@ -229,14 +218,13 @@ def find_base(name: Any) -> Callable[..., Any] | None:
         return None
     from timm.optim import get_optimizer_class, get_optimizer_info
 
-    try:
+    with suppress(ValueError, KeyError, AssertionError, ImportError):  # unknown, or its package is missing
         found: Callable[..., Any] = get_optimizer_class(name, bind_defaults=False)
-        if get_optimizer_info(name).second_order:
-            return None
-    except (ValueError, KeyError, AssertionError, ImportError):  # unknown, or its package is not installed
-        return None
-    # A wrapper such as Lookahead, or a second-order method that needs its own closure, is no base.
-    return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
+        # A wrapper such as Lookahead, or a second-order method that needs its own closure, is no base.
+        is_class = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+        if is_class and not get_optimizer_info(name).second_order:
+            return found
+    return None
 
 
 def construct_base(name: str, params: Groups, options: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -245,13 +233,15 @@ def construct_base(name: str, params: Groups, options: Mapping[str, Any]) -> tor
     Raises:
         ValueError: an option out of range.
     """
-    constructor = find_base(name)
-    assert constructor is not None
     lr = options.get("lr")
     if isinstance(lr, int | float) and not lr > 0:
-        raise ValueError(f"lr must be greater than 0, not {lr:g}")
+        raise refused("lr", f"must be greater than 0, not {lr:g}")
+    if name in BASES:
+        return BASES[name](**options).construct(params)
+    constructor = find_base(name)
+    assert constructor is not None
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    base: torch.optim.Optimizer = call_with(constructor, values, params)
+    base: torch.optim.Optimizer = constructor(params, **values)
     return base
 
 
@@ -278,18 +268,3 @@ def momentum_of(base: torch.optim.Optimizer) -> Callable[[Any], list[Tensor | No
         return [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
 
     return read
-
-
-def _pair(values: tuple[float, float]) -> tuple[float, float]:
-    return float(values[0]), float(values[1])
-
-
-def _can_fuse(groups: Groups) -> bool:
-    parameters: list[Tensor] = [parameter for group in groups for parameter in tensors_of(group["params"])]
-    devices = {parameter.device.type for parameter in parameters}
-    return devices <= {"cpu", "cuda"} and all(parameter.is_floating_point() for parameter in parameters)
-
-
-def tensors_of(entries: Any) -> list[Tensor]:
-    """Tensors of a group whose entries may be ``(name, tensor)`` pairs."""
-    return [entry[1] if isinstance(entry, tuple) else entry for entry in entries]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pugdft.errors import ConfigIssue, FaultsError, UserError, unknown
+from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, unknown
 from pugdft.optim.base import (
     BASES,
     GROUP_OPTIONS,
+    GroupOptions,
     Groups,
     as_groups,
     construct_base,
@@ -27,15 +29,26 @@ from pugdft.optim.base import (
 )
 from pugdft.optim.context import ParameterInfo
 from pugdft.optim.methods import METHODS, Method, plain
-from pugdft.optim.options import build, call_with, keyword_defaults, option_faults, resolve_options
+from pugdft.optim.options import build, construct, keyword_defaults, refused, resolve_options
 from pugdft.optim.passes import PassContext, frozen_batch_norm
 from pugdft.optim.perturbed import PerturbedOptimizer
 from pugdft.optim.scaler import LossScale
 from pugdft.optim.triggers import TRIGGERS, Always, Every
 
-ALGORITHM_OPTIONS: Mapping[str, Any] = {"replay_rng": True, "perturb": "global", "trigger": None}
 
-"""Options that every two-pass method takes beside its own: they belong to the algorithm."""
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmOptions:
+    """Options that every two-pass method takes beside its own: they belong to the algorithm."""
+
+    replay_rng: bool = True
+    perturb: Literal["global", "local"] = "global"
+    trigger: Annotated[Mapping[str, Any] | None, "a mapping, such as {name: after, fraction: 0.5}"] = None
+
+
+ALGORITHM_OPTIONS: Mapping[str, Any] = keyword_defaults(AlgorithmOptions)
+
+_BASE_EXAMPLE = "the optimizer that steps, such as {name: sgd, lr: 0.01, momentum: 0.9}"
+_RADIUS = "radius of the perturbation, ≥ 0: a number or a schedule"
 
 
 def optimizer_names() -> list[str]:
@@ -48,14 +61,34 @@ def takes_two_passes(name: str) -> bool:
     return name in METHODS and METHODS[name]().perturbs
 
 
-def build_method(name: str, options: Mapping[str, Any]) -> Method:
-    """The method of a checked spec."""
+def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer") -> Method:
+    """The method of a spec; a base alone is a method too.
+
+    Args:
+        name: of a method or a base.
+        options: the spec's, those of the algorithm included.
+        where: the spec's place in messages.
+
+    Raises:
+        FaultsError: with every fault of the method's options.
+    """
     if name not in METHODS:
         return plain()
-    own = {key: value for key, value in options.items() if key not in ALGORITHM_OPTIONS}
-    method: Method = call_with(METHODS[name], own)
-    if options.get("trigger") is not None:
-        return replace(method, trigger=build("trigger", TRIGGERS, options["trigger"]))
+    method, faults = METHODS[name](), list[ConfigIssue]()
+    own, further = _divided(options, ALGORITHM_OPTIONS if method.perturbs else ())
+    trigger = further.get("trigger")
+    has_own_trigger = isinstance(method.trigger, Every)
+    with collect(faults):
+        elsewhere = f" The base optimizer's go under {where}.base."
+        method = build("method", METHODS, {"name": name, **own}, where, elsewhere=elsewhere)
+    with collect(faults):
+        construct(AlgorithmOptions, further, where)
+        if trigger is not None and has_own_trigger:
+            raise refused(f"{where}.trigger", f"{name}'s k is its trigger; leave one of them out")
+        if trigger is not None:
+            method = replace(method, trigger=build("trigger", TRIGGERS, trigger, f"{where}.trigger"))
+    if faults:
+        raise FaultsError("", faults)
     return method
 
 
@@ -65,68 +98,57 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         FaultsError: with every fault.
     """
-    faults = spec_faults(spec)
-    if faults:
+    if faults := spec_faults(spec):
         raise FaultsError("", faults)
     name = spec["name"]
-    options = {key: value for key, value in spec.items() if key not in ("name", "base")}
     if name not in METHODS:
-        return {"name": name, **_resolve_base(name, options)}
-    algorithm = {key: options.pop(key, default) for key, default in ALGORITHM_OPTIONS.items()}
-    if algorithm["trigger"] is not None:
-        own = {key: value for key, value in algorithm["trigger"].items() if key != "name"}
-        rule = algorithm["trigger"]["name"]
-        algorithm["trigger"] = {"name": rule, **resolve_options(TRIGGERS[rule], own)}
-    base = dict(spec["base"])
-    base_name = base.pop("name")
-    return {
-        "name": name,
-        **resolve_options(METHODS[name], options),
-        **(algorithm if takes_two_passes(name) else {}),
-        "base": {"name": base_name, **_resolve_base(base_name, base)},
-    }
+        return _resolve_base(spec)
+    own, further = _divided(spec, [*ALGORITHM_OPTIONS, "base"])
+    base = _resolve_base(further.pop("base"))
+    if takes_two_passes(name):
+        further = {**ALGORITHM_OPTIONS, **further}
+        if trigger := further["trigger"]:
+            further["trigger"] = resolve_options(TRIGGERS[trigger["name"]], trigger)
+    return {**resolve_options(METHODS[name], own), **further, "base": base}
 
 
 def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[ConfigIssue]:
     """Everything that is wrong with a spec, with recipe paths below ``where``."""
     if not isinstance(spec, Mapping):
         return [ConfigIssue(where, "must be a mapping, such as {name: sgd, lr: 0.01}")]
-    name = spec.get("name")
+    name, base = spec.get("name"), spec.get("base")
+    options = {key: value for key, value in spec.items() if key != "base"}
     if not isinstance(name, str):
         problem = "is required" if name is None else "must be a word"
         return [ConfigIssue(f"{where}.name", f"{problem}: one of {', '.join(optimizer_names())}")]
-    options = {key: value for key, value in spec.items() if key not in ("name", "base")}
+    faults: list[ConfigIssue] = []
     if name not in METHODS:
         if find_base(name) is None:
             return [ConfigIssue(f"{where}.name", unknown("optimizer", name, optimizer_names()))]
-        faults = _base_faults(where, name, options)
-        remedy = f"; to replace a method by it: optimizer='{{name: {name}, lr: 0.01}}'"
+        with collect(faults):
+            _check_base(options, where)
         if "base" in spec:
-            faults.append(
-                ConfigIssue(f"{where}.base", f'"{name}" is itself a base optimizer and takes none{remedy}')
-            )
+            remedy = f"to replace a method by it: optimizer='{{name: {name}, lr: 0.01}}'"
+            message = f'"{name}" is itself a base optimizer and takes none; {remedy}'
+            faults.append(ConfigIssue(f"{where}.base", message))
         return faults
-    faults = _method_faults(where, name, options)
-    base = spec.get("base")
-    if not isinstance(base, Mapping):
-        example = "{name: sgd, lr: 0.01, momentum: 0.9}"
-        problem = "is required" if base is None else "must be a mapping"
-        return [
-            *faults,
-            ConfigIssue(f"{where}.base", f"{problem}: the optimizer that steps, such as {example}"),
-        ]
-    base_name = base.get("name")
-    if find_base(base_name) is None:
-        return [*faults, ConfigIssue(f"{where}.base.name", unknown("base optimizer", base_name, BASES))]
-    base_options = {key: value for key, value in base.items() if key != "name"}
-    has_momentum = base_options.get("momentum") or "betas" in base_defaults(base_name)
-    if METHODS[name]().direction.requires_momentum and not has_momentum:
-        message = f"{name} perturbs along the momentum: it must be above 0"
-        faults.append(ConfigIssue(f"{where}.base.momentum", message))
-    return faults + _base_faults(f"{where}.base", str(base_name), base_options)
+    with collect(faults):
+        build_method(name, {key: value for key, value in options.items() if key != "name"}, where)
+    with collect(faults):
+        if not isinstance(base, Mapping):
+            problem = "is required" if base is None else "must be a mapping"
+            raise refused(f"{where}.base", f"{problem}: {_BASE_EXAMPLE}")
+        if find_base(base.get("name")) is None:
+            raise refused(f"{where}.base.name", unknown("base optimizer", base.get("name"), BASES))
+        has_momentum = base.get("momentum") or "betas" in base_defaults(base["name"])
+        if METHODS[name]().direction.requires_momentum and not has_momentum:
+            message = f"{name} perturbs along the momentum: it must be above 0"
+            faults.append(ConfigIssue(f"{where}.base.momentum", message))
+        _check_base(base, f"{where}.base")
+    return faults
 
 
-def base_defaults(name: Any) -> dict[str, Any]:
+def base_defaults(name: str) -> dict[str, Any]:
     """The options of a known base with their defaults."""
     constructor = find_base(name)
     assert constructor is not None
@@ -137,11 +159,11 @@ def describe(name: str) -> str:
     """The documentation of a method or base optimizer.
 
     Raises:
-        FaultsError: no such name.
+        UserError: no such name.
     """
     found = METHODS.get(name) or find_base(name)
     if found is None:
-        raise FaultsError("", [ConfigIssue("", unknown("optimizer", name, optimizer_names()))])
+        raise UserError(unknown("optimizer", name, optimizer_names()))
     return inspect.getdoc(found) or ""
 
 
@@ -149,18 +171,11 @@ def explain_options(name: str) -> str:
     """The options of a method or base as a recipe has them, with their defaults."""
     found = METHODS.get(name) or find_base(name)
     assert found is not None
-    own = {
-        key: "required" if value is inspect.Parameter.empty else value
-        for key, value in keyword_defaults(found).items()
-    }
-    lines = ["Options and defaults:", *(f"  {key}: {value}" for key, value in own.items())]
-    further: Mapping[str, Any] = {}
+    own = keyword_defaults(found) | ({} if name in METHODS else GROUP_OPTIONS)
+    lines = ["Options and defaults:", *(_explained(*option) for option in own.items())]
     if takes_two_passes(name):
         lines.append("Of every method with two passes:")
-        further = ALGORITHM_OPTIONS
-    elif name not in METHODS:
-        further = GROUP_OPTIONS
-    lines += [f"  {key}: {'null' if value is None else value}" for key, value in further.items()]
+        lines += [_explained(*option) for option in ALGORITHM_OPTIONS.items()]
     return "\n".join(lines)
 
 
@@ -179,59 +194,43 @@ def summary(name: str) -> dict[str, str]:
     }
 
 
-def _method_faults(where: str, name: str, options: dict[str, Any]) -> list[ConfigIssue]:
-    faults = []
-    if isinstance(METHODS[name]().trigger, Every) and options.get("trigger") is not None:
-        faults.append(ConfigIssue(f"{where}.trigger", f"{name}'s k is its trigger; leave one of them out"))
-    if takes_two_passes(name):
-        if not isinstance(options.pop("replay_rng", True), bool):
-            faults.append(ConfigIssue(f"{where}.replay_rng", "must be true or false"))
-        if options.pop("perturb", "global") not in ("global", "local"):
-            faults.append(ConfigIssue(f"{where}.perturb", "must be global or local"))
-        trigger = options.pop("trigger", None)
-        if trigger is not None and not isinstance(trigger, Mapping):
-            faults.append(
-                ConfigIssue(f"{where}.trigger", "must be a mapping, such as {name: after, fraction: 0.5}")
-            )
-        elif trigger is not None:
-            try:
-                build("trigger", TRIGGERS, trigger)
-            except ValueError as error:
-                faults.append(ConfigIssue(f"{where}.trigger", str(error)))
-    preset = METHODS[name]
-    elsewhere = f" The base optimizer's go under {where}.base."
-    return faults + option_faults(where, preset, options, lambda given: call_with(preset, given), elsewhere)
+def _explained(key: str, value: Any) -> str:
+    """A line on an option and its default."""
+    if value is inspect.Parameter.empty:
+        value = "required"
+    help_text = f"  ({_RADIUS})" if key == "rho" else ""
+    return f"  {key}: {'null' if value is None else value}{help_text}"
 
 
-def _resolve_base(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    shape = {key: options.pop(key) for key in list(options) if key in GROUP_OPTIONS}
-    constructor = find_base(name)
-    assert constructor is not None
+def _divided(options: Mapping[str, Any], keys: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options without ``keys``, and those of them."""
+    own = {key: value for key, value in options.items() if key not in keys}
+    return own, {key: value for key, value in options.items() if key in keys}
+
+
+def _resolve_base(spec: Mapping[str, Any]) -> dict[str, Any]:
+    name = spec["name"]
     # timm's classes have defaults that are not data (None, callables): only what was given is kept of them.
-    resolved = resolve_options(constructor, options) if name in BASES else options
-    return {**resolved, **shape}
+    return resolve_options(BASES[name], spec) if name in BASES else {"name": name, **spec}
 
 
-def _base_faults(where: str, name: str, options: Mapping[str, Any]) -> list[ConfigIssue]:
-    own = {key: value for key, value in options.items() if key not in GROUP_OPTIONS}
+def _check_base(spec: Mapping[str, Any], where: str) -> None:
+    """Refuse a base's options, the groups' included, all faults together."""
+    own, shape = _divided(spec, GROUP_OPTIONS)
+    name, faults = own.pop("name"), list[ConfigIssue]()
     constructor = find_base(name)
     assert constructor is not None
-    faults = []
     if "lr" not in own and name not in BASES:  # timm gives some a default, which would hide in the record
         faults.append(ConfigIssue(f"{where}.lr", "is required"))
-    if not isinstance(options.get("no_decay", False), bool):
-        faults.append(ConfigIssue(f"{where}.no_decay", "must be true or false"))
-    decay = options.get("layer_decay")
-    is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
-    if decay is not None and not (is_number and 0 < decay <= 1):
-        faults.append(ConfigIssue(f"{where}.layer_decay", f"must be a number in (0, 1], not {decay!r}"))
-
-    def construct(given: Mapping[str, Any]) -> torch.optim.Optimizer:
+    with collect(faults):
+        construct(GroupOptions, shape, where)
+    with collect(faults):
         # Empty: reading a recipe must not decide how tensors are allocated.
-        return construct_base(name, [{"params": [torch.nn.Parameter(torch.empty(0))]}], given)
-
-    elsewhere = f" A method's options, such as rho, go beside its name, not under {where}."
-    return faults + option_faults(where, constructor, own, construct, elsewhere)
+        groups = [{"params": [torch.nn.Parameter(torch.empty(0))]}]
+        elsewhere = f" A method's options, such as rho, go beside its name, not under {where}."
+        construct(constructor, own, where, call=partial(construct_base, name, groups), elsewhere=elsewhere)
+    if faults:
+        raise FaultsError("", faults)
 
 
 def build_optimizer(
@@ -267,28 +266,28 @@ def build_optimizer(
     name = resolved["name"]
     if isinstance(params, nn.Module):
         module = params
-    base_spec = dict(resolved["base"] if name in METHODS else resolved)
-    base_name = base_spec.pop("name")
-    shape = {key: base_spec.pop(key, default) for key, default in GROUP_OPTIONS.items()}
-    if shape["no_decay"] or shape["layer_decay"] is not None:
-        if not isinstance(params, nn.Module):
-            raise UserError("no_decay and layer_decay shape the groups of a module: give the module itself")
-        decay = base_spec.get("weight_decay", base_defaults(base_name).get("weight_decay", 0.0))
-        groups = shaped_groups(params, base_spec["lr"], decay, shape)
-    else:
+    base_options, shape = _divided(resolved["base"] if name in METHODS else resolved, GROUP_OPTIONS)
+    base_name, group_options = base_options.pop("name"), GroupOptions(**shape)
+    if group_options == GroupOptions():
         groups = as_groups(params)
+    elif isinstance(params, nn.Module):
+        decay = {**base_defaults(base_name), **base_options}.get("weight_decay", 0.0)
+        groups = shaped_groups(params, base_options["lr"], decay, group_options)
+    else:
+        raise UserError("no_decay and layer_decay shape the groups of a module: give the module itself")
     _refuse_unusable(groups)
     options = {key: value for key, value in resolved.items() if key not in ("name", "base")}
-    method = build_method(name, options if name in METHODS else {})
+    method = build_method(name, options)
     local = options.get("perturb") == "local"
     if local:
         _require_local(name, method, closure_accumulates)
+    # Now, for torch takes the names out of the groups.
     names, norm_parameters = names_of(groups), None if module is None else norm_parameters_of(module)
     if method.direction.requires_norm_layers:
         _require_norm_layers(norm_parameters, groups)
-    base = construct_base(base_name, groups, base_spec)
+    base = construct_base(base_name, groups, base_options)
     if perturbed_pass is None and module is not None:
-        perturbed_pass = lambda: frozen_batch_norm(module)  # noqa: E731
+        perturbed_pass = partial(frozen_batch_norm, module)
     return PerturbedOptimizer(
         base,
         method,
@@ -324,7 +323,7 @@ def _require_local(name: str, method: Method, closure_accumulates: bool) -> None
 
 
 def _refuse_unusable(groups: Groups) -> None:
-    tensors: list[Tensor] = [tensor for group in groups for tensor in tensors_of(group["params"])]
+    tensors = tensors_of(groups)
     if any(tensor.dtype == torch.float16 for tensor in tensors):
         raise UserError(
             "params: fp16 weights cannot hold small updates: keep fp32 ones, with autocast and loss_scale"
@@ -338,10 +337,8 @@ def _refuse_unusable(groups: Groups) -> None:
 
 def _require_norm_layers(norm_parameters: frozenset[Tensor] | None, groups: Groups) -> None:
     if norm_parameters is None:
-        message = "sam_on finds normalisation layers by their type: give the module, not its parameters"
-        raise FaultsError("", [ConfigIssue("params", message)])
-    given = {tensor for group in groups for tensor in tensors_of(group["params"]) if tensor.requires_grad}
-    if not norm_parameters & given:
-        raise FaultsError(
-            "", [ConfigIssue("params", "sam_on needs normalisation layers that are trained, and has none")]
+        raise UserError(
+            "params: sam_on finds normalisation layers by their type: give the module, not its parameters"
         )
+    if not any(tensor in norm_parameters and tensor.requires_grad for tensor in tensors_of(groups)):
+        raise UserError("params: sam_on needs normalisation layers that are trained, and has none")

@@ -9,34 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.context import RuleState, StepContext, require
+from pugdft.optim.context import ANY, MethodRule, RuleState, StepContext, at_least
+from pugdft.optim.options import refused
 from pugdft.optim.schedules import Number, Schedule, as_schedule
 
 
-class Normalize(Protocol):
-    """Changes the combined gradient in place."""
+class Normalize:
+    """Change the combined gradient in place; by default leave it as it is."""
 
     def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
         """Normalise in place; returns ‖h‖ before, a 0-dim tensor that is finite exactly if h is."""
-        ...
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The gradient as it is."""
-
-    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
         return foreach.global_norm(gradients)
 
 
 @dataclass(frozen=True)
-class Unit:
+class Identity(Normalize):
+    """The gradient as it is."""
+
+
+@dataclass(frozen=True)
+class Unit(Normalize):
     """One global unit vector: h / (‖h‖ + 1e-12), over all parameter groups.
 
     The base optimizer adds a coupled weight decay after this, and its momentum sees the unit gradient.
@@ -49,7 +47,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class UnitEach:
+class UnitEach(Normalize):
     """Each tensor a unit vector (``scope='tensor'``), or each element its sign (``scope='element'``)."""
 
     scope: Literal["tensor", "element"] = "tensor"
@@ -74,7 +72,7 @@ class Correction:
     factor: float
 
 
-class Combination:
+class Combination(MethodRule):
     """Make one gradient h of g and g*. By default h = a·g + b·g*.
 
     Attributes:
@@ -114,20 +112,16 @@ class Combination:
 
 @dataclass(frozen=True)
 class Weighted(Combination):
-    """clean·g + perturbed·g* with fixed coefficients.
-
-    Raises:
-        ValueError: a coefficient is not finite, or b is 0, for then the second pass would be thrown away.
-    """
+    """clean·g + perturbed·g* with fixed coefficients."""
 
     clean: float
     perturbed: float
+    bounds: ClassVar = {"clean": ANY, "perturbed": ANY}
 
     def __post_init__(self) -> None:
-        require(self.clean, "the clean gradient's coefficient")
-        require(self.perturbed, "the perturbed gradient's coefficient")
+        super().__post_init__()
         if self.perturbed == 0:
-            raise ValueError("the perturbed gradient's coefficient is 0: the second pass would be useless")
+            raise refused("perturbed", "must not be 0: the second pass would be useless")
 
     @property
     def drops_clean(self) -> bool:  # type: ignore[override]
@@ -152,10 +146,8 @@ class RemoveParallel(Combination):
     """h = g* − alpha·(g − ⟨g, g*⟩ g* / ‖g*‖²) (GSAM, arXiv 2203.08065, Algorithm 1; global products)."""
 
     alpha: float
+    bounds: ClassVar = {"alpha": ANY}
     needs_both_gradients = True
-
-    def __post_init__(self) -> None:
-        require(self.alpha, "alpha")
 
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
@@ -175,10 +167,8 @@ class ReuseAscent(Combination):
     """
 
     alpha: float
+    bounds: ClassVar = {"alpha": ANY}
     needs_both_gradients = True
-
-    def __post_init__(self) -> None:
-        require(self.alpha, "alpha")
 
     def release(self, state: RuleState) -> None:
         state.tensors.pop("across", None)
@@ -197,17 +187,12 @@ class ReuseAscent(Combination):
 
     def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], state: RuleState) -> None:
         across = state.tensors.get("across", {})
-        rows = [
-            (gradient, across[parameter])
-            for gradient, parameter in zip(gradients, parameters, strict=True)
-            if parameter in across
-        ]
-        if not rows:
-            return
-        remembered = [row[1] for row in rows]
-        norm = foreach.global_norm(gradients)
-        factor = foreach.ratio(self.alpha * norm, foreach.global_norm(remembered))
-        foreach.add_scaled_([row[0] for row in rows], remembered, factor)
+        known = [row for row in zip(gradients, parameters, strict=True) if row[1] in across]
+        if known:
+            remembered = [across[parameter] for _, parameter in known]
+            norm = foreach.global_norm(gradients)
+            factor = foreach.ratio(self.alpha * norm, foreach.global_norm(remembered))
+            foreach.add_scaled_([gradient for gradient, _ in known], remembered, factor)
 
 
 @dataclass(frozen=True)
@@ -215,21 +200,21 @@ class DecoupledSharpness(Combination):
     """BASE(g), then w ← w − lr·κ·(g* − g), κ = gamma/(1 − gamma) (WSAM, arXiv 2305.15817, Algorithm 1)."""
 
     gamma: float
+    bounds: ClassVar = {"gamma": at_least(0)}
     needs_both_gradients = True
 
     def __post_init__(self) -> None:
-        require(self.gamma, "gamma", minimum=0)
+        super().__post_init__()
         if self.gamma >= 1:
-            raise ValueError(f"gamma must be less than 1, not {self.gamma:g}")
+            raise refused("gamma", f"must be less than 1, not {self.gamma:g}")
 
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
     ) -> Correction | None:
         foreach.add_scaled_(perturbed, clean, -1.0)
-        difference = list(perturbed)
         for parameter, gradient in zip(parameters, clean, strict=True):
             parameter.grad = gradient
-        return Correction(parameters, difference, self.gamma / (1 - self.gamma))
+        return Correction(parameters, perturbed, self.gamma / (1 - self.gamma))
 
 
 def _scaled(*, scale: Number = 1.0) -> Scaled:

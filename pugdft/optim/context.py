@@ -5,10 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from pugdft.optim.options import require
+
+
+class MethodRule:
+    """One of a method's rules: a frozen dataclass whose fields are its options.
+
+    Attributes:
+        bounds: least and largest value of its numbers, which are checked to be finite too.
+    """
+
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def __post_init__(self) -> None:
+        for name, (minimum, maximum) in self.bounds.items():
+            require(getattr(self, name), name, minimum, maximum)
+
+
+ANY = (-math.inf, math.inf)
+
+
+def at_least(minimum: float) -> tuple[float, float]:
+    """Bounds without a largest value."""
+    return minimum, math.inf
 
 
 @dataclass(frozen=True)
@@ -28,10 +52,6 @@ class StepContext:
     base_lr: float
 
 
-def _no_momentum(parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    return [None] * len(parameters)
-
-
 @dataclass(frozen=True)
 class ParameterInfo:
     """What is known about the parameters beyond their values.
@@ -45,7 +65,7 @@ class ParameterInfo:
 
     names: Mapping[Tensor, str] = field(default_factory=dict)
     norm_parameters: frozenset[Tensor] | None = None
-    momentum: Callable[[Sequence[Tensor]], list[Tensor | None]] = _no_momentum
+    momentum: Callable[[Sequence[Tensor]], list[Tensor | None]] = lambda parameters: [None] * len(parameters)
 
 
 class RuleState:
@@ -54,7 +74,7 @@ class RuleState:
     Attributes:
         tensors: name to a tensor for each parameter that has one, keyed by the parameter itself, for a
             position inside a group means another parameter in another group.
-        values: plain numbers, lists of numbers, and 0-dim tensors.
+        values: plain numbers, booleans, and lists of numbers.
     """
 
     def __init__(self) -> None:
@@ -67,7 +87,7 @@ class RuleState:
             name: {positions[parameter]: tensor for parameter, tensor in each.items()}
             for name, each in self.tensors.items()
         }
-        return {"tensors": tensors, "values": _plain(self.values)}
+        return {"tensors": tensors, "values": dict(self.values)}
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
         """Load a saved state; tensors go to their parameters' devices."""
@@ -79,27 +99,3 @@ class RuleState:
             for name, each in state["tensors"].items()
         }
         self.values = dict(state["values"])
-
-
-def require(value: float, name: str, *, minimum: float = -math.inf, maximum: float = math.inf) -> None:
-    """Raise ``ValueError`` unless ``value`` is finite and within the bounds."""
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        finite = False
-    if not finite:
-        raise ValueError(f"{name} must be a finite number, not {str(value)[:40]}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum:g}, not {value:g}")
-    if value > maximum:
-        raise ValueError(f"{name} must be at most {maximum:g}, not {value:g}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return float(value)
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return value

@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.context import ParameterInfo, RuleState, require
+from pugdft.optim.context import ANY, MethodRule, ParameterInfo, RuleState, at_least
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Ascent:
     state: RuleState
 
 
-class Direction(ABC):
+class Direction(MethodRule, ABC):
     """Write w + e into the parameters; by default all of them are perturbed, by one ascent.
 
     Attributes:
@@ -97,9 +97,7 @@ class AdaptiveGradient(Direction):
     eta: float = 0.01
     bias_rule: Literal["paper", "all"] = "paper"
     norm_layers_only: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.eta, "eta", minimum=0)
+    bounds: ClassVar = {"eta": at_least(0)}
 
     @property
     def requires_norm_layers(self) -> bool:  # type: ignore[override]
@@ -112,27 +110,19 @@ class AdaptiveGradient(Direction):
         return [parameter for parameter in parameters if parameter in info.norm_parameters]
 
     def perturb_(self, at: Ascent) -> None:
-        self._set(at.parameters, at.weights, at.gradients, at.info, 1)
+        self._set(at, 1)
         factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-        self._set(at.parameters, at.weights, at.gradients, at.info, 2)
+        self._set(at, 2)
         foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
 
-    def _set(
-        self,
-        parameters: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        info: ParameterInfo,
-        power: int,
-    ) -> None:
-        """``parameters ← T^power ⊙ gradients``."""
-        every = list(zip(parameters, weights, gradients, strict=True))
-        adaptive = [row for row in every if self._is_adaptive(row[0], info)]
-        others = [row for row in every if not self._is_adaptive(row[0], info)]
+    def _set(self, at: Ascent, power: int) -> None:
+        """``at.parameters ← T^power ⊙ at.gradients``."""
+        every = list(zip(at.parameters, at.weights, at.gradients, strict=True))
+        adaptive = [row for row in every if self._is_adaptive(row[0], at.info)]
+        others = [row for row in every if not self._is_adaptive(row[0], at.info)]
         if adaptive:
             eta = self.eta if self.bias_rule == "paper" else 0.0
-            targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
-            foreach.set_weighted_(targets, starts, slopes, eta, power)
+            foreach.set_weighted_(*(list(column) for column in zip(*adaptive, strict=True)), eta, power)
         if others:
             foreach.copy_([row[0] for row in others], [row[2] for row in others])
 
@@ -152,11 +142,8 @@ class FriendlyGradient(Direction):
 
     sigma: float = 1.0
     decay: float = 0.9
+    bounds: ClassVar = {"sigma": ANY, "decay": (0, 1)}
     averages_gradients = True
-
-    def __post_init__(self) -> None:
-        require(self.sigma, "sigma")
-        require(self.decay, "lambda", minimum=0, maximum=1)
 
     def perturb_(self, at: Ascent) -> None:
         averages = at.state.tensors.setdefault("average", {})
@@ -166,7 +153,7 @@ class FriendlyGradient(Direction):
         foreach.add_scaled_([parameter for parameter, _ in known], old, -self.sigma)
         factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
         foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
-        _update_averages(averages, at.parameters, at.gradients, self.decay)
+        _update_averages(averages, at, self.decay)
 
 
 @dataclass(frozen=True)
@@ -174,14 +161,12 @@ class AveragedGradient(Direction):
     """Along d = (1 − theta)·d + theta·g, g included; d starts as g (VaSSO, arXiv 2309.15639, eq. 5)."""
 
     theta: float = 0.4
+    bounds: ClassVar = {"theta": (0, 1)}
     averages_gradients = True
-
-    def __post_init__(self) -> None:
-        require(self.theta, "theta", minimum=0, maximum=1)
 
     def perturb_(self, at: Ascent) -> None:
         averages = at.state.tensors.setdefault("average", {})
-        _update_averages(averages, at.parameters, at.gradients, 1 - self.theta)
+        _update_averages(averages, at, 1 - self.theta)
         # Before any finite gradient there is no average; the step is going to be skipped.
         direction = [averages.get(p, g) for p, g in zip(at.parameters, at.gradients, strict=True)]
         factor = foreach.ratio(at.rho, foreach.global_norm(direction))
@@ -198,11 +183,7 @@ class ClippedAscent(Direction):
     inner_lr: float = 1.0
     num_ascents: int = 1
     scope: Literal["global", "tensor"] = "global"
-
-    def __post_init__(self) -> None:
-        require(self.inner_lr, "inner_lr", minimum=0)
-        if self.num_ascents < 1:
-            raise ValueError(f"inner_iter must be at least 1, not {self.num_ascents}")
+    bounds: ClassVar = {"inner_lr": at_least(0), "num_ascents": at_least(1)}
 
     def perturb_(self, at: Ascent) -> None:
         # e is what the last ascent left: the difference to w, exact enough for a step of a search.
@@ -241,22 +222,21 @@ DIRECTIONS: Mapping[str, Callable[..., Direction]] = {
 }
 
 
-def _update_averages(
-    averages: dict[Tensor, Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor], decay: float
-) -> None:
+def _update_averages(averages: dict[Tensor, Tensor], at: Ascent, decay: float) -> None:
     """average ← decay·average + (1 − decay)·g; a parameter's first average is its g.
 
     A gradient that is not finite changes nothing, for an average would carry it into every later step.
     """
-    finite = torch.isfinite(foreach.global_norm(gradients))
-    if finite.device.type == "cpu" and not finite:
+    finite = torch.isfinite(foreach.global_norm(at.gradients))
+    on_cpu = finite.device.type == "cpu"
+    if on_cpu and not finite:
         return
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter, gradient in zip(at.parameters, at.gradients, strict=True):
         old = averages.get(parameter)
         if old is None:
             if bool(finite):  # waits for the device, once a parameter
                 averages[parameter] = gradient.clone()
-        elif finite.device.type == "cpu":
+        elif on_cpu:
             old.lerp_(gradient, 1 - decay)
         else:  # chosen on the device, so that nothing waits for it
             averages[parameter] = torch.where(finite, torch.lerp(old, gradient, 1 - decay), old)

@@ -1,10 +1,13 @@
-"""Methods: one function for each paper, which chooses the five rules of a step."""
+"""Methods: one function for each paper, which chooses the five rules of a step.
+
+In their documentation g is the gradient at w, g* that at w + e, and BASE(h) a step of the base with h.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pugdft.optim.combine import (
@@ -32,23 +35,25 @@ from pugdft.optim.directions import (
     Gradient,
     WeightedGradient,
 )
-from pugdft.optim.options import build
+from pugdft.optim.options import build, require
 from pugdft.optim.schedules import Constant, Number, ProportionalToLr, Schedule, as_radius, as_schedule
 from pugdft.optim.triggers import Ahead, Always, Every, GradientVariance, Never, Trigger
 
-Rule = str | Mapping[str, Any]
+RuleSpec = str | Mapping[str, Any]
 """A rule's name, or a mapping with its name and options."""
+
+_ICOS: Mapping[str, Any] = {"schedule": "icos", "min": 0.5, "max": 2.0}
 
 
 @dataclass(frozen=True)
 class Method:
-    """The five slots of one step; ``repr`` is the whole method."""
+    """The five slots of one step; ``repr`` is the whole method. The defaults are SAM's."""
 
     direction: Direction
     radius: Schedule
-    trigger: Trigger
-    combine: Combination
-    normalize: Normalize
+    trigger: Trigger = field(default=Always())
+    combine: Combination = field(default=Weighted(0, 1))
+    normalize: Normalize = field(default=Identity())
 
     @property
     def perturbs(self) -> bool:
@@ -63,80 +68,59 @@ class Method:
 
 
 def plain() -> Method:
-    """The base optimizer alone: one pass, the gradient as it is.
-
-    Cost: 1 pass a step, no further memory.
-    """
-    return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), Identity())
+    """The base optimizer alone: one pass, the gradient as it is."""
+    return Method(Gradient(), Constant(0.0), Never())
 
 
 def sam(*, rho: Number = 0.05) -> Method:
     """Sharpness-aware minimization: the gradient at the worst nearby point.
 
     e = ρ · g / ‖g‖;  BASE(g*).
-    Source: Foret et al., arXiv 2010.01412, eq. 2 and 3; ρ = 0.05 is the paper's default.
-
+    Source: Foret et al., arXiv 2010.01412, eq. 2 and 3; ρ = 0.05 is its default; it tries .01 to .5.
     Cost: 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: radius of the ball, ≥ 0; 0 gives the base optimizer. The paper tries .01 to .5.
     """
-    return Method(Gradient(), as_radius(rho), Always(), Weighted(0, 1), Identity())
+    return Method(Gradient(), as_radius(rho))
 
 
 def asam(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", "all"] = "paper") -> Method:
     """Adaptive SAM: a ball that scales with each weight, so that rescaled networks are treated alike.
 
-    e = ρ · T²g / ‖Tg‖ with T = |w| + η for weights, 1 for biases;  BASE(g*).
+    e = ρ · T²g / ‖Tg‖ with T = |w| + η for weights, 1 for biases;  BASE(g*). ρ is about ten times SAM's.
     Source: Kwon et al., arXiv 2102.11600, eq. 8 and Algorithm 1; ρ = 0.5 and η = 0.01 from its experiments.
     The common port takes T = |w| everywhere, without η (``bias_rule: all``); its best ρ is about 2.
-
     Cost: 2 passes a step, 1 copy of the parameters.
 
     Args:
-        rho: radius in the metric of T, ≥ 0; about ten times SAM's.
         eta: added to |w|, ≥ 0.
         bias_rule: ``paper``, or ``all`` for the common port.
     """
-    direction = AdaptiveGradient(eta, bias_rule)
-    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
+    return Method(AdaptiveGradient(eta, bias_rule), as_radius(rho))
 
 
 def sam_on(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", "all"] = "paper") -> Method:
     """ASAM that perturbs normalisation layers only: most of the gain for almost no memory.
 
     e as in asam, on the scales and shifts of normalisation layers, found by the layers' type;  BASE(g*).
-    Source: Müller et al., arXiv 2306.04226 (SAM-ON), its adaptive form.
-
+    Source: Müller et al., arXiv 2306.04226 (SAM-ON), its adaptive form. Options as in asam.
     Cost: 2 passes a step, 1 copy of the norms alone.
-
-    Args:
-        rho: radius in the metric of T, ≥ 0.
-        eta: added to |w|, ≥ 0.
-        bias_rule: as in asam.
     """
-    direction = AdaptiveGradient(eta, bias_rule, norm_layers_only=True)
-    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
+    return Method(AdaptiveGradient(eta, bias_rule, norm_layers_only=True), as_radius(rho))
 
 
 def gnp(*, rho: Number = 0.05, alpha: float = 0.8) -> Method:
     """Gradient-norm penalty: between the plain gradient and SAM's.
 
     e = ρ · g / ‖g‖;  BASE((1 − α)·g + α·g*).
-    Source: Zhao et al., arXiv 2202.03599, eq. 10. α = 1 is SAM, α = 0 the base; the paper's parameter study
-    goes from −.5 to 2. The coupled form of WSAM is this with α = γ/(1 − γ).
-
+    Source: Zhao et al., arXiv 2202.03599, eq. 10, where ρ is the step r of a finite difference. α = 1 is SAM,
+    α = 0 the base; the paper tries −.5 to 2. The coupled form of WSAM is this with α = γ/(1 − γ).
     Cost: 2 passes a step, 1 copy of the parameters in pugdft's own loop.
 
     Args:
-        rho: radius r of the finite difference, ≥ 0.
         alpha: share of the perturbed gradient.
     """
     if not 0 <= alpha <= 1:
         warnings.warn(f"gnp: alpha {alpha:g} is outside [0, 1]: an extrapolation", stacklevel=2)
-    if alpha == 0:
-        return plain()
-    return Method(Gradient(), as_radius(rho), Always(), Weighted(1 - alpha, alpha), Identity())
+    return Method(Gradient(), as_radius(rho), combine=Weighted(1 - alpha, alpha)) if alpha else plain()
 
 
 def gsam(*, rho_min: float = 0.01, rho_max: float = 0.05, alpha: float = 0.4) -> Method:
@@ -145,7 +129,6 @@ def gsam(*, rho_min: float = 0.01, rho_max: float = 0.05, alpha: float = 0.4) ->
     e = ρ_t · g / ‖g‖, ρ_t from ρ_max at the peak lr to ρ_min at 0;  BASE(g* − α·(g − ⟨g, g*⟩ g* / ‖g*‖²)).
     Source: Zhuang et al., arXiv 2203.08065, Algorithm 1. α = 0.4 is that of the authors' CIFAR example; the
     bounds are around SAM's radius. Products and norms are global.
-
     Cost: 2 passes a step, 2 copies of the parameters.
 
     Args:
@@ -153,10 +136,8 @@ def gsam(*, rho_min: float = 0.01, rho_max: float = 0.05, alpha: float = 0.4) ->
         rho_max: radius at the peak lr, ≥ rho_min.
         alpha: weight of the orthogonal part of g.
     """
-    if rho_min < 0:
-        raise ValueError(f"rho_min must be at least 0, not {rho_min:g}")
-    radius = ProportionalToLr(min=rho_min, max=rho_max)
-    return Method(Gradient(), radius, Always(), RemoveParallel(alpha), Identity())
+    require(rho_min, "rho_min", 0, rho_max)
+    return Method(Gradient(), ProportionalToLr(min=rho_min, max=rho_max), combine=RemoveParallel(alpha))
 
 
 def looksam(*, rho: Number = 0.05, k: int = 5, alpha: float = 0.7) -> Method:
@@ -164,15 +145,13 @@ def looksam(*, rho: Number = 0.05, k: int = 5, alpha: float = 0.7) -> Method:
 
     At every k-th step BASE(g*) and v = g* − proj_g(g*); between, BASE(g + α·(‖g‖/‖v‖)·v).
     Source: Liu et al., arXiv 2203.02714, Algorithm 1; k = 5 and α = 0.7 from its experiments. Global norms.
-
     Cost: 1 + 1/k passes a step, 2 copies of the parameters, one of them in the checkpoint.
 
     Args:
-        rho: radius of the ball, ≥ 0.
         k: steps from one two-pass step to the next, ≥ 1; 1 is SAM.
         alpha: weight of the remembered direction.
     """
-    return Method(Gradient(), as_radius(rho), Every(k=k), ReuseAscent(alpha), Identity())
+    return Method(Gradient(), as_radius(rho), Every(k=k), ReuseAscent(alpha))
 
 
 def fsam(*, rho: Number = 0.05, sigma: float = 1.0, lambda_: float = 0.9) -> Method:
@@ -181,16 +160,14 @@ def fsam(*, rho: Number = 0.05, sigma: float = 1.0, lambda_: float = 0.9) -> Met
     e = ρ · s / ‖s‖ with s = g − σ·m, then m ← λ·m + (1 − λ)·g;  BASE(g*).
     Source: Li et al., arXiv 2403.12350, eq. 7 and 8; σ = 1 and λ = 0.9 from its experiments. The first step
     is plain SAM with m = g; m in s is the value before the step's update, which uses the raw g.
-
     Cost: 2 passes a step, 2 copies of the parameters, one of them in the checkpoint.
 
     Args:
-        rho: radius of the ball, ≥ 0.
         sigma: how much of the mean is removed.
         lambda_: rate of the mean, in 0..1 (``lambda`` in a recipe).
     """
-    direction = FriendlyGradient(sigma, lambda_)
-    return Method(direction, as_radius(rho), Always(), Weighted(0, 1), Identity())
+    require(lambda_, "lambda", 0, 1)
+    return Method(FriendlyGradient(sigma, lambda_), as_radius(rho))
 
 
 def vasso(*, rho: Number = 0.05, theta: float = 0.4) -> Method:
@@ -198,14 +175,12 @@ def vasso(*, rho: Number = 0.05, theta: float = 0.4) -> Method:
 
     d ← (1 − θ)·d + θ·g, starting as g;  e = ρ · d / ‖d‖;  BASE(g*).
     Source: Li and Giannakis, NeurIPS 2023, arXiv 2309.15639, eq. 5. The default θ is ours: tune it in (0, 1].
-
     Cost: 2 passes a step, 2 copies of the parameters, one of them in the checkpoint.
 
     Args:
-        rho: radius of the ball, ≥ 0.
         theta: rate of the mean, in 0..1; 1 is SAM.
     """
-    return Method(AveragedGradient(theta), as_radius(rho), Always(), Weighted(0, 1), Identity())
+    return Method(AveragedGradient(theta), as_radius(rho))
 
 
 def wsam(*, rho: Number = 0.05, gamma: float = 0.9) -> Method:
@@ -214,14 +189,12 @@ def wsam(*, rho: Number = 0.05, gamma: float = 0.9) -> Method:
     e = ρ · g / ‖g‖;  BASE(g), then w ← w − lr·κ·(g* − g) with κ = γ/(1 − γ).
     Source: Yue et al., arXiv 2305.15817, Algorithm 1 (decoupled); γ = 0.9 from its experiments. The coupled
     form is gnp with α = γ/(1 − γ).
-
     Cost: 2 passes a step, 2 copies of the parameters.
 
     Args:
-        rho: radius of the ball, ≥ 0.
         gamma: weight of the sharpness term, in [0, 1); 1/2 weighs both gradients alike.
     """
-    return Method(Gradient(), as_radius(rho), Always(), DecoupledSharpness(gamma), Identity())
+    return Method(Gradient(), as_radius(rho), combine=DecoupledSharpness(gamma))
 
 
 def amp(
@@ -236,34 +209,28 @@ def amp(
     N times e ← clip(e + ζ·∇L(w + e)) to ‖e‖ ≤ ε;  BASE(g*).
     Source: Zheng et al., arXiv 2010.04925, Algorithm 1; ε = 0.5, ζ = 1, N = 1 from its experiments. The
     paper's ball is global; its code clips each tensor (``scope: tensor``).
-
     Cost: 1 + N passes a step, 1 copy of the parameters.
 
     Args:
-        epsilon: radius of the ball, ≥ 0.
+        epsilon: radius of the ball, ≥ 0: a number or a schedule.
         inner_lr: ζ, length of an ascent step in units of the gradient, ≥ 0.
         inner_iter: N, ascent steps, ≥ 1.
         scope: ``global`` or ``tensor``.
     """
-    direction = ClippedAscent(inner_lr, inner_iter, scope)
-    radius = as_schedule(epsilon, "epsilon", minimum=0)
-    return Method(direction, radius, Always(), Weighted(0, 1), Identity())
+    require(inner_iter, "inner_iter", 1)
+    return Method(ClippedAscent(inner_lr, inner_iter, scope), as_schedule(epsilon, "epsilon", minimum=0))
 
 
 def msam(*, rho: Number = 3.0) -> Method:
     """Momentum-SAM: the gradient at a point against the momentum, for the price of the base.
 
-    e = −ρ · v / ‖v‖ with v the base's momentum;  BASE(∇L(w + e)) at w.
+    e = −ρ · v / ‖v‖ with v the base's momentum, which it must have;  BASE(∇L(w + e)) at w.
     Source: Becker et al., arXiv 2401.12033, eq. 4; ρ = 3 from its experiments. Published code leaves the
     weights perturbed between steps; here a step perturbs, passes, and restores, so evaluation and checkpoints
     see w. The loss that a step returns is that at w + e: there is no other pass.
-
     Cost: 1 pass a step, 1 copy of the parameters.
-
-    Args:
-        rho: length of the perturbation, ≥ 0. The base must have a momentum.
     """
-    return Method(AgainstMomentum(), as_radius(rho), Ahead(), Weighted(0, 1), Identity())
+    return Method(AgainstMomentum(), as_radius(rho), Ahead())
 
 
 def ugd() -> Method:
@@ -271,10 +238,9 @@ def ugd() -> Method:
 
     Use it to see what the normalisation alone does. The step length is lr itself.
     Source: Update in Unit Gradient, arXiv 2110.00199v1, Algorithm 2; PUGD, Definition 3 (NGD-FM).
-
     Cost: 1 pass a step, no further memory.
     """
-    return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), Unit())
+    return Method(Gradient(), Constant(0.0), Never(), normalize=Unit())
 
 
 def ngd_cw(*, scope: Literal["tensor", "element"] = "tensor") -> Method:
@@ -282,13 +248,12 @@ def ngd_cw(*, scope: Literal["tensor", "element"] = "tensor") -> Method:
 
     BASE(g / ‖g‖) for each tensor by itself, or BASE(sign g).
     Source: compared in the PUGD paper, arXiv 2110.00199, whose text allows both readings; no code exists.
-
     Cost: 1 pass a step, no further memory.
 
     Args:
         scope: ``tensor`` divides each tensor by its norm, ``element`` takes the sign of each element.
     """
-    return Method(Gradient(), Constant(0.0), Never(), Weighted(0, 1), UnitEach(scope))
+    return Method(Gradient(), Constant(0.0), Never(), normalize=UnitEach(scope))
 
 
 def sam_gns(*, rho: Number = 0.05) -> Method:
@@ -296,77 +261,56 @@ def sam_gns(*, rho: Number = 0.05) -> Method:
 
     e = ρ · g / ‖g‖;  BASE(g* / ‖g*‖): g is not added.
     Source: Update in Unit Gradient, arXiv 2110.00199v1, Algorithm 3.
-
     Cost: 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: radius of the ball, ≥ 0.
     """
-    return Method(Gradient(), as_radius(rho), Always(), Weighted(0, 1), Unit())
+    return Method(Gradient(), as_radius(rho), normalize=Unit())
 
 
 def pugd(*, rho: Number = 1.0) -> Method:
     """Perturbated unit gradient descent: both gradients, added, as one unit vector.
 
-    e = ρ · |w|⊙g / ‖|w|⊙g‖;  BASE((g + g*) / ‖g + g*‖).
+    e = ρ · |w|⊙g / ‖|w|⊙g‖;  BASE((g + g*) / ‖g + g*‖). ρ = 0 is unit gradient descent.
     Source: Tseng et al., arXiv 2110.00199, eq. 12 and Algorithm 1, where ρ = 1.
     The step length is lr itself, whatever the loss's scale; weight decay comes after the normalisation.
     Published code restores w by subtracting e, which is not w in floating point: here w is copied back.
-
     Cost: 2 passes a step, 1 copy of the parameters in pugdft's own loop (2 under a closure that
     clears the gradients).
-
-    Args:
-        rho: length of the perturbation, ≥ 0; 0 gives unit gradient descent.
     """
-    return Method(WeightedGradient(), as_radius(rho), Always(), Scaled(Constant(1.0)), Unit())
+    return Method(WeightedGradient(), as_radius(rho), combine=Scaled(Constant(1.0)), normalize=Unit())
 
 
-def pugd_r(*, rho: Number = {"schedule": "icos", "min": 0.5, "max": 2.0}) -> Method:  # noqa: B006
+def pugd_r(*, rho: Number = _ICOS) -> Method:
     """PUGD with a scheduled radius (RTS: R).
 
     e = a_r(t) · |w|⊙g / ‖|w|⊙g‖;  BASE((g + g*) / ‖g + g*‖).
-    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours.
-
+    Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours; others are
+    sin, cos, isin, linear, cosine, proportional_to_lr.
     Cost: 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: a schedule: sin, cos, isin, icos, linear, cosine, proportional_to_lr.
     """
     return pugd(rho=rho)
 
 
-def pugd_s(*, rho: Number = 1.0, scale: Number = {"schedule": "icos", "min": 0.5, "max": 2.0}) -> Method:  # noqa: B006
+def pugd_s(*, rho: Number = 1.0, scale: Number = _ICOS) -> Method:
     """PUGD with a scheduled share of the clean gradient (RTS: S).
 
     e as in pugd;  BASE(U / ‖U‖) with U = a_s(t)·g + g*.
     Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours.
-
     Cost: 2 passes a step, 1 copy of the parameters.
 
     Args:
-        rho: length of the perturbation, ≥ 0, or a schedule.
         scale: factor of the clean gradient, a number or a schedule.
     """
-    combine = Scaled(as_schedule(scale, "scale"))
-    return Method(WeightedGradient(), as_radius(rho), Always(), combine, Unit())
+    return Method(
+        WeightedGradient(), as_radius(rho), combine=Scaled(as_schedule(scale, "scale")), normalize=Unit()
+    )
 
 
-def pugd_rs(
-    *,
-    rho: Number = {"schedule": "icos", "min": 0.5, "max": 2.0},  # noqa: B006
-    scale: Number = {"schedule": "icos", "min": 0.5, "max": 2.0},  # noqa: B006
-) -> Method:
+def pugd_rs(*, rho: Number = _ICOS, scale: Number = _ICOS) -> Method:
     """PUGD with both schedules, independent of each other (RTS: RS).
 
-    e = a_r(t) · |w|⊙g / ‖|w|⊙g‖;  BASE(U / ‖U‖) with U = a_s(t)·g + g*.
+    e as in pugd_r, and BASE(U / ‖U‖) as in pugd_s, whose options these are.
     Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedules are ours.
-
     Cost: 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: a number or a schedule of the radius.
-        scale: a number or a schedule of the clean gradient's factor.
     """
     return pugd_s(rho=rho, scale=scale)
 
@@ -377,44 +321,37 @@ def pugd_t(*, rho: Number = 1.0) -> Method:
     BASE(g), then pugd's BASE((g + g*) / ‖g + g*‖) once Var(last k ‖g‖) < γ · Var(‖g‖ over the first tenth),
     γ = .2 and k = 10; ``trigger`` chooses another rule or other values.
     Source: When and How Much to Perturb? Radius-Timing-Scale, 2025.
-
     Cost: 1 to 2 passes a step, 1 copy of the parameters.
-
-    Args:
-        rho: length of the perturbation, ≥ 0, or a schedule.
     """
     return Method(WeightedGradient(), as_radius(rho), GradientVariance(), Scaled(Constant(1.0)), Unit())
 
 
 def rules(
     *,
-    direction: Rule = "gradient",
+    direction: RuleSpec = "gradient",
     rho: Number = 0.05,
-    combine: Rule = {"name": "weighted", "clean": 0, "perturbed": 1},  # noqa: B006
-    normalize: Rule = "identity",
+    combine: RuleSpec = {"name": "weighted", "clean": 0, "perturbed": 1},  # noqa: B006
+    normalize: RuleSpec = "identity",
 ) -> Method:
     """A method of your own, spelled from its rules.
 
     e along ``direction`` with radius ρ, h from g and g* by ``combine``;  BASE(normalize(h)). The defaults
     are SAM; ``direction: weighted_gradient, rho: 1, combine: scaled, normalize: unit`` is PUGD.
     Source: none; cite the papers of the rules that you combine.
-
     Cost: 2 passes a step, 1 copy of the parameters (2 with a merging combination or an averaging direction).
 
     Args:
         direction: gradient, weighted_gradient, adaptive_gradient, friendly_gradient, averaged_gradient or
             clipped_ascent; with options as a mapping: ``{name: adaptive_gradient, eta: 0.01}``.
-        rho: radius, ≥ 0, or a schedule.
         combine: weighted (clean, perturbed), scaled (scale), remove_parallel (alpha), reuse_ascent (alpha) or
             decoupled_sharpness (gamma).
         normalize: identity, unit or unit_each (scope).
     """
     return Method(
-        build("direction", DIRECTIONS, direction),
+        build("direction", DIRECTIONS, direction, "direction"),
         as_radius(rho),
-        Always(),
-        build("combination", COMBINATIONS, combine, where="combine"),
-        build("normalization", NORMALIZATIONS, normalize, where="normalize"),
+        combine=build("combination", COMBINATIONS, combine, "combine"),
+        normalize=build("normalization", NORMALIZATIONS, normalize, "normalize"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Check options against a function's signature, and construct rules from a spec.
+"""Check options against a function's signature, and construct what a spec names.
 
 A recipe's ``lambda`` is the parameter ``lambda_``, since Python reserves the word.
 """
@@ -7,47 +7,54 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pugdft.errors import ConfigIssue, close_match, unknown
+from pugdft.errors import ConfigIssue, FaultsError, close_match, unknown
 
 _COUNTS = {2: "two", 3: "three"}
+
+
+def refused(where: str, message: str) -> FaultsError:
+    """One fault at an option, such as ``rho``."""
+    return FaultsError("", [ConfigIssue(where, message)])
+
+
+def require(value: float, name: str, minimum: float = -math.inf, maximum: float = math.inf) -> None:
+    """Raise ``FaultsError`` at ``name`` unless ``value`` is finite and within the bounds."""
+    if not _is_finite(value):
+        raise refused(name, f"must be a finite number, not {str(value)[:40]}")
+    if value < minimum:
+        raise refused(name, f"must be at least {minimum:g}, not {value:g}")
+    if value > maximum:
+        raise refused(name, f"must be at most {maximum:g}, not {value:g}")
 
 
 def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """The options of a function or class with their defaults (``inspect.Parameter.empty``: none).
 
-    These are the keyword-only parameters of a function, the fields of a dataclass, and of a foreign optimizer
-    class all but the parameters to train.
+    These are its parameters, but for an optimizer's ``params``.
     """
-    parameters = list(inspect.signature(function).parameters.values())
-    if is_dataclass(function):
-        options = parameters
-    elif isinstance(function, type):
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        options = [each for each in parameters[1:] if each.kind in named]
-    else:
-        options = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
-    return {each.name.rstrip("_"): each.default for each in options}
-
-
-def call_with(function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
-    """Call a function with a recipe's options."""
-    names = inspect.signature(function).parameters
-    own = {f"{name}_" if f"{name}_" in names else name: value for name, value in options.items()}
-    return function(*arguments, **own)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        each.name.rstrip("_"): each.default
+        for each in inspect.signature(function).parameters.values()
+        if each.kind in kinds and each.name != "params"
+    }
 
 
 def build(
     kind: str,
     registry: Mapping[str, Callable[..., Any]],
     value: str | Mapping[str, Any],
+    where: str,
     *,
-    where: str = "",
     key: str = "name",
+    elsewhere: str = "",
 ) -> Any:
     """Construct the entry of a registry that a spec names.
 
@@ -55,85 +62,97 @@ def build(
         kind: what the registry holds, for messages.
         registry: name to class or function.
         value: a name, or a mapping with the name and options.
-        where: the spec's place, for messages; by default ``kind``.
+        where: the spec's place, such as ``optimizer.trigger``.
         key: the mapping's key for the name.
+        elsewhere: said of an unknown option: where other options belong.
 
     Raises:
-        ValueError: an unknown name; an option that is unknown, missing, of a wrong kind or out of range.
+        FaultsError: an unknown name; options that are unknown, missing, of a wrong kind or out of range.
     """
-    where = where or kind
     options = {key: value} if isinstance(value, str) else dict(value)
     name = options.pop(key, None)
     if not isinstance(name, str) or name not in registry:
-        raise ValueError(f"{where}.{key}: {unknown(kind, name, registry)}")
-    if faults := option_faults(
-        where, registry[name], options, lambda given: call_with(registry[name], given)
-    ):
-        raise ValueError("; ".join(map(str, faults)))
-    return call_with(registry[name], options)
+        raise refused(f"{where}.{key}" if where else key, unknown(kind, name, registry))
+    return construct(registry[name], options, where, elsewhere=elsewhere)
 
 
-def resolve_options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` completed by the function's defaults, in the function's order, as plain data."""
-    resolved = keyword_defaults(function) | dict(given)
-    kinds = {name.rstrip("_"): kind for name, kind in _annotations(function).items()}
-    return {name: _plain(value, kinds.get(name)) for name, value in resolved.items()}
-
-
-def option_faults(
-    where: str,
+def construct(
     function: Callable[..., Any],
-    given: Mapping[str, Any],
-    construct: Callable[[Mapping[str, Any]], Any],
+    options: Mapping[str, Any],
+    where: str,
+    *,
+    call: Callable[[Mapping[str, Any]], Any] | None = None,
     elsewhere: str = "",
-) -> list[ConfigIssue]:
-    """Faults of ``given`` as the keyword options of ``function``.
+) -> Any:
+    """Check ``options`` against the signature of ``function``, and call it, or ``call``, with them.
 
-    Args:
-        where: the recipe's path to these options, such as ``optimizer``.
-        function: its keyword-only parameters are the options, its annotations their kinds.
-        given: the options.
-        construct: called with ``given`` once names and kinds are right; its ``ValueError`` is a range fault.
-        elsewhere: said of an unknown option: where other options belong.
+    Raises:
+        FaultsError: as :func:`build`.
     """
-    known = keyword_defaults(function)
-    kinds = {name.rstrip("_"): kind for name, kind in _annotations(function).items()}
+    known, kinds = keyword_defaults(function), _kinds(function)
     faults = []
-    for name, value in given.items():
+    for name, value in options.items():
         if name not in known:
             names = ", ".join(known) or "none"
             message = f"unknown option. Known here: {names}.{close_match(name, known)}{elsewhere}"
-            faults.append(ConfigIssue(f"{where}.{name}", message))
+            faults.append(ConfigIssue(name, message))
         elif wanted := _unmet_kind(value, kinds.get(name)):
-            faults.append(ConfigIssue(f"{where}.{name}", f"must be {wanted}, not {repr(value)[:80]}"))
+            faults.append(ConfigIssue(name, f"must be {wanted}, not {repr(value)[:80]}"))
     for name, default in known.items():
-        if default is inspect.Parameter.empty and name not in given:
-            faults.append(ConfigIssue(f"{where}.{name}", "is required"))
+        if default is inspect.Parameter.empty and name not in options:
+            faults.append(ConfigIssue(name, "is required"))
     if not faults:
+        names = inspect.signature(function).parameters
+        own = {f"{name}_" if f"{name}_" in names else name: value for name, value in options.items()}
         try:
-            construct(given)
+            return call(own) if call else function(**own)
+        except FaultsError as error:
+            faults = list(error.faults)
         except (ValueError, AssertionError) as error:
-            faults.append(ConfigIssue(where, str(error) or "is refused"))
+            faults = [ConfigIssue("", str(error) or "is refused")]
         except Exception as error:  # a foreign constructor that did not expect such a value
-            faults.append(ConfigIssue(where, f"is refused: {type(error).__name__}: {error}"))
-    return faults
+            faults = [ConfigIssue("", f"is refused: {type(error).__name__}: {error}")]
+    places = [".".join(filter(None, (where, fault.where))) for fault in faults]
+    raise FaultsError(
+        "", [ConfigIssue(place, fault.message) for place, fault in zip(places, faults, strict=True)]
+    )
 
 
-def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        foreign = isinstance(function, type) and not is_dataclass(function)
-        return get_type_hints(function.__init__ if foreign else function)
-    except (NameError, TypeError):  # a foreign class whose annotations cannot be resolved
-        return {}
+def resolve_options(function: Callable[..., Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec completed by the function's defaults, in the function's order, as plain data."""
+    kinds = _kinds(function)
+    resolved = {"name": spec["name"], **keyword_defaults(function)} | dict(spec)
+    return {name: _plain(value, kinds.get(name)) for name, value in resolved.items()}
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations by the recipe's names; none of a foreign class whose annotations cannot be resolved."""
+    foreign = isinstance(function, type) and not is_dataclass(function)
+    with suppress(NameError, TypeError):
+        hints = get_type_hints(function.__init__ if foreign else function, include_extras=True)
+        return {name.rstrip("_"): kind for name, kind in hints.items()}
+    return {}
 
 
 def _unmet_kind(value: Any, kind: Any) -> str:
     """What ``value`` should be and is not, or the empty string."""
-    if get_origin(kind) is not None:
-        return _unmet_compound(value, kind)
+    origin, parts = get_origin(kind), get_args(kind)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is Annotated:  # with the words for it
+        return parts[1] if _unmet_kind(value, parts[0]) else ""
+    if origin is Literal:
+        return "" if value in parts else f"one of {', '.join(map(str, parts))}"
+    if origin is tuple and set(parts) == {float}:
+        entries = list(value) if isinstance(value, list | tuple) else []
+        fits = len(entries) == len(parts) and not any(_unmet_kind(entry, float) for entry in entries)
+        return "" if fits else f"a list of {_COUNTS.get(len(parts), len(parts))} numbers"
+    if origin in (UnionType, Union):
+        unmet = [_unmet_kind(value, each) for each in parts]
+        return "" if "" in unmet else " or ".join(unmet)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and not isinstance(value, Mapping):
+        return "a mapping"
     if kind is NoneType and value is not None:
         return "null"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is str and not isinstance(value, str):
         return "a word"
     if kind is bool and not isinstance(value, bool):
@@ -146,26 +165,8 @@ def _unmet_kind(value: Any, kind: Any) -> str:
 
 
 def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return False
-
-
-def _unmet_compound(value: Any, kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "" if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
-    if get_origin(kind) is tuple and set(get_args(kind)) == {float}:
-        entries = list(value) if isinstance(value, list | tuple) else []
-        count = len(get_args(kind))
-        if len(entries) != count or any(_unmet_kind(entry, float) for entry in entries):
-            return f"a list of {_COUNTS.get(count, count)} numbers"
-    if get_origin(kind) in (UnionType, Union):
-        unmet = [_unmet_kind(value, each) for each in get_args(kind)]
-        return "" if "" in unmet else " or ".join(unmet)
-    if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):
-        return "" if isinstance(value, Mapping) else "a mapping"
-    return ""
+    """Whether a number fits into a float; a whole number may have hundreds of digits."""
+    return abs(value) <= sys.float_info.max
 
 
 def _plain(value: Any, kind: Any) -> Any:

@@ -12,19 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
 from pugdft.optim.combine import Identity, Normalize, Unit
-from pugdft.optim.context import RuleState, StepContext, require
-
-Before = Literal["plain", "unit"]
+from pugdft.optim.context import MethodRule, RuleState, StepContext, at_least
 
 
-class Trigger(ABC):
+class Trigger(MethodRule, ABC):
     """Decide whether a step takes a second pass; asked after the clean pass.
 
     Attributes:
@@ -94,26 +92,21 @@ class Ahead(Never):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Timed(Trigger):
-    before: Before = "plain"
+class TimingRule(Trigger):
+    """Two passes at some steps; ``before`` says what the steps of one pass are."""
 
-    def __post_init__(self) -> None:
-        if self.before not in ("plain", "unit"):
-            raise ValueError(f"before must be plain or unit, not {self.before!r}")
+    before: Literal["plain", "unit"] = "plain"
 
     def one_pass_rule(self) -> Normalize | None:
         return Unit() if self.before == "unit" else Identity()
 
 
 @dataclass(frozen=True, kw_only=True)
-class After(_Timed):
+class After(TimingRule):
     """From a fraction of the training on."""
 
     fraction: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.fraction, "fraction", minimum=0, maximum=1)
+    bounds: ClassVar = {"fraction": (0, 1)}
 
     @property
     def expected_fraction(self) -> float:
@@ -124,14 +117,11 @@ class After(_Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Every(_Timed):
+class Every(TimingRule):
     """Each k-th step, the first one included."""
 
     k: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.k, "k", minimum=1)
+    bounds: ClassVar = {"k": at_least(1)}
 
     @property
     def expected_fraction(self) -> float:
@@ -142,16 +132,12 @@ class Every(_Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probability(_Timed):
+class Probability(TimingRule):
     """Each step with probability p, decided by the seed and the step alone."""
 
     p: float
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.p, "p", minimum=0, maximum=1)
-        require(self.seed, "seed", minimum=0, maximum=2**31)
+    bounds: ClassVar = {"p": (0, 1), "seed": (0, 2**31)}
 
     @property
     def expected_fraction(self) -> float:
@@ -162,77 +148,74 @@ class Probability(_Timed):
         return float(torch.rand((), generator=generator)) < self.p
 
 
+class GradientRule(TimingRule):
+    """From the step on at which the gradients have become steady.
+
+    Reading their norm waits for the device at each step until then.
+    """
+
+    @abstractmethod
+    def is_steady(self, norm: float, parameters: Sequence[Tensor], progress: float, state: RuleState) -> bool:
+        """Remember this step's gradient and judge the last ones; ``norm`` is its finite global norm."""
+
+    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+        if state.values.get("fired"):
+            return True
+        norm = float(foreach.global_norm([p.grad for p in parameters if p.grad is not None]))
+        if not math.isfinite(norm):
+            return False  # the step is going to be skipped, and must leave no trace
+        state.values["fired"] = self.is_steady(norm, parameters, context.progress, state)
+        return bool(state.values["fired"])
+
+
 @dataclass(frozen=True, kw_only=True)
-class GradientVariance(_Timed):
+class GradientVariance(GradientRule):
     """Once the last k gradient norms vary less than gamma times those of the first steps.
 
     The threshold is gamma · Var(‖g‖ over the first ``init_fraction`` of the training), population variances.
-    Reading the norm waits for the device at each step until the rule has fired.
     """
 
     gamma: float = 0.2
     k: int = 10
     init_fraction: float = 0.1
+    bounds: ClassVar = {"gamma": at_least(0), "k": at_least(2), "init_fraction": (0, 1)}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.gamma, "gamma", minimum=0)
-        require(self.k, "k", minimum=2)
-        require(self.init_fraction, "init_fraction", minimum=0, maximum=1)
-
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+    def is_steady(self, norm: float, parameters: Sequence[Tensor], progress: float, state: RuleState) -> bool:
         values = state.values
-        if values.get("fired"):
-            return True
-        norm = float(foreach.global_norm([p.grad for p in parameters if p.grad is not None]))
-        if not math.isfinite(norm):
-            return False  # the step is going to be skipped, and must leave no trace
         last = values["last"] = [*values.get("last", []), norm][-self.k :]
-        if context.progress < self.init_fraction:
-            values["first"] = [*values.get("first", []), norm]
-            return False
         first = values.get("first", [])
-        values["fired"] = (
-            len(first) >= 2 and len(last) == self.k and pvariance(last) < self.gamma * pvariance(first)
-        )
-        return bool(values["fired"])
+        if progress < self.init_fraction:
+            values["first"] = [*first, norm]
+            return False
+        return len(first) >= 2 and len(last) == self.k and pvariance(last) < self.gamma * pvariance(first)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientCosine(_Timed):
+class GradientCosine(GradientRule):
     """Once the mean over k steps of cos(g_t, g_{t−1}) is above kappa; keeps one more copy of the gradient."""
 
     kappa: float = 0.9
     k: int = 10
+    bounds: ClassVar = {"kappa": (-1, 1), "k": at_least(1)}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.kappa, "kappa", minimum=-1, maximum=1)
-        require(self.k, "k", minimum=1)
-
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
-        values = state.values
-        if values.get("fired"):
-            return True
-        if not math.isfinite(float(foreach.global_norm([p.grad for p in parameters if p.grad is not None]))):
-            return False
+    def is_steady(self, norm: float, parameters: Sequence[Tensor], progress: float, state: RuleState) -> bool:
         previous = state.tensors.get("previous", {})
         rows = [(p.grad, previous[p]) for p in parameters if p in previous and p.grad is not None]
+        last = state.values.get("last", [])
         if rows:
             now, before = [row[0] for row in rows], [row[1] for row in rows]
             norms = foreach.global_norm(now) * foreach.global_norm(before)
             cosine = float(foreach.ratio(foreach.dot(now, before), norms))
-            values["last"] = [*values.get("last", []), cosine][-self.k :]
-        state.tensors["previous"] = {p: p.grad.clone() for p in parameters if p.grad is not None}
-        last = values.get("last", [])
-        values["fired"] = len(last) == self.k and fmean(last) > self.kappa
-        if values["fired"]:
+            last = state.values["last"] = [*last, cosine][-self.k :]
+        if len(last) == self.k and fmean(last) > self.kappa:
             state.tensors.clear()
-        return bool(values["fired"])
+            return True
+        state.tensors["previous"] = {p: p.grad.clone() for p in parameters if p.grad is not None}
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneralizationGap(_Timed):
+class GeneralizationGap(TimingRule):
     """Once |held-out loss − clean training loss| exceeds mu times its mean over the first epochs.
 
     The baseline is the mean over the first max(3, 0.1 · epochs) epochs; checked every ``every`` epochs.
@@ -241,12 +224,8 @@ class GeneralizationGap(_Timed):
 
     mu: float = 2.0
     every: int = 3
+    bounds: ClassVar = {"mu": at_least(0), "every": at_least(1)}
     needs_validation = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.mu, "mu", minimum=0)
-        require(self.every, "every", minimum=1)
 
     def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
         return bool(state.values.get("fired"))

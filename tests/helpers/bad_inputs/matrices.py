@@ -45,7 +45,7 @@ BENCH = [
     bench(
         "an unknown entry", {"optimizers": ["sgd", "smm"]}, 'b.yaml: optimizers.1: "smm": unknown optimizer'
     ),
-    bench("an option out of range", {"optimizers": [{"name": "sam", "rho": -1}]}, "rho must be at least 0"),
+    bench("an option out of range", {"optimizers": [{"name": "sam", "rho": -1}]}, "rho: must be at least 0"),
     bench("seeds of words", {"seeds": ["a"]}, "b.yaml: seeds: must be a range such as 0-4"),
     bench("a mapping for seeds", {"seeds": {"a": 1}}, "b.yaml: seeds: must be a range such as"),
     bench("a seed below 0", {"seeds": [-1]}, "b.yaml: seeds: "),
@@ -115,7 +115,7 @@ SEARCH = [
     search(
         "a value that is refused",
         "search: greedy\nstages: [{option: rho, values: [-1]}]\n",
-        'rho of "sam": optimizer: rho must be at least 0',
+        'rho of "sam": optimizer.rho: must be at least 0',
     ),
     search(
         "trials without end",
