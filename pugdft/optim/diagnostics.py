@@ -1,10 +1,9 @@
 """Measure how far a method perturbs the weights, and the angle between the clean and the perturbed gradient.
 
-Measured at every tenth perturbed step and kept on the device, so that nothing waits. The clean gradient
-may be overwritten by the second pass; what is needed of it is therefore a sample, one block of
-:data:`BLOCK` elements out of :data:`STRIDE` of each tensor in memory order (every element of a small tensor),
-which keeps all layers in proportion and costs 1/16 of a copy of the parameters. Blocks, because single
-elements would have every line of memory read.
+Measured at every tenth perturbed step and kept on the device, so that nothing waits. The second pass may
+overwrite the clean gradient, so a sample of it is kept: one block of elements out of :data:`STRIDE` of each
+tensor in memory order (a small tensor whole), which costs 1/16 of a copy of the parameters. Single elements
+would have every line of memory read.
 """
 
 from __future__ import annotations
@@ -18,11 +17,8 @@ from torch import Tensor
 from pugdft.optim import foreach
 
 EVERY = 10
-
 STRIDE = 16
-
 BLOCK = 64
-
 _SMALL = 4096
 
 
@@ -103,7 +99,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _sample(tensor: Tensor) -> Tensor:
     """A view of BLOCK elements of every BLOCK·STRIDE in memory order; gradients lie like parameters."""
-    rows = tensor.numel() // (BLOCK * STRIDE)
     if tensor.numel() <= _SMALL:
         return tensor
+    rows = tensor.numel() // (BLOCK * STRIDE)
     return torch.as_strided(tensor, (rows, BLOCK), (BLOCK * STRIDE, 1))

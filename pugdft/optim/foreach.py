@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-12
-
 """Added to a norm before division; 0 in fp16, hence norms and factors are at least fp32."""
+
+
+def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of those parameters that have one."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -22,9 +22,8 @@ PassContext = Callable[[], AbstractContextManager[object]]
 def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm normalises by the batch as in training and leaves its running statistics alone.
 
-    ``num_batches_tracked`` included. Setting the momentum to 0 would not do: the counter would go on,
-    and a helper that stores the momentum twice loses it. Layers in evaluation mode are not touched, for
-    they need their running statistics to normalise.
+    A momentum of 0 would not do: ``num_batches_tracked`` would go on. Layers in evaluation mode are not
+    touched, for they need their running statistics to normalise.
     """
     changed = [
         module
@@ -43,8 +42,7 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
 def align_gradients(parameters: Sequence[Tensor]) -> None:
     """Lay each gradient out in memory as its parameter is.
 
-    Autograd does so itself, but a closure may assign gradients of its own; fused kernels walk both
-    memories side by side and would pair the wrong elements.
+    Autograd does so itself, a closure may not; fused kernels would pair the wrong elements.
     """
     for parameter in parameters:
         gradient = parameter.grad
@@ -60,34 +58,24 @@ class RandomState:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device if device.type == "cuda" else None
+        self._devices = [device] if device.type == "cuda" else []
         self._cpu_state = torch.get_rng_state()
-        self._cuda_state = torch.cuda.get_rng_state(device) if self._cuda else None
+        self._cuda_states = [torch.cuda.get_rng_state(each) for each in self._devices]
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Inside, the captured state; afterwards the state from before, so nothing else repeats."""
-        now = RandomState(self._cuda or torch.device("cpu"))
-        self._restore()
-        try:
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self._cpu_state)
+            for device, state in zip(self._devices, self._cuda_states, strict=True):
+                torch.cuda.set_rng_state(state, device)
             yield
-        finally:
-            now._restore()
-
-    def _restore(self) -> None:
-        torch.set_rng_state(self._cpu_state)
-        if self._cuda is not None and self._cuda_state is not None:
-            torch.cuda.set_rng_state(self._cuda_state, self._cuda)
 
 
 class SavedWeights:
-    """Keep bitwise copies of perturbed parameters.
+    """Keep bitwise copies of perturbed parameters; ``in_use`` while parameters are perturbed.
 
-    The memory is taken at the first perturbation and kept: taking it at every step costs more than copying
-    into it.
-
-    Attributes:
-        in_use: whether parameters are perturbed right now.
+    The memory is kept from step to step: taking it costs more than copying into it.
     """
 
     def __init__(self) -> None:
@@ -120,15 +108,8 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 class CleanGradients:
     """Keep the clean gradients of a step until they are combined with the perturbed ones.
 
-    A closure that accumulates adds g* to them in place. Any other might clear them, so they are held
-    outside the parameters, at the price of one more copy of the parameters during the pass.
-
-    Args:
-        closure_accumulates: the closure never clears gradients.
-        loss_scale: of the passes, if there is one.
-
-    Attributes:
-        lie_in_place: whether the parameters' gradients are the clean part right now.
+    A closure that accumulates (never clears gradients) adds g* to them in place; ``lie_in_place`` meanwhile.
+    Any other might clear them, so they are held outside the parameters, which costs one more copy.
     """
 
     def __init__(self, closure_accumulates: bool, loss_scale: LossScale | None) -> None:
@@ -153,7 +134,7 @@ class CleanGradients:
             share: of it that is to be added to g*; 0 drops it.
             apart: both gradients are needed apart.
         """
-        gradients = [p.grad for p in differentiated if p.grad is not None]
+        gradients = foreach.gradients_of(differentiated)
         if share not in (0, 1):
             foreach.scale_(gradients, share)
         if share != 0 and self._accumulates and not apart:
@@ -168,22 +149,19 @@ class CleanGradients:
     def add(self) -> None:
         """Add what is held to the parameters' gradients."""
         for parameter, gradient in self._held:
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad.add_(gradient)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         self._held = []
 
     def merge(self, rule: Combination, state: RuleState) -> Correction | None:
         """Let the rule make one of both; where the second pass gave none, the clean gradient stands."""
-        both = [(p, clean, p.grad) for p, clean in self._held if p.grad is not None]
+        both = [(clean, p.grad, p) for p, clean in self._held if p.grad is not None]
         for parameter, gradient in self._held:
             if parameter.grad is None:
                 parameter.grad = gradient
         self._held = []
         if not both:
             return None
-        parameters, clean, perturbed = ([row[column] for row in both] for column in range(3))
+        clean, perturbed, parameters = ([row[column] for row in both] for column in range(3))
         return rule.merge_(clean, perturbed, parameters, state)
 
 

@@ -98,14 +98,13 @@ class PerturbedOptimizer(torch.optim.Optimizer):
 
     def observe_epoch(self, train_loss: float, validation_loss: float, num_epochs: int) -> None:
         """Tell a timing rule an epoch's clean training loss and the loss on held-out images."""
-        self.method.trigger.observe_epoch(
-            train_loss, validation_loss, num_epochs, self._rule_states["trigger"]
-        )
+        state = self._rule_states["trigger"]
+        self.method.trigger.observe_epoch(train_loss, validation_loss, num_epochs, state)
 
     @property
     def num_skipped_steps(self) -> int:
         """Updates left out because the gradient was not finite; reading it waits for the device."""
-        return self._guard.num_skipped
+        return int(self._guard.num_skipped)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -124,34 +123,28 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             raise TypeError("step() needs a closure that runs forward and backward and returns the loss")
         parameters = self._trainable()
         if not parameters:
-            return self._run(closure)
-        context = self._context()
-        trigger, combine = self.method.trigger, self.method.combine
+            return self._pass(closure, [])
+        lr = float(self.param_groups[0]["lr"])
+        self._peak_lr = max(self._peak_lr, lr)
+        context = StepContext(self.num_steps, self.progress, lr, self._peak_lr)
+        trigger, rule, correction = self.method.trigger, self.method.normalize, None
         if trigger.passes_ahead:
-            loss = self._pass_ahead(closure, parameters, context)
-            rule, correction = self.method.normalize, None
+            loss = self._pass_ahead(closure, parameters, self.method.radius(context))
         else:
             clean_state = RandomState(parameters[0].device) if self._replays else None
             with self._clean_pass():
-                loss = self._run(closure)
-            self._take_gradients(parameters)
+                loss = self._pass(closure, parameters)
             differentiated = [p for p in parameters if p.grad is not None]
             if differentiated and trigger.fires(context, differentiated, self._rule_states["trigger"]):
                 correction = self._second_pass(closure, parameters, differentiated, context, clean_state)
-                rule = self.method.normalize
                 self.num_two_pass_steps += 1
             else:
-                rule, correction = trigger.one_pass_rule() or self.method.normalize, None
-                gradients = [p.grad for p in differentiated if p.grad is not None]
-                combine.reuse_(gradients, differentiated, self._rule_states["combine"])
-        self._guard.step([p.grad for p in parameters if p.grad is not None], rule, correction)
+                rule = trigger.one_pass_rule() or rule
+                gradients = foreach.gradients_of(differentiated)
+                self.method.combine.reuse_(gradients, differentiated, self._rule_states["combine"])
+        self._guard.step(foreach.gradients_of(parameters), rule, correction)
         self.num_steps += 1
         return loss
-
-    def _context(self) -> StepContext:
-        lr = float(self.param_groups[0]["lr"])
-        self._peak_lr = max(self._peak_lr, lr)
-        return StepContext(self.num_steps, self.progress, lr, self._peak_lr)
 
     def _second_pass(
         self,
@@ -168,28 +161,24 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         perturbed = direction.chosen(differentiated, self._info)
         self.diagnostics.before_second_pass(differentiated)
         combine.release(self._rule_states["combine"])
+        # A further ascent needs the place where the gradients lie.
+        apart = combine.needs_both_gradients or direction.num_ascents > 1
         with self._weights.perturbed(perturbed) as weights, self._clean.kept():
-            for ascent in range(direction.num_ascents):
+            for ascents_left in reversed(range(direction.num_ascents)):
                 gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]
-                direction.perturb_(
-                    Ascent(perturbed, weights, gradients, rho, self._info, self._rule_states["direction"])
-                )
-                is_last = ascent == direction.num_ascents - 1
+                self._perturb(perturbed, weights, gradients, rho)
                 del gradients  # a list of them would keep them alive through the pass
-                if ascent == 0:
-                    # A further ascent needs the place where the gradients lie.
-                    apart = combine.needs_both_gradients or direction.num_ascents > 1
+                if ascents_left == direction.num_ascents - 1:
                     self._clean.put_aside(differentiated, clean / factor, apart)
                 else:
                     clear(differentiated)
                 with ExitStack() as stack:
                     stack.enter_context(self._perturbed_pass())
-                    if not is_last:  # an ascent like the first
+                    if ascents_left:  # an ascent like the first
                         stack.enter_context(self._clean_pass())
                     if clean_state is not None:
                         stack.enter_context(clean_state.replayed())
-                    self._run(closure)
-                self._take_gradients(parameters)
+                    self._pass(closure, parameters)
             self.diagnostics.measure_perturbation(perturbed, weights)
         if combine.needs_both_gradients:
             self.diagnostics.after_second_pass(0.0)
@@ -197,38 +186,38 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._clean.add()
         self.diagnostics.after_second_pass(clean / factor)
         if factor != 1:
-            foreach.scale_([p.grad for p in parameters if p.grad is not None], factor)
+            foreach.scale_(foreach.gradients_of(parameters), factor)
         return None
 
-    def _pass_ahead(self, closure: Closure, parameters: list[Tensor], context: StepContext) -> Tensor:
-        """The only pass, at the perturbed point."""
+    def _pass_ahead(self, closure: Closure, parameters: list[Tensor], rho: float) -> Tensor:
+        """Make the only pass, at the perturbed point."""
         with self._weights.perturbed(parameters) as weights:
-            rho = self.method.radius(context)
-            state = self._rule_states["direction"]
-            self.method.direction.perturb_(Ascent(parameters, weights, weights, rho, self._info, state))
-            loss = self._run(closure)
+            self._perturb(parameters, weights, weights, rho)
+            loss = self._pass(closure, parameters)
             self.diagnostics.before_second_pass([])
             self.diagnostics.measure_perturbation(parameters, weights)
-        self._take_gradients(parameters)
         return loss
 
-    def _run(self, closure: Closure) -> Tensor:
+    def _perturb(
+        self, parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float
+    ) -> None:
+        state = self._rule_states["direction"]
+        self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, self._info, state))
+
+    def _pass(self, closure: Closure, parameters: list[Tensor]) -> Tensor:
+        """Leave true gradients, laid out as their parameters are; return the loss."""
         with torch.enable_grad():
-            return closure()
+            loss = closure()
+        align_gradients(parameters)
+        if self.loss_scale is not None:
+            self.loss_scale.unscale_(foreach.gradients_of(parameters))
+        return loss
 
     def _trainable(self) -> list[Tensor]:
         """Parameters that take part; one that was frozen on the way loses a gradient left from before."""
         parameters = self._all_parameters()
-        for parameter in parameters:
-            if not parameter.requires_grad:
-                parameter.grad = None
+        clear([parameter for parameter in parameters if not parameter.requires_grad])
         return [parameter for parameter in parameters if parameter.requires_grad]
-
-    def _take_gradients(self, parameters: list[Tensor]) -> None:
-        """After a pass: true gradients, laid out as their parameters are."""
-        align_gradients(parameters)
-        if self.loss_scale is not None:
-            self.loss_scale.unscale_([p.grad for p in parameters if p.grad is not None])
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state and, under ``pugdft``, the method's.
@@ -258,11 +247,11 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the state belongs to another method, or to a base optimizer alone.
         """
-        own = state_dict.get(_STATE_KEY)
-        saved = own["method"] if own else "a base optimizer alone"
-        if own is None or saved != repr(self.method):
-            raise ValueError(f"the saved state is that of {saved}, not of {self.method!r}")
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _STATE_KEY})
+        base = dict(state_dict)
+        own = base.pop(_STATE_KEY, {"method": "a base optimizer alone"})
+        if own["method"] != repr(self.method):
+            raise ValueError(f"the saved state is that of {own['method']}, not of {self.method!r}")
+        self.base.load_state_dict(base)
         self.progress = own["progress"]
         self.num_steps = own["num_steps"]
         self.num_two_pass_steps = own["num_two_pass_steps"]

@@ -72,7 +72,7 @@ class LossScale:
 
 
 class GuardedStep:
-    """Step a base optimizer, or skip and count an update whose gradient is not finite.
+    """Step a base optimizer, or skip and count (``num_skipped``) an update whose gradient is not finite.
 
     On an accelerator a fused base reads the flag on the device, so that nothing waits for it. A base without
     a fused form, and the one method that corrects the weights afterwards, do wait.
@@ -80,25 +80,10 @@ class GuardedStep:
 
     def __init__(self, base: torch.optim.Optimizer, loss_scale: LossScale | None) -> None:
         self._base, self._loss_scale = base, loss_scale
-        self._num_skipped: Tensor | int = 0
-
-    @property
-    def num_skipped(self) -> int:
-        """Updates left out; reading it waits for the device."""
-        return int(self._num_skipped)
-
-    @num_skipped.setter
-    def num_skipped(self, value: int) -> None:
-        self._num_skipped = value
+        self.num_skipped: Tensor | int = 0
 
     def step(self, gradients: list[Tensor], rule: Normalize, correction: Correction | None) -> None:
-        """Normalise the gradients and step.
-
-        Args:
-            gradients: h, which is what lies in the parameters' ``grad``.
-            rule: normalises it in place.
-            correction: applied to the weights after the base's step.
-        """
+        """Normalise ``gradients``, the parameters' own, by ``rule``, step, and correct the weights."""
         if not gradients:
             return
         base = self._base
@@ -112,19 +97,15 @@ class GuardedStep:
         if on_device and correction is None:
             overflow = (~finite).float()
             base.grad_scale, base.found_inf = None, overflow  # type: ignore[attr-defined]
-            self._num_skipped = self._num_skipped + overflow
+            self.num_skipped = self.num_skipped + overflow
             base.step()
         elif bool(finite):
             if on_device:
                 base.grad_scale, base.found_inf = None, None  # type: ignore[attr-defined]
             base.step()
-            self._apply(correction)
+            if correction is not None:
+                lrs = {p: float(group["lr"]) for group in base.param_groups for p in group["params"]}
+                for parameter, direction in zip(correction.parameters, correction.directions, strict=True):
+                    parameter.add_(direction, alpha=-lrs[parameter] * correction.factor)
         else:
-            self._num_skipped = self._num_skipped + 1
-
-    def _apply(self, correction: Correction | None) -> None:
-        if correction is None:
-            return
-        lrs = {p: float(group["lr"]) for group in self._base.param_groups for p in group["params"]}
-        for parameter, direction in zip(correction.parameters, correction.directions, strict=True):
-            parameter.add_(direction, alpha=-lrs[parameter] * correction.factor)
+            self.num_skipped = self.num_skipped + 1

@@ -161,7 +161,7 @@ class GradientRule(TimingRule):
     def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
         if state.values.get("fired"):
             return True
-        norm = float(foreach.global_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = float(foreach.global_norm(foreach.gradients_of(parameters)))
         if not math.isfinite(norm):
             return False  # the step is going to be skipped, and must leave no trace
         state.values["fired"] = self.is_steady(norm, parameters, context.progress, state)

@@ -183,7 +183,7 @@ VALUES = [
     Case(
         "four faults at once",
         FINETUNE,
-        ("model: is required", "train.epochs: must", "train.epoch: unknown", "optimizer: rho must"),
+        ("model: is required", "train.epochs: must", "train.epoch: unknown", "optimizer.rho: must"),
         file(
             "r.yaml",
             "data: {name: bundled}\noptimizer: {name: sam, rho: -1, base: {name: sgd, lr: 1}}\n"
