@@ -202,7 +202,6 @@ BASES: Mapping[str, Callable[..., TorchBase]] = {
     "adagrad": Adagrad,
     "rmsprop": RmsProp,
 }
-
 """Name in a recipe to its options. Any other name that timm knows is a base too."""
 
 
@@ -238,10 +237,9 @@ def construct_base(name: str, params: Groups, options: Mapping[str, Any]) -> tor
         raise refused("lr", f"must be greater than 0, not {lr:g}")
     if name in BASES:
         return BASES[name](**options).construct(params)
-    constructor = find_base(name)
-    assert constructor is not None
+    timm_class: Any = find_base(name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    base: torch.optim.Optimizer = constructor(params, **values)
+    base: torch.optim.Optimizer = timm_class(params, **values)
     return base
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -62,22 +62,16 @@ def takes_two_passes(name: str) -> bool:
 
 
 def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer") -> Method:
-    """The method of a spec; a base alone is a method too.
-
-    Args:
-        name: of a method or a base.
-        options: the spec's, those of the algorithm included.
-        where: the spec's place in messages.
+    """The method of a spec's name and options, those of the algorithm included; ``plain`` for a base alone.
 
     Raises:
-        FaultsError: with every fault of the method's options.
+        FaultsError: with every fault of the options, at places below ``where``.
     """
     if name not in METHODS:
         return plain()
     method, faults = METHODS[name](), list[ConfigIssue]()
     own, further = _divided(options, ALGORITHM_OPTIONS if method.perturbs else ())
-    trigger = further.get("trigger")
-    has_own_trigger = isinstance(method.trigger, Every)
+    trigger, has_own_trigger = further.get("trigger"), isinstance(method.trigger, Every)
     with collect(faults):
         elsewhere = f" The base optimizer's go under {where}.base."
         method = build("method", METHODS, {"name": name, **own}, where, elsewhere=elsewhere)
@@ -140,19 +134,12 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
             raise refused(f"{where}.base", f"{problem}: {_BASE_EXAMPLE}")
         if find_base(base.get("name")) is None:
             raise refused(f"{where}.base.name", unknown("base optimizer", base.get("name"), BASES))
-        has_momentum = base.get("momentum") or "betas" in base_defaults(base["name"])
+        has_momentum = base.get("momentum") or "betas" in keyword_defaults(_found(base["name"]))
         if METHODS[name]().direction.requires_momentum and not has_momentum:
             message = f"{name} perturbs along the momentum: it must be above 0"
             faults.append(ConfigIssue(f"{where}.base.momentum", message))
         _check_base(base, f"{where}.base")
     return faults
-
-
-def base_defaults(name: str) -> dict[str, Any]:
-    """The options of a known base with their defaults."""
-    constructor = find_base(name)
-    assert constructor is not None
-    return keyword_defaults(constructor)
 
 
 def describe(name: str) -> str:
@@ -161,22 +148,23 @@ def describe(name: str) -> str:
     Raises:
         UserError: no such name.
     """
-    found = METHODS.get(name) or find_base(name)
-    if found is None:
-        raise UserError(unknown("optimizer", name, optimizer_names()))
-    return inspect.getdoc(found) or ""
+    return inspect.getdoc(_found(name)) or ""
 
 
 def explain_options(name: str) -> str:
     """The options of a method or base as a recipe has them, with their defaults."""
-    found = METHODS.get(name) or find_base(name)
-    assert found is not None
-    own = keyword_defaults(found) | ({} if name in METHODS else GROUP_OPTIONS)
-    lines = ["Options and defaults:", *(_explained(*option) for option in own.items())]
+    options = keyword_defaults(_found(name)) | ({} if name in METHODS else GROUP_OPTIONS)
+    lines = ["Options and defaults:", *(_explained(*option) for option in options.items())]
     if takes_two_passes(name):
         lines.append("Of every method with two passes:")
         lines += [_explained(*option) for option in ALGORITHM_OPTIONS.items()]
     return "\n".join(lines)
+
+
+def _found(name: str) -> Callable[..., Any]:
+    if found := METHODS.get(name) or find_base(name):
+        return found
+    raise UserError(unknown("optimizer", name, optimizer_names()))
 
 
 def summary(name: str) -> dict[str, str]:
@@ -218,8 +206,6 @@ def _check_base(spec: Mapping[str, Any], where: str) -> None:
     """Refuse a base's options, the groups' included, all faults together."""
     own, shape = _divided(spec, GROUP_OPTIONS)
     name, faults = own.pop("name"), list[ConfigIssue]()
-    constructor = find_base(name)
-    assert constructor is not None
     if "lr" not in own and name not in BASES:  # timm gives some a default, which would hide in the record
         faults.append(ConfigIssue(f"{where}.lr", "is required"))
     with collect(faults):
@@ -228,7 +214,7 @@ def _check_base(spec: Mapping[str, Any], where: str) -> None:
         # Empty: reading a recipe must not decide how tensors are allocated.
         groups = [{"params": [torch.nn.Parameter(torch.empty(0))]}]
         elsewhere = f" A method's options, such as rho, go beside its name, not under {where}."
-        construct(constructor, own, where, call=partial(construct_base, name, groups), elsewhere=elsewhere)
+        construct(_found(name), own, where, call=partial(construct_base, name, groups), elsewhere=elsewhere)
     if faults:
         raise FaultsError("", faults)
 
@@ -248,12 +234,12 @@ def build_optimizer(
     Args:
         spec: exactly a recipe's ``optimizer`` mapping.
         params: a module, tensors, parameter groups, or ``(name, tensor)`` pairs. Of a module, the
-            parameters that require a gradient are taken, and its BatchNorm statistics are kept out of
-            the perturbed pass unless ``perturbed_pass`` says otherwise.
+            parameters that require a gradient are taken.
         module: the module that the parameters belong to, if ``params`` is not itself that module.
         clean_pass: makes the context manager around the clean pass if the spec says ``perturb: local``,
             such as a DDP model's ``no_sync``: each process then perturbs along its own gradient.
-        perturbed_pass: makes the context manager around each perturbed pass.
+        perturbed_pass: makes the context manager around each perturbed pass; by default one that keeps the
+            module's BatchNorm statistics out of it.
         closure_accumulates: a promise that the closure never clears gradients, which saves one copy
             of the parameters in methods that use both gradients.
         loss_scale: for fp16; the closure calls ``optimizer.backward(loss)`` then.
@@ -271,7 +257,7 @@ def build_optimizer(
     if group_options == GroupOptions():
         groups = as_groups(params)
     elif isinstance(params, nn.Module):
-        decay = {**base_defaults(base_name), **base_options}.get("weight_decay", 0.0)
+        decay = {**keyword_defaults(_found(base_name)), **base_options}.get("weight_decay", 0.0)
         groups = shaped_groups(params, base_options["lr"], decay, group_options)
     else:
         raise UserError("no_decay and layer_decay shape the groups of a module: give the module itself")
@@ -301,11 +287,7 @@ def build_optimizer(
 
 
 def _require_local(name: str, method: Method, closure_accumulates: bool) -> None:
-    """Only what leaves the same update on every process may perturb along each process's own gradient.
-
-    The clean gradient is then not reduced: a step of one pass, a merge of both gradients, or a mean of
-    clean gradients would let the processes' weights or states drift apart.
-    """
+    """Refuse what would let the processes' weights or states drift apart: a local gradient is not reduced."""
     direction, combine = method.direction, method.combine
     is_timed = not isinstance(method.trigger, Always)
     if is_timed or combine.needs_both_gradients or direction.averages_gradients:
@@ -325,20 +307,16 @@ def _require_local(name: str, method: Method, closure_accumulates: bool) -> None
 def _refuse_unusable(groups: Groups) -> None:
     tensors = tensors_of(groups)
     if any(tensor.dtype == torch.float16 for tensor in tensors):
-        raise UserError(
-            "params: fp16 weights cannot hold small updates: keep fp32 ones, with autocast and loss_scale"
-        )
+        words = "fp16 weights cannot hold small updates: keep fp32 ones, with autocast and loss_scale"
+        raise UserError(f"params: {words}")
     if any(type(tensor).__name__ == "DTensor" or hasattr(tensor, "_local_tensor") for tensor in tensors):
-        raise UserError(
-            "params: sharded parameters (FSDP2, DTensor) are not supported: norms here are of whole tensors. "
-            "Use DDP."
-        )
+        words = "are not supported: norms here are of whole tensors. Use DDP."
+        raise UserError(f"params: sharded parameters (FSDP2, DTensor) {words}")
 
 
 def _require_norm_layers(norm_parameters: frozenset[Tensor] | None, groups: Groups) -> None:
     if norm_parameters is None:
-        raise UserError(
-            "params: sam_on finds normalisation layers by their type: give the module, not its parameters"
-        )
+        words = "finds normalisation layers by their type: give the module, not its parameters"
+        raise UserError(f"params: sam_on {words}")
     if not any(tensor in norm_parameters and tensor.requires_grad for tensor in tensors_of(groups)):
         raise UserError("params: sam_on needs normalisation layers that are trained, and has none")

@@ -1,8 +1,8 @@
 """Slots 4 and 5: combine the clean gradient g with the perturbed gradient g*, and normalise the result.
 
-A linear rule a·g + b·g* is all coefficients, known in advance: with a = 0 the clean gradient is dropped
-before the second pass, and otherwise the second pass can add to it where it lies. A merging rule needs
-both gradients at once, at the price of one more copy of the parameters.
+The coefficients of a linear rule a·g + b·g* are known in advance: with a = 0 the clean gradient is dropped
+before the second pass, otherwise the pass can add to it in place. A merging rule needs both gradients, at
+the price of one more copy of the parameters.
 """
 
 from __future__ import annotations
@@ -93,13 +93,7 @@ class Combination(MethodRule):
     def merge_(
         self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
     ) -> Correction | None:
-        """``perturbed ← h``; ``clean`` may be overwritten or kept.
-
-        Args:
-            clean: g.
-            perturbed: g*, of the same parameters.
-            parameters: whose gradients these are.
-            state: this rule's.
+        """``perturbed`` (g*) ← h; ``clean`` (g) may be overwritten or kept.
 
         Returns:
             A correction to the weights after the base's step, if the method has one.

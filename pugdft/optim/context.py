@@ -72,8 +72,7 @@ class RuleState:
     """What one rule remembers between steps; part of the optimizer's state.
 
     Attributes:
-        tensors: name to a tensor for each parameter that has one, keyed by the parameter itself, for a
-            position inside a group means another parameter in another group.
+        tensors: name to a tensor for each parameter that has one, keyed by the parameter itself.
         values: plain numbers, booleans, and lists of numbers.
     """
 

@@ -20,15 +20,13 @@ from pugdft.optim.context import ANY, MethodRule, ParameterInfo, RuleState, at_l
 
 @dataclass(frozen=True)
 class Ascent:
-    """What a direction works with.
+    """What a direction works with; lists of tensors of the same shapes.
 
     Attributes:
         parameters: hold w at the first ascent, the last ascent's result at a later one; the result goes here.
-        weights: w, of the same shapes; not to be changed.
-        gradients: the gradient at the present point, of the same shapes; not to be changed.
+        weights: w; not to be changed.
+        gradients: the gradient at the present point; not to be changed.
         rho: the radius at this step.
-        info: about the parameters.
-        state: the direction's own.
     """
 
     parameters: Sequence[Tensor]
@@ -148,9 +146,8 @@ class FriendlyGradient(Direction):
     def perturb_(self, at: Ascent) -> None:
         averages = at.state.tensors.setdefault("average", {})
         foreach.copy_(at.parameters, at.gradients)
-        known = [row for row in zip(at.parameters, at.gradients, strict=True) if row[0] in averages]
-        old = [averages[parameter] for parameter, _ in known]
-        foreach.add_scaled_([parameter for parameter, _ in known], old, -self.sigma)
+        known = [parameter for parameter in at.parameters if parameter in averages]
+        foreach.add_scaled_(known, [averages[parameter] for parameter in known], -self.sigma)
         factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
         foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
         _update_averages(averages, at, self.decay)

@@ -21,17 +21,13 @@ def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norm over all elements of all tensors, a 0-dim tensor of at least fp32 on the first one's device.
-
-    fp64 tensors are accumulated in fp64, everything narrower in fp32.
-    """
+    """L2 norm over all elements, a 0-dim tensor on the first one's device, in fp64 for fp64, else in fp32."""
     if _on_cpu(tensors) and all(_is_flat(tensor, tensors[0].dtype) for tensor in tensors):
         # One product of a tensor with itself reads it faster than a norm does, and rounds less.
         flat = (tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors)
         return torch.stack([torch.dot(each, each) for each in flat]).sum().sqrt()
-    norms = torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors))
-    device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    norms = tensor_norms(tensors)
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:

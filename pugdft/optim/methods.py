@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pugdft.optim.combine import (
@@ -276,7 +276,7 @@ def pugd(*, rho: Number = 1.0) -> Method:
     Cost: 2 passes a step, 1 copy of the parameters in pugdft's own loop (2 under a closure that
     clears the gradients).
     """
-    return Method(WeightedGradient(), as_radius(rho), combine=Scaled(Constant(1.0)), normalize=Unit())
+    return pugd_s(rho=rho, scale=1.0)
 
 
 def pugd_r(*, rho: Number = _ICOS) -> Method:
@@ -300,9 +300,8 @@ def pugd_s(*, rho: Number = 1.0, scale: Number = _ICOS) -> Method:
     Args:
         scale: factor of the clean gradient, a number or a schedule.
     """
-    return Method(
-        WeightedGradient(), as_radius(rho), combine=Scaled(as_schedule(scale, "scale")), normalize=Unit()
-    )
+    combine = Scaled(as_schedule(scale, "scale"))
+    return Method(WeightedGradient(), as_radius(rho), combine=combine, normalize=Unit())
 
 
 def pugd_rs(*, rho: Number = _ICOS, scale: Number = _ICOS) -> Method:
@@ -323,7 +322,7 @@ def pugd_t(*, rho: Number = 1.0) -> Method:
     Source: When and How Much to Perturb? Radius-Timing-Scale, 2025.
     Cost: 1 to 2 passes a step, 1 copy of the parameters.
     """
-    return Method(WeightedGradient(), as_radius(rho), GradientVariance(), Scaled(Constant(1.0)), Unit())
+    return replace(pugd(rho=rho), trigger=GradientVariance())
 
 
 def rules(

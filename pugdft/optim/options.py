@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -72,7 +72,7 @@ def build(
     options = {key: value} if isinstance(value, str) else dict(value)
     name = options.pop(key, None)
     if not isinstance(name, str) or name not in registry:
-        raise refused(f"{where}.{key}" if where else key, unknown(kind, name, registry))
+        raise refused(f"{where}.{key}", unknown(kind, name, registry))
     return construct(registry[name], options, where, elsewhere=elsewhere)
 
 
@@ -102,8 +102,8 @@ def construct(
         if default is inspect.Parameter.empty and name not in options:
             faults.append(ConfigIssue(name, "is required"))
     if not faults:
-        names = inspect.signature(function).parameters
-        own = {f"{name}_" if f"{name}_" in names else name: value for name, value in options.items()}
+        names = {name.rstrip("_"): name for name in inspect.signature(function).parameters}
+        own = {names[name]: value for name, value in options.items()}
         try:
             return call(own) if call else function(**own)
         except FaultsError as error:
@@ -112,9 +112,8 @@ def construct(
             faults = [ConfigIssue("", str(error) or "is refused")]
         except Exception as error:  # a foreign constructor that did not expect such a value
             faults = [ConfigIssue("", f"is refused: {type(error).__name__}: {error}")]
-    places = [".".join(filter(None, (where, fault.where))) for fault in faults]
     raise FaultsError(
-        "", [ConfigIssue(place, fault.message) for place, fault in zip(places, faults, strict=True)]
+        "", [replace(each, where=f"{where}.{each.where}" if each.where else where) for each in faults]
     )
 
 

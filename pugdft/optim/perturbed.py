@@ -25,6 +25,7 @@ Closure = Callable[[], Tensor]
 
 _STATE_KEY = "pugdft"
 _SLOTS = ("direction", "trigger", "combine")
+_COUNTERS = ("progress", "num_steps", "num_two_pass_steps")
 
 
 class PerturbedOptimizer(torch.optim.Optimizer):
@@ -40,11 +41,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         base: steps at the exactly restored weights.
         method: the five rules.
         info: about the parameters, for the rules that ask.
-        clean_pass: makes the context manager around the clean pass of a step that may perturb.
-        perturbed_pass: makes the context manager around each perturbed pass.
         replay_rng: the perturbed pass draws the clean pass's random numbers.
-        closure_accumulates: the caller promises that the closure never clears gradients.
-        loss_scale: for fp16; the closure then calls :meth:`backward`.
+
+    The other arguments are those of ``build_optimizer``.
     """
 
     def __init__(
@@ -108,10 +107,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Make one update.
-
-        Args:
-            closure: forward and backward over the batch; returns its loss.
+        """Make one update by a closure: forward and backward over the batch, which returns its loss.
 
         Returns:
             The loss of the clean pass.
@@ -230,9 +226,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         positions = {p: number for number, p in enumerate(self._all_parameters())}
         own = {
             "method": repr(self.method),
-            "progress": self.progress,
-            "num_steps": self.num_steps,
-            "num_two_pass_steps": self.num_two_pass_steps,
+            **{name: getattr(self, name) for name in _COUNTERS},
             "num_skipped_steps": self.num_skipped_steps,
             "peak_lr": self._peak_lr,
             "evidence": self.diagnostics.state_dict(),
@@ -252,9 +246,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         if own["method"] != repr(self.method):
             raise ValueError(f"the saved state is that of {own['method']}, not of {self.method!r}")
         self.base.load_state_dict(base)
-        self.progress = own["progress"]
-        self.num_steps = own["num_steps"]
-        self.num_two_pass_steps = own["num_two_pass_steps"]
+        for name in _COUNTERS:
+            setattr(self, name, own[name])
         self._guard.num_skipped = own["num_skipped_steps"]
         self._peak_lr = own["peak_lr"]
         self.diagnostics.load_state_dict(own["evidence"])

@@ -29,6 +29,7 @@ class Trigger(MethodRule, ABC):
         needs_validation: it needs the loss on held-out images after each epoch.
         perturbs: some step takes a second pass.
         passes_ahead: the only pass of a step is taken at the perturbed point.
+        expected_fraction: the share of the steps that perturb, if it is known before the run.
     """
 
     needs_validation = False
@@ -37,18 +38,11 @@ class Trigger(MethodRule, ABC):
 
     @property
     def expected_fraction(self) -> float | None:
-        """The share of the steps that perturb, as far as it is known before the run."""
         return None
 
     @abstractmethod
     def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
-        """Whether this step takes a second pass.
-
-        Args:
-            context: the moment.
-            parameters: those with a gradient, which is the clean one.
-            state: this rule's.
-        """
+        """Whether this step takes a second pass; ``parameters`` are those with a clean gradient."""
 
     def one_pass_rule(self) -> Normalize | None:
         """What is done to the gradient of a step of one pass; None for the method's own rule."""
