@@ -156,7 +156,7 @@ class Sgd(TorchBase):
 class Adam(TorchBase):
     """Adam with coupled weight decay (arXiv 1412.6980; ``torch.optim.Adam``)."""
 
-    torch_class = torch.optim.Adam
+    torch_class: ClassVar[Callable[..., torch.optim.Optimizer]] = torch.optim.Adam
     has_fused_form = True
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -153,7 +153,7 @@ def describe(name: str) -> str:
 
 def explain_options(name: str) -> str:
     """The options of a method or base as a recipe has them, with their defaults."""
-    options = keyword_defaults(_found(name)) | ({} if name in METHODS else GROUP_OPTIONS)
+    options = {**keyword_defaults(_found(name)), **({} if name in METHODS else GROUP_OPTIONS)}
     lines = ["Options and defaults:", *(_explained(*option) for option in options.items())]
     if takes_two_passes(name):
         lines.append("Of every method with two passes:")

@@ -120,7 +120,8 @@ class AdaptiveGradient(Direction):
         others = [row for row in every if not self._is_adaptive(row[0], at.info)]
         if adaptive:
             eta = self.eta if self.bias_rule == "paper" else 0.0
-            foreach.set_weighted_(*(list(column) for column in zip(*adaptive, strict=True)), eta, power)
+            targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
+            foreach.set_weighted_(targets, starts, slopes, eta, power)
         if others:
             foreach.copy_([row[0] for row in others], [row[2] for row in others])
 

@@ -102,8 +102,8 @@ def construct(
         if default is inspect.Parameter.empty and name not in options:
             faults.append(ConfigIssue(name, "is required"))
     if not faults:
-        names = {name.rstrip("_"): name for name in inspect.signature(function).parameters}
-        own = {names[name]: value for name, value in options.items()}
+        parameters = {name.rstrip("_"): name for name in inspect.signature(function).parameters}
+        own = {parameters[name]: value for name, value in options.items()}
         try:
             return call(own) if call else function(**own)
         except FaultsError as error:
