@@ -7,6 +7,7 @@ suits every backbone.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from pugdft.errors import UserError
 from pugdft.optim.options import keyword_defaults, refused
 
 Groups = list[dict[str, Any]]
+
+SHARDED = (
+    "sharded parameters (FSDP, DTensor) are not supported: norms here are of whole tensors. Use DDP, or keep "
+    "the parameters whole"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +50,15 @@ def as_groups(params: nn.Module | Iterable[Any]) -> Groups:
         UserError: there is nothing to train.
     """
     if isinstance(params, nn.Module):
-        entries: list[Any] = [(name, p) for name, p in params.named_parameters() if p.requires_grad]
+        # Frozen ones too: a layer that is unfrozen later takes part.
+        entries: list[Any] = list(params.named_parameters())
     else:
         entries = _listed(params)
-    if not entries:
+    given = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+    groups = [{**group, "params": _listed(group["params"])} for group in given]
+    if not any(tensor.requires_grad for tensor in tensors_of(groups)):
         raise UserError("params: nothing to train: no parameter requires a gradient")
-    groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
-    return [{**group, "params": _listed(group["params"])} for group in groups]
+    return groups
 
 
 def _listed(params: Any) -> list[Any]:
@@ -60,21 +68,29 @@ def _listed(params: Any) -> list[Any]:
 def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: GroupOptions) -> Groups:
     """Groups of a module without decay on vectors and, with ``layer_decay``, a rate for each layer.
 
-    Layers are timm's own grouping of a model; a layer's rate is lr · layer_decay^(layers above it).
+    Layers are timm's own grouping of a model; a layer's rate is lr · layer_decay^(layers above it). What a
+    timm model names in ``no_weight_decay()`` (position embeddings, class tokens) counts as a vector.
     """
-    named = {id(p): (name, p) for name, p in module.named_parameters() if p.requires_grad}
+    named = {id(p): (name, p) for name, p in module.named_parameters()}
+    spared: set[str] = set(getattr(module, "no_weight_decay", set)())
     if options.layer_decay is not None:
         from timm.optim import param_groups_layer_decay
 
+        frozen = [p for p in module.parameters() if not p.requires_grad]
+        for p in frozen:
+            p.requires_grad_(True)  # timm leaves out what is frozen
         groups = param_groups_layer_decay(
             module,
             weight_decay=weight_decay,
+            no_weight_decay_list=spared if options.no_decay else (),
             layer_decay=options.layer_decay,
             weight_decay_exclude_1d=options.no_decay,
         )
+        for p in frozen:
+            p.requires_grad_(False)
     else:
-        plain = [p for _, p in named.values() if p.dim() > 1]
-        vectors = [p for _, p in named.values() if p.dim() <= 1]
+        plain = [p for name, p in named.values() if p.dim() > 1 and name not in spared]
+        vectors = [p for name, p in named.values() if p.dim() <= 1 or name in spared]
         both = ((plain, weight_decay), (vectors, 0.0))
         groups = [{"params": params, "weight_decay": decay} for params, decay in both if params]
     return [
@@ -105,7 +121,7 @@ def norm_parameters_of(module: nn.Module) -> frozenset[Tensor]:
         parameter
         for layer in module.modules()
         if isinstance(layer, (_BatchNorm, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
-        or type(layer).__name__.endswith(("Norm", "Norm2d"))
+        or re.search(r"Norm(?!al)", type(layer).__name__)  # timm's RmsNormAct, FilterResponseNorm, EvoNorm…
         for parameter in layer.parameters(recurse=False)
     )
 
@@ -205,14 +221,21 @@ BASES: Mapping[str, Callable[..., TorchBase]] = {
 """Name in a recipe to its options. Any other name that timm knows is a base too."""
 
 
+_TORCH_ONLY = {"asgd": torch.optim.ASGD, "rprop": torch.optim.Rprop}
+
+
 def find_base(name: Any) -> Callable[..., Any] | None:
-    """Find what has the options of a base by name: ours or a class of timm's; None if it is unknown."""
+    """Find what has the options of a base, by name (ours, torch's, timm's) or class; None if it is unknown."""
+    if isinstance(name, type) and issubclass(name, torch.optim.Optimizer):
+        return name
     # timm's "momentum" and "nesterov" are SGD with options bound; here the options are the recipe's.
     # And it takes "SGD" for its own "sgd", whose defaults are others than ours: a name is spelled as listed.
     if not isinstance(name, str) or name in ("momentum", "nesterov") or name != name.lower():
         return None
     if name in BASES:
         return BASES[name]
+    if name in _TORCH_ONLY:
+        return _TORCH_ONLY[name]
     if importlib.util.find_spec("timm") is None:
         return None
     from timm.optim import get_optimizer_class, get_optimizer_info
@@ -226,20 +249,20 @@ def find_base(name: Any) -> Callable[..., Any] | None:
     return None
 
 
-def construct_base(name: str, params: Groups, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+def construct_base(name: Any, params: Groups, options: Mapping[str, Any]) -> torch.optim.Optimizer:
     """A base optimizer.
 
     Raises:
         ValueError: an option out of range.
     """
     lr = options.get("lr")
-    if isinstance(lr, int | float) and not lr > 0:
-        raise refused("lr", f"must be greater than 0, not {lr:g}")
+    if isinstance(lr, int | float) and not lr >= 0:
+        raise refused("lr", f"must be at least 0, not {lr:g}")
     if name in BASES:
         return BASES[name](**options).construct(params)
-    timm_class: Any = find_base(name)
+    optimizer_class: Any = find_base(name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    base: torch.optim.Optimizer = timm_class(params, **values)
+    base: torch.optim.Optimizer = optimizer_class(params, **values)
     return base
 
 
@@ -258,11 +281,51 @@ def fill_momentum(base: torch.optim.Optimizer) -> None:
                     base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def momentum_of(base: torch.optim.Optimizer) -> Callable[[Any], list[Tensor | None]]:
-    """A function that reads the momentum that a base keeps for parameters."""
+class BaseMomentum:
+    """Read the momentum that a base keeps for parameters; a class, so that copies read their own base."""
 
-    def read(parameters: Any) -> list[Tensor | None]:
-        states = [base.state.get(parameter, {}) for parameter in parameters]
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        self.base = base
+
+    def __call__(self, parameters: Any) -> list[Tensor | None]:
+        states = [self.base.state.get(parameter, {}) for parameter in parameters]
         return [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
 
-    return read
+
+def keeps_momentum(base: torch.optim.Optimizer) -> bool:
+    """Whether a base keeps a momentum that :class:`BaseMomentum` can read."""
+    return any(group.get("momentum") or "betas" in group for group in base.param_groups)
+
+
+def align_layouts(base: torch.optim.Optimizer) -> None:
+    """Let a fused base pair the right elements: its kernels walk parameter, gradient and state by memory.
+
+    State that lies in memory otherwise than its parameter (a state loaded from another layout, a model moved
+    to channels-last) is laid out anew. A parameter with gaps between its elements cannot be matched: then the
+    base goes on unfused, with the same arithmetic.
+    """
+    for group in base.param_groups:
+        if not group.get("fused"):
+            continue
+        for parameter in group["params"]:
+            if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
+                unfuse(base)
+                return
+            state = base.state.get(parameter, {})
+            for key, value in state.items():
+                is_like = isinstance(value, Tensor) and value.shape == parameter.shape
+                if is_like and value.stride() != parameter.stride():
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def unfuse(base: torch.optim.Optimizer) -> None:
+    """Switch a base to its unfused form, which takes any layout and sparse gradients."""
+    for group in base.param_groups:
+        if group.get("fused"):
+            group["fused"] = False
+    base._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a process holds only a part of the parameter: FSDP2's DTensor, or FSDP1's flat parameter."""
+    return hasattr(tensor, "_local_tensor") or bool(getattr(tensor, "_fsdp_flattened", False))

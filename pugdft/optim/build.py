@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +17,14 @@ from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, unknown
 from pugdft.optim.base import (
     BASES,
     GROUP_OPTIONS,
+    SHARDED,
+    BaseMomentum,
     GroupOptions,
     Groups,
     as_groups,
     construct_base,
     find_base,
-    momentum_of,
+    is_sharded,
     names_of,
     norm_parameters_of,
     shaped_groups,
@@ -30,7 +33,7 @@ from pugdft.optim.base import (
 from pugdft.optim.context import ParameterInfo
 from pugdft.optim.methods import METHODS, Method, plain
 from pugdft.optim.options import build, construct, keyword_defaults, refused, resolve_options
-from pugdft.optim.passes import PassContext, frozen_batch_norm
+from pugdft.optim.passes import KeptBuffers, PassContext
 from pugdft.optim.perturbed import PerturbedOptimizer
 from pugdft.optim.scaler import LossScale
 from pugdft.optim.triggers import TRIGGERS, Always, Every
@@ -134,7 +137,11 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
             raise refused(f"{where}.base", f"{problem}: {_BASE_EXAMPLE}")
         if find_base(base.get("name")) is None:
             raise refused(f"{where}.base.name", unknown("base optimizer", base.get("name"), BASES))
-        has_momentum = base.get("momentum") or "betas" in keyword_defaults(_found(base["name"]))
+        has_momentum = (
+            isinstance(base["name"], type)
+            or base.get("momentum")
+            or "betas" in keyword_defaults(_found(base["name"]))
+        )
         if METHODS[name]().direction.requires_momentum and not has_momentum:
             message = f"{name} perturbs along the momentum: it must be above 0"
             faults.append(ConfigIssue(f"{where}.base.momentum", message))
@@ -228,61 +235,81 @@ def build_optimizer(
     perturbed_pass: PassContext | None = None,
     closure_accumulates: bool = False,
     loss_scale: LossScale | None = None,
+    total_steps: int | None = None,
 ) -> PerturbedOptimizer:
     """An optimizer whose ``step(closure)`` makes one whole update.
 
     Args:
-        spec: exactly a recipe's ``optimizer`` mapping.
-        params: a module, tensors, parameter groups, or ``(name, tensor)`` pairs. Of a module, the
-            parameters that require a gradient are taken.
+        spec: exactly a recipe's ``optimizer`` mapping; the base may also be an optimizer that exists, or have
+            a class of torch's kind for its name.
+        params: a module, tensors, parameter groups, or ``(name, tensor)`` pairs.
         module: the module that the parameters belong to, if ``params`` is not itself that module.
         clean_pass: makes the context manager around the clean pass if the spec says ``perturb: local``,
             such as a DDP model's ``no_sync``: each process then perturbs along its own gradient.
         perturbed_pass: makes the context manager around each perturbed pass; by default one that keeps the
-            module's BatchNorm statistics out of it.
+            module's buffers, such as BatchNorm's statistics, as they were.
         closure_accumulates: a promise that the closure never clears gradients, which saves one copy
             of the parameters in methods that use both gradients.
         loss_scale: for fp16; the closure calls ``optimizer.backward(loss)`` then.
+        total_steps: updates of the whole training: schedules and triggers then know the progress.
 
     Raises:
         FaultsError: with every fault of the spec.
         UserError: ``params`` holds nothing to train, or cannot be used by the method.
     """
+    base = spec.get("base") if isinstance(spec, Mapping) else None
+    existing = base if isinstance(base, torch.optim.Optimizer) else None
+    if existing is not None:
+        spec = {**spec, "base": {"name": type(existing), "lr": 0.0}}
     resolved = resolve_spec(spec)
     name = resolved["name"]
     if isinstance(params, nn.Module):
         module = params
     base_options, shape = _divided(resolved["base"] if name in METHODS else resolved, GROUP_OPTIONS)
     base_name, group_options = base_options.pop("name"), GroupOptions(**shape)
-    if group_options == GroupOptions():
+    if existing is not None:
+        groups = existing.param_groups
+    elif group_options == GroupOptions():
         groups = as_groups(params)
     elif isinstance(params, nn.Module):
         decay = {**keyword_defaults(_found(base_name)), **base_options}.get("weight_decay", 0.0)
         groups = shaped_groups(params, base_options["lr"], decay, group_options)
     else:
         raise UserError("no_decay and layer_decay shape the groups of a module: give the module itself")
-    _refuse_unusable(groups)
+    _refuse_unusable(groups, name in METHODS)
     options = {key: value for key, value in resolved.items() if key not in ("name", "base")}
     method = build_method(name, options)
     local = options.get("perturb") == "local"
     if local:
         _require_local(name, method, closure_accumulates)
+        if clean_pass is None:
+            raise UserError(
+                "optimizer.perturb: local needs clean_pass, such as clean_pass=model.no_sync of a DDP model: "
+                "without it every process perturbs along the common gradient"
+            )
     # Now, for torch takes the names out of the groups.
     names, norm_parameters = names_of(groups), None if module is None else norm_parameters_of(module)
     if method.direction.requires_norm_layers:
         _require_norm_layers(norm_parameters, groups)
-    base = construct_base(base_name, groups, base_options)
+    base = existing or construct_base(base_name, groups, base_options)
     if perturbed_pass is None and module is not None:
-        perturbed_pass = partial(frozen_batch_norm, module)
+        perturbed_pass = KeptBuffers(module)
+    if perturbed_pass is None and method.perturbs:
+        warnings.warn(
+            "only tensors are given: if the model has BatchNorm or other buffers, the perturbed pass updates "
+            "them too. To keep them, give the module: build_optimizer(spec, model), or module=model",
+            stacklevel=2,
+        )
     return PerturbedOptimizer(
         base,
         method,
-        info=ParameterInfo(names, norm_parameters, momentum_of(base)),
+        info=ParameterInfo(names, norm_parameters, BaseMomentum(base)),
         clean_pass=clean_pass if local else None,
         perturbed_pass=perturbed_pass,
         replay_rng=options.get("replay_rng", True),
         closure_accumulates=closure_accumulates,
         loss_scale=loss_scale,
+        total_steps=total_steps,
     )
 
 
@@ -304,14 +331,17 @@ def _require_local(name: str, method: Method, closure_accumulates: bool) -> None
         )
 
 
-def _refuse_unusable(groups: Groups) -> None:
+def _refuse_unusable(groups: Groups, is_method: bool) -> None:
     tensors = tensors_of(groups)
     if any(tensor.dtype == torch.float16 for tensor in tensors):
         words = "fp16 weights cannot hold small updates: keep fp32 ones, with autocast and loss_scale"
         raise UserError(f"params: {words}")
-    if any(type(tensor).__name__ == "DTensor" or hasattr(tensor, "_local_tensor") for tensor in tensors):
-        words = "are not supported: norms here are of whole tensors. Use DDP."
-        raise UserError(f"params: sharded parameters (FSDP2, DTensor) {words}")
+    if any(map(is_sharded, tensors)):
+        raise UserError(f"params: {SHARDED}")
+    for tensor in tensors:
+        if is_method and tensor.is_complex():
+            name = names_of(groups).get(tensor, "a tensor")
+            raise UserError(f"params: {name} is complex, which only a base optimizer alone takes")
 
 
 def _require_norm_layers(norm_parameters: frozenset[Tensor] | None, groups: Groups) -> None:

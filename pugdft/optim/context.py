@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -41,15 +42,33 @@ class StepContext:
 
     Attributes:
         step: updates made so far.
-        progress: fraction of the training done, in 0..1.
+        told_progress: fraction of the training done, in 0..1; None if nobody has said it.
         lr: learning rate of the first parameter group.
-        base_lr: its largest so far, which is the schedule's peak.
+        base_lr: its peak: what its scheduler says, or the largest so far.
+        min_lr: its least: what its scheduler says, or 0.
     """
 
     step: int
-    progress: float
+    told_progress: float | None
     lr: float
     base_lr: float
+    min_lr: float = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the training done, for the rules that need it."""
+        if self.told_progress is None:
+            warnings.warn(
+                "this method needs the progress of the training, which was never set and counts as 0: give "
+                "build_optimizer(..., total_steps=N), or set optimizer.progress (on this optimizer, not on "
+                "a wrapper of it) before each step",
+                stacklevel=2,
+            )
+        return self.told_progress or 0.0
+
+
+def _no_momentum(parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    return [None] * len(parameters)
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,7 @@ class ParameterInfo:
 
     names: Mapping[Tensor, str] = field(default_factory=dict)
     norm_parameters: frozenset[Tensor] | None = None
-    momentum: Callable[[Sequence[Tensor]], list[Tensor | None]] = lambda parameters: [None] * len(parameters)
+    momentum: Callable[[Sequence[Tensor]], list[Tensor | None]] = _no_momentum
 
 
 class RuleState:

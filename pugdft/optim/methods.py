@@ -123,21 +123,31 @@ def gnp(*, rho: Number = 0.05, alpha: float = 0.8) -> Method:
     return Method(Gradient(), as_radius(rho), combine=Weighted(1 - alpha, alpha)) if alpha else plain()
 
 
-def gsam(*, rho_min: float = 0.01, rho_max: float = 0.05, alpha: float = 0.4) -> Method:
+def gsam(
+    *,
+    rho_min: float = 0.01,
+    rho_max: float = 0.05,
+    alpha: float = 0.4,
+    lr_min: float | None = None,
+    lr_max: float | None = None,
+) -> Method:
     """Surrogate-gap guided SAM: descend on the perturbed loss, ascend on what of g it does not explain.
 
-    e = ρ_t · g / ‖g‖, ρ_t from ρ_max at the peak lr to ρ_min at 0;  BASE(g* − α·(g − ⟨g, g*⟩ g* / ‖g*‖²)).
+    e = ρ_t · g / ‖g‖, ρ_t from ρ_max at lr_max to ρ_min at lr_min;  BASE(g* − α·(g − ⟨g, g*⟩ g* / ‖g*‖²)).
     Source: Zhuang et al., arXiv 2203.08065, Algorithm 1. α = 0.4 is that of the authors' CIFAR example; the
     bounds are around SAM's radius. Products and norms are global.
     Cost: 2 passes a step, 2 copies of the parameters.
 
     Args:
-        rho_min: radius as lr → 0, ≥ 0.
+        rho_min: radius at the least lr, ≥ 0.
         rho_max: radius at the peak lr, ≥ rho_min.
         alpha: weight of the orthogonal part of g.
+        lr_min: the schedule's least lr; by default the group's ``min_lr``, or 0.
+        lr_max: the schedule's peak; by default the group's ``max_lr``, or the largest so far.
     """
     require(rho_min, "rho_min", 0, rho_max)
-    return Method(Gradient(), ProportionalToLr(min=rho_min, max=rho_max), combine=RemoveParallel(alpha))
+    radius = ProportionalToLr(min=rho_min, max=rho_max, lr_min=lr_min, lr_max=lr_max)
+    return Method(Gradient(), radius, combine=RemoveParallel(alpha))
 
 
 def looksam(*, rho: Number = 0.05, k: int = 5, alpha: float = 0.7) -> Method:

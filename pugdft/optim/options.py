@@ -120,7 +120,9 @@ def construct(
 def resolve_options(function: Callable[..., Any], spec: Mapping[str, Any]) -> dict[str, Any]:
     """A spec completed by the function's defaults, in the function's order, as plain data."""
     kinds = _kinds(function)
-    resolved = {"name": spec["name"], **keyword_defaults(function)} | dict(spec)
+    # An option whose default is None is absent unless it is given: a new one leaves old recipes' digests.
+    defaults = {name: value for name, value in keyword_defaults(function).items() if value is not None}
+    resolved = {"name": spec["name"], **defaults} | dict(spec)
     return {name: _plain(value, kinds.get(name)) for name, value in resolved.items()}
 
 
@@ -136,6 +138,8 @@ def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
 def _unmet_kind(value: Any, kind: Any) -> str:
     """What ``value`` should be and is not, or the empty string."""
     origin, parts = get_origin(kind), get_args(kind)
+    if kind is float and getattr(value, "ndim", None) == 0:
+        value = float(value)  # torch takes a tensor of one number for lr
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if origin is Annotated:  # with the words for it
         return parts[1] if _unmet_kind(value, parts[0]) else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from pugdft.optim import foreach
 from pugdft.optim.combine import Combination, Correction
@@ -18,35 +21,120 @@ from pugdft.optim.scaler import LossScale
 PassContext = Callable[[], AbstractContextManager[object]]
 
 
-@contextmanager
-def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm normalises by the batch as in training and leaves its running statistics alone.
+class KeptBuffers:
+    """Make the context manager around a perturbed pass: no buffer of the module changes in it.
 
-    A momentum of 0 would not do: ``num_batches_tracked`` would go on. Layers in evaluation mode are not
-    touched, for they need their running statistics to normalise.
+    BatchNorm normalises by the batch as in training and leaves its running statistics alone,
+    ``num_batches_tracked`` included. Setting the momentum to 0 would not do: the counter would go on, and a
+    helper that stores the momentum twice loses it. Every other buffer (InstanceNorm, EvoNorm, spectral norm,
+    a running mean of the user's) is copied before the pass and put back after it.
+
+    A class and no closure, so that a copied or unpickled optimizer acts on its own model.
     """
-    changed = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
-    ]
-    for module in changed:
-        module.track_running_stats = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.track_running_stats = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        layers = list(self.module.modules())
+        frozen = [
+            layer
+            for layer in layers
+            if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
+        ]
+        unchanged = {id(buffer) for layer in frozen for buffer in layer.buffers(recurse=False)}
+        kept = [
+            (layer, name, buffer, buffer._version, buffer.clone())
+            for layer in layers
+            for name, buffer in layer._buffers.items()
+            if buffer is not None and id(buffer) not in unchanged
+        ]
+        for layer in frozen:
+            layer.track_running_stats = False
+        try:
+            yield
+        finally:
+            for layer in frozen:
+                layer.track_running_stats = True
+            for owner, name, buffer, version, copy in kept:
+                owner._buffers[name] = buffer  # a layer may have assigned another tensor
+                if buffer._version != version:
+                    buffer.copy_(copy)
 
 
-def align_gradients(parameters: Sequence[Tensor]) -> None:
+def forget_cached_weights() -> None:
+    """Drop copies of the weights that torch keeps, for the weights have just been written.
+
+    Autocast keeps weights in its narrower type until its outermost context ends, and
+    ``torch.nn.utils.parametrize.cached`` keeps what a parametrization computed.
+    """
+    torch.clear_autocast_cache()
+    if parametrize._cache_enabled:
+        parametrize._cache.clear()
+
+
+class EarlierGradients:
+    """Note which gradients a step finds, to see what its closure did with them.
+
+    Weak references: a gradient that the closure drops must be free during the pass.
+    """
+
+    def __init__(self) -> None:
+        self._notes: list[tuple[Tensor, weakref.ref[Tensor], int]] = []
+        self._has_warned = False
+
+    def note(self, parameters: Sequence[Tensor]) -> None:
+        """See the gradients before the closure runs."""
+        self._notes = [(p, weakref.ref(p.grad), p.grad._version) for p in parameters if p.grad is not None]
+
+    def check(self, parameters: Sequence[Tensor]) -> None:
+        """Refuse a closure that made no gradient; warn once of one that added to gradients it found."""
+        kept = [
+            (p.grad, version) for p, ref, version in self._notes if p.grad is not None and p.grad is ref()
+        ]
+        num_untouched = sum(gradient._version == version for gradient, version in kept)
+        if num_untouched == len(foreach.gradients_of(parameters)):
+            raise RuntimeError("the closure made no gradient: it must call backward() on the loss")
+        if num_untouched < len(kept) and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "the closure added to gradients that were there before step(): if they are those of earlier "
+                "micro-batches, the perturbed pass does not see these. Run all micro-batches inside the "
+                "closure, and clear gradients before step() or at the closure's start",
+                stacklevel=5,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weak references cannot be copied, and mean nothing between steps.
+        return {**vars(self), "_notes": []}
+
+
+def align_gradients(parameters: Sequence[Tensor], name: Callable[[Tensor], str] | None) -> None:
     """Lay each gradient out in memory as its parameter is.
 
-    Autograd does so itself, a closure may not; fused kernels would pair the wrong elements.
+    Autograd does so itself, but a closure may assign gradients of its own; fused kernels walk both
+    memories side by side and would pair the wrong elements.
+
+    Args:
+        parameters: the parameters.
+        name: says which parameter it is, for messages; None lets sparse gradients pass, for a base alone.
+
+    Raises:
+        RuntimeError: a gradient is sparse.
     """
     for parameter in parameters:
         gradient = parameter.grad
-        if gradient is not None and gradient.stride() != parameter.stride():
+        if gradient is None:
+            continue
+        if gradient.layout != torch.strided:
+            if name is None:
+                continue
+            raise RuntimeError(
+                f"{name(parameter)} has a sparse gradient, which only a base optimizer alone can take: "
+                "construct the embedding with sparse=False"
+            )
+        if gradient.stride() != parameter.stride():
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
@@ -98,6 +186,7 @@ class SavedWeights:
         finally:
             # Exactly the set that was perturbed, by copy: (w + e) − e is not w in floating point.
             foreach.copy_(parameters, weights)
+            forget_cached_weights()
             self.in_use = False
 
 
@@ -142,9 +231,12 @@ class CleanGradients:
             if self._loss_scale is not None:
                 self._loss_scale.scale_(gradients)  # the pass adds scaled gradients to these
             return
-        clear(differentiated)
-        if share != 0:
-            self._held = [(p, _own(g)) for p, g in zip(differentiated, gradients, strict=True)]
+        gradients.clear()  # so that each gradient is free as soon as it is copied
+        for parameter in differentiated:
+            if share != 0 and parameter.grad is not None:
+                # A copy: the closure, or DDP's bucket, may write the next pass into the same memory.
+                self._held.append((parameter, parameter.grad.clone()))
+            parameter.grad = None
 
     def add(self) -> None:
         """Add what is held to the parameters' gradients."""
@@ -163,12 +255,6 @@ class CleanGradients:
             return None
         clean, perturbed, parameters = ([row[column] for row in both] for column in range(3))
         return rule.merge_(clean, perturbed, parameters, state)
-
-
-def _own(gradient: Tensor) -> Tensor:
-    """The gradient in memory of its own: DDP may let it be a view of a bucket that the next pass fills."""
-    is_view = gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size()
-    return gradient.clone() if is_view else gradient
 
 
 def clear(parameters: list[Tensor]) -> None:

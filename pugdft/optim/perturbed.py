@@ -5,6 +5,8 @@ One class makes every method of the family; what differs stands in the five rule
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -12,20 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pugdft.errors import UserError
 from pugdft.optim import foreach
+from pugdft.optim.base import SHARDED, align_layouts, is_sharded, keeps_momentum
 from pugdft.optim.combine import Correction
 from pugdft.optim.context import ParameterInfo, RuleState, StepContext
 from pugdft.optim.diagnostics import Diagnostics
 from pugdft.optim.directions import Ascent
-from pugdft.optim.methods import Method
-from pugdft.optim.passes import CleanGradients, PassContext, RandomState, SavedWeights, align_gradients, clear
+from pugdft.optim.methods import Method, plain
+from pugdft.optim.passes import (
+    CleanGradients,
+    EarlierGradients,
+    PassContext,
+    RandomState,
+    SavedWeights,
+    align_gradients,
+    clear,
+    forget_cached_weights,
+)
 from pugdft.optim.scaler import GuardedStep, LossScale
 
 Closure = Callable[[], Tensor]
 
 _STATE_KEY = "pugdft"
 _SLOTS = ("direction", "trigger", "combine")
-_COUNTERS = ("progress", "num_steps", "num_two_pass_steps")
+_COUNTERS = ("num_steps", "num_two_pass_steps")
+_PLAIN = plain()
 
 
 class PerturbedOptimizer(torch.optim.Optimizer):
@@ -46,6 +60,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     The other arguments are those of ``build_optimizer``.
     """
 
+    # torch's GradScaler hands its scale to an optimizer that says so: step() then refuses by name.
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         base: torch.optim.Optimizer,
@@ -57,10 +74,16 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         replay_rng: bool = True,
         closure_accumulates: bool = False,
         loss_scale: LossScale | None = None,
+        total_steps: int | None = None,
     ) -> None:
+        if method != _PLAIN and any(group.get("maximize") for group in base.param_groups):
+            raise UserError("base: maximize=True: a method perturbs and descends; negate the loss instead")
+        if method.direction.requires_momentum and not keeps_momentum(base):
+            raise UserError("base: this method perturbs along the momentum, and this base keeps none")
         self.base = base
         self.method = method
-        self.progress = 0.0
+        self.total_steps = total_steps
+        self._progress: float | None = None
         self.num_steps = 0
         self.num_two_pass_steps = 0
         self.diagnostics = Diagnostics()
@@ -73,6 +96,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._rule_states = {slot: RuleState() for slot in _SLOTS}
         self._weights = SavedWeights()
         self._guard = GuardedStep(base, loss_scale)
+        self._earlier = EarlierGradients()
+        self._strides: list[tuple[int, ...]] | None = None
         first = base.param_groups[0]
         self._peak_lr = max(float(first["lr"]), float(first.get("initial_lr", 0.0)))
         super().__init__(base.param_groups, base.defaults)
@@ -81,10 +106,40 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     param_groups = property(lambda self: self.base.param_groups, lambda self, value: None)
     state = property(lambda self: self.base.state, lambda self, value: None)
 
+    @property
+    def progress(self) -> float:
+        """Fraction of the training done, in 0..1.
+
+        Raises:
+            ValueError: it is set to anything else.
+        """
+        return self._told_progress() or 0.0
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(
+                f"progress must be a number in 0..1, the fraction of training done, not {value!r}"
+            )
+        self._progress = float(value)
+
+    def _told_progress(self) -> float | None:
+        if self.total_steps is None:
+            return self._progress
+        return min(1.0, self.num_steps / self.total_steps)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base."""
-        if not any(param_group is group for group in self.base.param_groups):
-            self.base.add_param_group(param_group)
+        """Add a group to the base; plain tensors get names where the base's other groups have them."""
+        if any(param_group is group for group in self.base.param_groups):
+            return
+        group = dict(param_group)
+        entries = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        if "param_names" in self.base.param_groups[0] and not any(
+            isinstance(each, tuple) for each in entries
+        ):
+            number = len(self.base.param_groups)
+            group["params"] = [(f"group{number}.{i}", each) for i, each in enumerate(entries)]
+        self.base.add_param_group(group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; nothing while they hold the clean part that a second pass adds to."""
@@ -116,20 +171,32 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             TypeError: without a closure, for only a closure can evaluate the gradient twice.
         """
         if closure is None:
-            raise TypeError("step() needs a closure that runs forward and backward and returns the loss")
+            raise TypeError(
+                "step() needs a closure that runs forward and backward and returns the loss (helpers of "
+                "torch.distributed.checkpoint step without one: save optimizer.state_dict() yourself)"
+            )
+        if vars(self).pop("grad_scale", None) is not None:
+            raise RuntimeError(
+                "torch's GradScaler scales a step once, and a method scales each pass: give "
+                "build_optimizer(..., loss_scale=LossScale()), call optimizer.backward(loss) in the closure, "
+                "and optimizer.step(closure) without the scaler"
+            )
         parameters = self._trainable()
         if not parameters:
-            return self._pass(closure, [])
-        lr = float(self.param_groups[0]["lr"])
-        self._peak_lr = max(self._peak_lr, lr)
-        context = StepContext(self.num_steps, self.progress, lr, self._peak_lr)
+            with torch.enable_grad():
+                return closure()
+        self._check_layouts(parameters)
+        self._earlier.note(parameters)
+        context = self._context()
         trigger, rule, correction = self.method.trigger, self.method.normalize, None
         if trigger.passes_ahead:
             loss = self._pass_ahead(closure, parameters, self.method.radius(context))
+            self._earlier.check(parameters)
         else:
             clean_state = RandomState(parameters[0].device) if self._replays else None
             with self._clean_pass():
                 loss = self._pass(closure, parameters)
+            self._earlier.check(parameters)
             differentiated = [p for p in parameters if p.grad is not None]
             if differentiated and trigger.fires(context, differentiated, self._rule_states["trigger"]):
                 correction = self._second_pass(closure, parameters, differentiated, context, clean_state)
@@ -199,15 +266,46 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     ) -> None:
         state = self._rule_states["direction"]
         self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, self._info, state))
+        forget_cached_weights()
 
     def _pass(self, closure: Closure, parameters: list[Tensor]) -> Tensor:
         """Leave true gradients, laid out as their parameters are; return the loss."""
+        if self.loss_scale is not None:
+            self.loss_scale.is_used = False
         with torch.enable_grad():
             loss = closure()
-        align_gradients(parameters)
+        align_gradients(parameters, None if self.method == _PLAIN else self._name)
         if self.loss_scale is not None:
+            if not self.loss_scale.is_used:
+                raise RuntimeError("with a loss scale the closure must call optimizer.backward(loss)")
             self.loss_scale.unscale_(foreach.gradients_of(parameters))
         return loss
+
+    def _context(self) -> StepContext:
+        first = self.param_groups[0]
+        lr = float(first["lr"])
+        self._peak_lr = max(self._peak_lr, lr)
+        # OneCycleLR writes its bounds into the group.
+        peak, least = float(first.get("max_lr", self._peak_lr)), float(first.get("min_lr", 0.0))
+        return StepContext(self.num_steps, self._told_progress(), lr, peak, least)
+
+    def _check_layouts(self, parameters: list[Tensor]) -> None:
+        """At the first step, and after a model or a state was moved: nothing sharded, nothing misaligned."""
+        strides = [parameter.stride() for parameter in parameters]
+        if strides == self._strides:
+            return
+        self._strides = strides
+        for parameter in parameters:
+            if is_sharded(parameter):
+                raise RuntimeError(f"{self._name(parameter)}: {SHARDED}")
+        align_layouts(self.base)
+
+    def _name(self, parameter: Tensor) -> str:
+        for group in self.param_groups:
+            for name, each in zip(group.get("param_names", ()), group["params"], strict=False):
+                if each is parameter:
+                    return str(name)
+        return f"a parameter of shape {tuple(parameter.shape)}"
 
     def _trainable(self) -> list[Tensor]:
         """Parameters that take part; one that was frozen on the way loses a gradient left from before."""
@@ -221,11 +319,14 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: inside a perturbed pass, when the weights are not the weights.
         """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
         if self._weights.in_use:
             raise RuntimeError("the weights are perturbed: save after step() has returned")
         positions = {p: number for number, p in enumerate(self._all_parameters())}
         own = {
             "method": repr(self.method),
+            "progress": self._told_progress(),
             **{name: getattr(self, name) for name in _COUNTERS},
             "num_skipped_steps": self.num_skipped_steps,
             "peak_lr": self._peak_lr,
@@ -233,19 +334,42 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             "memories": {slot: state.state_dict(positions) for slot, state in self._rule_states.items()},
             "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
         }
-        return {**self.base.state_dict(), _STATE_KEY: own}
+        state = {**self.base.state_dict(), _STATE_KEY: own}
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            state = post_hook(self, state) or state
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state saved by the same method.
+        """Take over a saved state.
+
+        A state of the same method with other numbers, and one of a base optimizer alone, is taken with a
+        warning that says so.
 
         Raises:
-            ValueError: the state belongs to another method, or to a base optimizer alone.
+            ValueError: the state belongs to another method.
         """
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        self._load(state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         base = dict(state_dict)
-        own = base.pop(_STATE_KEY, {"method": "a base optimizer alone"})
-        if own["method"] != repr(self.method):
+        own = base.pop(_STATE_KEY, None)
+        if own is not None and _rules(own["method"]) != _rules(repr(self.method)):
             raise ValueError(f"the saved state is that of {own['method']}, not of {self.method!r}")
+        self._strides = None
         self.base.load_state_dict(base)
+        if own is None:
+            if self.method != _PLAIN:
+                words = "a base optimizer alone: the method's own state starts anew"
+                warnings.warn(f"the saved state is that of {words}", stacklevel=3)
+            return
+        if own["method"] != repr(self.method):
+            words = f"{own['method']}: it goes on as {self.method!r}"
+            warnings.warn(f"the saved state is that of {words}", stacklevel=3)
+        self._progress = own["progress"]
         for name in _COUNTERS:
             setattr(self, name, own[name])
         self._guard.num_skipped = own["num_skipped_steps"]
@@ -260,9 +384,17 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     def _all_parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
+    def __repr__(self) -> str:
+        return f"PerturbedOptimizer({self.method!r}, base={self.base!r})"
+
     # torch's own drops everything but three attributes; deepcopy needs them all.
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def _rules(method: str) -> list[str]:
+    """The classes of a method's rules, without their numbers."""
+    return re.findall(r"(\w+)\(", method)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.base import fill_momentum
+from pugdft.optim.base import fill_momentum, unfuse
 from pugdft.optim.combine import Correction, Normalize
 
 # At 0, where halving for ever would lead, no gradient is finite again.
@@ -33,9 +33,11 @@ class LossScale:
         self._initial, self._growth_interval = initial, growth_interval
         self._scale: Tensor | None = None
         self._growth = torch.zeros((), dtype=torch.int32)
+        self.is_used = False
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale."""
+        self.is_used = True
         return loss * self._on(loss.device)
 
     def scale_(self, gradients: Sequence[Tensor]) -> None:
@@ -88,7 +90,13 @@ class GuardedStep:
             return
         base = self._base
         fill_momentum(base)
-        finite = torch.isfinite(rule.normalize_(gradients))
+        if all(gradient.layout == torch.strided for gradient in gradients):
+            real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
+            finite = torch.isfinite(rule.normalize_(real))
+        else:  # only a base alone is given sparse gradients
+            unfuse(base)
+            values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+            finite = torch.isfinite(foreach.global_norm(values))
         if correction is not None:
             finite = finite & torch.isfinite(foreach.global_norm(correction.directions)).to(finite.device)
         if self._loss_scale is not None:

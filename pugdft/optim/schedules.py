@@ -108,11 +108,27 @@ class Cosine(BoundedSchedule):
         return 0.5 * (1 + math.cos(math.pi * context.progress))
 
 
+@dataclass(frozen=True, kw_only=True)
 class ProportionalToLr(BoundedSchedule):
-    """From max at the schedule's peak learning rate to min at 0, never below 0 (GSAM's ρ)."""
+    """min + (max − min)·(lr − lr_min)/(lr_max − lr_min), never below 0 (GSAM, arXiv 2203.08065, eq. 6).
+
+    Without ``lr_min`` and ``lr_max``: the group's ``min_lr`` and ``max_lr``, which OneCycleLR writes there;
+    else 0 and the largest rate so far. A schedule with another floor, or that rises, needs them given.
+    """
+
+    lr_min: float | None = None
+    lr_max: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.lr_min or 0.0, "lr_min", 0)
+        if self.lr_max is not None and not self.lr_max > (self.lr_min or 0.0):
+            raise refused("lr_max", f"must be above lr_min, not {self.lr_max:g}")
 
     def share(self, context: StepContext) -> float:
-        return context.lr / context.base_lr if context.base_lr else 0.0
+        low = context.min_lr if self.lr_min is None else self.lr_min
+        high = context.base_lr if self.lr_max is None else self.lr_max
+        return (context.lr - low) / (high - low) if high > low else float(context.lr > 0)
 
     def __call__(self, context: StepContext) -> float:
         return max(0.0, super().__call__(context))
@@ -145,7 +161,8 @@ def as_schedule(value: Number | Schedule, name: str, *, minimum: float = -math.i
     if isinstance(value, Mapping):
         schedule: Schedule = build("schedule", SCHEDULES, value, name, key="schedule")
         for key, number in vars(schedule).items():
-            require(number, f"{name}.{key}", minimum)
+            if number is not None:
+                require(number, f"{name}.{key}", minimum)
         return schedule
     if isinstance(value, int | float) and not isinstance(value, bool):
         require(value, name, minimum)

@@ -8,6 +8,7 @@ one-pass form through the same base state: the plain base (``before='plain'``) o
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,15 @@ class TimingRule(Trigger):
 
     before: Literal["plain", "unit"] = "plain"
 
+    never_at: ClassVar[Mapping[str, float]] = {}  # values of options with which no step is perturbed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in self.never_at.items():
+            if getattr(self, name) == value:
+                message = f"this trigger never fires, so that no step is perturbed: {name} is {value:g}"
+                warnings.warn(message, stacklevel=4)
+
     def one_pass_rule(self) -> Normalize | None:
         return Unit() if self.before == "unit" else Identity()
 
@@ -101,6 +111,7 @@ class After(TimingRule):
 
     fraction: float
     bounds: ClassVar = {"fraction": (0, 1)}
+    never_at: ClassVar = {"fraction": 1}
 
     @property
     def expected_fraction(self) -> float:
@@ -132,6 +143,7 @@ class Probability(TimingRule):
     p: float
     seed: int = 0
     bounds: ClassVar = {"p": (0, 1), "seed": (0, 2**31)}
+    never_at: ClassVar = {"p": 0}
 
     @property
     def expected_fraction(self) -> float:
@@ -173,15 +185,18 @@ class GradientVariance(GradientRule):
     k: int = 10
     init_fraction: float = 0.1
     bounds: ClassVar = {"gamma": at_least(0), "k": at_least(2), "init_fraction": (0, 1)}
+    never_at: ClassVar = {"gamma": 0, "init_fraction": 1}
 
     def is_steady(self, norm: float, parameters: Sequence[Tensor], progress: float, state: RuleState) -> bool:
         values = state.values
         last = values["last"] = [*values.get("last", []), norm][-self.k :]
-        first = values.get("first", [])
         if progress < self.init_fraction:
-            values["first"] = [*first, norm]
+            values["first"] = [*values.get("first", []), norm]
             return False
-        return len(first) >= 2 and len(last) == self.k and pvariance(last) < self.gamma * pvariance(first)
+        if "threshold" not in values:  # once, for it takes all the first norms
+            first = values.get("first", [])
+            values["threshold"] = self.gamma * pvariance(first) if len(first) >= 2 else 0.0
+        return len(last) == self.k and pvariance(last) < values["threshold"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +206,7 @@ class GradientCosine(GradientRule):
     kappa: float = 0.9
     k: int = 10
     bounds: ClassVar = {"kappa": (-1, 1), "k": at_least(1)}
+    never_at: ClassVar = {"kappa": 1}
 
     def is_steady(self, norm: float, parameters: Sequence[Tensor], progress: float, state: RuleState) -> bool:
         previous = state.tensors.get("previous", {})
@@ -222,6 +238,12 @@ class GeneralizationGap(TimingRule):
     needs_validation = True
 
     def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+        if context.told_progress is not None and context.progress > 0.5 and not state.values.get("gaps"):
+            warnings.warn(
+                "half of the training is over and the trigger generalization_gap was told no losses: call "
+                "optimizer.observe_epoch(train_loss, validation_loss, num_epochs) after each epoch",
+                stacklevel=2,
+            )
         return bool(state.values.get("fired"))
 
     def observe_epoch(

@@ -58,7 +58,7 @@ def test_version() -> None:
     [
         (["finetune", "quikstart"], 'quikstart: no such file or bundled recipe. Did you mean "quickstart"?'),
         (["finetune", "quickstart", "optimizer.name=pgud"], 'unknown optimizer "pgud"'),
-        (["finetune", "quickstart", "optimizer.base.lr=0"], "optimizer.base.lr: must be greater than 0"),
+        (["finetune", "quickstart", "optimizer.base.lr=-1"], "optimizer.base.lr: must be at least 0"),
         (["finetune", "quickstart", "trian.epochs=1"], 'Did you mean "train"?'),
         (["finetune"], "Missing argument"),
         (["fintune"], "No such command"),

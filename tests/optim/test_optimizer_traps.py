@@ -249,13 +249,11 @@ def test_leaving_out_any_piece_of_state_is_noticed(name: str, piece: str) -> Non
     assert deviation(unbroken, net) > 1e-7
 
 
-def test_state_of_another_method_or_of_a_plain_optimizer_is_refused() -> None:
+def test_state_of_another_method_is_refused() -> None:
     _, sam = run(spec_of("sam"))
     _, pugd = run(spec_of("pugd"))
     with pytest.raises(ValueError, match="not of"):
         pugd.load_state_dict(sam.state_dict())
-    with pytest.raises(ValueError, match="a base optimizer alone"):
-        pugd.load_state_dict(sam.base.state_dict())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -374,7 +372,8 @@ def test_a_clean_gradient_that_is_not_needed_is_free_before_the_second_pass(
 
     optimizer.diagnostics.before_second_pass([])  # its first sample would hold small tensors whole
     optimizer.step(closure)
-    assert alive == [name in ("pugd", "gnp", "gsam")]
+    # Where it is needed it lies in place, or in a copy: the closure may write into the same memory again.
+    assert alive == [accumulates and name in ("pugd", "gnp")]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ SPECS = [
     ),
     spec("second order", {"name": "adahessian", "lr": 0.1}, "r.yaml: optimizer.name: unknown optimizer"),
     spec("no lr", {"name": "sgd"}, "r.yaml: optimizer.lr: is required"),
-    spec("lr 0", {"name": "sgd", "lr": 0}, "r.yaml: optimizer.lr: must be greater than 0"),
+    spec("lr -1", {"name": "sgd", "lr": -1}, "r.yaml: optimizer.lr: must be at least 0"),
     spec("lr for a word", {"name": "sgd", "lr": "0.1"}, "r.yaml: optimizer.lr: must be a finite number"),
     spec("lr of 400 digits", {"name": "sgd", "lr": 10**400}, "r.yaml: optimizer.lr: must be a finite number"),
     spec("nesterov alone", {"name": "sgd", "lr": 0.1, "nesterov": True}, "r.yaml: optimizer: Nesterov"),
