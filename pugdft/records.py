@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pugdft.config import yaml
-from pugdft.errors import ConfigIssue, UserError
+from pugdft.config.load import schema_faults
+from pugdft.errors import ConfigIssue, UserError, refuse
 from pugdft.paths import file_inside, write_atomically
 
 SCHEMA = "pugdft.run/1"
@@ -29,12 +30,7 @@ LARGEST = 1e100
 
 _LARGEST_INTEGER = int(LARGEST)
 
-_MOST_LEVELS = 100
-
-# What a text must hold if a value may be too large or too deep: looking at every value is slow.
-_LONG_NUMBER = re.compile(r"[0-9a-fA-F_]{80}")  # in hexadecimal, LARGEST has 84 digits
-
-_DEEP = " " * (_MOST_LEVELS // 2)  # dashes of nested items count for two
+_LONG_NUMBER = re.compile(r"[0-9a-fA-F]{80}")  # in hexadecimal, LARGEST has 84 digits
 
 _LONGEST_SHOWN = 80
 
@@ -190,17 +186,15 @@ class RunRecord(_Part):
 def rule_faults(part: BaseModel, where: str = "") -> Iterator[ConfigIssue]:
     """Check a record, or a part of one, against the rules beside its fields."""
     for name, field in type(part).model_fields.items():
-        value, place = getattr(part, name), f"{where}{name}"
-        items = value if isinstance(value, dict) else None
-        for rule in (each for each in field.metadata if isinstance(each, Rule)):
-            if items is not None:
-                for key, item in items.items():
-                    yield from rule.faults(f"{place}.{key}", item)
-            elif value is not None:
-                yield from rule.faults(place, value)
-        for inner, below in [(value, f"{place}."), *((v, f"{place}.{k}.") for k, v in (items or {}).items())]:
-            if isinstance(inner, BaseModel):
-                yield from rule_faults(inner, below)
+        value = getattr(part, name)
+        rules = [rule for rule in field.metadata if isinstance(rule, Rule)]
+        items = {f".{key}": item for key, item in value.items()} if isinstance(value, dict) else {"": value}
+        for key, item in items.items():
+            place = f"{where}{name}{key}"
+            if item is not None:
+                yield from (fault for rule in rules for fault in rule.faults(place, item))
+            if isinstance(item, BaseModel):
+                yield from rule_faults(item, f"{place}.")
 
 
 @dataclass(frozen=True)
@@ -216,13 +210,10 @@ class StoredRun:
         Raises:
             UserError: the path leads out of the record's folder.
         """
-        entry = self.record.artifacts.get(name)
-        if entry is None:
+        if name not in self.record.artifacts:
             return None
-        try:
-            return file_inside(self.path.parent, entry.path)
-        except UserError as error:
-            raise UserError(f"{self.path}: artifacts.{name}.path: {error}") from None
+        with refuse(UserError, lambda error: f"{self.path}: artifacts.{name}.path: {error}"):
+            return file_inside(self.path.parent, self.record.artifacts[name].path)
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:
@@ -236,45 +227,17 @@ def read_record(path: Path) -> RunRecord:
     """Read a record, which anybody may have written.
 
     Raises:
-        UserError: not readable, not a record, of a schema this version does not know, or with values that
-            are nested too deep or too large to calculate with.
+        UserError: the file cannot be read, or see :func:`parse_record`.
     """
-    text = yaml.read_text(path)
-    try:
-        record = parse_record(text, path)
-        if _LONG_NUMBER.search(text) or _DEEP in text or text.count("[") + text.count("{") > _MOST_LEVELS:
-            fault = _unfit(record.model_dump())
-        else:
-            fault = None
-    except UserError:
-        raise
-    # What a YAML value may cause in pydantic, or in a walk through it.
-    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error!r}") from None
-    if fault:
-        raise UserError(f"{path}: {fault}")
-    return record
-
-
-def _unfit(value: object, where: str = "", depth: int = 0) -> ConfigIssue | None:
-    """The first whole number beyond ``LARGEST``, or a value that is nested too deep."""
-    if isinstance(value, int):
-        return ConfigIssue(where, "is out of range") if abs(value) > _LARGEST_INTEGER else None
-    if not isinstance(value, Mapping | list):
-        return None
-    if depth > _MOST_LEVELS:
-        return ConfigIssue("", "is nested too deep")
-    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-        if fault := _unfit(item, f"{where}.{key}" if where else str(key), depth + 1):
-            return fault
-    return None
+    return parse_record(yaml.read_text(path), path)
 
 
 def parse_record(text: str, path: Path) -> RunRecord:
     """A record from its text; ``path`` is for messages.
 
     Raises:
-        UserError: not a record, or of a schema this version does not know.
+        UserError: not a record, of a schema this version does not know, or with a whole number that is too
+            large to calculate with.
     """
     data = yaml.parse(text, str(path))
     if not isinstance(data, dict) or "schema" not in data:
@@ -284,9 +247,19 @@ def parse_record(text: str, path: Path) -> RunRecord:
         newer = re.fullmatch(r"pugdft\.run/([2-9]|[1-9]\d+)", schema)
         reason = "is of a newer version of pugdft: update it" if newer else "is not one that pugdft reads"
         raise UserError(f'{path}: schema "{schema}" {reason} (this version reads {SCHEMA})')
-    try:
+    # Looking at every value is slow.
+    if _LONG_NUMBER.search(text) and (where := _too_large(data)):
+        raise UserError(f"{path}: {where}: is out of range")
+    with refuse(ValidationError, lambda error: f"{path}: {schema_faults(error, RunRecord)[0]}"):
         return RunRecord.model_validate(data)
-    except ValidationError as error:
-        details = error.errors()[0]
-        where = ".".join(str(part) for part in details["loc"])
-        raise UserError(f"{path}: {where}: {details['msg']}") from None
+
+
+def _too_large(value: object, where: str = "") -> str | None:
+    """The place of the first whole number beyond ``LARGEST``."""
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        return where
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    )
+    places = (_too_large(item, f"{where}.{key}" if where else str(key)) for key, item in items)
+    return next(filter(None, places), None)

@@ -6,15 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictStr,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
 
 from pugdft.errors import ConfigIssue
 
@@ -234,30 +226,30 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def _cross_faults(recipe: Recipe) -> list[ConfigIssue]:
-    """What no single field can see."""
-    faults = []
-    train = recipe.train
-    if train.micro_batch_size and train.micro_batch_size > train.batch_size:
-        faults.append(
-            ConfigIssue(
-                "train.micro_batch_size",
-                f"{train.micro_batch_size} is more than batch_size {train.batch_size}",
-            )
-        )
-    if train.evaluate == "validation" and not recipe.data.validation:
-        faults.append(
-            ConfigIssue("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
-        )
-    if recipe.data.random_resized_crop and recipe.data.crop_padding:
-        faults.append(
-            ConfigIssue(
-                "data.crop_padding",
-                "random_resized_crop takes the place of this crop: leave it out, or set it to 0",
-            )
-        )
-    if recipe.schedule.warmup_epochs >= train.epochs:
-        faults.append(
-            ConfigIssue("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})")
-        )
-    return faults
+def cross_faults(recipe: Recipe) -> list[ConfigIssue]:
+    """Faults that no single field can see."""
+    train, data = recipe.train, recipe.data
+    micro_batch_size = train.micro_batch_size or 0
+    checks = (
+        (
+            micro_batch_size > train.batch_size,
+            "train.micro_batch_size",
+            f"{micro_batch_size} is more than batch_size {train.batch_size}",
+        ),
+        (
+            train.evaluate == "validation" and not data.validation,
+            "train.evaluate",
+            "validation needs held-out images, such as data.validation=0.1",
+        ),
+        (
+            data.random_resized_crop is not None and data.crop_padding > 0,
+            "data.crop_padding",
+            "random_resized_crop takes the place of this crop: leave it out, or set it to 0",
+        ),
+        (
+            recipe.schedule.warmup_epochs >= train.epochs,
+            "schedule.warmup_epochs",
+            f"must be less than train.epochs ({train.epochs})",
+        ),
+    )
+    return [ConfigIssue(where, message) for is_fault, where, message in checks if is_fault]

@@ -22,6 +22,7 @@ from pugdft.errors import UserError, reason, refuse
 LARGEST_BYTES = 256 << 20  # of a file; a record with a history of a million epochs is smaller
 
 _MOST_DIGITS = 3500  # Python prints no longer whole number, not even in a message
+_MOST_LEVELS = 128  # as ryaml has it
 _MOST_BRACKETS = 1000
 
 _READ_OTHERWISE = re.compile(
@@ -39,6 +40,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 scalars and without repeated keys or aliases."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    depth = 0
 
     def dispose(self) -> None:
         """Drop all references: after an error, half-built values still refer to the loader."""
@@ -49,7 +51,12 @@ class _Loader(yaml.SafeLoader):
             alias = self.peek_event()
             problem = f"*{alias.anchor}: aliases are not read; write the value out"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=alias.start_mark)
-        return super().compose_node(parent, index)
+        if self.depth == _MOST_LEVELS:
+            raise yaml.YAMLError("nested too deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -147,7 +154,7 @@ def parse(text: str, source: str = "") -> Any:
 
 
 # PyYAML's constructors raise Python's errors for values such as `!!bool word`.
-_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def _parse_in_full(text: str, source: str) -> Any:
@@ -158,8 +165,7 @@ def _parse_in_full(text: str, source: str) -> Any:
 
 def _problem(error: Exception, source: str) -> str:
     """What a parser's error says, with its place."""
-    text = "nested too deep" if isinstance(error, RecursionError) else reason(error)
-    said = f"not readable as YAML: {text}"
+    said = f"not readable as YAML: {reason(error)}"
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

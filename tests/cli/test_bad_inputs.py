@@ -190,7 +190,7 @@ def test_what_a_run_leaves_is_verified_checked_and_run_again(place: Path) -> Non
 REFUSED = Case(
     "x", ("finetune", "r.yaml"), ("r.yaml: train.epochs: must be", "not 0"), recipe({"train.epochs": 0})
 )
-SAID = "pugdft: r.yaml: train.epochs: must be greater than or equal to 1, not 0\n"
+SAID = "pugdft: r.yaml: train.epochs: must be at least 1, not 0\n"
 
 
 @pytest.mark.parametrize(
