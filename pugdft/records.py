@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.load import schema_faults
-from pugdft.errors import ConfigIssue, UserError, refuse
+from pugdft.errors import ConfigIssue, UserError, refuse, shortened
 from pugdft.paths import file_inside, write_atomically
 
 SCHEMA = "pugdft.run/1"
@@ -26,13 +26,9 @@ SCHEMA = "pugdft.run/1"
 RECORD_NAME = "record.yaml"
 
 LARGEST = 1e100
-"""No quantity of a run comes near; a larger whole number is no float."""
-
-_LARGEST_INTEGER = int(LARGEST)
+"""No quantity of a run comes near it; a whole number far beyond it does not fit a float."""
 
 _LONG_NUMBER = re.compile(r"[0-9a-fA-F]{80}")  # in hexadecimal, LARGEST has 84 digits
-
-_LONGEST_SHOWN = 80
 
 Status = Literal["completed", "diverged", "failed", "interrupted", "oom"]
 
@@ -179,7 +175,7 @@ class RunRecord(_Part):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     def to_yaml(self) -> str:
-        """The file's text."""
+        """The text of ``record.yaml``."""
         return yaml.dump(self.model_dump(mode="json", by_alias=True))
 
 
@@ -243,7 +239,7 @@ def parse_record(text: str, path: Path) -> RunRecord:
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")
     if data["schema"] != SCHEMA:
-        schema = str(data["schema"])[:_LONGEST_SHOWN]
+        schema = shortened(data["schema"])
         newer = re.fullmatch(r"pugdft\.run/([2-9]|[1-9]\d+)", schema)
         reason = "is of a newer version of pugdft: update it" if newer else "is not one that pugdft reads"
         raise UserError(f'{path}: schema "{schema}" {reason} (this version reads {SCHEMA})')
@@ -256,10 +252,11 @@ def parse_record(text: str, path: Path) -> RunRecord:
 
 def _too_large(value: object, where: str = "") -> str | None:
     """The place of the first whole number beyond ``LARGEST``."""
-    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+    if isinstance(value, int) and abs(value) > LARGEST:
         return where
-    items = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    )
-    places = (_too_large(item, f"{where}.{key}" if where else str(key)) for key, item in items)
-    return next(filter(None, places), None)
+    items = dict(enumerate(value)) if isinstance(value, list) else value
+    if isinstance(items, dict):
+        for key, item in items.items():
+            if place := _too_large(item, f"{where}.{key}".removeprefix(".")):
+                return place
+    return None

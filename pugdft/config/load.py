@@ -1,8 +1,7 @@
 """Load a recipe from a file, a bundled name or a mapping, lay overrides over it, and check it.
 
-A recipe is read in three steps: text to mapping (``yaml.py``), overrides laid over it, mapping to
-:class:`Recipe`. Every fault is collected before any is reported. Nothing here imports torch: sections
-whose names only torch or timm know (optimizers, models) are checked by functions handed in.
+Every fault is collected before any is reported. Nothing here imports torch: sections whose names only torch
+or timm know (optimizers, models) are checked by functions handed in.
 """
 
 from __future__ import annotations
@@ -20,12 +19,10 @@ from pydantic import BaseModel, ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe, cross_faults
-from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect
+from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, shortened
 
 SectionCheck = Callable[[Any], Sequence[ConfigIssue]]
 Model = TypeVar("Model", bound=BaseModel)
-
-_LONGEST_SHOWN = 80
 
 
 def load_recipe(
@@ -36,19 +33,18 @@ def load_recipe(
     """Read a recipe from a file, a bundled recipe's name, or a mapping.
 
     Args:
-        source: path, bundled name, or the mapping itself.
         overrides: ``KEY=VALUE`` texts, see :func:`apply_override`.
         checks: section name to a function that returns the section's further faults.
 
     Raises:
-        UserError: the file cannot be read or is no mapping.
-        FaultsError: with every fault of the recipe and of the overrides.
+        UserError: the file cannot be read or is no mapping; a FaultsError has every fault of the recipe and
+            of the overrides.
     """
     label, data = _read(source)
     given = deepcopy(data) if overrides else {}
     unreadable: list[ConfigIssue] = []
     for text in overrides:
-        with collect(unreadable, f'override "{_shown(text)}"'):
+        with collect(unreadable, f'override "{shortened(text)}"'):
             apply_override(data, text)
     recipe, faults = _checked(data, checks or {})
     if faults and overrides:
@@ -83,13 +79,8 @@ def _of_override(fault: ConfigIssue, label: str, overrides: Sequence[str]) -> Co
         if place.startswith(key) or key.startswith(place):
             near.append(text)
     if len(near) == 1:
-        return replace(fault, source=f'override "{_shown(near[0])}"')
-    return replace(fault, source=f"{label} with {' '.join(map(_shown, overrides))}".strip())
-
-
-def _shown(override: str) -> str:
-    line = " ".join(override.split())
-    return line if len(line) <= _LONGEST_SHOWN else f"{line[:_LONGEST_SHOWN]}…"
+        return replace(fault, source=f'override "{shortened(near[0])}"')
+    return replace(fault, source=f"{label} with {' '.join(map(shortened, overrides))}".strip())
 
 
 def recipe_folder() -> Path:
@@ -120,16 +111,16 @@ def find_recipe(source: str | Path) -> Path:
         return bundled
     if str(source) and os.path.isdir(path):
         raise UserError(f"{source}: is a folder; a recipe is a YAML file")
-    shown = str(source)[:_LONGEST_SHOWN] or '""'
-    hint = close_match(path.name[:_LONGEST_SHOWN].removesuffix(".yaml"), bundled_recipes())
+    shown = shortened(source) or '""'
+    hint = close_match(path.name[:80].removesuffix(".yaml"), bundled_recipes())
     raise UserError(f"{shown}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
 
 
 def apply_override(data: dict[str, Any], text: str) -> None:
     """Set ``section.key=VALUE`` in a recipe, in place; VALUE is YAML.
 
-    Giving ``optimizer.name`` another method keeps the base, since that is what one compares; the old
-    method's options stay and are refused by the check if the new one does not have them.
+    Another ``optimizer.name`` keeps the base, and the old method's options too: the check refuses those that
+    the new method does not have.
 
     Raises:
         UserError: not ``KEY=VALUE``, VALUE is no YAML, or the key leads through a value.
@@ -175,11 +166,7 @@ _KINDS = {
 
 
 def validated(schema: type[Model], data: Any, source: str = "") -> Model:
-    """``data`` as a ``schema``.
-
-    Raises:
-        FaultsError: every fault of ``data``, which ``source`` names.
-    """
+    """``data`` as a ``schema``, or a FaultsError with every fault of ``data``, which ``source`` names."""
     try:
         return schema.model_validate(data)
     except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
@@ -226,30 +227,16 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def cross_faults(recipe: Recipe) -> list[ConfigIssue]:
+def cross_faults(recipe: Recipe) -> Iterator[ConfigIssue]:
     """Faults that no single field can see."""
-    train, data = recipe.train, recipe.data
-    micro_batch_size = train.micro_batch_size or 0
-    checks = (
-        (
-            micro_batch_size > train.batch_size,
-            "train.micro_batch_size",
-            f"{micro_batch_size} is more than batch_size {train.batch_size}",
-        ),
-        (
-            train.evaluate == "validation" and not data.validation,
-            "train.evaluate",
-            "validation needs held-out images, such as data.validation=0.1",
-        ),
-        (
-            data.random_resized_crop is not None and data.crop_padding > 0,
-            "data.crop_padding",
-            "random_resized_crop takes the place of this crop: leave it out, or set it to 0",
-        ),
-        (
-            recipe.schedule.warmup_epochs >= train.epochs,
-            "schedule.warmup_epochs",
-            f"must be less than train.epochs ({train.epochs})",
-        ),
-    )
-    return [ConfigIssue(where, message) for is_fault, where, message in checks if is_fault]
+    train, data, micro_batch_size = recipe.train, recipe.data, recipe.train.micro_batch_size or 0
+    if micro_batch_size > train.batch_size:
+        problem = f"{micro_batch_size} is more than batch_size {train.batch_size}"
+        yield ConfigIssue("train.micro_batch_size", problem)
+    if train.evaluate == "validation" and not data.validation:
+        yield ConfigIssue("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
+    if data.random_resized_crop and data.crop_padding:
+        problem = "random_resized_crop takes the place of this crop: leave it out, or set it to 0"
+        yield ConfigIssue("data.crop_padding", problem)
+    if recipe.schedule.warmup_epochs >= train.epochs:
+        yield ConfigIssue("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})")

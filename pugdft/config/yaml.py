@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper whose text every YAML reader takes as it was meant: numbers as numbers, words as words."""
+    """SafeDumper without aliases, whose words no reader of YAML 1.1 or 1.2 takes for numbers."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -86,7 +86,7 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", _NUMBER_START),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _NUMBER_START),
 ):
-    # The dumper has those of YAML 1.1 as well: a word is quoted that is a number to either, such as 12e5.
+    # The dumper keeps those of YAML 1.1 beside them.
     for _each in (_Loader, _Dumper):
         _each.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
@@ -97,8 +97,9 @@ def _refusal(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
-    if len(text) > _MOST_DIGITS:
-        raise _refusal(f"a whole number of {len(text):,} characters is not readable", node)
+    digits = text.lstrip("+-").removeprefix("0x")
+    if len(digits) > _MOST_DIGITS:
+        raise _refusal(f"a whole number of {len(digits):,} digits is not readable", node)
     # Decimal even with a leading zero: YAML 1.1 would read 010 as eight.
     return int(text, 16) if text.startswith("0x") else int(text)
 
@@ -135,11 +136,7 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, source: str = "") -> Any:
-    """The value of one YAML document.
-
-    Args:
-        text: the document.
-        source: the file's name, for messages.
+    """The value of one YAML document; ``source`` names its file in messages.
 
     Raises:
         UserError: not YAML; a repeated key; an alias (a few lines of nested ones stand for gigabytes); a

@@ -104,7 +104,7 @@ def test_every_fault_is_reported_at_once_with_its_place_and_a_close_match() -> N
         ("train", "freeze", "all", "'none' or 'backbone'"),
         ("data", "validation", float("nan"), "finite"),
         ("data", "validation", 1.5, "less than 1"),
-        ("data", "flip", "yes", "must be true or false, not \"yes\""),
+        ("data", "flip", "yes", 'must be true or false, not "yes"'),
         ("schedule", "warmup_epochs", 100, "less than train.epochs"),
         ("schedule", "name", "cosin", "'cosine' or 'constant'"),
         ("model", "pretrained", 1, "true, false or a path"),

@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 import pytest
-from board_records import (
+from run_records import (
     ADAMW,
     NAN,
     PUGD,
@@ -19,10 +19,10 @@ from board_records import (
     labels,
     only_group,
     ranks,
-    run,
     seeds,
     table,
 )
+from run_records import record as run
 
 from pugdft.errors import UserError
 from pugdft.leaderboard import as_json
@@ -35,7 +35,7 @@ from pugdft.leaderboard.grouping import entry_labels, protocol_line
         {"data__image_size": 32},
         {"data__validation": 0.1},
         {"data__flip": False},
-        {"train__epochs": 10},
+        {"train__epochs": 100},
         {"train__max_steps": 500},
         {"train__batch_size": 50},
         {"train__precision": "bf16"},
@@ -95,7 +95,7 @@ def test_different_pretrained_weights_under_one_name_are_noted() -> None:
 
 
 def test_protocol_lines_read_as_people_speak() -> None:
-    assert only_group(run()).protocol == "224 px, 100 epochs, batch 100, fp32, cosine"
+    assert only_group(run()).protocol == "224 px, 10 epochs, batch 100, fp32, cosine"
     recipe = run(
         train__epochs=1,
         train__max_steps=500,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from board_records import SAM, SGD, run, seeds
+from run_records import SAM, SGD, seeds
+from run_records import record as run
 
 from pugdft.cli.leaderboard import RankedBy
 from pugdft.cli.main import main

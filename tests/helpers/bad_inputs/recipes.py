@@ -91,7 +91,12 @@ SYNTAX = [
     text("two documents", GOOD + "---\n" + GOOD, "r.yaml: line ", "found another document"),
     text("another YAML", "%YAML 3.0\n---\n" + GOOD, "r.yaml: line 1, column 1", "incompatible YAML document"),
     text("deep", "model: " + "[" * 50_000, "r.yaml: not readable as YAML", "nested too deep"),
-    text("a mapping for a key", "? {a: b}\n: c\n", "r.yaml: line 1, column 3", "a key must be a word or a number"),
+    text(
+        "a mapping for a key",
+        "? {a: b}\n: c\n",
+        "r.yaml: line 1, column 3",
+        "a key must be a word or a number",
+    ),
     text("a number for a key", GOOD + "1: 2\n", "r.yaml: 1: keys must be words"),
     text("controls in a key", '"a\\e[31mb\\u202Ec": 1\n' + GOOD, "r.yaml: a", "unknown key"),
     text(
