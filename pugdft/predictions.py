@@ -17,7 +17,7 @@ from pugdft.records import LARGEST, SplitMetrics, StoredRun
 
 NUM_BINS = 15
 
-# Each array: the kinds of its type, as numpy writes them, and in words.
+# Each array: the kinds of its type, for numpy and in words.
 _ARRAYS = {
     "label": ("iu", "whole numbers"),
     "prediction": ("iu", "whole numbers"),
@@ -79,21 +79,13 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """Arrays of one entry an image, in the split's order; kept beside the record as ``predictions.npz``.
+    """Arrays with one entry an image, in the split's order; kept beside the record as ``predictions.npz``."""
 
-    Attributes:
-        label: the true class, int64.
-        prediction: the class with the largest logit, int64.
-        in_top5: whether the true class is among the five largest logits, bool.
-        confidence: softmax probability of ``prediction``, float32.
-        loss: cross-entropy, float32.
-    """
-
-    label: np.ndarray
-    prediction: np.ndarray
-    in_top5: np.ndarray
-    confidence: np.ndarray
-    loss: np.ndarray
+    label: np.ndarray  # the true class, int64
+    prediction: np.ndarray  # the class with the largest logit, int64
+    in_top5: np.ndarray  # whether the true class is among the five largest logits, bool
+    confidence: np.ndarray  # softmax probability of ``prediction``, float32
+    loss: np.ndarray  # cross-entropy, float32
 
     def metrics(self) -> SplitMetrics:
         """Top-1, top-5 and calibration error as fractions, and the mean cross-entropy."""
@@ -129,11 +121,7 @@ def artifact_name(split: str) -> str:
 
 
 def stored_predictions(run: StoredRun, split: str, num_images: int) -> Predictions | None:
-    """The predictions that a record names for a split of so many images; None if there are none.
-
-    Raises:
-        UserError: they lie outside the record's folder, cannot be read, or are not of so many images.
-    """
+    """The predictions that a record names for a split of so many images; None if there are none."""
     file = run.artifact(artifact_name(split))
     with refuse(UserError, lambda error: f"{file}: {error}"):
         return None if file is None else read_predictions(file, num_images)
@@ -147,12 +135,10 @@ def read_predictions(path: Path, num_images: int | None = None, *, exact: bool =
 def read_arrays(
     path: Path, num_images: int | None, names: Sequence[str] = tuple(_ARRAYS), *, exact: bool = False
 ) -> dict[str, np.ndarray]:
-    """Read arrays of a file that anybody may have written: nothing is unpickled, and no more than asked for.
+    """Read the arrays ``names`` of an ``.npz`` file that anybody may have written; unpickle nothing.
 
     Args:
-        path: the ``.npz`` file.
         num_images: entries that each array must have; None for a file that pugdft itself just wrote.
-        names: the arrays to read.
         exact: refuse a file that holds other arrays besides.
 
     Raises:

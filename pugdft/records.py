@@ -1,8 +1,7 @@
-"""The run record: what ran, on what data, at what cost, how it ended, and which files it left.
+"""The run record: what ran, on what data, at what cost, how it ended, and which files it left. No torch.
 
-One YAML file per run, ``schema: pugdft.run/1``. Reading is tolerant of fields it does not know (a newer
-minor version), of missing optional ones (an older one) and of numbers out of bounds: the rules that stand
-beside the fields are applied by :func:`rule_faults` alone, for ``leaderboard check``. No torch.
+Reading accepts unknown fields (of a newer minor version), missing optional ones (of an older one) and numbers
+out of bounds: only :func:`rule_faults`, for ``leaderboard check``, applies the rules beside the fields.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from pugdft.errors import ConfigIssue, UserError, refuse, shortened
 from pugdft.paths import file_inside, write_atomically
 
 SCHEMA = "pugdft.run/1"
-
 RECORD_NAME = "record.yaml"
 
 LARGEST = 1e100
@@ -41,7 +39,6 @@ class Rule:
     message: str
 
     def faults(self, where: str, value: object) -> Iterator[ConfigIssue]:
-        """The fault of a value that breaks the rule."""
         if not self.accepts(value):
             yield ConfigIssue(where, self.message.format(str(value)[:40]))
 
@@ -74,10 +71,10 @@ class _Part(BaseModel):
 
 
 class DataFacts(_Part):
-    """The images: ``sizes`` counts images per split, ``sha256`` is over the decoded pixels and labels.
+    """The images: ``sizes`` counts them per split, ``sha256`` is over the decoded pixels and labels.
 
-    The other digests show that runs of one seed saw the same: which images are held out, their order in
-    the first epoch, and how that epoch's were cropped and flipped.
+    The other digests are of the images that are held out, of their order in the first epoch, and of its
+    crops and flips.
     """
 
     name: str
@@ -201,11 +198,7 @@ class StoredRun:
     path: Path
 
     def artifact(self, name: str) -> Path | None:
-        """The file that the record names so; None if it names none or the file is not there.
-
-        Raises:
-            UserError: the path leads out of the record's folder.
-        """
+        """The file of this name; None if the record has none. A path out of its folder is a UserError."""
         if name not in self.record.artifacts:
             return None
         with refuse(UserError, lambda error: f"{self.path}: artifacts.{name}.path: {error}"):
@@ -220,11 +213,7 @@ def write_record(record: RunRecord, folder: Path) -> Path:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a record, which anybody may have written.
-
-    Raises:
-        UserError: the file cannot be read, or see :func:`parse_record`.
-    """
+    """Read a record, which anybody may have written; see :func:`parse_record`."""
     return parse_record(yaml.read_text(path), path)
 
 
@@ -232,8 +221,7 @@ def parse_record(text: str, path: Path) -> RunRecord:
     """A record from its text; ``path`` is for messages.
 
     Raises:
-        UserError: not a record, of a schema this version does not know, or with a whole number that is too
-            large to calculate with.
+        UserError: not a record, of an unknown schema, or with a whole number beyond :data:`LARGEST`.
     """
     data = yaml.parse(text, str(path))
     if not isinstance(data, dict) or "schema" not in data:

@@ -12,9 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 from pugdft.errors import ConfigIssue
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
-
 PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 
 
@@ -37,7 +35,6 @@ def _within_image(scale: list[float]) -> list[float]:
 
 
 Range = Annotated[list[Number], AfterValidator(_rising)]
-
 Alpha = Annotated[Number, Field(ge=0, le=1000)]
 
 
@@ -69,8 +66,7 @@ class DataSection(Section):
     )
     flip: StrictBool = Field(True, description="flip half of the training images left to right")
     random_resized_crop: RandomResizedCropSection | None = Field(
-        None,
-        description="{scale: [0.08, 1], ratio: [0.75, 1.3333]}, or {} for these; not with crop_padding",
+        None, description="{scale: [0.08, 1], ratio: [0.75, 1.3333]}, or {} for these; not with crop_padding"
     )
     cutout: Annotated[int, Field(ge=0, le=4096)] = Field(
         0, description="side, at stored size, of a square blanked in each training image (arXiv 1708.04552)"

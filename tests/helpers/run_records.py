@@ -70,12 +70,7 @@ def record(
 
 def facts(name: str, sha256: str = "ab" * 32, num_images: int = 10_000) -> dict[str, Any]:
     """A record's ``data``."""
-    return {
-        "name": name,
-        "classes": 10,
-        "sizes": {"train": 50_000, "test": num_images},
-        "sha256": sha256,
-    }
+    return {"name": name, "classes": 10, "sizes": {"train": 50_000, "test": num_images}, "sha256": sha256}
 
 
 def seeds(optimizer: dict[str, Any], *top1s: float | None, **changes: Any) -> list[RunRecord]:

@@ -52,11 +52,7 @@ BENCH = [
     bench("a recipe that is not there", {"recipes": ["nowhere"]}, "nowhere: no such file or bundled recipe"),
     bench("a recipe at a long path", {"recipes": ["a/" * 3000]}, "no such file or bundled recipe"),
     bench("a recipe with a null", {"recipes": ["a\0b"]}, "no such file or bundled recipe"),
-    bench(
-        "a number for a recipe",
-        {"recipes": [3]},
-        "b.yaml: recipes.0: must be text, not 3",
-    ),
+    bench("a number for a recipe", {"recipes": [3]}, "b.yaml: recipes.0: must be text, not 3"),
     bench(
         "a bad override",
         {"overrides": ["train.epochs=0"]},

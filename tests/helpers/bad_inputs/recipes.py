@@ -55,9 +55,7 @@ SYNTAX = [
         "r.yaml: line 2, column 9: could not determine a constructor",
     ),
     text(
-        "bytes for a word",
-        GOOD.replace("test_vit", "!!binary aGFybQ=="),
-        "r.yaml: model.name: must be text",
+        "bytes for a word", GOOD.replace("test_vit", "!!binary aGFybQ=="), "r.yaml: model.name: must be text"
     ),
     text(
         "a date for a number",
@@ -76,6 +74,8 @@ SYNTAX = [
         'the key "epochs" stands twice',
         "r.yaml: line ",
     ),
+    text("key twice in brackets", "model: {name: a, name: b}\n", 'column 18: the key "name" stands twice'),
+    text("a value unlike its tag", "model: !!bool maybe\n", "r.yaml: not readable as YAML"),
     text("nothing", "", "r.yaml: expected a mapping with the sections model, data, optimizer"),
     text("a comment", "# later\n", "r.yaml: expected a mapping"),
     text("a list", "- model\n- data\n", "r.yaml: expected a mapping"),
@@ -146,10 +146,11 @@ VALUES = [
     value("trian", {"epochs": 1}, 'Did you mean "train"?'),
     value("model.pretraind", True, 'Did you mean "pretrained"?'),
     value("model.name", None, "must be text, not null"),
-    value("model.name", "resnet19", 'timm has no model "resnet19"'),
+    value("model.name", "resnet19", 'timm has no model "resnet19"', 'Did you mean "resnet'),
     value("model.name", "hf-hub:someone/model", "timm has no model"),
     value("model.name", "", "timm has no model"),
     value("model.name", "resnet18.in99k", 'has no weights "in99k"'),
+    value("model.pretrained", 1, "must be true, false or a path, not 1"),
     value("model.pretrained", "yes", "must end in .safetensors or .pth"),
     value("model.pretrained", "w.pth", "w.pth: no such file"),
     value("model.pretrained", "a/" * 3000 + "w.pth", "no such file"),
@@ -177,6 +178,7 @@ VALUES = [
     value("train.performance", "fast", "a mapping"),
     value("train.micro_batch_size", 5, "5 is more than batch_size 4"),
     value("train.evaluate", "validation", "validation needs held-out images"),
+    value("schedule.name", "cosin", "'cosine' or 'constant'", 'Did you mean "cosine"?'),
     value("schedule.warmup_epochs", 1, "must be less than train.epochs (1)"),
     value("tuning", {"gradient_passes": 0}, "tuning.trials: is required"),
     Case(
