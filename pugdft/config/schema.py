@@ -17,7 +17,7 @@ PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Section(BaseModel):
-    """A mapping of known keys, each of its own kind: ``1`` is no string, ``yes`` no truth value."""
+    """A mapping of known keys with strict types: ``1`` is not text, ``yes`` is not true."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -42,9 +42,9 @@ class RandomResizedCropSection(Section):
     """A box of each training image, resized to ``image_size``; the defaults are the field's."""
 
     scale: Annotated[Range, AfterValidator(_within_image)] = Field(
-        [0.08, 1.0], description="area of the box as a share of the image's, drawn evenly"
+        [0.08, 1.0], description="area of the box as a fraction of the image, drawn uniformly"
     )
-    ratio: Range = Field([0.75, 1.3333], description="width over height, drawn evenly in its logarithm")
+    ratio: Range = Field([0.75, 1.3333], description="width over height, drawn uniformly in its logarithm")
 
 
 class DataSection(Section):
@@ -62,7 +62,7 @@ class DataSection(Section):
     crop_padding: Annotated[int, Field(ge=0, le=512)] = Field(
         4,
         description="pixels added on each side, at stored size, before the random crop; 0 turns it off, "
-        "and is the default beside random_resized_crop",
+        "and is the default with random_resized_crop",
     )
     flip: StrictBool = Field(True, description="flip half of the training images left to right")
     random_resized_crop: RandomResizedCropSection | None = Field(
@@ -73,26 +73,26 @@ class DataSection(Section):
     )
     mixup: Alpha = Field(0.0, description="alpha of mixup (arXiv 1710.09412); 0 turns it off")
     cutmix: Alpha = Field(
-        0.0, description="alpha of CutMix (arXiv 1905.04899); beside mixup, each batch draws one of both"
+        0.0, description="alpha of CutMix (arXiv 1905.04899); with mixup, each batch draws one of the two"
     )
     auto_augment: StrictStr | None = Field(
-        None, description="timm's word for an augmentation of single images, such as rand-m9-mstd0.5-inc1"
+        None, description="timm's name of an augmentation of single images, such as rand-m9-mstd0.5-inc1"
     )
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None,
-        description="processes that decode image files and do auto_augment; they change no result; "
+        description="processes that decode image files and apply auto_augment, without effect on the result; "
         "null: chosen for the machine",
     )
     storage: Literal["auto", "decoded", "files"] = Field(
         "auto",
-        description="decoded: all pixels are kept in the cache; files: image files are decoded each time; "
-        "auto: files where the disk has no room; changes no result",
+        description="decoded: all pixels are stored in the cache; files: image files are decoded each time; "
+        "auto: files if the disk is too small; no effect on the result",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _one_crop(cls, given: Any) -> Any:
-        """A random resized crop takes the place of the default crop, and only of the default one."""
+        """A random resized crop replaces the default crop, but not one that the recipe sets."""
         if isinstance(given, dict) and given.get("random_resized_crop") is not None:
             return {"crop_padding": 0, **given}
         return given
@@ -102,9 +102,9 @@ Switch = Literal["auto", True, False]
 
 
 class PerformanceSection(Section):
-    """How fast a run computes, and in what rounding; ``auto`` for all of them is short for this mapping."""
+    """Speed and rounding of a run; the word ``auto`` in place of the mapping sets all to ``auto``."""
 
-    channels_last: Switch = Field("auto", description="lay images out pixel by pixel: faster convolutions")
+    channels_last: Switch = Field("auto", description="store images pixel by pixel: faster convolutions")
     fused_attention: Switch = Field(
         "auto", description="torch's fused kernel, or plain products: faster on a CPU, more memory"
     )
@@ -116,9 +116,9 @@ class PerformanceSection(Section):
         "auto", description="fp32 linear layers by oneDNN instead of the BLAS: a CPU that is not Intel's"
     )
     retain_memory: Switch = Field(
-        "auto", description="on a CPU, keep what a step frees for the next: faster, up to a half more memory"
+        "auto", description="on a CPU, keep freed memory for the next step: faster, up to half more memory"
     )
-    compile: Switch = Field("auto", description="torch.compile: half a minute first, then perhaps faster")
+    compile: Switch = Field("auto", description="torch.compile: takes half a minute, then may be faster")
 
     @model_validator(mode="before")
     @classmethod
@@ -132,18 +132,18 @@ class TrainSection(Section):
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="passes over the train split")
     budget: Literal["epochs", "passes"] = Field(
         "epochs",
-        description="what epochs and max_steps count: updates, or gradient passes (SAM: two an update)",
+        description="what epochs and max_steps count: updates, or gradient passes (SAM: two per update)",
     )
     max_steps: PositiveInt | None = Field(
-        None, description="stop after so many updates; the schedule ends there"
+        None, description="updates after which the run and its schedule end"
     )
     batch_size: PositiveInt = Field(100, description="images per update, over all processes")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="images per forward pass and process: less memory, the same update but for BatchNorm",
+        description="images per forward pass and process: less memory, the same update except for BatchNorm",
     )
     ascent_batch: Annotated[Number, Field(gt=0, le=1)] = Field(
-        1.0, description="fraction of the batch that the ascent gradient of a two-pass method is taken from"
+        1.0, description="fraction of the batch for the ascent gradient of a two-pass method"
     )
     eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
     eval_every: PositiveInt = Field(1, description="epochs between evaluations")
@@ -151,21 +151,21 @@ class TrainSection(Section):
         "all", description="validation: the test split is never evaluated, as in a search"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the forward pass; weights stay fp32, and fp16 scales the loss"
+        "fp32", description="of the forward pass; weights stay fp32; fp16 scales the loss"
     )
     label_smoothing: Fraction = Field(0.0, description="in the training loss only")
     freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the new head alone")
     batch_norm: Literal["update", "fixed"] = Field(
-        "update", description="fixed: BatchNorm keeps normalising by the pretrained running statistics"
+        "update", description="fixed: BatchNorm uses the pretrained running statistics"
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="of the validation split, the order, the augmentation, the new head"
     )
     checkpoint_minutes: Annotated[Number, Field(gt=0)] = Field(
-        10.0, description="at most so long between two checkpoints; one is made at each epoch's end too"
+        10.0, description="longest time between two checkpoints; each epoch ends with one too"
     )
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="updates without a finite loss and gradient to leave out before the run has diverged"
+        0, description="updates without a finite loss and gradient to skip before the run counts as diverged"
     )
     performance: PerformanceSection = Field(
         default_factory=lambda: PerformanceSection.model_validate({}),
@@ -195,10 +195,10 @@ class ScheduleSection(Section):
 
 
 class TuningSection(Section):
-    """What was spent on held-out images to choose the optimizer's options; decides nothing, is kept."""
+    """Cost of choosing the optimizer's options on held-out images; only recorded."""
 
-    trials: Annotated[int, Field(ge=0, le=10**9)] = Field(description="runs that the choice rests on")
-    gradient_passes: Annotated[Number, Field(ge=0)] = Field(description="of all these runs together")
+    trials: Annotated[int, Field(ge=0, le=10**9)] = Field(description="runs that the choice is based on")
+    gradient_passes: Annotated[Number, Field(ge=0)] = Field(description="of all these runs in total")
     search: StrictStr = Field("", description="how the options were searched")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9}
 ADAMW = {"name": "adamw", "lr": 0.001}
 SAM = {"name": "sam", "rho": 0.05, "base": SGD}
 PUGD = {"name": "pugd", "rho": 1.0, "base": SGD}
-
-NAN = math.nan
 
 _numbers = itertools.count()
 
@@ -73,17 +70,8 @@ def facts(name: str, sha256: str = "ab" * 32, num_images: int = 10_000) -> dict[
     return {"name": name, "classes": 10, "sizes": {"train": 50_000, "test": num_images}, "sha256": sha256}
 
 
-def seeds(optimizer: dict[str, Any], *top1s: float | None, **changes: Any) -> list[RunRecord]:
-    return [record(optimizer, seed, top1, **changes) for seed, top1 in enumerate(top1s)]
-
-
 def board(*records: RunRecord, **filters: Any) -> list[Group]:
     return build_leaderboard(loaded(*records), **filters)
-
-
-def only_group(*records: RunRecord) -> Group:
-    (group,) = board(*records)
-    return group
 
 
 def labels(group: Group) -> list[str]:

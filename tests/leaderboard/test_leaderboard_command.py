@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from run_records import SAM, SGD, seeds
+from ranked_records import seeds
+from run_records import SAM, SGD
 from run_records import record as run
 
 from pugdft.cli.leaderboard import RankedBy

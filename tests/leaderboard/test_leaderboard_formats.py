@@ -7,20 +7,8 @@ import math
 from typing import Any
 
 import pytest
-from run_records import (
-    ADAMW,
-    NAN,
-    PUGD,
-    SAM,
-    SGD,
-    board,
-    facts,
-    labels,
-    only_group,
-    ranks,
-    seeds,
-    table,
-)
+from ranked_records import NAN, one_group, seeds
+from run_records import ADAMW, PUGD, SAM, SGD, board, facts, labels, ranks, table
 from run_records import record as run
 
 from pugdft.errors import UserError
@@ -30,7 +18,7 @@ ESCAPE = "\x1b]8;;http://evil\x1b\\\x1b[31m\x07\x9b2J\u202e"
 
 
 def test_entries_stand_by_mean_with_their_ranges_and_evidence() -> None:
-    group = only_group(
+    group = one_group(
         *seeds(SGD, 0.9, 0.901, 0.899), *seeds(SAM, 0.95, 0.952, 0.949), *seeds(PUGD, 0.951, 0.948, 0.95)
     )
     assert labels(group) == ["sam", "pugd", "sgd"]
@@ -44,7 +32,7 @@ def test_the_size_of_the_test_split_comes_from_the_records() -> None:
     def ranked(num_images: int | None) -> list[tuple[int | None, int | None]]:
         sizes = {"train": 100} if num_images is None else {"train": 100, "test": num_images}
         data = {**facts("cifar10"), "sizes": sizes}
-        return ranks(only_group(*seeds(SGD, 0.5, 0.5, 0.5, data=data), *seeds(SAM, 0.6, 0.6, 0.6, data=data)))
+        return ranks(one_group(*seeds(SGD, 0.5, 0.5, 0.5, data=data), *seeds(SAM, 0.6, 0.6, 0.6, data=data)))
 
     assert ranked(10) == [(1, 2), (1, 2)]
     assert ranked(20) == [(1, 1), (2, 2)]
@@ -56,7 +44,7 @@ def test_the_last_epoch_ranks_not_the_best() -> None:
         test = {"top1": last, "top5": 0.99, "loss": 0.3, "ece": 0.02}
         return {"test": test, "best_test": {"top1": best, "epoch": 3}}
 
-    group = only_group(run(SGD, metrics=picked(0.8, 0.99)), run(SAM, metrics=picked(0.9, 0.9)))
+    group = one_group(run(SGD, metrics=picked(0.8, 0.99)), run(SAM, metrics=picked(0.9, 0.9)))
     assert labels(group) == ["sam", "sgd"]
 
 
