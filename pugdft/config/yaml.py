@@ -25,12 +25,16 @@ _MOST_DIGITS = 3500  # Python prints no longer whole number, not even in a messa
 _MOST_LEVELS = 128  # as ryaml has it
 _MOST_BRACKETS = 1000
 
+# At the start of a value, after the colon of a quoted key too. Possessive, since it is tried at every value.
 _READ_OTHERWISE = re.compile(
-    r"""(?:[\s\[{,]|["']:)(?:           # at the start of a value or a key, ryaml
-        [&*!]                           # follows aliases and ignores tags
-        | [-+]?0[0-9boxX]               # takes 010 for a word, 0b1 for a number
-        | [-+]?[0-9]{20}                # makes a float of a whole number beyond 64 bits
-        | [-+]?[0-9.]+[eE]\+?[0-9]{3}   # takes 1e400 for a word
+    r"""[\s\[{,"']:?(?=[-+.0-9&*!])(?:
+        [&*!]                                       # ryaml follows aliases and ignores tags,
+        | [-+]?(?:
+            0b[01_]+ | 0o[0-7_]+ | 0[xX][0-9a-fA-F_]+   # reads more numbers of other bases,
+            | 0[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?         # takes 010 for a word,
+            | [0-9]{20}[0-9.]*(?:[eE][-+]?[0-9]+)?      # makes floats of whole numbers beyond 64 bits,
+            | [0-9.]++[eE]\+?[0-9]{3,}                  # and takes 1e400 for a word
+        )(?=[\s\]},:]|\Z)
     )""",
     re.VERBOSE,
 )
