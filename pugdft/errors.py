@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-_LONGEST_NAME = 200
-
 
 class UserError(ValueError):
     """A mistake in what the user gave: recipe, option, data, weights, output folder (exit code 2)."""
@@ -24,38 +22,27 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class ConfigIssue:
-    """One thing wrong at one place, such as ``optimizer.rho``.
-
-    Attributes:
-        source: what the place is in, if not what the others of a :class:`FaultsError` are in.
-    """
+    """One thing wrong at one place, such as ``optimizer.rho``, of a ``source`` other than the error's."""
 
     where: str
     message: str
     source: str | None = None
 
     def __str__(self) -> str:
-        # A key may hold a line break, and would begin a message of its own.
+        # A key with a line break would begin a message of its own.
         return f"{' '.join(self.where.split())}: {self.message}" if self.where else self.message
 
 
 class FaultsError(UserError):
-    """All faults of one file or mapping, so that a user can mend them together.
-
-    Args:
-        source: the file or name that the faults are in, empty where there is none.
-        faults: at least one.
-    """
+    """All faults of one file or mapping, which ``source`` names if it has a name."""
 
     def __init__(self, source: str, faults: Sequence[ConfigIssue]) -> None:
         assert faults
         self.source = source
         self.faults = tuple(faults)
         sources = [source if fault.source is None else fault.source for fault in faults]
-        lines = [
-            f"{each}: {fault}" if each else str(fault) for each, fault in zip(sources, faults, strict=True)
-        ]
-        super().__init__("\n".join(lines))
+        lines = [f"{each}: {fault}" for each, fault in zip(sources, faults, strict=True)]
+        super().__init__("\n".join(line.removeprefix(": ") for line in lines))
 
 
 @contextmanager
@@ -89,25 +76,26 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split())[:300]
 
 
-def undriven(text: str) -> str:
-    """``text`` with a mark in the place of what could drive a terminal; lines stay lines.
+def shortened(text: object, limit: int = 80) -> str:
+    """``text`` on one line of at most ``limit`` characters and a mark."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else f"{line[:limit]}…"
 
-    A name in a message may come from a file that somebody else made.
-    """
+
+def undriven(text: str) -> str:
+    """``text`` with a mark for each character that could control a terminal; line breaks stay."""
     return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
 
 
 def close_match(name: object, known: Iterable[str]) -> str:
-    """``' Did you mean "sam"?'`` if something known is spelled nearly like ``name``, else nothing."""
+    """``' Did you mean "sam"?'`` if a known name is nearly ``name``, else the empty string."""
     matches = get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.6)
     return f' Did you mean "{matches[0]}"?' if matches else ""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not in a list: the name, the list, the nearest entry."""
-    names = sorted(known)
-    shown = " ".join(str(name).split())
-    shown = shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}…"
+    names, shown = sorted(known), shortened(name, 200)
     return f'unknown {kind} "{shown}". Known: {", ".join(names)}.{close_match(name, names)}'
 
 
@@ -118,10 +106,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(text: object) -> str:
-    """``text`` on one line, without control characters, escape codes or invisible marks.
-
-    ``str.isprintable`` refuses the terminal's control codes, bidirectional overrides and lone surrogates
-    alike; a line break or a tab becomes a space, so that words stay apart.
-    """
+    """``text`` on one line, without control codes, bidirectional overrides and lone surrogates."""
     spaced = " ".join(str(text).split())
     return "".join(character for character in spaced if character.isprintable())

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pugdft.errors import UserError, printable
+from pugdft.errors import UserError, printable, refuse
 from pugdft.paths import write_atomically
 from pugdft.records import LARGEST, SplitMetrics, StoredRun
 
 NUM_BINS = 15
 
-# Each array: the kinds of its type, as numpy writes them, and in words.
+# Each array: the kinds of its type, for numpy and in words.
 _ARRAYS = {
     "label": ("iu", "whole numbers"),
     "prediction": ("iu", "whole numbers"),
@@ -28,26 +28,17 @@ _ARRAYS = {
 # A compressed file can unfold to any size: more images than any split has are not read.
 _MOST_IMAGES = 10_000_000
 
-_LONGEST_HEADER = 1_000
-
-
-class UnusablePredictions(UserError):
-    """Why a file of predictions cannot be used; the message does not name the file."""
-
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of :data:`METRICS`: how a metric is called, written, judged and bounded.
+    """One row of :data:`METRICS`: how a metric is named, written, ranked and bounded.
 
     Attributes:
         key: the field of ``SplitMetrics``.
-        name: in words.
-        higher_is_better: whether the highest value ranks first.
         bounds: lowest and highest valid value.
-        importance: of its column where another metric ranks; on a narrow table the highest numbers go first.
-        unit: of the number that people read.
-        scale: from the stored value to that unit.
-        digits: behind the point, in that unit.
+        importance: of its column where another metric ranks; a narrow table drops the highest numbers first.
+        unit: of the number that people read; ``scale`` leads there from the stored one, which is then
+            written with so many ``digits`` behind the point.
         per_image: each test image's value, from the arrays of ``Predictions`` by name; None for a metric
             that is no mean over images.
     """
@@ -88,21 +79,13 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """Arrays of one entry an image, in the split's order; kept beside the record as ``predictions.npz``.
+    """Arrays with one entry an image, in the split's order; kept beside the record as ``predictions.npz``."""
 
-    Attributes:
-        label: the true class, int64.
-        prediction: the class with the largest logit, int64.
-        in_top5: whether the true class is among the five largest logits, bool.
-        confidence: softmax probability of ``prediction``, float32.
-        loss: cross-entropy, float32.
-    """
-
-    label: np.ndarray
-    prediction: np.ndarray
-    in_top5: np.ndarray
-    confidence: np.ndarray
-    loss: np.ndarray
+    label: np.ndarray  # the true class, int64
+    prediction: np.ndarray  # the class with the largest logit, int64
+    in_top5: np.ndarray  # whether the true class is among the five largest logits, bool
+    confidence: np.ndarray  # softmax probability of ``prediction``, float32
+    loss: np.ndarray  # cross-entropy, float32
 
     def metrics(self) -> SplitMetrics:
         """Top-1, top-5 and calibration error as fractions, and the mean cross-entropy."""
@@ -110,17 +93,17 @@ class Predictions:
             top1=float((self.prediction == self.label).mean()),
             top5=float(self.in_top5.mean()),
             loss=float(self.loss.astype(np.float64).mean()),
-            ece=self.calibration_error(),
+            ece=self._calibration_error(),
         )
 
-    def calibration_error(self) -> float:
+    def _calibration_error(self) -> float:
         """Expected calibration error: mean |accuracy − confidence| over 15 equal bins, weighted by size.
 
         Source: Guo et al., arXiv 1706.04599, eq. 3, whose bins are open at the lower end.
         """
         correct = (self.prediction == self.label).astype(np.float64)
         confidence = self.confidence.astype(np.float64)
-        # Lost weights give no confidence, and then no error: the first bin's, as good as any.
+        # Weights that are not finite give a confidence of NaN: it goes to the first bin.
         bins = np.clip(np.ceil(np.nan_to_num(confidence) * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
         gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_BINS)
         return float(np.abs(gaps).sum() / len(correct))
@@ -137,51 +120,38 @@ def artifact_name(split: str) -> str:
     return "predictions" if split == "test" else f"predictions_{split}"
 
 
+def stored_predictions(run: StoredRun, split: str, num_images: int) -> Predictions | None:
+    """The predictions that a record names for a split of so many images; None if there are none."""
+    file = run.artifact(artifact_name(split))
+    with refuse(UserError, lambda error: f"{file}: {error}"):
+        return None if file is None else read_predictions(file, num_images)
+
+
 def read_predictions(path: Path, num_images: int | None = None, *, exact: bool = False) -> Predictions:
     """Read ``predictions.npz``, see :func:`read_arrays`."""
     return Predictions(**read_arrays(path, num_images, exact=exact))
 
 
-def stored_predictions(run: StoredRun, split: str, num_images: int) -> Predictions | None:
-    """The predictions that a record names for a split of so many images; None if there are none.
-
-    Raises:
-        UserError: they lie outside the record's folder, cannot be read, or are not of so many images.
-    """
-    file = run.artifact(artifact_name(split))
-    try:
-        return None if file is None else read_predictions(file, num_images)
-    except UnusablePredictions as error:
-        raise UserError(f"{file}: {error}") from None
-
-
 def read_arrays(
     path: Path, num_images: int | None, names: Sequence[str] = tuple(_ARRAYS), *, exact: bool = False
 ) -> dict[str, np.ndarray]:
-    """Read arrays of a file that anybody may have written: nothing is unpickled, and no more than asked for.
+    """Read the arrays ``names`` of an ``.npz`` file that anybody may have written; unpickle nothing.
 
     Args:
-        path: the ``.npz`` file.
         num_images: entries that each array must have; None for a file that pugdft itself just wrote.
-        names: the arrays to read.
         exact: refuse a file that holds other arrays besides.
 
     Raises:
-        UnusablePredictions: not such a file.
+        UserError: not such a file; the message does not name it.
     """
     if num_images is not None and not 1 <= num_images <= _MOST_IMAGES:
-        raise UnusablePredictions(f"{num_images:,} images are not read, only 1 to {_MOST_IMAGES:,}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if exact and sorted(archive.namelist()) != sorted(f"{name}.npy" for name in names):
-                raise UnusablePredictions(
-                    f"must hold the arrays {', '.join(names)}, each once, and nothing else"
-                )
-            return {name: _read_array(archive, name, num_images) for name in names}
-    except UnusablePredictions:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy's parser of headers let out nearly anything
-        raise UnusablePredictions(f"not readable as predictions: {printable(error)[:100]}") from None
+        raise UserError(f"{num_images:,} images are not read, only 1 to {_MOST_IMAGES:,}")
+    # zipfile, zlib and numpy's parser of headers let out nearly anything.
+    unreadable = refuse(Exception, lambda error: f"not readable as predictions: {printable(error)[:100]}")
+    with unreadable, zipfile.ZipFile(path) as archive:
+        if exact and sorted(archive.namelist()) != sorted(f"{name}.npy" for name in names):
+            raise UserError(f"must hold the arrays {', '.join(names)}, each once, and nothing else")
+        return {name: _read_array(archive, name, num_images) for name in names}
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, num_images: int | None) -> np.ndarray:
@@ -190,12 +160,12 @@ def _read_array(archive: zipfile.ZipFile, name: str, num_images: int | None) -> 
     with archive.open(f"{name}.npy") as member:
         # In other versions a header alone may unfold to gigabytes.
         if np.lib.format.read_magic(member) != (1, 0):
-            raise UnusablePredictions(f"{name} is in another version of the format than pugdft writes")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=_LONGEST_HEADER)
+            raise UserError(f"{name} is in another version of the format than pugdft writes")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=1_000)
         if dtype.kind not in kinds or dtype.itemsize > 8:
-            raise UnusablePredictions(f"{name} is of type {printable(dtype)[:40]}, expected {expected}")
+            raise UserError(f"{name} is of type {printable(dtype)[:40]}, expected {expected}")
         if len(shape) != 1 or num_images not in (None, shape[0]):
-            raise UnusablePredictions(
+            raise UserError(
                 f"{name} has the shape {shape}, expected one value for each of {num_images or 0:,} images"
             )
         content = member.read(shape[0] * dtype.itemsize)

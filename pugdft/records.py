@@ -1,15 +1,14 @@
-"""The run record: what ran, on what data, at what cost, how it ended, and which files it left.
+"""The run record: what ran, on what data, at what cost, how it ended, and which files it left. No torch.
 
-One YAML file per run, ``schema: pugdft.run/1``. Reading is tolerant of fields it does not know (a newer
-minor version), of missing optional ones (an older one) and of numbers out of bounds: the rules that stand
-beside the fields are applied by :func:`rule_faults` alone, for ``leaderboard check``. No torch.
+Reading accepts unknown fields (of a newer minor version), missing optional ones (of an older one) and numbers
+out of bounds: only :func:`rule_faults`, for ``leaderboard check``, applies the rules beside the fields.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
@@ -17,26 +16,17 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pugdft.config import yaml
-from pugdft.errors import ConfigIssue, UserError
+from pugdft.config.load import schema_faults
+from pugdft.errors import ConfigIssue, UserError, refuse, shortened
 from pugdft.paths import file_inside, write_atomically
 
 SCHEMA = "pugdft.run/1"
-
 RECORD_NAME = "record.yaml"
 
 LARGEST = 1e100
-"""No quantity of a run comes near; a larger whole number is no float."""
+"""No quantity of a run comes near it; a whole number far beyond it does not fit a float."""
 
-_LARGEST_INTEGER = int(LARGEST)
-
-_MOST_LEVELS = 100
-
-# What a text must hold if a value may be too large or too deep: looking at every value is slow.
-_LONG_NUMBER = re.compile(r"[0-9a-fA-F_]{80}")  # in hexadecimal, LARGEST has 84 digits
-
-_DEEP = " " * (_MOST_LEVELS // 2)  # dashes of nested items count for two
-
-_LONGEST_SHOWN = 80
+_LONG_NUMBER = re.compile(r"[0-9a-fA-F]{80}")  # in hexadecimal, LARGEST has 84 digits
 
 Status = Literal["completed", "diverged", "failed", "interrupted", "oom"]
 
@@ -49,7 +39,6 @@ class Rule:
     message: str
 
     def faults(self, where: str, value: object) -> Iterator[ConfigIssue]:
-        """The fault of a value that breaks the rule."""
         if not self.accepts(value):
             yield ConfigIssue(where, self.message.format(str(value)[:40]))
 
@@ -82,10 +71,10 @@ class _Part(BaseModel):
 
 
 class DataFacts(_Part):
-    """The images: ``sizes`` counts images per split, ``sha256`` is over the decoded pixels and labels.
+    """The images: ``sizes`` counts them per split, ``sha256`` is over the decoded pixels and labels.
 
-    The other digests show that runs of one seed saw the same: which images are held out, their order in
-    the first epoch, and how that epoch's were cropped and flipped.
+    The other digests are of the images that are held out, of their order in the first epoch, and of its
+    crops and flips.
     """
 
     name: str
@@ -183,24 +172,22 @@ class RunRecord(_Part):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     def to_yaml(self) -> str:
-        """The file's text."""
+        """The text of ``record.yaml``."""
         return yaml.dump(self.model_dump(mode="json", by_alias=True))
 
 
 def rule_faults(part: BaseModel, where: str = "") -> Iterator[ConfigIssue]:
     """Check a record, or a part of one, against the rules beside its fields."""
     for name, field in type(part).model_fields.items():
-        value, place = getattr(part, name), f"{where}{name}"
-        items = value if isinstance(value, dict) else None
-        for rule in (each for each in field.metadata if isinstance(each, Rule)):
-            if items is not None:
-                for key, item in items.items():
-                    yield from rule.faults(f"{place}.{key}", item)
-            elif value is not None:
-                yield from rule.faults(place, value)
-        for inner, below in [(value, f"{place}."), *((v, f"{place}.{k}.") for k, v in (items or {}).items())]:
-            if isinstance(inner, BaseModel):
-                yield from rule_faults(inner, below)
+        value = getattr(part, name)
+        rules = [rule for rule in field.metadata if isinstance(rule, Rule)]
+        items = {f".{key}": item for key, item in value.items()} if isinstance(value, dict) else {"": value}
+        for key, item in items.items():
+            place = f"{where}{name}{key}"
+            if item is not None:
+                yield from (fault for rule in rules for fault in rule.faults(place, item))
+            if isinstance(item, BaseModel):
+                yield from rule_faults(item, f"{place}.")
 
 
 @dataclass(frozen=True)
@@ -211,18 +198,11 @@ class StoredRun:
     path: Path
 
     def artifact(self, name: str) -> Path | None:
-        """The file that the record names so; None if it names none or the file is not there.
-
-        Raises:
-            UserError: the path leads out of the record's folder.
-        """
-        entry = self.record.artifacts.get(name)
-        if entry is None:
+        """The file of this name; None if the record has none. A path out of its folder is a UserError."""
+        if name not in self.record.artifacts:
             return None
-        try:
-            return file_inside(self.path.parent, entry.path)
-        except UserError as error:
-            raise UserError(f"{self.path}: artifacts.{name}.path: {error}") from None
+        with refuse(UserError, lambda error: f"{self.path}: artifacts.{name}.path: {error}"):
+            return file_inside(self.path.parent, self.record.artifacts[name].path)
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:
@@ -233,60 +213,38 @@ def write_record(record: RunRecord, folder: Path) -> Path:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a record, which anybody may have written.
-
-    Raises:
-        UserError: not readable, not a record, of a schema this version does not know, or with values that
-            are nested too deep or too large to calculate with.
-    """
-    text = yaml.read_text(path)
-    try:
-        record = parse_record(text, path)
-        if _LONG_NUMBER.search(text) or _DEEP in text or text.count("[") + text.count("{") > _MOST_LEVELS:
-            fault = _unfit(record.model_dump())
-        else:
-            fault = None
-    except UserError:
-        raise
-    # What a YAML value may cause in pydantic, or in a walk through it.
-    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error!r}") from None
-    if fault:
-        raise UserError(f"{path}: {fault}")
-    return record
-
-
-def _unfit(value: object, where: str = "", depth: int = 0) -> ConfigIssue | None:
-    """The first whole number beyond ``LARGEST``, or a value that is nested too deep."""
-    if isinstance(value, int):
-        return ConfigIssue(where, "is out of range") if abs(value) > _LARGEST_INTEGER else None
-    if not isinstance(value, Mapping | list):
-        return None
-    if depth > _MOST_LEVELS:
-        return ConfigIssue("", "is nested too deep")
-    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-        if fault := _unfit(item, f"{where}.{key}" if where else str(key), depth + 1):
-            return fault
-    return None
+    """Read a record, which anybody may have written; see :func:`parse_record`."""
+    return parse_record(yaml.read_text(path), path)
 
 
 def parse_record(text: str, path: Path) -> RunRecord:
     """A record from its text; ``path`` is for messages.
 
     Raises:
-        UserError: not a record, or of a schema this version does not know.
+        UserError: not a record, of an unknown schema, or with a whole number beyond :data:`LARGEST`.
     """
     data = yaml.parse(text, str(path))
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")
     if data["schema"] != SCHEMA:
-        schema = str(data["schema"])[:_LONGEST_SHOWN]
+        schema = shortened(data["schema"])
         newer = re.fullmatch(r"pugdft\.run/([2-9]|[1-9]\d+)", schema)
         reason = "is of a newer version of pugdft: update it" if newer else "is not one that pugdft reads"
         raise UserError(f'{path}: schema "{schema}" {reason} (this version reads {SCHEMA})')
-    try:
+    # Looking at every value is slow.
+    if _LONG_NUMBER.search(text) and (where := _too_large(data)):
+        raise UserError(f"{path}: {where}: is out of range")
+    with refuse(ValidationError, lambda error: f"{path}: {schema_faults(error, RunRecord)[0]}"):
         return RunRecord.model_validate(data)
-    except ValidationError as error:
-        details = error.errors()[0]
-        where = ".".join(str(part) for part in details["loc"])
-        raise UserError(f"{path}: {where}: {details['msg']}") from None
+
+
+def _too_large(value: object, where: str = "") -> str | None:
+    """The place of the first whole number beyond ``LARGEST``."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return where
+    items = dict(enumerate(value)) if isinstance(value, list) else value
+    if isinstance(items, dict):
+        for key, item in items.items():
+            if place := _too_large(item, f"{where}.{key}".removeprefix(".")):
+                return place
+    return None

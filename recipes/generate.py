@@ -1,7 +1,7 @@
 """Writes the recipes of this folder but for quickstart.yaml: ``python recipes/generate.py``.
 
-The 24 files differ in a few values only, and yet a person who opens one must see the whole run. So the
-values stand here once, and the files are written out; a test sees that they agree.
+The 24 files differ only in a few values, but each must show the whole run. So this script holds the values
+once and writes the files; a test compares them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Load a recipe from a file, a bundled name or a mapping, lay overrides over it, and check it.
 
-A recipe is read in three steps: text to mapping (``yaml.py``), overrides laid over it, mapping to
-:class:`Recipe`. Every fault is collected before any is reported. Nothing here imports torch: sections
-whose names only torch or timm know (optimizers, models) are checked by functions handed in.
+Every fault is collected before any is reported. Nothing here imports torch: sections whose names only torch
+or timm know (optimizers, models) are checked by functions handed in.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from pugdft.config import yaml
-from pugdft.config.schema import Recipe, _cross_faults
-from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match
+from pugdft.config.schema import Recipe, cross_faults
+from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, shortened
 
 SectionCheck = Callable[[Any], Sequence[ConfigIssue]]
-
-_LONGEST_SHOWN = 80
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(
@@ -35,23 +33,25 @@ def load_recipe(
     """Read a recipe from a file, a bundled recipe's name, or a mapping.
 
     Args:
-        source: path, bundled name, or the mapping itself.
         overrides: ``KEY=VALUE`` texts, see :func:`apply_override`.
         checks: section name to a function that returns the section's further faults.
 
     Raises:
-        UserError: the file cannot be read or is no mapping.
-        FaultsError: with every fault of the recipe and of the overrides.
+        UserError: the file cannot be read or is no mapping; a FaultsError has every fault of the recipe and
+            of the overrides.
     """
     label, data = _read(source)
     given = deepcopy(data) if overrides else {}
-    unreadable = [fault for text in overrides for fault in apply_override(data, text)]
+    unreadable: list[ConfigIssue] = []
+    for text in overrides:
+        with collect(unreadable, f'override "{shortened(text)}"'):
+            apply_override(data, text)
     recipe, faults = _checked(data, checks or {})
     if faults and overrides:
         own = set(_checked(given, checks or {})[1])
         faults = [fault if fault in own else _of_override(fault, label, overrides) for fault in faults]
     if unreadable or faults:
-        raise FaultsError(label, [*unreadable, *faults])
+        raise FaultsError(label, [*(replace(fault, source="") for fault in unreadable), *faults])
     assert recipe is not None
     return recipe
 
@@ -62,40 +62,25 @@ def _checked(
     """The recipe, if the schema accepts it, and everything that is wrong with it."""
     recipe: Recipe | None = None
     faults: list[ConfigIssue] = []
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        faults += schema_faults(error, Recipe)
+    with collect(faults):
+        recipe = validated(Recipe, data)
     for section, check in checks.items():
         # A section that is missing or of the wrong kind already has its fault from the schema.
         if isinstance(data.get(section), Mapping):
             faults += check(data[section])
-    if recipe is not None:
-        faults += _cross_faults(recipe)
-    return recipe, faults
+    return recipe, [*faults, *(cross_faults(recipe) if recipe else ())]
 
 
 def _of_override(fault: ConfigIssue, label: str, overrides: Sequence[str]) -> ConfigIssue:
-    """A fault that the file alone does not have, said of the override that stands for its place."""
-    keys = {text: text.partition("=")[0].strip() for text in overrides}
-    near = [
-        text
-        for text, key in keys.items()
-        if f"{fault.where}.".startswith(f"{key}.") or f"{key}.".startswith(f"{fault.where}.")
-    ]
+    """The fault, with the override of its key as its source; with all of them if several may be meant."""
+    near = []
+    for text in overrides:
+        key, place = f"{text.partition('=')[0].strip()}.", f"{fault.where}."
+        if place.startswith(key) or key.startswith(place):
+            near.append(text)
     if len(near) == 1:
-        return replace(fault, source=_quoted(near[0]))
-    return replace(fault, source=f"{label} with {' '.join(map(_shown, overrides))}".strip())
-
-
-def _quoted(override: str) -> str:
-    return f'override "{_shown(override)}"'
-
-
-def _shown(override: str) -> str:
-    """On one line, not too long for a message."""
-    line = " ".join(override.split())
-    return line if len(line) <= _LONGEST_SHOWN else f"{line[:_LONGEST_SHOWN]}…"
+        return replace(fault, source=f'override "{shortened(near[0])}"')
+    return replace(fault, source=f"{label} with {' '.join(map(shortened, overrides))}".strip())
 
 
 def recipe_folder() -> Path:
@@ -126,33 +111,31 @@ def find_recipe(source: str | Path) -> Path:
         return bundled
     if str(source) and os.path.isdir(path):
         raise UserError(f"{source}: is a folder; a recipe is a YAML file")
-    shown = str(source)[:_LONGEST_SHOWN] or '""'
-    hint = close_match(path.name[:_LONGEST_SHOWN].removesuffix(".yaml"), bundled_recipes())
+    shown = shortened(source) or '""'
+    hint = close_match(path.name[:80].removesuffix(".yaml"), bundled_recipes())
     raise UserError(f"{shown}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
 
 
-def apply_override(data: dict[str, Any], text: str) -> list[ConfigIssue]:
-    """Lay ``section.key=VALUE`` over a recipe in place; VALUE is YAML; returns what is wrong with it.
+def apply_override(data: dict[str, Any], text: str) -> None:
+    """Set ``section.key=VALUE`` in a recipe, in place; VALUE is YAML.
 
-    Giving ``optimizer.name`` another method keeps the base, since that is what one compares; the old
-    method's options stay and are refused by the check if the new one does not have them.
+    Another ``optimizer.name`` keeps the base, and the old method's options too: the check refuses those that
+    the new method does not have.
+
+    Raises:
+        UserError: not ``KEY=VALUE``, VALUE is no YAML, or the key leads through a value.
     """
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        return [ConfigIssue(_quoted(text), "expected KEY=VALUE, such as optimizer.rho=0.1", source="")]
-    try:
-        value = yaml.parse(value_text)
-    except UserError as error:
-        return [ConfigIssue(_quoted(text), str(error), source="")]
+        raise UserError("expected KEY=VALUE, such as optimizer.rho=0.1")
+    value = yaml.parse(value_text)
     node = data
     for depth, part in enumerate(parts[:-1], start=1):
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            message = f"{'.'.join(parts[:depth])} is a value, not a section"
-            return [ConfigIssue(_quoted(text), message, source="")]
+            raise UserError(f"{'.'.join(parts[:depth])} is a value, not a section")
     node[parts[-1]] = value
-    return []
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -165,6 +148,31 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return str(path), data
 
 
+# --- pydantic's errors in our words ----------------------------------------------------------------------
+
+# Names of a union's alternatives, which pydantic puts into an error's place.
+_ALTERNATIVES = ("bool", "str", "function-after[...]", "<list>", "<range>", "<times>")
+
+# How pydantic's types of errors begin, and what the value must be.
+_KINDS = {
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list",
+    "model": "a mapping",
+    "string": "text",
+}
+
+
+def validated(schema: type[Model], data: Any, source: str = "") -> Model:
+    """``data`` as a ``schema``, or a FaultsError with every fault of ``data``, which ``source`` names."""
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise FaultsError(source, schema_faults(error, schema)) from None
+
+
 def schema_faults(error: ValidationError, schema: type[BaseModel]) -> list[ConfigIssue]:
     """Turn pydantic's errors into faults in our words, each once.
 
@@ -172,48 +180,46 @@ def schema_faults(error: ValidationError, schema: type[BaseModel]) -> list[Confi
     """
     faults: list[ConfigIssue] = []
     for details in error.errors():
-        # Names of the alternatives of a union are no keys of the file.
         parts = [str(part) for part in details["loc"] if part not in _ALTERNATIVES]
+        where = ".".join(parts).removesuffix(".[key]")
         cause = details.get("ctx", {}).get("error")
-        if isinstance(cause, UserError):
-            found = cause.faults if isinstance(cause, FaultsError) else [ConfigIssue("", str(cause))]
-            where = ".".join(parts).removesuffix(".[key]")
-            faults += [ConfigIssue(where, str(fault)) for fault in found]
+        if isinstance(cause, FaultsError):
+            faults += [ConfigIssue(where, str(fault)) for fault in cause.faults]
+        elif isinstance(cause, UserError):
+            faults.append(ConfigIssue(where, str(cause)))
         else:
-            faults.append(_as_fault(details, parts, schema))
+            faults.append(ConfigIssue(where, _in_words(details, parts, schema)))
     return list(dict.fromkeys(faults))
 
 
-_ALTERNATIVES = ("bool", "str", "function-after[...]", "<list>", "<range>", "<times>")
-
-
-def _as_fault(details: Mapping[str, Any], location: Sequence[str], schema: type[BaseModel]) -> ConfigIssue:
-    """One error of pydantic, with the known keys and a close match for an unknown key or word."""
-    where = ".".join(location)
-    if details["type"] == "extra_forbidden":
+def _in_words(details: Mapping[str, Any], parts: Sequence[str], schema: type[BaseModel]) -> str:
+    """What one error of pydantic says, with a close match for an unknown key or word."""
+    kind, given = details["type"], details["input"]
+    if kind == "extra_forbidden":
         # The key may belong to another alternative of a union.
-        known = [key for key in _known_keys(location[:-1], schema) if key != location[-1]]
-        return ConfigIssue(
-            where, f"unknown key. Known: {', '.join(known)}.{close_match(location[-1], known)}"
-        )
-    if details["type"] == "missing":
-        return ConfigIssue(where, "is required")
-    if location[-1:] == ["[key]"] or details["type"] == "invalid_key":
-        return ConfigIssue(where.removesuffix(".[key]"), "keys must be words")
-    if details["type"] == "too_short":
-        return ConfigIssue(where, "must not be empty")
-    message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    if details["type"] in ("model_type", "dict_type"):
-        example = "{scale: [0.08, 1]}" if where == "data.random_resized_crop" else "{name: …}"
-        message = f"a mapping, such as {example}" if schema is Recipe else "a mapping"
-    if details["type"] in ("bool_type", "string_type"):
-        message = "true, false or a path" if where == "model.pretrained" else message
-    given = details["input"]
+        known = [key for key in _known_keys(parts[:-1], schema) if key != parts[-1]]
+        return f"unknown key. Known: {', '.join(known)}.{close_match(parts[-1], known)}"
+    if kind == "missing":
+        return "is required"
+    if kind == "invalid_key" or parts[-1:] == ["[key]"]:
+        return "keys must be words"
+    if kind == "too_short":
+        return "must not be empty"
+    expected = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = expected.replace("greater than or equal to", "at least")
+    expected = expected.replace("less than or equal to", "at most")
+    start, _, end = kind.partition("_")
+    if end.startswith(("type", "parsing", "from")):
+        expected = _KINDS.get(start, expected)
+    if kind in ("bool_type", "string_type") and parts == ["model", "pretrained"]:
+        expected = "true, false or a path"
+    if expected == "a mapping" and schema is Recipe:
+        is_crop = parts[-1] == "random_resized_crop"
+        expected += ", such as " + ("{scale: [0.08, 1]}" if is_crop else "{name: …}")
     shown = f", not {json.dumps(given)[:80]}" if isinstance(given, str | int | float | bool | None) else ""
-    hint = ""
-    if details["type"] == "literal_error":
-        hint = close_match(given, re.findall("'([^']*)'", details["ctx"]["expected"]))
-    return ConfigIssue(where, f"must be {message}{shown}" + (f".{hint}" if hint else ""))
+    words = re.findall("'([^']*)'", details["ctx"]["expected"]) if kind == "literal_error" else []
+    hint = close_match(given, words)
+    return f"must be {expected}{shown}" + (f".{hint}" if hint else "")
 
 
 def _known_keys(location: Sequence[str], schema: type[BaseModel]) -> list[str]:

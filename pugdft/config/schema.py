@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictStr,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
 
 from pugdft.errors import ConfigIssue
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
-
 PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Section(BaseModel):
-    """A mapping of known keys, each of its own kind: ``1`` is no string, ``yes`` no truth value."""
+    """A mapping of known keys with strict types: ``1`` is not text, ``yes`` is not true."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -44,7 +35,6 @@ def _within_image(scale: list[float]) -> list[float]:
 
 
 Range = Annotated[list[Number], AfterValidator(_rising)]
-
 Alpha = Annotated[Number, Field(ge=0, le=1000)]
 
 
@@ -52,9 +42,9 @@ class RandomResizedCropSection(Section):
     """A box of each training image, resized to ``image_size``; the defaults are the field's."""
 
     scale: Annotated[Range, AfterValidator(_within_image)] = Field(
-        [0.08, 1.0], description="area of the box as a share of the image's, drawn evenly"
+        [0.08, 1.0], description="area of the box as a fraction of the image, drawn uniformly"
     )
-    ratio: Range = Field([0.75, 1.3333], description="width over height, drawn evenly in its logarithm")
+    ratio: Range = Field([0.75, 1.3333], description="width over height, drawn uniformly in its logarithm")
 
 
 class DataSection(Section):
@@ -72,38 +62,37 @@ class DataSection(Section):
     crop_padding: Annotated[int, Field(ge=0, le=512)] = Field(
         4,
         description="pixels added on each side, at stored size, before the random crop; 0 turns it off, "
-        "and is the default beside random_resized_crop",
+        "and is the default with random_resized_crop",
     )
     flip: StrictBool = Field(True, description="flip half of the training images left to right")
     random_resized_crop: RandomResizedCropSection | None = Field(
-        None,
-        description="{scale: [0.08, 1], ratio: [0.75, 1.3333]}, or {} for these; not with crop_padding",
+        None, description="{scale: [0.08, 1], ratio: [0.75, 1.3333]}, or {} for these; not with crop_padding"
     )
     cutout: Annotated[int, Field(ge=0, le=4096)] = Field(
         0, description="side, at stored size, of a square blanked in each training image (arXiv 1708.04552)"
     )
     mixup: Alpha = Field(0.0, description="alpha of mixup (arXiv 1710.09412); 0 turns it off")
     cutmix: Alpha = Field(
-        0.0, description="alpha of CutMix (arXiv 1905.04899); beside mixup, each batch draws one of both"
+        0.0, description="alpha of CutMix (arXiv 1905.04899); with mixup, each batch draws one of the two"
     )
     auto_augment: StrictStr | None = Field(
-        None, description="timm's word for an augmentation of single images, such as rand-m9-mstd0.5-inc1"
+        None, description="timm's name of an augmentation of single images, such as rand-m9-mstd0.5-inc1"
     )
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None,
-        description="processes that decode image files and do auto_augment; they change no result; "
+        description="processes that decode image files and apply auto_augment, without effect on the result; "
         "null: chosen for the machine",
     )
     storage: Literal["auto", "decoded", "files"] = Field(
         "auto",
-        description="decoded: all pixels are kept in the cache; files: image files are decoded each time; "
-        "auto: files where the disk has no room; changes no result",
+        description="decoded: all pixels are stored in the cache; files: image files are decoded each time; "
+        "auto: files if the disk is too small; no effect on the result",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _one_crop(cls, given: Any) -> Any:
-        """A random resized crop takes the place of the default crop, and only of the default one."""
+        """A random resized crop replaces the default crop, but not one that the recipe sets."""
         if isinstance(given, dict) and given.get("random_resized_crop") is not None:
             return {"crop_padding": 0, **given}
         return given
@@ -113,9 +102,9 @@ Switch = Literal["auto", True, False]
 
 
 class PerformanceSection(Section):
-    """How fast a run computes, and in what rounding; ``auto`` for all of them is short for this mapping."""
+    """Speed and rounding of a run; the word ``auto`` in place of the mapping sets all to ``auto``."""
 
-    channels_last: Switch = Field("auto", description="lay images out pixel by pixel: faster convolutions")
+    channels_last: Switch = Field("auto", description="store images pixel by pixel: faster convolutions")
     fused_attention: Switch = Field(
         "auto", description="torch's fused kernel, or plain products: faster on a CPU, more memory"
     )
@@ -127,9 +116,9 @@ class PerformanceSection(Section):
         "auto", description="fp32 linear layers by oneDNN instead of the BLAS: a CPU that is not Intel's"
     )
     retain_memory: Switch = Field(
-        "auto", description="on a CPU, keep what a step frees for the next: faster, up to a half more memory"
+        "auto", description="on a CPU, keep freed memory for the next step: faster, up to half more memory"
     )
-    compile: Switch = Field("auto", description="torch.compile: half a minute first, then perhaps faster")
+    compile: Switch = Field("auto", description="torch.compile: takes half a minute, then may be faster")
 
     @model_validator(mode="before")
     @classmethod
@@ -143,18 +132,18 @@ class TrainSection(Section):
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="passes over the train split")
     budget: Literal["epochs", "passes"] = Field(
         "epochs",
-        description="what epochs and max_steps count: updates, or gradient passes (SAM: two an update)",
+        description="what epochs and max_steps count: updates, or gradient passes (SAM: two per update)",
     )
     max_steps: PositiveInt | None = Field(
-        None, description="stop after so many updates; the schedule ends there"
+        None, description="updates after which the run and its schedule end"
     )
     batch_size: PositiveInt = Field(100, description="images per update, over all processes")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="images per forward pass and process: less memory, the same update but for BatchNorm",
+        description="images per forward pass and process: less memory, the same update except for BatchNorm",
     )
     ascent_batch: Annotated[Number, Field(gt=0, le=1)] = Field(
-        1.0, description="fraction of the batch that the ascent gradient of a two-pass method is taken from"
+        1.0, description="fraction of the batch for the ascent gradient of a two-pass method"
     )
     eval_batch_size: PositiveInt | None = Field(None, description="images per evaluation batch and process")
     eval_every: PositiveInt = Field(1, description="epochs between evaluations")
@@ -162,21 +151,21 @@ class TrainSection(Section):
         "all", description="validation: the test split is never evaluated, as in a search"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the forward pass; weights stay fp32, and fp16 scales the loss"
+        "fp32", description="of the forward pass; weights stay fp32; fp16 scales the loss"
     )
     label_smoothing: Fraction = Field(0.0, description="in the training loss only")
     freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the new head alone")
     batch_norm: Literal["update", "fixed"] = Field(
-        "update", description="fixed: BatchNorm keeps normalising by the pretrained running statistics"
+        "update", description="fixed: BatchNorm uses the pretrained running statistics"
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="of the validation split, the order, the augmentation, the new head"
     )
     checkpoint_minutes: Annotated[Number, Field(gt=0)] = Field(
-        10.0, description="at most so long between two checkpoints; one is made at each epoch's end too"
+        10.0, description="longest time between two checkpoints; each epoch ends with one too"
     )
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="updates without a finite loss and gradient to leave out before the run has diverged"
+        0, description="updates without a finite loss and gradient to skip before the run counts as diverged"
     )
     performance: PerformanceSection = Field(
         default_factory=lambda: PerformanceSection.model_validate({}),
@@ -206,10 +195,10 @@ class ScheduleSection(Section):
 
 
 class TuningSection(Section):
-    """What was spent on held-out images to choose the optimizer's options; decides nothing, is kept."""
+    """Cost of choosing the optimizer's options on held-out images; only recorded."""
 
-    trials: Annotated[int, Field(ge=0, le=10**9)] = Field(description="runs that the choice rests on")
-    gradient_passes: Annotated[Number, Field(ge=0)] = Field(description="of all these runs together")
+    trials: Annotated[int, Field(ge=0, le=10**9)] = Field(description="runs that the choice is based on")
+    gradient_passes: Annotated[Number, Field(ge=0)] = Field(description="of all these runs in total")
     search: StrictStr = Field("", description="how the options were searched")
 
 
@@ -234,30 +223,16 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def _cross_faults(recipe: Recipe) -> list[ConfigIssue]:
-    """What no single field can see."""
-    faults = []
-    train = recipe.train
-    if train.micro_batch_size and train.micro_batch_size > train.batch_size:
-        faults.append(
-            ConfigIssue(
-                "train.micro_batch_size",
-                f"{train.micro_batch_size} is more than batch_size {train.batch_size}",
-            )
-        )
-    if train.evaluate == "validation" and not recipe.data.validation:
-        faults.append(
-            ConfigIssue("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
-        )
-    if recipe.data.random_resized_crop and recipe.data.crop_padding:
-        faults.append(
-            ConfigIssue(
-                "data.crop_padding",
-                "random_resized_crop takes the place of this crop: leave it out, or set it to 0",
-            )
-        )
+def cross_faults(recipe: Recipe) -> Iterator[ConfigIssue]:
+    """Faults that no single field can see."""
+    train, data, micro_batch_size = recipe.train, recipe.data, recipe.train.micro_batch_size or 0
+    if micro_batch_size > train.batch_size:
+        problem = f"{micro_batch_size} is more than batch_size {train.batch_size}"
+        yield ConfigIssue("train.micro_batch_size", problem)
+    if train.evaluate == "validation" and not data.validation:
+        yield ConfigIssue("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
+    if data.random_resized_crop and data.crop_padding:
+        problem = "random_resized_crop takes the place of this crop: leave it out, or set it to 0"
+        yield ConfigIssue("data.crop_padding", problem)
     if recipe.schedule.warmup_epochs >= train.epochs:
-        faults.append(
-            ConfigIssue("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})")
-        )
-    return faults
+        yield ConfigIssue("schedule.warmup_epochs", f"must be less than train.epochs ({train.epochs})")

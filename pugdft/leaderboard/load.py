@@ -14,7 +14,7 @@ import numpy as np
 
 from pugdft.errors import UserError, printable
 from pugdft.paths import file_inside
-from pugdft.predictions import METRICS, UnusablePredictions, artifact_name, labels_sha256, read_arrays
+from pugdft.predictions import METRICS, artifact_name, labels_sha256, read_arrays
 from pugdft.records import RECORD_NAME, RunRecord, StoredRun, read_record
 
 Loaded = StoredRun
@@ -182,7 +182,7 @@ def read_per_image(run: Loaded) -> PerImage | None:
         return None
     file = file_inside(run.path.parent, artifact.path)
     if file is None:
-        raise UnusablePredictions("no such file")
+        raise UserError("no such file")
     num_images = record.data.sizes.get("test", 0)
     arrays = read_arrays(file, num_images, ("label", "prediction", "in_top5", "loss"))
     scores = {key: row.per_image(arrays) for key, row in METRICS.items() if row.per_image}
@@ -191,5 +191,5 @@ def read_per_image(run: Loaded) -> PerImage | None:
     for metric, values in kept.items():
         found, recorded = float(values.mean(dtype=float)), getattr(metrics, metric)
         if not math.isclose(found, recorded, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
-            raise UnusablePredictions(f"they do not give the record's {metric}")
+            raise UserError(f"they do not give the record's {metric}")
     return PerImage(kept, labels_sha256(arrays["label"]))

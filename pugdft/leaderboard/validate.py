@@ -19,7 +19,7 @@ from pugdft.config.schema import Recipe
 from pugdft.errors import ConfigIssue, FaultsError, UserError, printable
 from pugdft.leaderboard.load import read_checked, record_files
 from pugdft.paths import file_inside, file_sha256
-from pugdft.predictions import Predictions, UnusablePredictions, labels_sha256, read_predictions
+from pugdft.predictions import Predictions, labels_sha256, read_predictions
 from pugdft.records import (
     FRACTION,
     NOT_NEGATIVE,
@@ -311,7 +311,7 @@ def _prediction_faults(
         return
     try:
         predictions = read_predictions(file, record.data.sizes[split], exact=True)
-    except UnusablePredictions as error:
+    except UserError as error:
         yield ConfigIssue(where, f"{file.name}: {error}")
         return
     if split == "test":

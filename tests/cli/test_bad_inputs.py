@@ -39,9 +39,7 @@ from bad_inputs.files import (
     tables,
     tensors,
 )
-from bad_inputs.files import (
-    weights as weights_file,
-)
+from bad_inputs.files import weights as weights_file
 from run_records import SAM
 from safetensors.torch import save_file
 
@@ -65,12 +63,7 @@ SUBJECTS = {
     "command": commands.CASES,
 }
 CASES = {f"{subject}: {case.name}": case for subject, cases in SUBJECTS.items() for case in cases}
-IN_A_PROCESS = (
-    "recipe: tag that calls",
-    "data: a smaller bomb",
-    "run: verify pickles",
-    "command: fintune",
-)
+IN_A_PROCESS = ("recipe: tag that calls", "data: a smaller bomb", "run: verify pickles", "command: fintune")
 
 
 @pytest.fixture
@@ -190,7 +183,7 @@ def test_what_a_run_leaves_is_verified_checked_and_run_again(place: Path) -> Non
 REFUSED = Case(
     "x", ("finetune", "r.yaml"), ("r.yaml: train.epochs: must be", "not 0"), recipe({"train.epochs": 0})
 )
-SAID = "pugdft: r.yaml: train.epochs: must be greater than or equal to 1, not 0\n"
+SAID = "pugdft: r.yaml: train.epochs: must be at least 1, not 0\n"
 
 
 @pytest.mark.parametrize(

@@ -53,41 +53,6 @@ def test_version() -> None:
     assert pugdft("--version").stdout == f"pugdft {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["finetune", "quikstart"], 'quikstart: no such file or bundled recipe. Did you mean "quickstart"?'),
-        (["finetune", "quickstart", "optimizer.name=pgud"], 'unknown optimizer "pgud"'),
-        (["finetune", "quickstart", "optimizer.base.lr=-1"], "optimizer.base.lr: must be at least 0"),
-        (["finetune", "quickstart", "trian.epochs=1"], 'Did you mean "train"?'),
-        (["finetune"], "Missing argument"),
-        (["fintune"], "No such command"),
-        (["finetune", "quickstart", "--num-processes", "0"], "--num-processes"),
-        (["bench", "quickstart", "--optimizers", "sgd,smm"], 'unknown optimizer "smm"'),
-        (["bench", "quickstart", "--optimizers", "sam[rho=-1]"], 'rho: must be at least 0'),
-        (["bench", "quickstart", "--optimizers", "sam[roh=1]"], 'Did you mean "rho"?'),
-        (["bench", "quickstart", "--optimizers", "sam", "--seeds", "3-1"], "runs backwards"),
-        (["bench", "quickstart"], "--optimizers"),
-        (["leaderboard", "nowhere"], "nowhere"),
-        (["leaderboard", "--format", "xml"], "xml"),
-        (["recipes", "show", "nothing"], "no such file or bundled recipe"),
-        (["recipes", "validate", "quickstart", "nothing"], "no such file or bundled recipe"),
-        (["optimizers", "show", "pgud"], 'Did you mean "pugd"?'),
-        (["data", "prepare", "cifar1000"], 'unknown data set "cifar1000"'),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)  # fmt: skip
-def test_a_slip_is_one_message_on_stderr_and_exit_code_2(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = call(arguments)
-    assert done.code == 2, done.err
-    assert said in done.err
-    assert "Traceback" not in done.err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_reader_that_goes_away_is_no_failure() -> None:
     command = f"set -o pipefail; {sys.executable} -m pugdft recipes ls | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

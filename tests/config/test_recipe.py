@@ -24,10 +24,6 @@ MINIMAL: dict[str, Any] = {
 }
 
 
-def changed(**sections: dict[str, Any]) -> dict[str, Any]:
-    return {key: {**MINIMAL.get(key, {}), **sections.get(key, {})} for key in {*MINIMAL, *sections}}
-
-
 def faults_of(recipe: dict[str, Any], *overrides: str) -> dict[str, str]:
     with pytest.raises(FaultsError) as caught:
         read_recipe(recipe, overrides)
@@ -94,34 +90,6 @@ def test_every_fault_is_reported_at_once_with_its_place_and_a_close_match() -> N
     assert {"data.name", "data.image_size", "train.epochs", "train.batch_size"} <= set(faults)
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "said"),
-    [
-        ("train", "epochs", True, "integer"),
-        ("train", "seed", -1, "greater than or equal to 0"),
-        ("train", "micro_batch_size", 200, "more than batch_size 100"),
-        ("train", "label_smoothing", 1.0, "less than 1"),
-        ("train", "freeze", "all", "'none' or 'backbone'"),
-        ("data", "validation", float("nan"), "finite"),
-        ("data", "validation", 1.5, "less than 1"),
-        ("data", "flip", "yes", "boolean"),
-        ("schedule", "warmup_epochs", 100, "less than train.epochs"),
-        ("schedule", "name", "cosin", "'cosine' or 'constant'"),
-        ("model", "pretrained", 1, "true, false or a path"),
-        ("model", "pretrained", "nothing.safetensors", "no such file"),
-        ("model", "pretrained", "weights.bin", "must end in .safetensors or .pth"),
-        ("model", "name", "resnet19", 'Did you mean "resnet'),
-        ("model", "name", "resnet18.tv_in2k", "Known:.*tv_in1k"),
-    ],
-)
-def test_a_bad_value_is_named_with_what_is_allowed(section: str, key: str, value: Any, said: str) -> None:
-    faults = faults_of(changed(**{section: {key: value}}))
-    assert list(faults) == [f"{section}.{key}"]
-    import re
-
-    assert re.search(said, faults[f"{section}.{key}"])
-
-
 def test_missing_sections_are_named() -> None:
     assert set(faults_of({"model": {}})) == {"model.name", "data", "optimizer"}
 
@@ -138,23 +106,6 @@ def test_yaml_scalars_mean_what_people_mean(text: str, value: Any) -> None:
     parsed = yaml.parse(f"x: {text}")["x"]
     assert parsed == value
     assert type(parsed) is type(value)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("a: 1\nb: 2\na: 3", 'line 3, column 1: the key "a" stands twice'),
-        ("a: {b: 1, b: 2}", "stands twice"),
-        ("a: [1", "line"),
-        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
-        ("a: !!bool word", "not readable as YAML"),
-        ("? {a: b}\n: 1", "unhashable"),
-        ("a: \x00", "not readable as YAML|unacceptable"),
-    ],
-)
-def test_bad_yaml_is_one_message_that_names_the_place(text: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        yaml.parse(text, "x.yaml")
 
 
 PLAIN = st.recursive(
@@ -183,27 +134,8 @@ def test_overrides_lie_over_the_recipe_and_are_yaml() -> None:
     recipe = read_recipe(MINIMAL, ["train.epochs=3", "optimizer.lr=1e-3", "model.pretrained=false"])
     assert (recipe.train.epochs, recipe.optimizer["lr"], recipe.model.pretrained) == (3, 1e-3, False)
     with_equals: dict[str, Any] = {}
-    assert apply_override(with_equals, "data.name=a=b") == []
+    apply_override(with_equals, "data.name=a=b")
     assert with_equals == {"data": {"name": "a=b"}}
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("train.epochs", "expected KEY=VALUE"),
-        ("=3", "expected KEY=VALUE"),
-        ("train..epochs=3", "expected KEY=VALUE"),
-        ("train.epochs=[1", "line"),
-        ("model.name.tag=x", "model.name is a value, not a section"),
-    ],
-)
-def test_a_bad_override_is_quoted(override: str, said: str) -> None:
-    faults = faults_of(MINIMAL, override)
-    assert said in faults[f'override "{override}"']
-
-
-def test_a_misspelt_override_gets_a_close_match() -> None:
-    assert 'Did you mean "epochs"?' in faults_of(MINIMAL, "train.epoch=3")["train.epoch"]
 
 
 def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
-"""Run records with predictions beside them, for tests of what is made of records."""
+"""Run records, alone or with predictions beside them, and the groups that a leaderboard makes of them."""
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-from pugdft.leaderboard import Loaded
+from pugdft.leaderboard import Group, Loaded, build_leaderboard, print_table
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions
 from pugdft.records import RunRecord, write_record
 
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9}
+ADAMW = {"name": "adamw", "lr": 0.001}
 SAM = {"name": "sam", "rho": 0.05, "base": SGD}
 PUGD = {"name": "pugd", "rho": 1.0, "base": SGD}
 
@@ -24,7 +27,7 @@ _numbers = itertools.count()
 def record(
     optimizer: dict[str, Any] = SGD,
     seed: int = 0,
-    top1: float = 0.9,
+    top1: float | None = 0.9,
     num_images: int = 1000,
     status: str = "completed",
     **changes: Any,
@@ -45,10 +48,9 @@ def record(
         "recipe": recipe,
         "environment": {"torch": "2.9.0", "device_name": "cpu"},
     }
-    if status == "completed":
+    if status == "completed" and top1 is not None:
         fields["metrics"] = {"test": {"top1": top1, "top5": 0.99, "loss": 0.3, "ece": 0.02}}
-        sizes = {"train": 50_000, "test": num_images}
-        fields["data"] = {"name": "cifar10", "classes": 10, "sizes": sizes, "sha256": "ab" * 32}
+        fields["data"] = facts(changes.get("data__name", "cifar10"), num_images=num_images)
         fields["cost"] = {"gradient_passes": 1000, "train_seconds": 60.0}
     for key, value in changes.items():
         section, separator, option = key.partition("__")
@@ -61,6 +63,29 @@ def record(
         else:
             fields[key] = value
     return RunRecord.model_validate(fields)
+
+
+def facts(name: str, sha256: str = "ab" * 32, num_images: int = 10_000) -> dict[str, Any]:
+    """A record's ``data``."""
+    return {"name": name, "classes": 10, "sizes": {"train": 50_000, "test": num_images}, "sha256": sha256}
+
+
+def board(*records: RunRecord, **filters: Any) -> list[Group]:
+    return build_leaderboard(loaded(*records), **filters)
+
+
+def labels(group: Group) -> list[str]:
+    return [entry.label for entry in group.entries]
+
+
+def ranks(group: Group) -> list[tuple[int | None, int | None]]:
+    return [(entry.rank_low, entry.rank_high) for entry in group.entries]
+
+
+def table(groups: list[Group], width: int = 100, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=width, **options)
+    print_table(groups, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def predictions(correct: np.ndarray, labels_seed: int = 0) -> Predictions:

@@ -8,21 +8,9 @@ import random
 from typing import Any
 
 import pytest
-from board_records import (
-    ADAMW,
-    NAN,
-    PUGD,
-    SAM,
-    SGD,
-    board,
-    facts,
-    labels,
-    only_group,
-    ranks,
-    run,
-    seeds,
-    table,
-)
+from ranked_records import NAN, one_group, seeds
+from run_records import ADAMW, PUGD, SAM, SGD, board, facts, labels, ranks, table
+from run_records import record as run
 
 from pugdft.errors import UserError
 from pugdft.leaderboard import as_json
@@ -35,7 +23,7 @@ from pugdft.leaderboard.grouping import entry_labels, protocol_line
         {"data__image_size": 32},
         {"data__validation": 0.1},
         {"data__flip": False},
-        {"train__epochs": 10},
+        {"train__epochs": 100},
         {"train__max_steps": 500},
         {"train__batch_size": 50},
         {"train__precision": "bf16"},
@@ -59,13 +47,13 @@ def test_another_protocol_is_another_group_with_another_title(change: dict[str, 
 
 @pytest.mark.parametrize("change", [{"train__eval_batch_size": 7}, {"train__eval_every": 5}], ids=str)
 def test_how_the_test_split_is_evaluated_is_no_part_of_the_protocol(change: dict[str, Any]) -> None:
-    group = only_group(run(SGD, train__eval_every=1, train__eval_batch_size=None), run(SAM, **change))
+    group = one_group(run(SGD, train__eval_every=1, train__eval_batch_size=None), run(SAM, **change))
     assert len(group.entries) == 2
     assert not {"eval_every", "eval_batch_size"} & group.recipe["train"].keys()
 
 
 def test_the_optimizer_and_the_seed_are_no_part_of_the_protocol() -> None:
-    group = only_group(*seeds(SGD, 0.9, 0.91), *seeds(SAM, 0.92, 0.93))
+    group = one_group(*seeds(SGD, 0.9, 0.91), *seeds(SAM, 0.92, 0.93))
     assert [entry.num_seeds for entry in group.entries] == [2, 2]
 
 
@@ -79,7 +67,7 @@ def test_the_same_images_under_two_paths_are_compared() -> None:
     here = run(SGD, data__name="/here/mine", data=facts("mine"))
     there = run(SAM, data__name="/there/mine", data=facts("mine"))
     failed = run(SAM, 1, status="failed", data__name="/there/mine/")
-    group = only_group(here, there, failed)
+    group = one_group(here, there, failed)
     assert {entry.label: entry.num_failed for entry in group.entries} == {"sgd": 0, "sam": 1}
 
 
@@ -88,14 +76,14 @@ def test_different_pretrained_weights_under_one_name_are_noted() -> None:
         return {"name": "resnet18", "pretrained_tag": "t", "weights_sha256": digest, "parameters": 1}
 
     assert "2 different sets of weights" in table(
-        [only_group(run(SGD, model=weights("a")), run(SAM, model=weights("b")))]
+        [one_group(run(SGD, model=weights("a")), run(SAM, model=weights("b")))]
     )
     scratch = [run(spec, model=weights(str(spec["name"])), model__pretrained=False) for spec in (SGD, SAM)]
-    assert only_group(*scratch).notes == ()
+    assert one_group(*scratch).notes == ()
 
 
 def test_protocol_lines_read_as_people_speak() -> None:
-    assert only_group(run()).protocol == "224 px, 100 epochs, batch 100, fp32, cosine"
+    assert one_group(run()).protocol == "224 px, 10 epochs, batch 100, fp32, cosine"
     recipe = run(
         train__epochs=1,
         train__max_steps=500,
@@ -139,8 +127,8 @@ def test_labels_are_as_short_as_the_group_allows(specs: list[dict[str, Any]], ex
 
 def test_key_order_and_one_against_one_point_zero_make_no_new_entry() -> None:
     other = {"base": dict(reversed(SGD.items())), "rho": 1, "name": "pugd"}
-    assert labels(only_group(run(PUGD, 0), run(other, 1))) == ["pugd"]
-    assert len(only_group(run({**SGD, "nesterov": True}), run({**SGD, "nesterov": 1})).entries) == 2
+    assert labels(one_group(run(PUGD, 0), run(other, 1))) == ["pugd"]
+    assert len(one_group(run({**SGD, "nesterov": True}), run({**SGD, "nesterov": 1})).entries) == 2
 
 
 def test_the_order_of_records_changes_nothing() -> None:
@@ -163,7 +151,7 @@ def test_a_seed_that_ran_twice_counts_once_by_its_newest_run() -> None:
     old = run(SGD, 0, 0.9, id="z", environment={"finished": "2025-01-01T00:00:00"})
     new = run(SGD, 0, 0.8, id="a", environment={"finished": "2025-02-01T00:00:00"})
     undated = run(SGD, 0, 0.7, id="y")
-    entry = only_group(new, old, undated).entries[0]
+    entry = one_group(new, old, undated).entries[0]
     assert (entry.num_seeds, entry.records) == (1, ("a",))
     assert entry.top1 is not None
     assert entry.top1.std is None
@@ -172,7 +160,7 @@ def test_a_seed_that_ran_twice_counts_once_by_its_newest_run() -> None:
 
 def test_unfinished_runs_are_counted_and_shown_but_never_averaged() -> None:
     failed = [run(SAM, 2, status="diverged"), run(SAM, 3, status="oom"), run(SAM, 4, status="diverged")]
-    group = only_group(*seeds(SAM, 0.9, 0.92), *failed)
+    group = one_group(*seeds(SAM, 0.9, 0.92), *failed)
     entry = group.entries[0]
     assert entry.top1 is not None
     assert entry.top1.mean == pytest.approx(0.91)
@@ -181,7 +169,7 @@ def test_unfinished_runs_are_counted_and_shown_but_never_averaged() -> None:
 
 
 def test_an_optimizer_that_never_completed_is_shown_without_a_rank() -> None:
-    group = only_group(run(PUGD, status="failed"), *seeds(SGD, 0.5, 0.6))
+    group = one_group(run(PUGD, status="failed"), *seeds(SGD, 0.5, 0.6))
     assert labels(group) == ["sgd", "pugd"]
     assert ranks(group) == [(1, 1), (None, None)]
     assert "pugd: 1 failed" in table([group])
@@ -189,7 +177,7 @@ def test_an_optimizer_that_never_completed_is_shown_without_a_rank() -> None:
 
 @pytest.mark.parametrize("bad", [NAN, None, math.inf, 1.5, -0.1])
 def test_a_completed_run_without_a_valid_top1_ranks_its_optimizer_last(bad: float | None) -> None:
-    group = only_group(*seeds(SAM, 0.99, bad), *seeds(SGD, 0.5, 0.6), *seeds(PUGD, 0.4, 0.6))
+    group = one_group(*seeds(SAM, 0.99, bad), *seeds(SGD, 0.5, 0.6), *seeds(PUGD, 0.4, 0.6))
     assert labels(group) == ["sgd", "pugd", "sam"]
     assert ranks(group) == [(1, 2), (1, 2), (3, 3)]
     assert "no valid top-1 for seed 1: ranked last" in table([group])
@@ -199,7 +187,7 @@ def test_a_completed_run_without_a_valid_top1_ranks_its_optimizer_last(bad: floa
 
 def test_costs_too_large_to_add_are_not_measured() -> None:
     costs = {"train_seconds": 1.7e308, "peak_memory_bytes": 10**400}
-    entry = only_group(*seeds(SGD, 0.9, 0.8, cost=costs)).entries[0]
+    entry = one_group(*seeds(SGD, 0.9, 0.8, cost=costs)).entries[0]
     assert (entry.train_seconds, entry.peak_memory_bytes) == (None, None)
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from board_records import SAM, SGD, run, seeds
+from ranked_records import seeds
+from run_records import SAM, SGD
+from run_records import record as run
 
 from pugdft.cli.leaderboard import RankedBy
 from pugdft.cli.main import main

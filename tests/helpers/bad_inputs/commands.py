@@ -40,6 +40,7 @@ USAGE = [
         "hours",
         said="'hours' is not one of 'epochs', 'passes'",
     ),
+    usage("recipes", "show", "nothing", said="nothing: no such file or bundled recipe"),
     usage("recipes", "print", said="No such command 'print'"),
     usage("verify", said="Missing argument 'RECORD"),
     usage("data", "prepare", "images", "--image-size", "big", said="'--image-size'"),

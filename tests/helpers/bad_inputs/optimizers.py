@@ -94,11 +94,7 @@ SPECS = [
         'Did you mean "icos"?',
         rho={"schedule": "icoss"},
     ),
-    method(
-        "a schedule without its bounds",
-        "r.yaml: optimizer.rho.max: is required",
-        rho={"schedule": "icos", "min": 1},
-    ),
+    method("a schedule without its bounds", "rho.max: is required", rho={"schedule": "icos", "min": 1}),
     method(
         "bounds turned around",
         "r.yaml: optimizer.rho: min (2) must not be above max (1)",

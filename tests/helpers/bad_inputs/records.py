@@ -77,7 +77,7 @@ BOARD = [
     board(
         "no seed",
         lambda text: text.replace("seed: 0\n", "", 1).replace("\nseed: 0\n", "\n"),
-        "seed: Field required",
+        "seed: is required",
     ),
     board("an unknown status", lambda text: text.replace("completed", "won"), "status: "),
     board("a word for a metric", lambda text: text.replace("top1: 0.9", "top1: best"), "metrics.test.top1: "),
