@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pugdft.errors import UserError, counted, unknown
+from pugdft.errors import UserError, counted, reason, refuse, unknown
 from pugdft.paths import (
     cache_folder,
     cache_subfolder,
@@ -122,11 +122,10 @@ def content_key(kind: str, root: Path, files: Sequence[Path]) -> str:
 
 def remembered_key(memo: str) -> str | None:
     """The key under this name in the cache, if there is a whole one."""
-    try:
+    with suppress(OSError, UnicodeDecodeError):
         known = (cache_subfolder("keys") / memo).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return known if len(known) == 64 else None
+        return known if len(known) == 64 else None
+    return None
 
 
 def remember_key(memo: str, key: str) -> None:
@@ -217,13 +216,18 @@ def _class_folders(split: Path) -> Labelled:
     return labelled
 
 
+def _utf8_text(file: Path) -> str:
+    def not_utf8(error: UnicodeDecodeError) -> str:
+        number = error.object[: error.start].count(b"\n") + 1
+        return f"{file} line {number}: is not UTF-8 text; save the file as UTF-8"
+
+    with refuse(UnicodeDecodeError, not_utf8):
+        return file.read_text(encoding="utf-8")
+
+
 def _annotated(annotations: Path) -> Labelled:
     labelled: Labelled = []
-    try:
-        lines = annotations.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{annotations} line {number}: is not UTF-8 text; save the file as UTF-8") from None
+    lines = _utf8_text(annotations).splitlines()
     for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
         file = annotations.parent / "images" / Path(fields[0]).name
@@ -285,11 +289,9 @@ def _read_hub(repository: str, test_split: str) -> tuple[str, Contents]:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
+    # Whatever the network, the Hub or its client raises.
+    with refuse(Exception, lambda error: f"{repository}: {type(error).__name__}: {reason(error)}"):
         parts = datasets.load_dataset(repository)
-    except Exception as error:  # whatever the network, the Hub or its client raises
-        reason = str(error).splitlines()[0][:200] if str(error) else ""
-        raise UserError(f"{repository}: {type(error).__name__}: {reason}") from None
     image, label = _columns(parts["train"].column_names, repository)
     features = parts["train"].features[label]
     raw = parts.cast_column(image, datasets.Image(decode=False)).with_format("arrow")
@@ -352,12 +354,12 @@ def _read_files(train: list[Path], test: list[Path]) -> Contents:
 @contextmanager
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     """A parquet file to read from; damage that shows only later, inside the ``with``, is explained too."""
-    try:
-        with file.open("rb") as opened:  # by Python: pyarrow takes no path that is not UTF-8
-            yield pq.ParquetFile(opened)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file}: not readable as parquet: {reason}") from None
+    kinds = (OSError, pa.ArrowException, UnicodeDecodeError)
+    with (
+        refuse(kinds, lambda error: f"{file}: not readable as parquet: {reason(error)}"),
+        file.open("rb") as opened,  # by Python: pyarrow takes no path that is not UTF-8
+    ):
+        yield pq.ParquetFile(opened)
 
 
 def _check_labels(kind: pa.DataType, file: Path, label: str) -> None:
@@ -392,11 +394,10 @@ def _columns(names: list[str], where: str) -> tuple[str, str]:
 
 def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
     """The names that ``datasets`` keeps in a file's metadata, if there are any."""
-    try:
+    with suppress(KeyError, TypeError, ValueError):
         info = json.loads((schema.metadata or {})[b"huggingface"])
         return [str(name) for name in info["info"]["features"][label]["names"]]
-    except (KeyError, TypeError, ValueError):
-        return None
+    return None
 
 
 def _samples(
@@ -435,10 +436,9 @@ def open_source(name: str) -> Source:
         UserError: unknown name, missing folder or layout, or a Hub data set that cannot be had; the
             message names the folder, the layout and the command that fetches it.
     """
-    try:
+    # Whatever is not readable in the data or not writable in the cache.
+    with refuse(OSError, lambda error: f"{error.filename or name}: {reason(error)}"):
         return _open_source(name)
-    except OSError as error:  # whatever is not readable in the data or not writable in the cache
-        raise UserError(f"{error.filename or name}: {error.strerror or error}") from None
 
 
 def _open_source(name: str) -> Source:
@@ -446,15 +446,14 @@ def _open_source(name: str) -> Source:
         local = entry.folder or data_folder() / name
         if local.is_dir():
             return folder_source(local, name)
-        try:
+        remedy = (
+            f"  With a network: pugdft data prepare {name}\n"
+            f"  Without one: put {LAYOUTS}\n  into {local}, or give such a folder as data.name;\n"
+            f"  or copy {cache_folder()} from a machine where `pugdft data prepare {name}` has run."
+        )
+        problem = f"data.name: {name} is not on this machine and cannot be fetched"
+        with refuse(UserError, lambda error: f"{problem} ({error}).\n{remedy}"):
             return hub_source(name, entry.repository, entry.test_split)
-        except UserError as error:
-            raise UserError(
-                f"data.name: {name} is not on this machine and cannot be fetched ({error}).\n"
-                f"  With a network: pugdft data prepare {name}\n"
-                f"  Without one: put {LAYOUTS}\n  into {local}, or give such a folder as data.name;\n"
-                f"  or copy {cache_folder()} from a machine where `pugdft data prepare {name}` has run."
-            ) from None
     if not name:
         # As a path it would be the current folder.
         raise UserError(f"data.name: is empty. Give a folder, or one of {', '.join(DATASETS)}")

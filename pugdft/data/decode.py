@@ -1,11 +1,11 @@
-"""Decode image files to uint8 pixels and check that a split can be stored."""
+"""Decode image files to uint8 pixels and check that a data set can be stored."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pugdft.data.datasets import EncodedImage, Split
-from pugdft.errors import UserError
+from pugdft.data.datasets import SPLITS, Contents, EncodedImage
+from pugdft.errors import UserError, reason, refuse
 
 # Part of every store's name. Raise it when the same files would decode to other pixels or be stored in
 # another way: then no store of an earlier version is taken for one of this.
@@ -58,68 +58,73 @@ def decode(sample: EncodedImage, resize_to: int | None = None) -> np.ndarray:
     Raises:
         UserError: not an image, or a damaged one; the message says which.
     """
-    try:
-        content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
-        with Image.open(content, formats=FORMATS) as opened:
-            image: Image.Image = opened
-            _check_size(image.size, resize_to, sample.where)
-            if image.mode == "F" or image.mode.startswith("I"):
-                image = _grey_of_8_bits(image, sample.where)
-            rgb = image.convert("RGB")
-            if resize_to is not None:
-                rgb = _resize_and_crop(rgb, resize_to)
-            return np.asarray(rgb)
-    except UserError:
-        raise
-    except Image.DecompressionBombError:
-        raise UserError(
-            f"{sample.where}: this image is too large: at most {_MOST_PIXELS:,} pixels are decoded"
-        ) from None
-    except UnidentifiedImageError:  # its own message may name an object in memory
-        reason = "is not an image in a format that can be read"
-        if name := _other_format(sample.content):
-            known = ", ".join(FORMATS[:-1])
-            reason = f"is in a format that is not read ({name}). Save it as {known} or {FORMATS[-1]}"
-        raise UserError(f"{sample.where}: {reason}") from None
-    except FileNotFoundError:
-        raise UserError(f"{sample.where}: this image is gone: no such file") from None
-    except Exception as error:  # Pillow's decoders raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{sample.where}: this image does not decode: {reason}") from None
+    content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
+    with (
+        refuse(Exception, lambda error: f"{sample.where}: {_fault(error, sample.content)}"),
+        Image.open(content, formats=FORMATS) as opened,
+    ):
+        image: Image.Image = opened
+        _check_size(image.size, resize_to, sample.where)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _grey_of_8_bits(image, sample.where)
+        rgb = image.convert("RGB")
+        if resize_to is not None:
+            rgb = _resize_and_crop(rgb, resize_to)
+        return np.asarray(rgb)
 
 
-def decoded_split(
-    part: Split, where: str, num_classes: int, resize_to: int | None, sides: range
-) -> Iterator[tuple[EncodedImage, np.ndarray]]:
-    """Yield every image of a split with its pixels: squares of one size, one of ``sides``.
+def _fault(error: Exception, content: bytes | Path) -> str:
+    """Say what is wrong with an image; Pillow's decoders raise many kinds of errors."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"this image is too large: at most {_MOST_PIXELS:,} pixels are decoded"
+    if isinstance(error, FileNotFoundError):
+        return "this image is gone: no such file"
+    if not isinstance(error, UnidentifiedImageError):
+        return f"this image does not decode: {reason(error)}"
+    if name := _other_format(content):
+        known = ", ".join(FORMATS[:-1])
+        return f"is in a format that is not read ({name}). Save it as {known} or {FORMATS[-1]}"
+    return "is not an image in a format that can be read"
+
+
+def decoded_images(
+    name: str, contents: Contents, resize_to: int | None, image_size: int
+) -> Iterator[tuple[str, int, EncodedImage, np.ndarray]]:
+    """Yield every image of a data set: its split, its row there, and its pixels, squares of one size.
 
     Args:
-        where: opens the message if the split as a whole is not usable.
+        name: of the data set, for messages.
+        resize_to: as ``decode`` takes it.
+        image_size: the largest side.
 
     Raises:
         NotNative: an image is no such square.
-        UserError: an image does not decode, a label is not one of the classes, or the split is empty or of
+        UserError: an image does not decode, a label is not one of the classes, or a split is empty or of
             one class.
     """
-    if part.size == 0:
-        raise UserError(f"{where} is empty")
-    labels, samples = set(), part.samples()
-    pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
-    try:
-        while chunk := list(islice(samples, _CHUNK)):
-            for sample, pixels in zip(chunk, pool.map(lambda s: decode(s, resize_to), chunk), strict=True):
-                height, width, _ = pixels.shape
-                if height != width or height not in sides:
-                    raise NotNative
-                sides = range(height, height + 1)
-                if not 0 <= sample.label < num_classes:
-                    raise UserError(f"{sample.where}: label {sample.label} is not one of the classes")
-                labels.add(sample.label)
-                yield sample, pixels
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if len(labels) < 2:
-        raise UserError(f"{where} has one class only; at least two are needed")
+    sides = range(1, image_size + 1)
+    with ExitStack() as stack:
+        pool = ThreadPoolExecutor()  # decoding releases the interpreter lock
+        stack.callback(pool.shutdown, cancel_futures=True)
+        for split in SPLITS:
+            part, where = getattr(contents, split), f"data set {name}: the {split} split"
+            if part.size == 0:
+                raise UserError(f"{where} is empty")
+            labels, samples, row = set(), part.samples(), 0
+            while chunk := list(islice(samples, _CHUNK)):
+                decoded = pool.map(lambda sample: decode(sample, resize_to), chunk)
+                for sample, pixels in zip(chunk, decoded, strict=True):
+                    height, width, _ = pixels.shape
+                    if height != width or height not in sides:
+                        raise NotNative
+                    sides = range(height, height + 1)  # one resize on the device serves both splits
+                    if not 0 <= sample.label < len(contents.classes):
+                        raise UserError(f"{sample.where}: label {sample.label} is not one of the classes")
+                    labels.add(sample.label)
+                    yield split, row, sample, pixels
+                    row += 1
+            if len(labels) < 2:
+                raise UserError(f"{where} has one class only; at least two are needed")
 
 
 def _check_size(size: tuple[int, int], resize_to: int | None, where: str) -> None:

@@ -15,6 +15,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, Protocol, TypeVar
 
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pugdft.data.auto_augment import Transform
 from pugdft.data.cache import Pixels
-from pugdft.data.rng import image_seeds
+from pugdft.data.rng import global_generators_kept, image_seeds
 from pugdft.errors import RunFailed
 
 
@@ -80,15 +81,11 @@ class _Augmented(Dataset[Tensor | RunFailed]):
 
     @staticmethod
     def _augment_(images: np.ndarray, transform: Transform, seeds: list[tuple[int, int]]) -> None:
-        states = random.getstate(), np.random.get_state()
-        try:
+        with global_generators_kept():
             for place, (first, second) in enumerate(seeds):
                 random.seed(first)
                 np.random.seed(second)
                 images[place] = transform(Image.fromarray(images[place]))
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 class _Requests:
@@ -182,10 +179,9 @@ def _start_fork_server() -> None:
     """Start the fork server with SIGTERM blocked: a scheduler may signal the whole process group."""
     resource_tracker.ensure_running()  # it unblocks the signal, so it has its turn before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
+    with ExitStack() as stack:
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _live_as_long_as_the_run(worker: int) -> None:
