@@ -137,7 +137,8 @@ class ImageWorkers:
                 yield request.epoch, request.step, request.rows, request.chosen
 
         self._requests.coming = tasks()
-        self._loader = self._loader or self._started()
+        if self._loader is None:
+            self._loader = self._started()
         for pixels in self._loader:
             if isinstance(pixels, RunFailed):
                 raise pixels
@@ -147,7 +148,7 @@ class ImageWorkers:
         """End the processes; another ``fetch`` would start new ones."""
         loader, self._loader = self._loader, None
         atexit.unregister(self.close)
-        iterator: Any = loader and loader._iterator
+        iterator: Any = None if loader is None else loader._iterator
         if iterator is not None:
             iterator._shutdown_workers()
 
