@@ -61,13 +61,23 @@ class DataSection(Section):
     """The images."""
 
     name: StrictStr = Field(
-        description="cifar10, cifar100, tiny_imagenet, bundled, or a folder of parquet or image files"
+        description="cifar10, cifar100, tiny_imagenet, bundled, a folder of parquet or image files, "
+        "a CSV file of paths and labels, or owner/name on the Hugging Face Hub"
     )
     image_size: Annotated[int, Field(ge=8, le=4096)] = Field(
         224, description="side of the square that the backbone sees, in pixels"
     )
     validation: Fraction = Field(
         0.0, description="fraction of the train split held out, seeded and class-balanced"
+    )
+    test: Fraction = Field(
+        0.0,
+        description="fraction of each class cut from a data set without a test split, alike for every seed",
+    )
+    splits: dict[Literal["train", "test", "validation"], StrictStr] | None = Field(
+        None,
+        description="the data set's own names of its splits, such as {train: training, test: holdout}; "
+        "null: found by the usual names",
     )
     crop_padding: Annotated[int, Field(ge=0, le=512)] = Field(
         4,
@@ -99,6 +109,11 @@ class DataSection(Section):
         description="decoded: all pixels are kept in the cache; files: image files are decoded each time; "
         "auto: files where the disk has no room; changes no result",
     )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are validation images, of the data set's own or held out from train."""
+        return bool(self.validation or "validation" in (self.splits or {}))
 
     @model_validator(mode="before")
     @classmethod
@@ -227,7 +242,11 @@ class Recipe(Section):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data in the order of the schema: what ``--dry-run`` prints and the record keeps."""
-        return self.model_dump(mode="json", exclude=None if self.tuning else {"tuning"})
+        # What came later is left out where it is not used: digests of older recipes stay.
+        unused = {key for key in ("test", "splits") if not getattr(self.data, key)}
+        return self.model_dump(
+            mode="json", exclude={"data": unused} | ({} if self.tuning else {"tuning": True})
+        )
 
     def digest(self) -> str:
         """sha256 (hex) of the resolved recipe: equal digests mean equal runs."""
@@ -245,7 +264,9 @@ def _cross_faults(recipe: Recipe) -> list[ConfigIssue]:
                 f"{train.micro_batch_size} is more than batch_size {train.batch_size}",
             )
         )
-    if train.evaluate == "validation" and not recipe.data.validation:
+    if recipe.data.validation and "validation" in (recipe.data.splits or {}):
+        faults.append(ConfigIssue("data.validation", "data.splits names a validation split: leave one out"))
+    if train.evaluate == "validation" and not recipe.data.holds_out:
         faults.append(
             ConfigIssue("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
         )

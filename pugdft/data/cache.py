@@ -20,8 +20,8 @@ from filelock import FileLock
 from PIL import features
 from pydantic import BaseModel, ConfigDict, Field
 
-from pugdft.data.datasets import SPLITS, Contents, EncodedImage, Source
 from pugdft.data.decode import NotNative, decode, decoded_images, kept_name
+from pugdft.data.source import SPLITS, Contents, EncodedImage, Source, Split
 from pugdft.errors import RunFailed, UserError, reason, refuse
 from pugdft.machine import usable_cores
 from pugdft.paths import cache_subfolder, write_atomically
@@ -76,7 +76,8 @@ class FileFacts(BaseModel):
         sha256: over all pixels and labels, as a store has it.
         side: of the decoded images.
         resize_to: as ``decode`` takes it.
-        images: how many, in both splits together.
+        images: how many, in all splits together.
+        notes: what a person should know of them.
         decoder: the libraries that turned files into pixels: another version of one may round otherwise.
     """
 
@@ -87,6 +88,7 @@ class FileFacts(BaseModel):
     side: Annotated[int, Field(ge=1)]
     resize_to: int | None
     images: int
+    notes: list[str]
     decoder: str
 
 
@@ -118,20 +120,20 @@ def _learn_facts(source: Source, contents: Contents, resize_to: int | None, imag
     Raises:
         NotNative, UserError: as ``decoded_images``.
     """
-    digest, num_images, side = hashlib.sha256(), 0, 0
-    for split, row, _, pixels in decoded_images(source.name, contents, resize_to, image_size):
+    digest, num_images, side, notes = hashlib.sha256(), 0, 0, list(contents.notes)
+    for split, row, _, pixels in decoded_images(source.name, contents, resize_to, image_size, notes):
         if row == 0:
-            digest.update(_labels(contents, split).tobytes())
+            digest.update(_labels(contents.splits[split]).tobytes())
         digest.update(pixels.tobytes())
         num_images, side = num_images + 1, len(pixels)
     return FileFacts(
         source=source.name, sha256=digest.hexdigest(), side=side, resize_to=resize_to, images=num_images,
-        decoder=_decoder(),
+        notes=notes, decoder=_decoder(),
     )  # fmt: skip
 
 
-def _labels(contents: Contents, split: str) -> np.ndarray:
-    return np.array([sample.label for sample in getattr(contents, split).samples()], np.int64)
+def _labels(split: Split) -> np.ndarray:
+    return np.array([sample.label for sample in split.samples()], np.int64)
 
 
 def cores() -> int:
@@ -231,6 +233,7 @@ class Store:
         sha256: over all pixels and labels, so that equal data has equal digests whatever it came from.
         kept: the folder or file in the cache that belongs to it.
         files: images and labels by split, if no decoded images are kept.
+        notes: what a person should know of the images.
     """
 
     name: str
@@ -239,6 +242,15 @@ class Store:
     sha256: str
     kept: Path
     files: Mapping[str, tuple[ImageFiles, np.ndarray]] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> list[str]:
+        """``train``, ``test``, and ``validation`` where the data set has one of its own."""
+        if self.files:
+            return list(self.files)
+        has_own = (self.folder / "validation_images.npy").exists()
+        return [split for split in SPLITS if split != "validation" or has_own]
 
     def images(self, split: str) -> Pixels:
         """uint8, (images, side, side, 3), read-only: memory-mapped, or decoded from files each time."""
@@ -255,7 +267,7 @@ class Store:
     def content_sha256(self) -> str:
         """sha256 (hex) over the labels and pixels as they are now: what ``sha256`` must say."""
         digest = hashlib.sha256()
-        for split in SPLITS:
+        for split in self.splits:
             digest.update(self.labels(split).tobytes())
             images = self.images(split)
             for start in range(0, len(images), _CHUNK):
@@ -281,12 +293,22 @@ def prepare(
         image_size: side of the square that the backbone sees.
         storage: ``decoded``; ``files``, where each image is one; or ``auto``: files where the disk has no
             room for decoded images and none are there.
-        on_message: called with a message if `auto` chooses to read the files.
+        on_message: called with what a person should know: files left out, the choice of splits, storage.
 
     Raises:
         UserError: an image does not decode, a label or a split is not usable, the cache cannot be read
             or written, the disk is too small, the source has no files of its own.
     """
+    say = on_message or (lambda text: None)
+    for note in source.notes:
+        say(note)
+    store = _prepared(source, image_size, storage, say)
+    for note in store.notes:
+        say(note)
+    return store
+
+
+def _prepared(source: Source, image_size: int, storage: Storage, say: Callable[[str], None]) -> Store:
     root = cache_subfolder("stores")
     otherwise = f"Decoded images are kept in {root}; PUGDFT_CACHE chooses another folder"
     with refuse(OSError, lambda error: f"{error.filename or root}: {reason(error)}. {otherwise}"):
@@ -295,8 +317,7 @@ def prepare(
         try:
             return _decoded_store(root, source, image_size, storage == "auto" and source.folder is not None)
         except NoRoom as problem:
-            if on_message is not None:
-                on_message(f"{problem}: images are decoded from their files each time")
+            say(f"{problem}: images are decoded from their files each time")
         return _files_store(root, source, image_size)
 
 
@@ -319,11 +340,11 @@ def _files_store(root: Path, source: Source, image_size: int) -> Store:
                 kept = _facts_path(root, source, facts.resize_to)
                 write_atomically(kept, facts.model_dump_json(indent=1).encode())
     files = {}
-    for split in SPLITS:
-        paths = [sample.content for sample in getattr(contents, split).samples()]
-        files[split] = ImageFiles(paths, facts.side, facts.resize_to), _labels(contents, split)
+    for name, split in contents.splits.items():
+        paths = [sample.content for sample in split.samples() if isinstance(sample.content, Path)]
+        files[name] = ImageFiles(paths, facts.side, facts.resize_to), _labels(split)
     kept = _facts_path(root, source, facts.resize_to)
-    return Store(source.name, source.folder, contents.classes, facts.sha256, kept, files)
+    return Store(source.name, source.folder, contents.classes, facts.sha256, kept, files, tuple(facts.notes))
 
 
 def _decoded_store(root: Path, source: Source, image_size: int, keeps_reserve: bool) -> Store:
@@ -351,8 +372,9 @@ def find_store(root: Path, source: Source, image_size: int) -> Store | None:
         folder = root / kept_name(source.key, resize_to)
         with suppress(FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
             meta = json.loads((folder / _META).read_text())
-            store = Store(source.name, folder, list(meta["classes"]), str(meta["sha256"]), folder)
-            sides = [_checked_side(store, split) for split in SPLITS]
+            classes, sha256, notes = list(meta["classes"]), str(meta["sha256"]), tuple(meta["notes"])
+            store = Store(source.name, folder, classes, sha256, folder, notes=notes)
+            sides = [_checked_side(store, split) for split in meta["splits"]]
             if max(sides) <= image_size:
                 return store
     return None
@@ -377,14 +399,15 @@ def _build(
 ) -> Store:
     """Decode all images into a new store, which takes the place of a damaged one."""
     folder = root / kept_name(source.key, resize_to)
-    num_left = sum(getattr(contents, split).size for split in SPLITS)
+    num_left, notes = sum(split.size for split in contents.splits.values()), list(contents.notes)
     images: dict[str, np.memmap[Any, Any]] = {}
     with tempfile.TemporaryDirectory(dir=root, prefix=".making-", ignore_cleanup_errors=True) as temporary:
         making = Path(temporary) / "store"
         making.mkdir()
-        for split, row, sample, pixels in decoded_images(source.name, contents, resize_to, image_size):
+        decoded = decoded_images(source.name, contents, resize_to, image_size, notes)
+        for split, row, sample, pixels in decoded:
             if row == 0:
-                size = getattr(contents, split).size
+                size = contents.splits[split].size
                 check_room(root, source, num_left * pixels.nbytes, keeps_reserve)
                 num_left -= size
                 path = making / f"{split}_images.npy"
@@ -396,7 +419,8 @@ def _build(
                 np.save(making / f"{split}_labels.npy", labels)
         sha256 = content_sha256(making)
         meta = {"source": source.name, "classes": contents.classes, "sha256": sha256}
+        meta |= {"splits": list(contents.splits), "notes": notes}
         (making / _META).write_text(json.dumps(meta, indent=1))
         shutil.rmtree(folder, ignore_errors=True)
         making.rename(folder)
-    return Store(source.name, folder, contents.classes, sha256, folder)
+    return Store(source.name, folder, contents.classes, sha256, folder, notes=tuple(notes))

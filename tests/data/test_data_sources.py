@@ -16,8 +16,9 @@ from image_layouts import CLASSES, as_parquet, as_tiny_imagenet, encoded, store_
 from PIL import Image
 
 from pugdft.data.cache import prepare
-from pugdft.data.datasets import EncodedImage, open_source
+from pugdft.data.datasets import open_source
 from pugdft.data.decode import decode
+from pugdft.data.source import EncodedImage
 from pugdft.errors import UserError
 
 
