@@ -221,9 +221,9 @@ def _source(
 
         return Split(len(files), samples)
 
-    splits = {use: split(files) for use, files in labelled.items()}
-    files = [file for each in labelled.values() for file, _ in each]
-    key = content_key("images", folder, [*files, *tables], choice.trusts_memory)
+    splits = {use: split(rows) for use, rows in labelled.items()}
+    paths = [file for rows in labelled.values() for file, _ in rows]
+    key = content_key("images", folder, [*paths, *tables], choice.trusts_memory)
     return choice.applied(Source(name, key, lambda: Contents(classes, splits), folder, notes))
 
 

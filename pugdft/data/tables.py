@@ -265,7 +265,7 @@ def _normal(label: Any) -> Any:
 
 def _columns(kinds: Mapping[str, str], where: str) -> tuple[str, str]:
     """The columns of images and labels, by name, or by kind where one alone is of that kind."""
-    found = []
+    found: list[str | None] = []
     for known, kind in ((_IMAGE_COLUMNS, "Image"), (_LABEL_COLUMNS, "ClassLabel")):
         of_kind = [name for name, each in kinds.items() if each == kind]
         named = [name for name in known if name in kinds]

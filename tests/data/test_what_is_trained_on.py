@@ -25,7 +25,7 @@ from pugdft.data.datasets import open_source
 from pugdft.data.decode import decode
 from pugdft.data.source import EncodedImage
 from pugdft.errors import FaultsError, UserError
-from pugdft.training.run import read_recipe
+from pugdft.training.run import finetune, read_recipe
 
 Said = list[str]
 
@@ -488,3 +488,17 @@ def test_keys_that_are_not_used_leave_a_recipe_s_digest(small_recipe: dict[str, 
     small_recipe["data"] |= {"test": 0.0, "splits": {"tset": "x"}}
     with pytest.raises(FaultsError, match=r"data\.splits\.tset"):
         read_recipe(small_recipe)
+
+
+def test_a_run_uses_named_splits_and_a_cut_test_split(
+    insects: Path, small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["train"]["epochs"] = 1
+    (insects / "test").rename(insects / "held out")
+    small_recipe["data"] |= {"name": str(insects), "test": 0.25, "splits": {"validation": "held out"}}
+    recipe = read_recipe(small_recipe)
+    record, _ = finetune(recipe, tmp_path / "run")
+    assert record.status == "completed"
+    assert record.data is not None
+    assert record.data.sizes == {"train": 54, "validation": 33, "test": 18}
+    assert set(record.recipe["data"]) >= {"test", "splits"}
