@@ -85,7 +85,7 @@ def decode(sample: EncodedImage, resize_to: int | None = None, doubts: list[str]
         Image.open(content, formats=FORMATS) as opened,
     ):
         _check_size(opened.size, resize_to, sample.where)
-        has_16_bits = any("16" in str(tile[3]) for tile in opened.tile)
+        has_16_bits = any(";16" in str(tile[3]) for tile in opened.tile)
         opened.load()  # turns a TIFF by itself
         image = _upright(opened)
         if image.mode == "F" or image.mode.startswith("I"):

@@ -35,6 +35,7 @@ _ACCIDENTAL = frozenset(
     {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found", "icon\r"}
     | {"@recycle", "#recycle", "@recently-snapshot", "#snapshot", "system volume information", "__pycache__"}
 )
+_UNFINISHED = ("~", ".bak", ".orig", ".old", ".tmp", ".part", ".crdownload", ".swp")
 _ANNOTATIONS, _METADATA = "val_annotations.txt", "metadata.csv"
 _PATH_COLUMNS = ("file_name", "path", "file", "filename", "filepath", "file_path", "image_path", "image")
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
@@ -46,7 +47,8 @@ Labelled = list[tuple[Path, str]]
 
 def is_accidental(name: str) -> bool:
     """Return whether a file or folder of this name is hidden, or was left by a system or a program."""
-    return name.startswith((".", "~$")) or name.casefold() in _ACCIDENTAL
+    lower = name.casefold()
+    return name.startswith((".", "~$")) or lower.endswith(_UNFINISHED) or lower in _ACCIDENTAL
 
 
 @dataclass
@@ -87,12 +89,14 @@ class LeftOut:
             here = Path(place)
             self.accidental |= {here / name for name in (*names, *files) if is_accidental(name)}
             names[:] = [name for name in names if not is_accidental(name)]
+            self.others |= {here / name for name in names if (here / name).is_symlink()}  # not gone into
             for file in (here / name for name in files if not is_accidental(name)):
-                if file.suffix.lower() in SUFFIXES and not file.exists():
+                is_named = file.suffix.lower() in SUFFIXES
+                if is_named and not file.exists():
                     raise UserError(
                         f"{file}: is a link that leads nowhere; fetch the image, or remove the link"
                     )
-                if file.suffix.lower() in SUFFIXES or _begins_like_an_image(file):
+                if file.is_file() and (is_named or _begins_like_an_image(file)):
                     images.append(file)
                 else:
                     self.others.add(file)
@@ -100,8 +104,6 @@ class LeftOut:
 
 
 def _begins_like_an_image(file: Path) -> bool:
-    if not file.is_file():
-        return False
     with file.open("rb") as opened:
         return _STARTS.match(opened.read(16)) is not None
 
@@ -164,9 +166,11 @@ def _read_splits(
     return _source(folder, name, choice, labelled, tables, (*notes, *left.notes()))
 
 
-def _share_a_class(first: Path, second: Path) -> bool:
-    names = [{class_name(each.name) for each in LeftOut(at).folders_in(at)} for at in (first, second)]
-    return bool(names[0] & names[1])
+def _share_a_class(train: Path, other: Path) -> bool:
+    """Return whether a split has files in a class folder that train has too."""
+    classes = {class_name(each.name) for each in LeftOut(train).folders_in(train)}
+    known = (each for each in LeftOut(other).folders_in(other) if class_name(each.name) in classes)
+    return any(files for each in known for _, _, files in os.walk(each))
 
 
 def table_source(folder: Path, name: str, choice: SplitChoice, tables: Sequence[Path]) -> Source:
@@ -205,7 +209,9 @@ def _source(
 ) -> Source:
     """Make the source of files with labels, by split."""
     known = {label for _, label in labelled["train"]}
-    are_numbers = tables and all(re.fullmatch(r"\d{1,9}", label) for label in known)
+    are_numbers = any(each.suffix != ".txt" for each in tables) and all(
+        re.fullmatch(r"\d{1,9}", label) for label in known
+    )
     classes = sorted(known, key=int) if are_numbers else sorted(known)
     for files in labelled.values():
         if strangers := sorted({label for _, label in files} - known):

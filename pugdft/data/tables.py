@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -184,7 +185,7 @@ def _contents(parts: Mapping[str, Any], where: str, choice: SplitChoice) -> Cont
         raw = parts[part].cast_column(image, datasets.Image(decode=False)).with_format("arrow")
 
         def samples() -> Iterator[EncodedImage]:
-            return _samples(raw.iter(batch_size=1000), image, label, f"{where} {part}", numbers)
+            return _samples(raw.iter(batch_size=1000), image, label, f"{where} {part}", numbers, True)
 
         return Split(len(raw), samples)
 
@@ -288,15 +289,27 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _samples(
-    tables: Iterable[Any], image: str, label: str, where: str, numbers: dict[Any, int] | None
+    tables: Iterable[Any],
+    image: str,
+    label: str,
+    where: str,
+    numbers: dict[Any, int] | None,
+    takes_paths: bool = False,
 ) -> Iterator[EncodedImage]:
-    """The rows of tables; without ``numbers``, labels are class numbers already."""
+    """The rows of tables; without ``numbers``, labels are class numbers already.
+
+    Args:
+        takes_paths: whether an image may be a path. Tables of ``datasets`` name files that it has fetched;
+            a file that somebody else made might name any file.
+    """
     row = 0
     for table in tables:
         for cell, value in zip(table[image].to_pylist(), table[label].to_pylist(), strict=True):
             content = cell.get("bytes") if isinstance(cell, dict) else cell
             place = f"{where} row {row}"
-            if not isinstance(content, bytes):
+            if content is None and takes_paths and os.path.isfile(str(cell and cell.get("path"))):
+                content = Path(cell["path"])
+            if not isinstance(content, bytes | Path):
                 raise UserError(f'{place}: column "{image}" holds no image bytes')
             number = value if numbers is None else numbers.get(_normal(value))
             if not isinstance(number, int):

@@ -178,7 +178,7 @@ def test_hidden_and_accidental_files_are_left_out_at_every_level_and_counted(
     ):  # fmt: skip
         place.mkdir(parents=True)
         shutil.copy(bee / "000.png", place / "x.png")
-    for name in ("._000.png", "Thumbs.db", ".DS_Store"):
+    for name in ("._000.png", "Thumbs.db", "000.png~"):
         shutil.copy(bee / "000.png", bee / name)
     store, said = opened(insects)
     assert store.classes == CLASSES
@@ -279,6 +279,17 @@ def test_a_test_split_whose_labels_are_kept_back_gives_way_to_validation(
     store, said = opened(folder)
     assert store.sha256 == store_of(image_folder).sha256
     assert "the test split is validation; test not used" in said[0]
+
+
+def test_a_test_split_of_empty_class_folders_gives_way_to_validation(
+    insects: Path, image_folder: Path
+) -> None:
+    (insects / "test").rename(insects / "val")
+    for name in CLASSES:
+        (insects / "test" / name).mkdir(parents=True)
+    store, said = opened(insects)
+    assert store.sha256 == store_of(image_folder).sha256
+    assert "the test split is val; test not used" in said[0]
 
 
 def test_splits_can_be_named(insects: Path, image_folder: Path, small_recipe: dict[str, Any]) -> None:
