@@ -437,7 +437,7 @@ def _accelerator(recipe: Recipe, notes: list[str]) -> tuple[Recipe, Accelerator]
 
 def _store(recipe: Recipe, data: str | None) -> Store:
     try:
-        test, splits = recipe.data.test, recipe.data.splits
+        test, splits = recipe.data.test, recipe.data.split_names
         source = open_source(recipe.data.name, test, splits, trusts_memory=False)
         # The same images may lie here in another form, and how they are read changes no result.
         storage = recipe.data.storage if source.folder else "auto"

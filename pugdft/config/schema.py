@@ -57,6 +57,18 @@ class RandomResizedCropSection(Section):
     ratio: Range = Field([0.75, 1.3333], description="width over height, drawn evenly in its logarithm")
 
 
+class SplitsSection(Section):
+    """The data set's own names of its splits: folders, files or values of a column."""
+
+    train: StrictStr | None = Field(None, description="the training images; null: train or training")
+    test: StrictStr | None = Field(
+        None, description="the test images; null: test, or else val, validation, …"
+    )
+    validation: StrictStr | None = Field(
+        None, description="the validation images; null: held out from train by data.validation"
+    )
+
+
 class DataSection(Section):
     """The images."""
 
@@ -74,10 +86,8 @@ class DataSection(Section):
         0.0,
         description="fraction of each class cut from a data set without a test split, alike for every seed",
     )
-    splits: dict[Literal["train", "test", "validation"], StrictStr] | None = Field(
-        None,
-        description="the data set's own names of its splits, such as {train: training, test: holdout}; "
-        "null: found by the usual names",
+    splits: SplitsSection | None = Field(
+        None, description="names of splits, such as {train: part_a, test: part_b}; null: the usual names"
     )
     crop_padding: Annotated[int, Field(ge=0, le=512)] = Field(
         4,
@@ -113,7 +123,12 @@ class DataSection(Section):
     @property
     def holds_out(self) -> bool:
         """Whether there are validation images, of the data set's own or held out from train."""
-        return bool(self.validation or "validation" in (self.splits or {}))
+        return bool(self.validation or "validation" in self.split_names)
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        """The names in ``splits`` that are given."""
+        return self.splits.model_dump(exclude_none=True) if self.splits else {}
 
     @model_validator(mode="before")
     @classmethod
@@ -243,7 +258,9 @@ class Recipe(Section):
     def as_dict(self) -> dict[str, Any]:
         """Plain data in the order of the schema: what ``--dry-run`` prints and the record keeps."""
         # What came later is left out where it is not used: digests of older recipes stay.
-        unused = {key for key in ("test", "splits") if not getattr(self.data, key)}
+        unused = {
+            key for key, used in (("test", self.data.test), ("splits", self.data.split_names)) if not used
+        }
         return self.model_dump(
             mode="json", exclude={"data": unused} | ({} if self.tuning else {"tuning": True})
         )
@@ -264,7 +281,7 @@ def _cross_faults(recipe: Recipe) -> list[ConfigIssue]:
                 f"{train.micro_batch_size} is more than batch_size {train.batch_size}",
             )
         )
-    if recipe.data.validation and "validation" in (recipe.data.splits or {}):
+    if recipe.data.validation and "validation" in recipe.data.split_names:
         faults.append(ConfigIssue("data.validation", "data.splits names a validation split: leave one out"))
     if train.evaluate == "validation" and not recipe.data.holds_out:
         faults.append(

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pugdft.data.image_folders import image_folder_source, table_source
 from pugdft.data.source import Source, SplitChoice
@@ -53,7 +52,7 @@ LAYOUTS = (
 
 
 def open_source(
-    name: str, test: float = 0.0, splits: Mapping[Any, str] | None = None, trusts_memory: bool = True
+    name: str, test: float = 0.0, splits: Mapping[str, str] | None = None, trusts_memory: bool = True
 ) -> Source:
     """The source behind ``data.name``.
 

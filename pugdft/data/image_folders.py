@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 from pugdft.data.source import (
@@ -261,7 +262,7 @@ def _class_folders(split: Path, folders: Sequence[Path], left: LeftOut, is_train
 def _columns(table: Path) -> tuple[str, str, str | None, str] | None:
     """The names of a table's columns of paths, labels and perhaps splits, and what divides its fields."""
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        line = file.readline(10_000).strip()
+        line = file.readline(10_000).rstrip("\r\n")
     divider = max(",;\t", key=line.count)
     names = {each.strip().lower(): each for each in next(csv.reader([line], delimiter=divider), [])}
     path, label, split = (
@@ -281,15 +282,17 @@ def _rows(table: Path) -> dict[str, Labelled]:
         )
     path, label, split, divider = columns
     labelled: dict[str, Labelled] = {}
-    lines = _utf8_text(table).removeprefix("\ufeff").splitlines()
-    reader = csv.DictReader(lines, delimiter=divider)
-    for row in reader:
-        file, name = table.parent / (row[path] or "").strip(), class_name(row[label] or "")
-        if not os.path.isfile(file):
-            raise UserError(f'{table} line {reader.line_num}: "{visible(row[path] or "")}" is no file')
-        if not name:
-            raise UserError(f"{table} line {reader.line_num}: has no label")
-        labelled.setdefault((row[split] or "").strip() if split else "all", []).append((file, name))
+    text = StringIO(_utf8_text(table).removeprefix("\ufeff"), newline="")
+    reader = csv.DictReader(text, delimiter=divider)
+    with refuse(csv.Error, lambda error: f"{table} line {reader.line_num}: {error}"):
+        for row in reader:
+            file, name = table.parent / (row[path] or "").strip(), class_name(row[label] or "")
+            if not os.path.isfile(file):
+                raise UserError(f'{table} line {reader.line_num}: "{visible(row[path] or "")}" is no file')
+            if not name:
+                raise UserError(f"{table} line {reader.line_num}: has no label")
+            part = (row[split] or "").strip() if split else "all"
+            labelled.setdefault(part, []).append((file, name))
     if not labelled:
         raise UserError(f"{table}: has no rows")
     return labelled

@@ -161,7 +161,8 @@ def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tup
         UserError: the data or the weights cannot be used.
     """
     data = recipe.data
-    store = prepare(open_source(data.name, data.test, data.splits), data.image_size, data.storage, on_message)
+    source = open_source(data.name, data.test, data.split_names)
+    store = prepare(source, data.image_size, data.storage, on_message)
     with attention_of(pick(recipe, device_type())):
         backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed)
     return store, backbone
