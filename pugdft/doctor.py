@@ -759,7 +759,7 @@ class RecipeNeeds:
             text = f"{place}, more than {size(_LARGEST_READ)}: too much to read now"
             yield Check("note", "data", text, f"pugdft data prepare {data.name}")
             return
-        source = open_source(data.name)
+        source = open_source(data.name, data.test, data.split_names)
         yield Check("ok", "data", f"{data.name}, {size(num_bytes)}" if num_bytes else data.name)
         store = find_store(stores, source, data.image_size) if data.storage != "files" else None
         if store:

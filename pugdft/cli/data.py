@@ -15,7 +15,10 @@ app = typer.Typer(help="Prepare, verify and clean data sets.", no_args_is_help=T
 
 Name = Annotated[
     str,
-    typer.Argument(help="cifar10, cifar100, tiny_imagenet, bundled, or a folder.", show_default=False),
+    typer.Argument(
+        help="cifar10, cifar100, tiny_imagenet, bundled, a folder, a CSV file, or owner/name on the Hub.",
+        show_default=False,
+    ),
 ]
 ImageSize = Annotated[int, typer.Option(min=8, help="Side of the backbone's input, in pixels.")]
 
@@ -31,16 +34,21 @@ class StorageForm(StrEnum):
 Storage = Annotated[
     StorageForm, typer.Option(help="Keep decoded images, or read their files; auto: as the disk allows.")
 ]
+Test = Annotated[
+    float, typer.Option(min=0, max=0.99, help="Fraction cut from train as the test split, as data.test.")
+]
 
 
 @app.command("prepare")
-def prepare_data(name: Name, image_size: ImageSize = 224, storage: Storage = StorageForm.AUTO) -> None:
+def prepare_data(
+    name: Name, image_size: ImageSize = 224, storage: Storage = StorageForm.AUTO, test: Test = 0.0
+) -> None:
     """Fetch a data set if need be and decode it; prints the folder that images are read from."""
-    from pugdft.data.cache import SPLITS, prepare
+    from pugdft.data.cache import prepare
     from pugdft.data.datasets import open_source
 
-    store = prepare(open_source(name), image_size, storage.value, _say)
-    for split in SPLITS:
+    store = prepare(open_source(name, test), image_size, storage.value, _say)
+    for split in store.splits:
         images = store.images(split)
         side = f"{images.shape[1]} × {images.shape[2]}"
         print(f"{split}: {len(images):,} images of {side} pixels", file=sys.stderr)
@@ -55,6 +63,7 @@ def verify_data(
     ] = None,
     image_size: ImageSize = 224,
     storage: Storage = StorageForm.AUTO,
+    test: Test = 0.0,
 ) -> None:
     """Read every pixel and label again and compare their digest with the one of the first decoding."""
     if name is None:
@@ -64,7 +73,8 @@ def verify_data(
     from pugdft.data.cache import prepare
     from pugdft.data.datasets import open_source
 
-    store = prepare(open_source(name), image_size, storage.value, _say)
+    source = open_source(name, test, trusts_memory=False)
+    store = prepare(source, image_size, storage.value, _say)
     if store.content_sha256() != store.sha256:
         kind = "file" if store.files else "folder"
         raise RunFailed(f"{store.kept}: damaged; delete this {kind} and prepare the data again")

@@ -47,17 +47,37 @@ class RandomResizedCropSection(Section):
     ratio: Range = Field([0.75, 1.3333], description="width over height, drawn uniformly in its logarithm")
 
 
+class SplitsSection(Section):
+    """The data set's own names of its splits: folders, files or values of a column."""
+
+    train: StrictStr | None = Field(None, description="the training images; null: train or training")
+    test: StrictStr | None = Field(
+        None, description="the test images; null: test, or else val, validation, …"
+    )
+    validation: StrictStr | None = Field(
+        None, description="the validation images; null: held out from train by data.validation"
+    )
+
+
 class DataSection(Section):
     """The images."""
 
     name: StrictStr = Field(
-        description="cifar10, cifar100, tiny_imagenet, bundled, or a folder of parquet or image files"
+        description="cifar10, cifar100, tiny_imagenet, bundled, a folder of parquet or image files, "
+        "a CSV file of paths and labels, or owner/name on the Hugging Face Hub"
     )
     image_size: Annotated[int, Field(ge=8, le=4096)] = Field(
         224, description="side of the square that the backbone sees, in pixels"
     )
     validation: Fraction = Field(
         0.0, description="fraction of the train split held out, seeded and class-balanced"
+    )
+    test: Fraction = Field(
+        0.0,
+        description="fraction of each class cut from a data set without a test split, alike for every seed",
+    )
+    splits: SplitsSection | None = Field(
+        None, description="names of splits, such as {train: part_a, test: part_b}; null: the usual names"
     )
     crop_padding: Annotated[int, Field(ge=0, le=512)] = Field(
         4,
@@ -88,6 +108,16 @@ class DataSection(Section):
         description="decoded: all pixels are stored in the cache; files: image files are decoded each time; "
         "auto: files if the disk is too small; no effect on the result",
     )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are validation images, of the data set's own or held out from train."""
+        return bool(self.validation or "validation" in self.split_names)
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        """The names in ``splits`` that are given."""
+        return self.splits.model_dump(exclude_none=True) if self.splits else {}
 
     @model_validator(mode="before")
     @classmethod
@@ -216,7 +246,13 @@ class Recipe(Section):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data in the order of the schema: what ``--dry-run`` prints and the record keeps."""
-        return self.model_dump(mode="json", exclude=None if self.tuning else {"tuning"})
+        # What came later is left out where it is not used: digests of older recipes stay.
+        unused = {
+            key for key, used in (("test", self.data.test), ("splits", self.data.split_names)) if not used
+        }
+        return self.model_dump(
+            mode="json", exclude={"data": unused} | ({} if self.tuning else {"tuning": True})
+        )
 
     def digest(self) -> str:
         """sha256 (hex) of the resolved recipe: equal digests mean equal runs."""
@@ -229,7 +265,9 @@ def cross_faults(recipe: Recipe) -> Iterator[ConfigIssue]:
     if micro_batch_size > train.batch_size:
         problem = f"{micro_batch_size} is more than batch_size {train.batch_size}"
         yield ConfigIssue("train.micro_batch_size", problem)
-    if train.evaluate == "validation" and not data.validation:
+    if data.validation and "validation" in data.split_names:
+        yield ConfigIssue("data.validation", "data.splits names a validation split: leave one out")
+    if train.evaluate == "validation" and not data.holds_out:
         yield ConfigIssue("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
     if data.random_resized_crop and data.crop_padding:
         problem = "random_resized_crop takes the place of this crop: leave it out, or set it to 0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -151,17 +152,13 @@ class Targets:
 
     def loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
         """Sum the cross-entropy over the images; a mixed target weighs two cross-entropies."""
-        loss = self._cross_entropy(logits, self.labels, label_smoothing)
+        cross_entropy = partial(functional.cross_entropy, reduction="sum", label_smoothing=label_smoothing)
+        loss: Tensor = cross_entropy(logits, self.labels)
         if self.partners is None:
             return loss
-        other = self._cross_entropy(logits, self.partners, label_smoothing)
-        return self.weight * loss + (1 - self.weight) * other
+        return self.weight * loss + (1 - self.weight) * cross_entropy(logits, self.partners)
 
     def correct(self, logits: Tensor) -> Tensor:
         """Count the images whose prediction is the label of larger weight."""
         labels = self.labels if self.partners is None or self.weight >= 0.5 else self.partners
         return (logits.argmax(1) == labels).sum()
-
-    @staticmethod
-    def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)

@@ -6,13 +6,13 @@ import copy
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from pugdft.errors import ConfigIssue
+from pugdft.data.rng import global_generators_kept
+from pugdft.errors import ConfigIssue, collect, reason, refuse
 
 Transform = Callable[[Image.Image], Image.Image]
 
@@ -29,7 +29,7 @@ def auto_augmentation(text: str, side: int, mean: tuple[float, ...], interpolati
     """Build timm's augmentation of this name with the parameters of timm's training script.
 
     Raises:
-        ValueError: there is none.
+        AssertionError, KeyError, ValueError: there is none.
     """
     from timm.data import auto_augment
     from timm.data.transforms import str_to_pil_interp
@@ -49,10 +49,7 @@ def auto_augmentation(text: str, side: int, mean: tuple[float, ...], interpolati
         make = auto_augment.rand_augment_transform
     elif kind == "augmix":
         make, parameters["translate_pct"] = auto_augment.augment_and_mix_transform, 0.3
-    try:
-        transform: Transform = make(text, parameters)
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+    transform: Transform = make(text, parameters)
     for attribute, letter in _LENGTHS.items():
         if getattr(transform, attribute, 0) > _MOST_OPERATIONS:
             raise ValueError(f"{letter} is at most {_MOST_OPERATIONS}")
@@ -68,17 +65,16 @@ def data_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
     if not isinstance(text, str):
         return []
     known = "such as rand-m9-mstd0.5-inc1, augmix-m3-w3, v0, original-mstd0.5 or 3a"
-    try:
-        transform = auto_augmentation(text, _TRIED_SIDE, (0.5,) * 3, "bicubic")
-    except ValueError as error:
-        return [ConfigIssue("data.auto_augment", f'"{text}" is nothing that timm knows ({error}); {known}')]
-    try:
-        _try(transform)
-    except Exception as error:  # timm, Pillow and numpy raise anything for odd numbers
-        reason = " ".join(str(error).split()) or type(error).__name__
-        message = f'"{text}" has numbers that timm\'s augmentation cannot do with ({reason}); {known}'
-        return [ConfigIssue("data.auto_augment", message)]
-    return []
+    faults: list[ConfigIssue] = []
+    with collect(faults, "data.auto_augment"):
+        unknown = (AssertionError, KeyError, ValueError)
+        with refuse(unknown, lambda error: f'"{text}" is nothing that timm knows ({reason(error)}); {known}'):
+            transform = auto_augmentation(text, _TRIED_SIDE, (0.5,) * 3, "bicubic")
+        problem = f'"{text}" has numbers that timm\'s augmentation cannot do with'
+        # timm, Pillow and numpy raise anything for odd numbers.
+        with refuse(Exception, lambda error: f"{problem} ({reason(error)}); {known}"):
+            _try(transform)
+    return faults
 
 
 def _operations(transform: Any) -> Iterator[Any]:
@@ -103,22 +99,11 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
 def _try(transform: Transform) -> None:
     """Apply an augmentation and each of its operations once; their errors are raised."""
     image = Image.new("RGB", (_TRIED_SIDE, _TRIED_SIDE), (128, 128, 128))
-    with _own_random_numbers(), np.errstate(invalid="raise"):
+    with global_generators_kept(), np.errstate(invalid="raise"):
+        random.seed(0)
+        np.random.seed(0)
         transform(image)
         for operation in _operations(transform):
             certain = copy.copy(operation)
             certain.prob = 1.0
             certain(image)
-
-
-@contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Use fixed random numbers inside the ``with`` and restore the global state after it."""
-    state, numpy_state = random.getstate(), np.random.get_state()
-    random.seed(0)
-    np.random.seed(0)
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)

@@ -5,31 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import PIL
 from filelock import FileLock
 from PIL import features
+from pydantic import BaseModel, ConfigDict, Field
 
-from pugdft.data.datasets import SPLITS, Contents, EncodedImage, Source
-from pugdft.data.decode import NotNative, decode, decoded_split, kept_name
-from pugdft.errors import RunFailed, UserError
+from pugdft.data.decode import NotNative, decode, decoded_images, kept_name
+from pugdft.data.source import SPLITS, Contents, EncodedImage, Source, Split
+from pugdft.errors import RunFailed, UserError, reason, refuse
 from pugdft.machine import usable_cores
 from pugdft.paths import cache_subfolder, write_atomically
 
-_SHARE = 0.1
+Storage = Literal["auto", "decoded", "files"]
 
-LARGER_DISK = "set PUGDFT_CACHE to a folder on a larger disk"
-
-UNPACK = "unpack them into train/CLASS/*.png and test/CLASS/*.png and give that folder as data.name"
+_META = "meta.json"
+_CHUNK = 512
+_RESERVE = 0.1  # of the disk, and of what is free on it
+_LARGER_DISK = "set PUGDFT_CACHE to a folder on a larger disk"
+_UNPACK = "unpack them into train/CLASS/*.png and test/CLASS/*.png and give that folder as data.name"
+_REMEDY = (
+    "Images that are not kept decoded (data.storage) must stay as they are while a run reads them: "
+    "put the file back, and the same command goes on"
+)
 
 
 class NoRoom(Exception):
@@ -51,141 +58,82 @@ def check_room(folder: Path, source: Source, num_bytes: int, keeps_reserve: bool
     usage = shutil.disk_usage(folder)
     if not usage.total:  # not every file system can tell
         return
-    found = f"{source.name} takes {_gib(num_bytes)} decoded, {_gib(usage.free)} are free in {folder}"
-    is_small = num_bytes <= _SHARE * usage.free
-    if keeps_reserve and not is_small and usage.free - num_bytes < _SHARE * usage.total:
+    needed, free = (f"{each / 2**30:,.2f} GiB" for each in (num_bytes, usage.free))
+    found = f"{source.name} takes {needed} decoded, {free} are free in {folder}"
+    is_small = num_bytes <= _RESERVE * usage.free
+    if keeps_reserve and not is_small and usage.free - num_bytes < _RESERVE * usage.total:
         raise NoRoom(found)
     if num_bytes > usage.free:
-        otherwise = "data.storage=files, which decodes images each time" if source.folder else UNPACK
-        raise UserError(f"{found}. Either {LARGER_DISK}, or {otherwise}")
+        otherwise = "data.storage=files, which decodes images each time" if source.folder else _UNPACK
+        raise UserError(f"{found}. Either {_LARGER_DISK}, or {otherwise}")
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB"
-
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class FileFacts:
+class FileFacts(BaseModel):
     """Digest and size of a data set whose images stay in their files, found by decoding each once.
 
     Attributes:
-        path: where it is kept.
+        source: the data set's name.
         sha256: over all pixels and labels, as a store has it.
         side: of the decoded images.
         resize_to: as ``decode`` takes it.
-        num_images: of both splits together.
+        images: how many, in all splits together.
+        notes: what a person should know of them.
+        decoder: the libraries that turned files into pixels: another version of one may round otherwise.
     """
 
-    path: Path
-    sha256: str
-    side: int
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    source: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    side: Annotated[int, Field(ge=1)]
     resize_to: int | None
-    num_images: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all decoded images."""
-        return self.num_images * self.side**2 * 3
-
-
-@dataclass(frozen=True)
-class Files:
-    """A data set's images in their files, with their labels, by split."""
-
-    facts: FileFacts
-    images: Mapping[str, ImageFiles]
-    labels: Mapping[str, np.ndarray]
-
-
-def open_files(contents: Contents, facts: FileFacts) -> Files:
-    """Open the images that ``facts`` describe.
-
-    Raises:
-        OSError: a file is not there any more.
-    """
-    images, labels = {}, {}
-    for split in SPLITS:
-        samples = list(getattr(contents, split).samples())
-        images[split] = ImageFiles([each.content for each in samples], facts.side, facts.resize_to)
-        labels[split] = np.array([each.label for each in samples], np.int64)
-    return Files(facts, images, labels)
-
-
-def find_facts(root: Path, source: Source, image_size: int) -> FileFacts | None:
-    """Read the facts kept for a source; None if they are incomplete or another decoder made them."""
-    for resize_to in (None, image_size):
-        path = _path(root, source, resize_to)
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            facts = FileFacts(path, kept["sha256"], kept["side"], resize_to, kept["images"])
-            is_whole = (
-                kept["decoder"] == _decoder()
-                and _SHA256.fullmatch(facts.sha256)
-                and facts.side in (range(1, image_size + 1) if resize_to is None else (image_size,))
-                and type(facts.num_images) is int
-            )
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            continue
-        if is_whole:
-            return facts
-    return None
-
-
-def learn_facts(root: Path, source: Source, contents: Contents, image_size: int) -> FileFacts:
-    """Decode every image once and keep its digest and size.
-
-    Raises:
-        UserError: an image does not decode, or a split is not usable.
-        OSError: ``root`` cannot be written.
-    """
-    try:
-        facts = _learn(root, source, contents, None, image_size)
-    except NotNative:
-        facts = _learn(root, source, contents, image_size, image_size)
-    kept: dict[str, Any] = {
-        "source": source.name,
-        "sha256": facts.sha256,
-        "side": facts.side,
-        "images": facts.num_images,
-        "decoder": _decoder(),
-    }
-    write_atomically(facts.path, json.dumps(kept, indent=1).encode())
-    return facts
-
-
-def _learn(
-    root: Path, source: Source, contents: Contents, resize_to: int | None, image_size: int
-) -> FileFacts:
-    digest, sides, num_images = hashlib.sha256(), range(1, image_size + 1), 0
-    for split in SPLITS:
-        part = getattr(contents, split)
-        digest.update(np.array([sample.label for sample in part.samples()], np.int64).tobytes())
-        where = f"data set {source.name}: the {split} split"
-        for _, pixels in decoded_split(part, where, len(contents.classes), resize_to, sides):
-            digest.update(pixels.tobytes())
-            sides = range(len(pixels), len(pixels) + 1)
-            num_images += 1
-    return FileFacts(_path(root, source, resize_to), digest.hexdigest(), sides[0], resize_to, num_images)
-
-
-def _path(root: Path, source: Source, resize_to: int | None) -> Path:
-    return root / f"{kept_name(source.key, resize_to)}.json"
+    images: int
+    notes: list[str]
+    decoder: str
 
 
 def _decoder() -> str:
-    """The libraries that turn files into pixels: another version of one may round otherwise."""
+    """The versions of the libraries that decode images."""
     libraries = ("libjpeg_turbo", "jpg", "webp", "libtiff")
     versions = [features.version(name) for name in libraries if features.check(name)]
     return " ".join(["pillow", PIL.__version__, *map(str, versions)])
 
 
-_REMEDY = (
-    "Images that are not kept decoded (data.storage) must stay as they are while a run reads them: "
-    "put the file back, and the same command goes on"
-)
+def _facts_path(root: Path, source: Source, resize_to: int | None) -> Path:
+    return root / f"{kept_name(source.key, resize_to)}.json"
+
+
+def _find_facts(root: Path, source: Source, image_size: int) -> FileFacts | None:
+    """Read the facts kept for a source; None if they are damaged or another decoder made them."""
+    for resize_to in (None, image_size):
+        with suppress(FileNotFoundError, ValueError):
+            kept = _facts_path(root, source, resize_to).read_text(encoding="utf-8")
+            facts = FileFacts.model_validate_json(kept)
+            if facts.decoder == _decoder() and facts.side <= image_size:
+                return facts
+    return None
+
+
+def _learn_facts(source: Source, contents: Contents, resize_to: int | None, image_size: int) -> FileFacts:
+    """Decode every image once for the digest and the size of all.
+
+    Raises:
+        NotNative, UserError: as ``decoded_images``.
+    """
+    digest, num_images, side, notes = hashlib.sha256(), 0, 0, list(contents.notes)
+    for split, row, _, pixels in decoded_images(source.name, contents, resize_to, image_size, notes):
+        if row == 0:
+            digest.update(_labels(contents.splits[split]).tobytes())
+        digest.update(pixels.tobytes())
+        num_images, side = num_images + 1, len(pixels)
+    return FileFacts(
+        source=source.name, sha256=digest.hexdigest(), side=side, resize_to=resize_to, images=num_images,
+        notes=notes, decoder=_decoder(),
+    )  # fmt: skip
+
+
+def _labels(split: Split) -> np.ndarray:
+    return np.array([sample.label for sample in split.samples()], np.int64)
 
 
 def cores() -> int:
@@ -257,8 +205,8 @@ class ImageFiles:
             pixels = decode(EncodedImage(Path(file), 0, file), self._resize_to)
             is_same = _stamp(file) == tuple(self._stamps[index]) and pixels.shape == self.shape[1:]
         except (UserError, OSError) as error:
-            reason = f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)
-            raise RunFailed(f"{reason}. {_REMEDY}") from None
+            what = f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise RunFailed(f"{what}. {_REMEDY}") from None
         if not is_same:
             # The run's record names the digest of other pixels.
             raise RunFailed(f"{file}: this image has changed since it was first read. {_REMEDY}")
@@ -274,13 +222,6 @@ def _stamp(file: str) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-Storage = Literal["auto", "decoded", "files"]
-
-_META = "meta.json"
-
-_CHUNK = 512
-
-
 @dataclass(frozen=True)
 class Store:
     """A prepared data set.
@@ -290,41 +231,53 @@ class Store:
         folder: where the decoded images lie, or the images' own files.
         classes: names in label order.
         sha256: over all pixels and labels, so that equal data has equal digests whatever it came from.
-        files: the images' own files, if no decoded ones are kept.
+        kept: the folder or file in the cache that belongs to it.
+        files: images and labels by split, if no decoded images are kept.
+        notes: what a person should know of the images.
     """
 
     name: str
     folder: Path
     classes: list[str]
     sha256: str
-    files: Files | None = None
+    kept: Path
+    files: Mapping[str, tuple[ImageFiles, np.ndarray]] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
-    def kept(self) -> Path:
-        """The folder or file in the cache that belongs to it."""
-        return self.files.facts.path if self.files else self.folder
+    def splits(self) -> list[str]:
+        """``train``, ``test``, and ``validation`` where the data set has one of its own."""
+        if self.files:
+            return list(self.files)
+        has_own = (self.folder / "validation_images.npy").exists()
+        return [split for split in SPLITS if split != "validation" or has_own]
 
     def images(self, split: str) -> Pixels:
         """uint8, (images, side, side, 3), read-only: memory-mapped, or decoded from files each time."""
         if self.files:
-            return self.files.images[split]
+            return self.files[split][0]
         return np.load(self.folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
 
     def labels(self, split: str) -> np.ndarray:
         """int64, (images,)."""
         if self.files:
-            return self.files.labels[split]
+            return self.files[split][1]
         return np.load(self.folder / f"{split}_labels.npy", allow_pickle=False)
 
     def content_sha256(self) -> str:
         """sha256 (hex) over the labels and pixels as they are now: what ``sha256`` must say."""
         digest = hashlib.sha256()
-        for split in SPLITS:
+        for split in self.splits:
             digest.update(self.labels(split).tobytes())
             images = self.images(split)
             for start in range(0, len(images), _CHUNK):
                 digest.update(np.ascontiguousarray(images[start : start + _CHUNK]).tobytes())
         return digest.hexdigest()
+
+
+def content_sha256(folder: Path) -> str:
+    """sha256 (hex) over the labels and pixels of a store's files: what ``meta.json`` must say."""
+    return Store("", folder, [], "", folder).content_sha256()
 
 
 def prepare(
@@ -340,94 +293,95 @@ def prepare(
         image_size: side of the square that the backbone sees.
         storage: ``decoded``; ``files``, where each image is one; or ``auto``: files where the disk has no
             room for decoded images and none are there.
-        on_message: called with a message if `auto` chooses to read the files.
+        on_message: called with what a person should know: files left out, the choice of splits, storage.
 
     Raises:
         UserError: an image does not decode, a label or a split is not usable, the cache cannot be read
             or written, the disk is too small, the source has no files of its own.
     """
+    say = on_message or (lambda text: None)
+    for note in source.notes:
+        say(note)
+    store = _prepared(source, image_size, storage, say)
+    for note in store.notes:
+        say(note)
+    return store
+
+
+def _prepared(source: Source, image_size: int, storage: Storage, say: Callable[[str], None]) -> Store:
     root = cache_subfolder("stores")
-    try:
+    otherwise = f"Decoded images are kept in {root}; PUGDFT_CACHE chooses another folder"
+    with refuse(OSError, lambda error: f"{error.filename or root}: {reason(error)}. {otherwise}"):
         if storage == "files":
             return _files_store(root, source, image_size)
-        return _decoded_store(root, source, image_size, storage == "auto" and source.folder is not None)
-    except NoRoom as problem:
-        if on_message is not None:
-            on_message(f"{problem}: images are decoded from their files each time")
-        return prepare(source, image_size, "files")
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or root}: {error.strerror or error}. Decoded images are kept in {root}; "
-            "PUGDFT_CACHE chooses another folder"
-        ) from None
-
-
-def content_sha256(folder: Path) -> str:
-    """sha256 (hex) over the labels and pixels of a store's files: what ``meta.json`` must say."""
-    return Store("", folder, [], "").content_sha256()
+        try:
+            return _decoded_store(root, source, image_size, storage == "auto" and source.folder is not None)
+        except NoRoom as problem:
+            say(f"{problem}: images are decoded from their files each time")
+        return _files_store(root, source, image_size)
 
 
 def _files_store(root: Path, source: Source, image_size: int) -> Store:
+    """Open the images in their own files; decode them first if their digest is not known."""
     if source.folder is None:
         raise UserError(
             f"data.storage: files is for folders of image files; the images of {source.name} lie in tables. "
-            f"Either {UNPACK}, or {LARGER_DISK} and leave data.storage at auto"
+            f"Either {_UNPACK}, or {_LARGER_DISK} and leave data.storage at auto"
         )
     contents = source.read()
-    facts = find_facts(root, source, image_size)
+    facts = _find_facts(root, source, image_size)
     if facts is None:
         with FileLock(root / f"{source.key}-files.lock"):
-            facts = find_facts(root, source, image_size) or learn_facts(root, source, contents, image_size)
-    files = open_files(contents, facts)
-    return Store(source.name, source.folder, contents.classes, facts.sha256, files)
+            facts = _find_facts(root, source, image_size)
+            if facts is None:
+                with suppress(NotNative):
+                    facts = _learn_facts(source, contents, None, image_size)
+                facts = facts or _learn_facts(source, contents, image_size, image_size)
+                kept = _facts_path(root, source, facts.resize_to)
+                write_atomically(kept, facts.model_dump_json(indent=1).encode())
+    files = {}
+    for name, split in contents.splits.items():
+        paths = [sample.content for sample in split.samples() if isinstance(sample.content, Path)]
+        files[name] = ImageFiles(paths, facts.side, facts.resize_to), _labels(split)
+    kept = _facts_path(root, source, facts.resize_to)
+    return Store(source.name, source.folder, contents.classes, facts.sha256, kept, files, tuple(facts.notes))
 
 
 def _decoded_store(root: Path, source: Source, image_size: int, keeps_reserve: bool) -> Store:
-    """Open or build the decoded store.
-
-    Raises:
-        NoRoom: ``keeps_reserve`` is set and the free space would fall below the reserve.
-    """
+    """Open or build the decoded store; ``keeps_reserve`` as in ``check_room``."""
     if store := find_store(root, source, image_size):
         return store
-    if keeps_reserve and (facts := find_facts(root, source, image_size)):
-        check_room(root, source, facts.nbytes, keeps_reserve)  # without decoding anything
+    if keeps_reserve and (facts := _find_facts(root, source, image_size)):
+        check_room(root, source, facts.images * facts.side**2 * 3, keeps_reserve)  # nothing is decoded yet
     with FileLock(root / f"{source.key}.lock"):
         if store := find_store(root, source, image_size):
             return store
         contents = source.read()
-        try:
+        with suppress(NotNative):
             return _build(root, source, contents, None, image_size, keeps_reserve)
-        except NotNative:
-            return _build(root, source, contents, image_size, image_size, keeps_reserve)
+        return _build(root, source, contents, image_size, image_size, keeps_reserve)
 
 
 def find_store(root: Path, source: Source, image_size: int) -> Store | None:
+    """Find the whole store of a source; None if it is absent or damaged, and is to be built.
+
+    Raises:
+        OSError: it cannot be read just now, which says nothing about its content.
+    """
     for resize_to in (None, image_size):
-        folder = _folder(root, source, resize_to)
-        try:
+        folder = root / kept_name(source.key, resize_to)
+        with suppress(FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
             meta = json.loads((folder / _META).read_text())
-            store = Store(source.name, folder, list(meta["classes"]), str(meta["sha256"]))
-            sides = [_checked_side(store, split) for split in SPLITS]
-        except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
-            # Absent or damaged, which is the same: building replaces it. Nothing is deleted here, where
-            # another process may be building; and any other OSError says nothing about the content.
-            continue
-        if max(sides) <= image_size:
-            return store
+            classes, sha256, notes = list(meta["classes"]), str(meta["sha256"]), tuple(meta["notes"])
+            store = Store(source.name, folder, classes, sha256, folder, notes=notes)
+            sides = [_checked_side(store, split) for split in meta["splits"]]
+            if max(sides) <= image_size:
+                return store
     return None
 
 
-def _folder(root: Path, source: Source, resize_to: int | None) -> Path:
-    return root / kept_name(source.key, resize_to)
-
-
 def _checked_side(store: Store, split: str) -> int:
-    """The side of a split's images.
-
-    Raises:
-        FileNotFoundError, EOFError, ValueError: a file is missing, or is not what was written.
-    """
+    """The side of a split's images; an error if a file is missing or is not what was written."""
     images, labels = store.images(split), store.labels(split)
     num_images, height, width, _ = images.shape
     if labels.shape != (num_images,) or height != width:
@@ -443,54 +397,30 @@ def _build(
     image_size: int,
     keeps_reserve: bool,
 ) -> Store:
-    temporary = Path(tempfile.mkdtemp(dir=root, prefix=".making-"))
-    try:
-        sides = range(1, image_size + 1)
-        num_left = sum(getattr(contents, split).size for split in SPLITS)
-        for split in SPLITS:
-
-            def fits(num_bytes: int, num_images: int = num_left) -> None:
-                check_room(root, source, num_images * num_bytes, keeps_reserve)
-
-            where = f"data set {source.name}: the {split} split"
-            side = _decode_split(temporary, split, where, contents, resize_to, sides, fits)
-            sides = range(side, side + 1)  # one resize on the device serves both splits
-            num_left -= getattr(contents, split).size
-        sha256 = content_sha256(temporary)
+    """Decode all images into a new store, which takes the place of a damaged one."""
+    folder = root / kept_name(source.key, resize_to)
+    num_left, notes = sum(split.size for split in contents.splits.values()), list(contents.notes)
+    images: dict[str, np.memmap[Any, Any]] = {}
+    with tempfile.TemporaryDirectory(dir=root, prefix=".making-", ignore_cleanup_errors=True) as temporary:
+        making = Path(temporary) / "store"
+        making.mkdir()
+        decoded = decoded_images(source.name, contents, resize_to, image_size, notes)
+        for split, row, sample, pixels in decoded:
+            if row == 0:
+                size = contents.splits[split].size
+                check_room(root, source, num_left * pixels.nbytes, keeps_reserve)
+                num_left -= size
+                path = making / f"{split}_images.npy"
+                images[split] = np.lib.format.open_memmap(path, "w+", np.uint8, (size, *pixels.shape))
+                labels = np.empty(size, np.int64)
+            images[split][row], labels[row] = pixels, sample.label
+            if row == size - 1:
+                images[split].flush()
+                np.save(making / f"{split}_labels.npy", labels)
+        sha256 = content_sha256(making)
         meta = {"source": source.name, "classes": contents.classes, "sha256": sha256}
-        (temporary / _META).write_text(json.dumps(meta, indent=1))
-        temporary.chmod(0o755)
-        folder = _folder(root, source, resize_to)
+        meta |= {"splits": list(contents.splits), "notes": notes}
+        (making / _META).write_text(json.dumps(meta, indent=1))
         shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return Store(source.name, folder, contents.classes, sha256)
-
-
-def _decode_split(
-    folder: Path,
-    split: str,
-    where: str,
-    contents: Contents,
-    resize_to: int | None,
-    sides: range,
-    check_image_bytes: Callable[[int], None],
-) -> int:
-    """Write a split's arrays; return the side of its images, one of ``sides``."""
-    part = getattr(contents, split)
-    labels = np.empty(part.size, np.int64)
-    images: np.memmap[Any, Any] | None = None
-    decoded = decoded_split(part, where, len(contents.classes), resize_to, sides)
-    for row, (sample, pixels) in enumerate(decoded):
-        if images is None:
-            check_image_bytes(pixels.nbytes)
-            shape = (part.size, *pixels.shape)
-            images = np.lib.format.open_memmap(folder / f"{split}_images.npy", "w+", np.uint8, shape)
-        images[row], labels[row] = pixels, sample.label
-    assert images is not None
-    assert row == part.size - 1
-    images.flush()
-    np.save(folder / f"{split}_labels.npy", labels)
-    return int(images.shape[1])
+        making.rename(folder)
+    return Store(source.name, folder, contents.classes, sha256, folder, notes=tuple(notes))

@@ -1,9 +1,7 @@
 """Batches for training and evaluation: gathered, copied to the device, augmented, resized.
 
-Copies never block the device: pinned memory, one step ahead, or images resident on the device.
-
-A step that reads something back from an accelerator waits for all the work before it; so does a copy from
-pageable memory. Here everything goes one way, through pinned memory, and the host runs ahead.
+Reading back from an accelerator, or copying from pageable memory, waits for all the work before it. Here
+everything goes one way, through pinned memory, and the host runs ahead; or images stay on the device.
 """
 
 from __future__ import annotations
@@ -22,12 +20,11 @@ from pugdft.data.augment import Augmentation, Drawn, Targets
 from pugdft.data.cache import ImageFiles, Pixels
 from pugdft.data.rng import epoch_order
 from pugdft.data.transforms import ToInput, crop_and_flip, cut_out_
-from pugdft.data.workers import ImageWorkers
+from pugdft.data.workers import ImageRequest, ImageWorkers
 
 Item = TypeVar("Item")
 
 RESIDENT_SHARE = 0.25
-
 """Of an accelerator's free memory that images may take; the rest is for the model and its activations."""
 
 _CHUNK_BYTES = 64 * 2**20
@@ -72,11 +69,9 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 def free_device_bytes(device: torch.device) -> int:
     """Free bytes of an accelerator; 0 on a CPU or where it cannot be measured."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "xpu":
-        return int(torch.xpu.mem_get_info(device)[0])
-    return 0
+    if device.type not in ("cuda", "xpu"):
+        return 0
+    return int(getattr(torch, device.type).mem_get_info(device)[0])
 
 
 def resident(images: Pixels, device: torch.device, budget: float) -> Tensor | None:
@@ -136,25 +131,6 @@ class Images:
 
 
 @dataclass(frozen=True)
-class _Request:
-    """The images that this process needs for one step: its own, then their mixup partners.
-
-    Attributes:
-        drawn: for the global batch.
-        rows: of the global batch.
-        chosen: where these images are stored.
-        num_own: how many are its own.
-    """
-
-    epoch: int
-    step: int
-    drawn: Drawn
-    rows: np.ndarray
-    chosen: np.ndarray
-    num_own: int
-
-
-@dataclass(frozen=True)
 class _Rows:
     """Images on the device with the augmentations that remain to be applied."""
 
@@ -167,18 +143,15 @@ class _Rows:
         return len(self.pixels)
 
     @classmethod
-    def drawn(cls, pixels: Tensor, drawn: Drawn, rows: np.ndarray, augmentation: Augmentation) -> _Rows:
-        """Select the draws of these rows; apply a padded crop at once."""
-
-        def mine(draws: np.ndarray | None) -> Tensor | None:
-            return None if draws is None else onto(draws[rows], pixels.device)
-
-        flips, boxes = onto(drawn.flips[rows], pixels.device), mine(drawn.boxes)
-        padding = augmentation.crop_padding
+    def drawn(cls, pixels: Tensor, request: ImageRequest, augmentation: Augmentation) -> _Rows:
+        """Select the draws of a request's rows; apply a padded crop at once."""
+        drawn, rows, device = request.drawn, request.rows, pixels.device
+        boxes = None if drawn.boxes is None else onto(drawn.boxes[rows], device)
+        holes = None if drawn.holes is None else onto(drawn.holes[rows], device)
+        flips, padding = onto(drawn.flips[rows], device), augmentation.crop_padding
         if boxes is None and (padding or augmentation.flip):
-            offsets = onto(drawn.offsets[rows], pixels.device)
-            pixels = crop_and_flip(pixels, offsets, flips, padding)
-        return cls(pixels, flips, boxes, mine(drawn.holes))
+            pixels = crop_and_flip(pixels, onto(drawn.offsets[rows], device), flips, padding)
+        return cls(pixels, flips, boxes, holes)
 
 
 @dataclass(frozen=True)
@@ -237,23 +210,23 @@ class TrainingBatches:
         sizes = self.batch_size, self.to_input.stored_size, self.to_input.image_size
         return self.augmentation.draw(self.seed, epoch, step, *sizes)
 
-    def _request(self, positions: np.ndarray, epoch: int, step: int) -> _Request:
+    def _request(self, positions: np.ndarray, epoch: int, step: int) -> ImageRequest:
         drawn = self._draw(epoch, step)
         rows = own = self.share.of(np.arange(len(positions)))
         if drawn.mix is not None and self.share.world > 1:
             # A batch is mixed with its own reverse; other processes have a part of it.
             rows = np.concatenate([own, len(positions) - 1 - own])
-        return _Request(epoch, step, drawn, rows, self.images.indices[positions[rows]], len(own))
+        return ImageRequest(epoch, step, drawn, rows, self.images.indices[positions[rows]], len(own))
 
-    def _fetch(self, requests: Iterator[_Request]) -> Iterator[tuple[_Request, Tensor]]:
+    def _fetch(self, requests: Iterator[ImageRequest]) -> Iterator[tuple[ImageRequest, Tensor]]:
         if self.workers is not None:
             return self.workers.fetch(requests)
         fetched = ((each, self.images.gather(each.chosen, self.device)) for each in requests)
         return ahead(fetched) if self.images.waits_for_memory(self.device) else fetched
 
-    def _batch(self, request: _Request, pixels: Tensor) -> list[Batch]:
+    def _batch(self, request: ImageRequest, pixels: Tensor) -> list[Batch]:
         drawn, num_own = request.drawn, request.num_own
-        rows = _Rows.drawn(pixels, drawn, request.rows, self.augmentation)
+        rows = _Rows.drawn(pixels, request, self.augmentation)
         labels = onto(self.images.labels[request.chosen], self.device)
         # As even as can be: a remainder of one image would have no variance for BatchNorm.
         count = -(-num_own // self.micro_batch_size)
@@ -275,10 +248,8 @@ class TrainingBatches:
         return micro_batches
 
     def _inputs(self, rows: _Rows, part: slice) -> Tensor:
-        if rows.boxes is None:
-            inputs = self.to_input(rows.pixels[part])
-        else:
-            inputs = self.to_input(rows.pixels[part], rows.boxes[part], rows.flips[part])
+        boxes = None if rows.boxes is None else rows.boxes[part]
+        inputs = self.to_input(rows.pixels[part], boxes, rows.flips[part])
         if rows.holes is not None:
             cut_out_(inputs, rows.holes[part], self.augmentation.cutout, self.to_input.stored_size)
         return inputs

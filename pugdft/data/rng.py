@@ -6,6 +6,9 @@ process or many, and every optimizer of a comparison sees the same images.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
@@ -41,6 +44,17 @@ def image_seeds(seed: int, epoch: int, step: int, row: int) -> tuple[int, int]:
     return int(state[0]), int(state[1])
 
 
+@contextmanager
+def global_generators_kept() -> Iterator[None]:
+    """Restore the global state of ``random`` and ``numpy.random`` at the end of the ``with``."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+
+
 def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices that stay in training and indices held out, both sorted; the same share of every class.
 
@@ -54,14 +68,14 @@ def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     """
     if fraction == 0:
         return np.arange(len(labels)), np.empty(0, np.int64)
-    random = generator(seed, Draw.SPLIT)
+    draws = generator(seed, Draw.SPLIT)
     held_out = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = max(1, round(fraction * len(members)))
         if count >= len(members):
             raise ValueError(f"class {label} has {len(members)} training images: too few to hold out {count}")
-        held_out.append(random.permutation(members)[:count])
+        held_out.append(draws.permutation(members)[:count])
     validation = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 

@@ -18,8 +18,7 @@ def draw_boxes(
     """Draw the boxes of a random resized crop as torchvision does: ten attempts, then the largest box.
 
     Args:
-        random: of this batch.
-        size: images in it.
+        size: number of images.
         side: of the images, which are squares.
         scale: area of the box as a share of the image's.
         ratio: width over height.
@@ -46,12 +45,11 @@ def box_matrices(
 ) -> Tensor:
     """Build the matrix that resizes a part of ``in_size`` pixels to ``out_size``, one for each image.
 
-    Pillow's ``resize(box=…)``: the filter is as wide as the stretch is shrunk (antialiasing), reads the
-    pixels around the stretch too, and its weights sum to one at the image's edge.
+    As Pillow's ``resize(box=…)``: antialiased; the filter reads the pixels around the part too, and its
+    weights sum to one at the image's edge.
 
     Args:
-        starts, lengths: of the stretches in pixels, (batch,).
-        in_size, out_size: pixels.
+        starts, lengths: of the parts in pixels, (batch,).
         mode: ``bicubic`` or ``bilinear``.
         mirrored: bool, (batch,): where to sample in reversed order.
 
@@ -94,11 +92,7 @@ def draw_crops(
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
     """Pad each image with black, crop it back to its size at its offset, and flip some.
 
-    Args:
-        images: uint8, (batch, side, side, 3).
-        offsets: int64, (batch, 2).
-        flips: bool, (batch,).
-        padding: pixels.
+    Images are uint8, (batch, side, side, 3); offsets int64, (batch, 2); flips bool, (batch,).
     """
     side = images.shape[1]
     padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
@@ -119,7 +113,6 @@ def cut_out_(inputs: Tensor, centers: Tensor, length: int, stored_size: int) -> 
         inputs: (batch, 3, side, side), changed in place.
         centers: int64, (batch, 2).
         length: of the square's side.
-        stored_size: side of the stored images.
     """
     scale = inputs.shape[2] / stored_size
     starts = (centers - length // 2) * scale
@@ -172,7 +165,6 @@ class ToInput:
         """float32, (batch, 3, image_size, image_size), from uint8, (batch, side, side, 3).
 
         Args:
-            images: at stored size.
             boxes: top, left, height, width of what is to be seen of each, (batch, 4); None: all.
             flips: bool, (batch,): which boxes are mirrored left to right.
         """

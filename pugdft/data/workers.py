@@ -15,8 +15,10 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,30 +26,34 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pugdft.data.augment import Drawn
 from pugdft.data.auto_augment import Transform
 from pugdft.data.cache import Pixels
-from pugdft.data.rng import image_seeds
+from pugdft.data.rng import global_generators_kept, image_seeds
 from pugdft.errors import RunFailed
 
 
-class ImageRequest(Protocol):
-    """The images of one training step: rows of the global batch, and their indices in the store."""
+@dataclass(frozen=True)
+class ImageRequest:
+    """The images that this process needs for one step: its own, then their mixup partners.
 
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def rows(self) -> np.ndarray: ...
-    @property
-    def chosen(self) -> np.ndarray: ...
+    Attributes:
+        drawn: for the global batch.
+        rows: of the global batch.
+        chosen: where these images are stored.
+        num_own: how many are its own.
+    """
 
-
-AnyRequest = TypeVar("AnyRequest", bound=ImageRequest)
+    epoch: int
+    step: int
+    drawn: Drawn
+    rows: np.ndarray
+    chosen: np.ndarray
+    num_own: int
 
 
 class _Augmented(Dataset[Tensor | RunFailed]):
-    """A data set of uint8 images, indexed by requests, augmented one by one."""
+    """uint8 images, indexed by requests, augmented one by one."""
 
     def __init__(self, pixels: Pixels, seed: int, make: Callable[[], Transform] | None) -> None:
         self.pixels, self.seed, self._make = pixels, seed, make
@@ -75,27 +81,19 @@ class _Augmented(Dataset[Tensor | RunFailed]):
             return error  # raised, it would come out of its process as a traceback
         if self._make is not None:
             self._transform = self._transform or self._make()
-            self._augment_(out, self._transform, [image_seeds(self.seed, epoch, step, int(r)) for r in rows])
+            with global_generators_kept():
+                for place, row in enumerate(rows):
+                    first, second = image_seeds(self.seed, epoch, step, int(row))
+                    random.seed(first)
+                    np.random.seed(second)
+                    out[place] = self._transform(Image.fromarray(out[place]))
         return torch.from_numpy(out)
-
-    @staticmethod
-    def _augment_(images: np.ndarray, transform: Transform, seeds: list[tuple[int, int]]) -> None:
-        states = random.getstate(), np.random.get_state()
-        try:
-            for place, (first, second) in enumerate(seeds):
-                random.seed(first)
-                np.random.seed(second)
-                images[place] = transform(Image.fromarray(images[place]))
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 class _Requests:
     """A sampler over the requests of the current epoch."""
 
-    def __init__(self) -> None:
-        self.coming: Iterable[Any] = ()
+    coming: Iterable[Any] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.coming)
@@ -125,13 +123,13 @@ class ImageWorkers:
         self._dataset = _Augmented(pixels, seed, make)
         self._loader: DataLoader[Tensor | RunFailed] | None = None
 
-    def fetch(self, requests: Iterator[AnyRequest]) -> Iterator[tuple[AnyRequest, Tensor]]:
+    def fetch(self, requests: Iterator[ImageRequest]) -> Iterator[tuple[ImageRequest, Tensor]]:
         """Yield each request with its images, uint8, (rows, side, side, 3); start the workers at first use.
 
         Raises:
             RunFailed: an image's file cannot be read any more.
         """
-        under_way: deque[AnyRequest] = deque()
+        under_way: deque[ImageRequest] = deque()
 
         def tasks() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
             for request in requests:
@@ -149,11 +147,10 @@ class ImageWorkers:
     def close(self) -> None:
         """End the processes; another ``fetch`` would start new ones."""
         loader, self._loader = self._loader, None
-        if loader is not None:
-            atexit.unregister(self.close)
-            iterator: Any = loader._iterator
-            if iterator is not None:
-                iterator._shutdown_workers()
+        atexit.unregister(self.close)
+        iterator: Any = None if loader is None else loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
 
     def _started(self) -> DataLoader[Tensor | RunFailed]:
         options = self._options
@@ -182,22 +179,20 @@ def _start_fork_server() -> None:
     """Start the fork server with SIGTERM blocked: a scheduler may signal the whole process group."""
     resource_tracker.ensure_running()  # it unblocks the signal, so it has its turn before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
+    with ExitStack() as stack:
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _live_as_long_as_the_run(worker: int) -> None:
-    """Ignore signals in a worker: the run ends its workers itself."""
+    """Ignore signals in a worker; end it when the run's process is gone: torch watches the fork server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
-
-
-def _end_with_the_run() -> None:
-    """End this worker when the run's process is gone; torch watches the fork server only."""
     run = multiprocessing.parent_process()
     assert run is not None
-    run.join()
-    os._exit(1)
+
+    def end_with_the_run() -> None:
+        run.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_run, daemon=True).start()

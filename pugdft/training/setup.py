@@ -161,7 +161,8 @@ def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tup
         UserError: the data or the weights cannot be used.
     """
     data = recipe.data
-    store = prepare(open_source(data.name), data.image_size, data.storage, on_message)
+    source = open_source(data.name, data.test, data.split_names)
+    store = prepare(source, data.image_size, data.storage, on_message)
     with attention_of(pick(recipe, device_type())):
         backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed)
     return store, backbone
@@ -300,9 +301,13 @@ def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Ima
     # Workers read the training images themselves.
     on_device = None if recipe.data.auto_augment else resident(pixels, device, budget)
     left = budget if on_device is None else budget - pixels.nbytes
+    held_out = Images(pixels, labels, validation, on_device)
+    if "validation" in store.splits:
+        own = store.labels("validation")
+        held_out = Images(store.images("validation"), own, np.arange(len(own)))
     return {
         "train": Images(pixels, labels, train, on_device),
-        "validation": Images(pixels, labels, validation, on_device),
+        "validation": held_out,
         "test": Images(
             test_pixels, test_labels, np.arange(len(test_labels)), resident(test_pixels, device, left)
         ),

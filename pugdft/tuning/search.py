@@ -120,7 +120,7 @@ def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
         recipe = recipe.model_copy(update={"train": train})
     data = recipe.as_dict()
     data["train"]["evaluate"] = "validation"
-    if not recipe.data.validation:
+    if not recipe.data.holds_out:
         data["data"]["validation"] = _HELD_OUT
         say(
             f"the recipe holds no images out: the trials hold out {_HELD_OUT:.0%} of the train split and are "

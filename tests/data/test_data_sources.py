@@ -16,8 +16,9 @@ from image_layouts import CLASSES, as_parquet, as_tiny_imagenet, encoded, store_
 from PIL import Image
 
 from pugdft.data.cache import prepare
-from pugdft.data.datasets import EncodedImage, open_source
+from pugdft.data.datasets import open_source
 from pugdft.data.decode import decode
+from pugdft.data.source import EncodedImage
 from pugdft.errors import UserError
 
 
@@ -38,11 +39,15 @@ def test_every_layout_gives_the_same_store(layout: str, image_folder: Path, tmp_
     assert store.images("train").shape == (72, 16, 16, 3)
 
 
+@pytest.mark.parametrize("layout", ["tables", "image files"])
 def test_the_hub_is_read_through_datasets_and_remembered(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+    layout: str, image_folder: Path, tmp_path: Path
 ) -> None:
     """``datasets`` takes a folder of the repository's name for the repository: the same code, no network."""
-    as_parquet(image_folder, tmp_path / "uoft-cs" / "cifar100", label="fine_label")
+    if layout == "tables":
+        as_parquet(image_folder, tmp_path / "uoft-cs" / "cifar100", label="fine_label")
+    else:
+        shutil.copytree(image_folder, tmp_path / "uoft-cs" / "cifar100")
     script = (
         "from pugdft.data.datasets import open_source; from pugdft.data.cache import prepare\n"
         "print(prepare(open_source('cifar100'), 32).sha256)"

@@ -15,8 +15,10 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from pugdft.data.cache import prepare
-from pugdft.data.datasets import SUFFIXES, EncodedImage, open_source
+from pugdft.data.datasets import open_source
 from pugdft.data.decode import FORMATS, decode
+from pugdft.data.image_folders import SUFFIXES
+from pugdft.data.source import EncodedImage
 from pugdft.errors import UserError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

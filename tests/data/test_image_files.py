@@ -220,9 +220,9 @@ def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     decoded: list[str] = []
 
-    def counting(sample: Any, resize_to: int | None = None) -> np.ndarray:
+    def counting(sample: Any, *more: Any) -> np.ndarray:
         decoded.append(sample.where)
-        return decode(sample, resize_to)
+        return decode(sample, *more)
 
     monkeypatch.setattr(decoding, "decode", counting)
     return decoded

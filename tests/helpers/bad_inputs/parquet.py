@@ -167,7 +167,7 @@ CASES = [
     bad(
         "no test",
         both(tables(), lambda root: (root / "images" / "test.parquet").unlink()),
-        "images: holds no test*.parquet or valid*.parquet",
+        "images: has no test split (test, testing, validation, ",
     ),
     bad("encrypted", damage(-4, b"PARE"), "images/train.parquet: not readable as parquet"),
     bad(
