@@ -91,33 +91,32 @@ def examine(
     """
     given = [] if recipe is None else [json.dumps([recipe, *map(str, (output or "", *overrides))])]
     facts, ending = run_apart("pugdft.doctor", given, _SECONDS)
-    doing = ("Software", "Python", "start Python", _REINSTALL.format("torch"))
-    rows: list[tuple[str, Check]] = []
-    for title, name, look in (
+    checks: list[tuple[str, str, Callable[[], Iterable[Check]]]] = [
         ("Software", "pugdft", check_installation),
-        ("Software", "system", check_system),
         ("Software", "packages", check_packages),
         ("Devices", "RAM", check_memory),
         ("Environment variables", "variables", check_variables),
         *(("Folders", row[0], partial(check_folder_in_time, *row)) for row in _FOLDERS),
         ("Cache", "stores", partial(check_stores, deep)),
         ("Cache", "leftovers", partial(check_leftovers, clean)),
-    ):
-        rows += [(title, check) for check in run_check(name, look)]
+    ]
+    report: Report = {}
+    for title, name, look in checks:
+        report.setdefault(title, []).extend(run_check(name, look))
+    doing = ("Software", "Python", "start Python", _REINSTALL.format("torch"))
     for fact in facts:
         if "mistake" in fact:
             raise UserError(fact["mistake"])
         doing = fact.get("doing", doing)
-        rows += [(fact["title"], _with_network(Check(**fact["check"])))] if "check" in fact else []
+        if "check" in fact:
+            report.setdefault(fact["title"], []).append(_with_network(Check(**fact["check"])))
     if ending:
         title, name, what, remedy = doing
-        rows.append((title, Check("problem", name, f"to {what} {ending}", remedy)))
-    if recipe is not None and all(title != "Recipe" for title, _ in rows):
+        report.setdefault(title, []).append(Check("problem", name, f"to {what} {ending}", remedy))
+    if recipe is not None:
         remedy = "see what is wrong with the software above"
-        rows.append(("Recipe", Check("problem", "recipe", "could not be looked at", remedy)))
-    report: Report = {}
-    for title, check in rows:
-        report.setdefault(f"Recipe {recipe}" if title == "Recipe" else title, []).append(check)
+        unseen = [Check("problem", "recipe", "could not be looked at", remedy)]
+        report[f"Recipe {recipe}"] = report.pop("Recipe", unseen)
     return report
 
 
@@ -190,8 +189,7 @@ def run_apart(module: str, arguments: Sequence[str], seconds: float) -> tuple[li
         )  # fmt: skip
         output, ending = done.stdout, ""
         if done.returncode < 0:
-            names = {each.value: each.name for each in signal.Signals}
-            ending = f"crashed: {names.get(-done.returncode, f'signal {-done.returncode}')}"
+            ending = f"crashed: {signal.strsignal(-done.returncode)}"
         elif done.returncode:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
             ending = f"failed: {lines[-1][:300]}" if lines else f"failed with exit code {done.returncode}"
@@ -251,7 +249,7 @@ def check_import(module: str) -> Sequence[Check]:
 
 
 def check_installation() -> Iterator[Check]:
-    """Check pugdft and the Python that runs it."""
+    """Check pugdft, and name Python, the operating system, its C library, and a container."""
     revision, installed = git_revision(), _version("pugdft")
     source = f"commit {revision}" if revision else "no checkout"
     text = f"{pugdft.__version__}, {source}, in {Path(pugdft.__file__).parent.parent}"
@@ -263,16 +261,12 @@ def check_installation() -> Iterator[Check]:
     kind = "virtual environment" if sys.prefix != sys.base_prefix else "no virtual environment"
     version = f"{platform.python_version()} ({platform.python_implementation()})"
     yield Check("ok", "Python", f"{version}, {sys.executable}, {kind}")
-
-
-def check_system() -> Iterator[Check]:
-    """Name the operating system, its C library, and a container."""
-    words = [platform.platform(), platform.machine()]
+    words = [platform.platform(), platform.machine()]  # the release of WSL names Microsoft
     with suppress(OSError):  # macOS has no such file
         words.append(platform.freedesktop_os_release().get("PRETTY_NAME", ""))
     if any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv")):
         words.append("in a container")
-    yield Check("ok", "system", ", ".join(filter(None, words)))  # WSL's release names Microsoft
+    yield Check("ok", "system", ", ".join(filter(None, words)))
 
 
 _EXTRAS = ("", "quickstart", "tune")
@@ -618,7 +612,8 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
     stores = find_stores(cache_folder() / "stores")
     whole, num_bytes, others = [], 0, []
     for folder in stores:
-        taken, faults = bytes_below(folder), []
+        faults: list[ConfigIssue] = []
+        taken = bytes_below(folder)
         where = f"{size(taken)}, {folder}"
         with collect(faults):
             found = check_store(folder, deep)
@@ -660,7 +655,6 @@ def check_leftovers(clean: bool = False) -> Iterator[Check]:
 
 _MISSING = "not on this machine and cannot be fetched"  # in the messages of open_source and build_model
 _LARGEST_READ = 8 * 2**30
-_CHECKPOINTS = 3  # the newest, the one before, and the one being written
 _ANOTHER_OUTPUT = "choose another folder by --output"
 _SEE_DRIVE = "see that its drive and its files can be read"
 
@@ -696,7 +690,7 @@ class RecipeNeeds:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
-        self.num_classes, self.num_weight_bytes = 10, 0  # until the data and the weights say more
+        self.num_classes = 10  # until the data says more
 
     def data(self) -> Iterator[Check]:
         """Open the data set, find its decoded images or the room for them, and compare the batch size."""
@@ -769,10 +763,8 @@ class RecipeNeeds:
 
         model, seed = self.recipe.model, self.recipe.train.seed
         backbone = build_model(model, self.num_classes, self.recipe.data.image_size, seed)
-        self.num_weight_bytes = sum(tensor.nbytes for tensor in backbone.model.state_dict().values())
         source = f"{backbone.tag}, loaded" if backbone.tag else "random: model.pretrained is false"
-        number, taken = f"{backbone.num_parameters / 1e6:.1f} M parameters", size(self.num_weight_bytes)
-        yield Check("ok", "weights", f"{source}; {number}, {taken}")
+        yield Check("ok", "weights", f"{source}; {backbone.num_parameters / 1e6:.1f} M parameters")
 
     def output(self) -> Iterator[Check]:
         """Check what ``pugdft finetune`` would find in the run's folder."""
@@ -781,9 +773,7 @@ class RecipeNeeds:
         from pugdft.training.checkpoint import load_checkpoint
 
         folder, status = self.folder, ""
-        yield from self._room()
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is not a folder")
+        yield from check_folder("room", folder, _ANOTHER_OUTPUT, True)
         run.check(folder, self.recipe)
         if (folder / ".lock").is_file() and is_held(folder / ".lock"):
             remedy = "wait for it; the same command is refused until it ends"
@@ -808,22 +798,6 @@ class RecipeNeeds:
             check = Check("ok", "output", "not there yet")
         damaged = f"; damaged: {'; '.join(faults)}" if faults else ""
         yield replace(check, text=f"{folder}: {check.text}{damaged}")
-
-    def _room(self) -> Iterator[Check]:
-        """Check that the run's folder can be written, and that its checkpoints fit on the disk."""
-        place = existing(self.folder)
-        if fault := write_fault(place):
-            text = f"{place}: {fault}, on a file system of type {file_system(place) or 'unknown'}"
-            yield Check("problem", "writing", text, _ANOTHER_OUTPUT)
-        if not self.num_weight_bytes:  # the model could not be built
-            return
-        free = shutil.disk_usage(place).free
-        # Beside the weights, a checkpoint holds at most about as much three times, for AdamW and the method.
-        least, most = _CHECKPOINTS * self.num_weight_bytes, 4 * _CHECKPOINTS * self.num_weight_bytes
-        text = f"a run's checkpoints take up to {size(most)}, {size(free)} are free"
-        state: State = "problem" if least > free else "note" if most > free else "ok"
-        yield Check(state, "room", text, "" if state == "ok" else f"free some space, or {_ANOTHER_OUTPUT}")
-
 
 if __name__ == "__main__":
     probe(sys.argv[1:])

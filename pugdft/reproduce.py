@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from pugdft.config.load import load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.data.cache import Store, prepare
 from pugdft.data.datasets import open_source
-from pugdft.errors import FaultsError, UserError, counted
+from pugdft.errors import ConfigIssue, UserError, collect, counted, reason, refuse
 from pugdft.leaderboard.stats import mcnemar
-from pugdft.models import Backbone, build_model, model_faults
+from pugdft.models import build_model, model_faults
 from pugdft.paths import file_sha256
-from pugdft.predictions import Predictions, artifact_name, stored_predictions
-from pugdft.records import RECORD_NAME, Metrics, RunRecord, SplitMetrics, StoredRun, read_record
+from pugdft.predictions import METRICS, Predictions, artifact_name, stored_predictions
+from pugdft.records import RECORD_NAME, RunRecord, SplitMetrics, StoredRun, read_record
 from pugdft.training.callbacks import Observer
 from pugdft.training.performance import attention_of, pick, rounding_of
 from pugdft.training.record_writer import environment_facts
@@ -43,11 +43,6 @@ _DECIDES_BITS = (
     "pugdft", "torch", "timm", "accelerate", "numpy",
     "platform", "device", "device_name", "processes", "threads", "precision",
 )  # fmt: skip
-
-_METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "loss": "loss", "ece": "calibration error"}
-
-# Metrics computed from stored predictions, by another numpy perhaps: sums in another order.
-_SUMMATION = 1e-6
 
 LEVEL = 0.01
 """A difference that chance makes less often than this counts as one."""
@@ -66,26 +61,25 @@ class ValueCheck:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two evaluations may be apart; all zero means bit for bit.
+    """How far two evaluations may be apart; the default means bit for bit.
 
     Attributes:
-        top1: fraction of the images, rounded up; for top-5 as well.
-        loss: of the mean.
-        ece: of the calibration error.
+        metrics: by key; for a share of the images rounded up to whole images.
         changed: fraction of the images, rounded up, whose class or whose loss may be another.
         image_loss: by which the loss of one image must differ to be another.
     """
 
-    top1: float = 0.0
-    loss: float = 0.0
-    ece: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
     changed: float = 0.0
     image_loss: float = 0.0
 
     def __str__(self) -> str:
+        metrics = [
+            f"{METRICS[key].name} by {value:{'.1%' if METRICS[key].is_share_of_images else 'g'}}"
+            for key, value in self.metrics.items()
+        ]
         return (
-            f"top-1 and top-5 by {self.top1:.1%}, the loss by {self.loss:g}, the calibration error by "
-            f"{self.ece:g}; another class, or a loss further away than {self.image_loss:g}, for "
+            f"{', '.join(metrics)}; another class, or a loss further away than {self.image_loss:g}, for "
             f"{self.changed:.1%} of the images"
         )
 
@@ -93,9 +87,11 @@ class Tolerance:
 EXACT = Tolerance()
 # Measured: EfficientNet-Lite0 at 70 % on 2,000 images, bf16 against fp32. Another class for 1.4 %, top-1 by
 # 0.15 %, mean loss by 0.0018, calibration error by 0.0016, the loss of one image by up to 0.22.
-ROUNDING_16_BITS = Tolerance(top1=0.005, loss=0.01, ece=0.01, changed=0.03, image_loss=0.5)
+ROUNDING_16_BITS = Tolerance({"top1": 0.005, "top5": 0.005, "loss": 0.01, "ece": 0.01}, 0.03, 0.5)
 # fp32 on another device: TF32, the coarsest that is called so, keeps three bits more than bf16.
-ROUNDING = Tolerance(top1=0.002, loss=0.001, ece=0.003, changed=0.005, image_loss=0.05)
+ROUNDING = Tolerance({"top1": 0.002, "top5": 0.002, "loss": 0.001, "ece": 0.003}, 0.005, 0.05)
+# Metrics computed from stored predictions, by another numpy perhaps: sums in another order.
+_SUMMATION = Tolerance({"loss": 1e-6, "ece": 1e-6})
 
 
 def open_run(path: Path) -> StoredRun:
@@ -122,35 +118,30 @@ def open_run(path: Path) -> StoredRun:
 
 def _compare_hashes(name: str, recorded: str, found: str, what: str = "") -> ValueCheck:
     """Compare two sha256; show their first digits after ``what``."""
-    return ValueCheck(
-        name, recorded == found, f"{what}{', ' if what else ''}sha256 {_pair(recorded, found, 12)}"
-    )
+    return ValueCheck(name, recorded == found, f"{what}sha256 {_pair(recorded, found, 12)}")
 
 
 def _compare_metrics(
     split: str, recorded: SplitMetrics, found: SplitMetrics, num_images: int, tolerance: Tolerance
 ) -> list[ValueCheck]:
-    """Compare top-1, top-5, loss and calibration error."""
-    images = math.ceil(tolerance.top1 * num_images) / num_images
-    allowed = {"top1": images, "top5": images, "loss": tolerance.loss, "ece": tolerance.ece}
-    return [
-        _compare_numbers(
-            f"{split} {name}", getattr(recorded, key), getattr(found, key), allowed[key],
-            is_fraction=key in ("top1", "top5"),
-        )
-        for key, name in _METRIC_NAMES.items()
-    ]  # fmt: skip
+    """Compare every metric of a split of so many images."""
+    checks = []
+    for key, metric in METRICS.items():
+        allowed, is_share = tolerance.metrics.get(key, 0.0), metric.is_share_of_images
+        if is_share:
+            allowed = math.ceil(allowed * num_images) / num_images
+        values = getattr(recorded, key), getattr(found, key)
+        checks.append(_compare_numbers(f"{split} {metric.name}", *values, allowed, is_share=is_share))
+    return checks
 
 
 def _compare_numbers(
-    name: str, recorded: float, found: float, allowed: float = 0.0, *, is_fraction: bool = False
+    name: str, recorded: float, found: float, allowed: float = 0.0, *, is_share: bool = False
 ) -> ValueCheck:
     """Compare two numbers, which agree if they are equal or no further apart than allowed."""
 
     def text(value: float) -> str:
-        if isinstance(value, int):
-            return f"{value:,}"
-        return f"{value:.2%}" if is_fraction else f"{value:.6g}"
+        return f"{value:,}" if isinstance(value, int) else f"{value:{'.2%' if is_share else '.6g'}}"
 
     if _same(recorded, found):
         return ValueCheck(name, True, text(found))
@@ -164,40 +155,35 @@ def _compare_numbers(
 
 
 def _compare_predictions(
-    split: str, recorded: Predictions, found: Predictions, tolerance: Tolerance
-) -> ValueCheck:
-    """Compare image by image: the true class, the predicted one, and the loss."""
+    split: str, metrics: SplitMetrics, stored: Predictions, found: Predictions, tolerance: Tolerance
+) -> list[ValueCheck]:
+    """Compare stored predictions with the metrics beside them, and image by image with what was found."""
     name, count = f"{split} predictions", len(found.label)
-    if not np.array_equal(recorded.label, found.label):
-        return ValueCheck(name, False, "are of other images: the true classes differ")
+    own = ValueCheck(f"{name} file", True, "gives the record's metrics")
+    for check in _compare_metrics(split, metrics, stored.metrics(), len(stored.label), _SUMMATION):
+        if not check.agrees:
+            text = f"is not what the metrics are of: {check.name.removeprefix(f'{split} ')} {check.detail}"
+            own = ValueCheck(own.name, False, text)
+            break
+    if not np.array_equal(stored.label, found.label):
+        return [own, ValueCheck(name, False, "are of other images: the true classes differ")]
     if all(
-        np.array_equal(values, getattr(found, key), equal_nan=key in ("confidence", "loss"))
-        for key, values in vars(recorded).items()
+        np.array_equal(values, getattr(found, key), equal_nan=values.dtype.kind == "f")
+        for key, values in vars(stored).items()
     ):
-        return ValueCheck(name, True, f"{count:,} images, identical")
-    other_class = recorded.prediction != found.prediction
-    apart = np.abs(recorded.loss.astype(np.float64) - found.loss)
+        return [own, ValueCheck(name, True, f"{count:,} images, identical")]
+    other_class = stored.prediction != found.prediction
+    apart = np.abs(stored.loss.astype(np.float64) - found.loss)
     other_loss = ~(apart <= tolerance.image_loss)  # a loss that is not a number agrees with none
+    allowed = math.ceil(tolerance.changed * count)
     detail = (
         f"{other_class.sum():,} of {count:,} images have another class; "
         f"the loss of one image differs by up to {apart.max():.2g}"
     )
-    if tolerance == EXACT:
-        return ValueCheck(name, False, detail)
-    allowed = math.ceil(tolerance.changed * count)
-    agrees = int((other_class | other_loss).sum()) <= allowed
-    return ValueCheck(name, agrees, f"{detail} (allowed: {allowed:,} with another class or loss)")
-
-
-def _compare_own_metrics(split: str, recorded: SplitMetrics, predictions: Predictions) -> ValueCheck:
-    """Compare a record's metrics with those of the predictions beside it."""
-    name, tolerance = f"{split} predictions file", Tolerance(loss=_SUMMATION, ece=_SUMMATION)
-    computed = predictions.metrics()
-    for check in _compare_metrics(split, recorded, computed, len(predictions.label), tolerance):
-        if not check.agrees:
-            metric = check.name.removeprefix(f"{split} ")
-            return ValueCheck(name, False, f"is not what the metrics are of: {metric} {check.detail}")
-    return ValueCheck(name, True, "gives the record's metrics")
+    if allowed:
+        detail += f" (allowed: {allowed:,} with another class or loss)"
+    agrees = allowed > 0 and int((other_class | other_loss).sum()) <= allowed
+    return [own, ValueCheck(name, agrees, detail)]
 
 
 def _same(first: object, second: object) -> bool:
@@ -211,9 +197,9 @@ def _shown(value: object, length: int = _LONGEST_SHOWN) -> str:
 
 
 def _pair(recorded: object, found: object, length: int = _LONGEST_SHOWN) -> str:
-    if _same(recorded, found):
-        return _shown(found, length)
-    return f"recorded {_shown(recorded, length)}, found {_shown(found, length)}"
+    """Show a value, or both values if they differ."""
+    same = _same(recorded, found)
+    return f"{'' if same else f'recorded {_shown(recorded, length)}, found '}{_shown(found, length)}"
 
 
 # The circumstances of a run
@@ -277,15 +263,19 @@ def _recipe(
     run: StoredRun, data: str | None, read: Callable[[Mapping[str, Any]], Recipe], **model: object
 ) -> Recipe:
     """The record's recipe, with its data in another place and other options of the model, if given."""
-    mapping = run.record.recipe
-    place: dict[str, object] = {} if data is None else {"name": data}
-    for section, values in (("model", model), ("data", place)):
-        if values and isinstance(mapping.get(section), Mapping):
-            mapping = {**mapping, section: {**mapping[section], **values}}
-    try:
+    mapping = dict(run.record.recipe)
+    for section, values in (("model", model), ("data", {} if data is None else {"name": data})):
+        if isinstance(mapping.get(section), Mapping):
+            mapping[section] = {**mapping[section], **values}
+    where = f"{run.path}: recipe: "
+    with refuse(UserError, lambda error: "\n".join(where + line for line in str(error).splitlines())):
         return read(mapping)
-    except FaultsError as error:
-        raise FaultsError(f"{run.path}: recipe", error.faults) from None
+
+
+def _by_split(record: RunRecord) -> dict[str, SplitMetrics]:
+    metrics = record.metrics
+    splits = {"test": metrics.test, "validation": metrics.validation} if metrics else {}
+    return {split: each for split, each in splits.items() if each is not None}
 
 
 # Verification: the stored weights, evaluated again
@@ -301,8 +291,8 @@ class Verification:
     """
 
     run: StoredRun
-    notes: tuple[str, ...]
-    checks: tuple[ValueCheck, ...]
+    notes: list[str] = field(default_factory=list)
+    checks: list[ValueCheck] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
@@ -330,39 +320,41 @@ def verify(
     """
     watcher = observer or Observer()
     run = open_run(path)
-    recorded = _by_split(run.record)
-    if run.record.data is None or not recorded:
-        missing = "data" if run.record.data is None else "metrics"
-        raise UserError(f"{run.path}: has no {missing} ({run.record.status}): there is nothing to verify")
-    num_classes = run.record.data.classes
-    weights = _weights_file(run)
+    record, recorded, result = run.record, _by_split(run.record), Verification(run)
+    notes, checks = result.notes, result.checks
+    if record.data is None or not recorded:
+        missing = "data" if record.data is None else "metrics"
+        raise UserError(f"{run.path}: has no {missing} ({record.status}): there is nothing to verify")
+    num_classes, weights = record.data.classes, _weights_file(run)
     # The optimizer is not checked: a record of a method that is not installed here can be verified too.
     recipe = _recipe(
         run, data, lambda mapping: load_recipe(mapping, (), {"model": model_faults}), pretrained=False
     )
-    checks = [_compare_hashes("weights file", run.record.artifacts["model"].sha256, file_sha256(weights))]
-    notes: list[str] = []
+    checks.append(_compare_hashes("weights file", record.artifacts["model"].sha256, file_sha256(weights)))
     recipe, accelerator = _accelerator(recipe, notes)
     watcher.on_message(f"preparing {recipe.data.name}")
     store = _store(recipe, data)
-    checks.append(_compare_hashes("data", run.record.data.sha256, store.sha256, store.name))
+    checks.append(_compare_hashes("data", record.data.sha256, store.sha256, f"{store.name}, "))
     if len(store.classes) != num_classes:
-        notes.append(
-            f"not evaluated: the data has {len(store.classes)} classes here, {num_classes} in the record"
-        )
-        return Verification(run, tuple(notes), tuple(checks))
+        found = f"the data has {len(store.classes)} classes here, {num_classes} in the record"
+        notes.append(f"not evaluated: {found}")
+        return result
     switches = pick(recipe, accelerator.device.type)  # as the run did: its bits are wanted
     with attention_of(switches):
         backbone = build_model(recipe.model, num_classes, recipe.data.image_size, recipe.train.seed)
-    try:
-        _load(backbone, weights, recipe.model.name)
-    except UserError as error:
+    faults: list[ConfigIssue] = []
+    with collect(faults):
+        tensors = read_stored_weights(weights)
+        words = f"{weights}: does not fit {recipe.model.name}: "
+        with refuse(RuntimeError, lambda error: words + reason(error)):
+            backbone.model.load_state_dict(tensors)
+    for fault in faults:
         if checks[0].agrees:
-            raise
-        notes.append(f"not evaluated: {error}")
-        return Verification(run, tuple(notes), tuple(checks))
-    tolerance = _tolerance(run, recipe, accelerator, tolerant, notes)
-    held, asked = _images_per_pass(run.record, recipe)
+            raise UserError(fault.message)
+        notes.append(f"not evaluated: {fault}")
+        return result
+    tolerance = _tolerance(record, recipe, accelerator, tolerant, notes)
+    held, asked = _images_per_pass(record, recipe)
     if held < asked:  # another batch sums in another order
         notes.append(f"evaluated in smaller batches, as the run did: memory held {held} of {asked} images")
     model, evaluations = evaluation_parts(recipe, accelerator, store, backbone, held / asked)
@@ -372,61 +364,59 @@ def verify(
         count = len(evaluations[split].images)
         watcher.on_message(f"evaluating {count:,} {split} images on {accelerator.device}")
         with rounding_of(switches, accelerator.device.type):
-            found = evaluate(model, evaluations[split], accelerator)
-        checks += _compare_metrics(split, metrics, found.metrics(), count, tolerance)
-        if run.artifact(artifact_name(split)) is None:
+            predictions = evaluate(model, evaluations[split], accelerator)
+        checks += _compare_metrics(split, metrics, predictions.metrics(), count, tolerance)
+        name = artifact_name(split)
+        file = run.artifact(name)
+        if file is None:
             notes.append(f"{split}: no stored predictions beside the record: metrics alone are compared")
-        checks += _stored_checks(run, split, metrics, found, tolerance)
-    return Verification(run, tuple(notes), tuple(checks))
+            continue
+        digests = record.artifacts[name].sha256, file_sha256(file)
+        if digests[0] != digests[1]:
+            checks.append(_compare_hashes(f"{split} predictions file", *digests))
+        (stored,), faulty = _read_predictions([run], split, count)
+        checks += faulty
+        if stored is not None:
+            checks += _compare_predictions(split, metrics, stored, predictions, tolerance)
+    return result
 
 
-def _by_split(record: RunRecord) -> dict[str, SplitMetrics]:
-    metrics = record.metrics or Metrics()
-    splits = {"test": metrics.test, "validation": metrics.validation}
-    return {split: each for split, each in splits.items() if each is not None}
-
-
-def _stored_checks(
-    run: StoredRun, split: str, metrics: SplitMetrics, found: Predictions, tolerance: Tolerance
-) -> list[ValueCheck]:
-    """Compare the stored predictions, if any, with digest, recorded metrics and what was found."""
-    name, checks = artifact_name(split), []
-    file = run.artifact(name)
-    if file is None:
-        return []
-    recorded, digest = run.record.artifacts[name].sha256, file_sha256(file)
-    if digest != recorded:
-        checks.append(_compare_hashes(f"{split} predictions file", recorded, digest))
-    try:
-        stored = stored_predictions(run, split, len(found.label))
-    except UserError as error:
-        return [*checks, ValueCheck(f"{split} predictions", False, str(error))]
-    assert stored is not None
-    own = _compare_own_metrics(split, metrics, stored)
-    return [*checks, own, _compare_predictions(split, stored, found, tolerance)]
+def _read_predictions(
+    runs: Sequence[StoredRun], split: str, num_images: int
+) -> tuple[list[Predictions | None], list[ValueCheck]]:
+    """Read what runs stored of a split, each None if there is none; all are None if one cannot be read."""
+    faults: list[ConfigIssue] = []
+    with collect(faults):
+        return [stored_predictions(run, split, num_images) for run in runs], []
+    return [None] * len(runs), [ValueCheck(f"{split} predictions", False, str(each)) for each in faults]
 
 
 def _weights_file(run: StoredRun) -> Path:
+    """The run's stored weights.
+
+    Raises:
+        UserError: there are none; with the reason and what to do.
+    """
     if file := run.artifact("model"):
         return file
     status, entry = run.record.status, run.record.artifacts.get("model")
     if entry is not None:
-        reason = f"no stored weights: {entry.path} is not beside the record. Copy it there"
+        why = f": {entry.path} is not beside the record. Copy it there"
     elif status == "interrupted":
-        reason = "no stored weights: the run is not complete; the command that began it goes on"
+        why = ": the run is not complete; the command that began it goes on"
     elif status == "completed" and run.record.metrics and run.record.metrics.test is None:
-        reason = "no stored weights: a search keeps none"
+        why = ": a search keeps none"
     else:
-        reason = f"no stored weights ({status}); a run that completes leaves them in model.safetensors"
-    raise UserError(f"{run.path}: {reason}, or `pugdft rerun` makes them again")
+        why = f" ({status}); a run that completes leaves them in model.safetensors"
+    raise UserError(f"{run.path}: no stored weights{why}, or `pugdft rerun` makes them again")
 
 
 def _accelerator(recipe: Recipe, notes: list[str]) -> tuple[Recipe, Accelerator]:
     """Accelerate in the record's precision, or in fp32 where this device does not have it."""
+    precision = recipe.train.precision
     try:
         return recipe, make_accelerator(recipe)
     except ValueError:  # ours, or Accelerate's own
-        precision = recipe.train.precision
         if precision == "fp32":
             raise
     notes.append(f"evaluated in fp32: this device has no {precision}, which is the record's precision")
@@ -435,14 +425,13 @@ def _accelerator(recipe: Recipe, notes: list[str]) -> tuple[Recipe, Accelerator]
 
 
 def _store(recipe: Recipe, data: str | None) -> Store:
-    try:
+    """The recipe's images, in the form in which they lie here."""
+    remedy = "" if data else "\n--data NAME_OR_FOLDER says where the record's data lies on this machine"
+    with refuse(UserError, lambda error: f"{error}{remedy}"):
         source = open_source(recipe.data.name)
         # The same images may lie here in another form, and how they are read changes no result.
         storage = recipe.data.storage if source.folder else "auto"
         return prepare(source, recipe.data.image_size, storage)
-    except UserError as error:
-        remedy = "" if data else "\n--data NAME_OR_FOLDER says where the record's data lies on this machine"
-        raise UserError(f"{error}{remedy}") from None
 
 
 def read_stored_weights(file: Path) -> dict[str, Tensor]:
@@ -451,33 +440,24 @@ def read_stored_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it is not one, or is damaged.
     """
-    try:
+    # The reader raises its own kind, and Python's for odd headers.
+    with refuse(Exception, lambda error: f"{file}: not readable as .safetensors: {error}"):
         return safetensors.torch.load_file(file)
-    except Exception as error:  # the reader's own kind, and Python's for odd headers
-        raise UserError(f"{file}: not readable as .safetensors: {error}") from None
-
-
-def _load(backbone: Backbone, weights: Path, name: str) -> None:
-    tensors = read_stored_weights(weights)
-    try:
-        backbone.model.load_state_dict(tensors)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:300]
-        raise UserError(f"{weights}: does not fit {name}: {detail}") from None
 
 
 def _tolerance(
-    run: StoredRun, recipe: Recipe, accelerator: Accelerator, tolerant: bool, notes: list[str]
+    record: RunRecord, recipe: Recipe, accelerator: Accelerator, tolerant: bool, notes: list[str]
 ) -> Tolerance:
-    precision, environment = recipe.train.precision, run.record.environment
+    """How far this evaluation may be from the record's, which the notes explain."""
+    precision = recipe.train.precision
     here = environment_facts(accelerator.device, accelerator.num_processes, precision, {})
-    differences = _environment_differences(environment, here)
+    differences = _environment_differences(record.environment, here)
     if not differences and not tolerant:
         notes.append(
             "compared bit for bit: versions and device are the record's (--tolerant allows for rounding)"
         )
         return EXACT
-    is_fp32 = precision == environment.get("precision") == "fp32"
+    is_fp32 = precision == record.environment.get("precision") == "fp32"
     tolerance = ROUNDING if is_fp32 else ROUNDING_16_BITS
     notes.append(f"compared up to rounding ({'; '.join(differences) or '--tolerant'})")
     notes.append(f"allowed: {tolerance}")
@@ -533,8 +513,7 @@ def rerun(
     recipe = rerun_recipe(run, data)
     held, asked = _images_per_pass(run.record, recipe)
     size = held if held < asked else None
-    record, path = finetune(recipe, folder, resume=resume, observer=observer, micro_batch_size=size)
-    return StoredRun(record, path)
+    return StoredRun(*finetune(recipe, folder, resume=resume, observer=observer, micro_batch_size=size))
 
 
 @dataclass(frozen=True)
@@ -547,7 +526,7 @@ class RunComparison:
         verdict: why, in words.
     """
 
-    checks: tuple[ValueCheck, ...]
+    checks: list[ValueCheck]
     agrees: bool
     verdict: str
 
@@ -577,12 +556,12 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> R
     inputs, results = _input_checks(recorded, found), _result_checks(old, new)
     before, now = recorded.cost.train_seconds, found.cost.train_seconds
     ratio = f" ({now / before:.2f} times)" if before > 0 else ""
-    checks = (
+    checks = [
         ValueCheck("environment", not differences, "; ".join(differences) or "same versions and device"),
         *inputs,
         *results,
         ValueCheck("training time", None, f"recorded {before:.1f} s, found {now:.1f} s{ratio}"),
-    )
+    ]
     if any(check.name == "data" and not check.agrees for check in inputs):
         return RunComparison(checks, False, "the images are not those of the record: nothing can be compared")
     if recorded.status != found.status:
@@ -599,7 +578,7 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> R
 def _agrees_up_to_chance(old: StoredRun, new: StoredRun, is_exact: bool) -> tuple[bool, str]:
     """Whether the top-1 differs by no more than chance makes it, and that in words."""
     first, second = _by_split(old.record), _by_split(new.record)
-    split = "validation" if "test" not in (first | second) and first | second else "test"
+    split = "validation" if first | second and "test" not in first | second else "test"
     recorded, found = first.get(split), second.get(split)
     if recorded is None or found is None:
         stated = f"{split} top-1 is in {'neither' if recorded is found else 'only one'} of both records"
@@ -613,20 +592,21 @@ def _agrees_up_to_chance(old: StoredRun, new: StoredRun, is_exact: bool) -> tupl
         )
     if recorded is None or found is None:
         return recorded is found, stated
-    stored, fresh, _ = _read_both(old, new, split)
+    count = _num_images(new, split)
+    (stored, fresh), _ = _read_predictions([old, new], split, count)
     if stored is not None and fresh is not None:
-        if not _compare_own_metrics(split, recorded, stored).agrees:
+        own, _ = _compare_predictions(split, recorded, stored, fresh, EXACT)
+        if not own.agrees:
             return False, f"{stated}, where it is not that of the predictions beside it"
         if np.array_equal(stored.label, fresh.label):
             right_before, right_now = stored.prediction == stored.label, fresh.prediction == fresh.label
             before, now = int((right_before & ~right_now).sum()), int((right_now & ~right_before).sum())
             p_value = mcnemar(before, now)
             return p_value >= LEVEL, (
-                f"{stated}: of {len(fresh.label):,} images {before:,} are right only in the recorded run, "
+                f"{stated}: of {count:,} images {before:,} are right only in the recorded run, "
                 f"{now:,} only in the new one; p = {p_value:.2g} by McNemar's exact test (at least {LEVEL:g} "
                 "is asked for)"
             )
-    count = _num_images(new, split)
     middle = min(1.0, max(0.0, (recorded.top1 + found.top1) / 2))
     allowed = 3 * math.sqrt(2 * middle * (1 - middle) / max(1, count))
     return abs(recorded.top1 - found.top1) <= allowed + 1e-9, (
@@ -637,17 +617,6 @@ def _agrees_up_to_chance(old: StoredRun, new: StoredRun, is_exact: bool) -> tupl
 
 def _num_images(run: StoredRun, split: str) -> int:
     return run.record.data.sizes.get(split, 0) if run.record.data else 0
-
-
-def _read_both(
-    old: StoredRun, new: StoredRun, split: str
-) -> tuple[Predictions | None, Predictions | None, str | None]:
-    """The predictions that both runs stored for a split, and what is wrong if they cannot be read."""
-    count = _num_images(new, split)
-    try:
-        return stored_predictions(old, split, count), stored_predictions(new, split, count), None
-    except UserError as error:
-        return None, None, str(error)
 
 
 def _result_checks(old: StoredRun, new: StoredRun) -> list[ValueCheck]:
@@ -664,15 +633,13 @@ def _result_checks(old: StoredRun, new: StoredRun) -> list[ValueCheck]:
             checks.append(ValueCheck(f"{split} metrics", False, f"only {where}"))
             continue
         checks += _compare_metrics(split, before[split], now[split], 1, EXACT)
-        stored, fresh, fault = _read_both(old, new, split)
-        if fault:
-            checks.append(ValueCheck(f"{split} predictions", False, fault))
+        (stored, fresh), faulty = _read_predictions([old, new], split, _num_images(new, split))
+        checks += faulty
         if stored is not None and fresh is not None:
-            checks.append(_compare_own_metrics(split, before[split], stored))
-            checks.append(_compare_predictions(split, stored, fresh, EXACT))
+            checks += _compare_predictions(split, before[split], stored, fresh, EXACT)
     best = [record.metrics and record.metrics.best_test for record in (recorded, found)]
     if best[0] and best[1]:
-        checks.append(_compare_numbers("best epoch on test", best[0].top1, best[1].top1, is_fraction=True))
+        checks.append(_compare_numbers("best epoch on test", best[0].top1, best[1].top1, is_share=True))
     checks += [
         _compare_numbers("updates", recorded.cost.steps, found.cost.steps),
         _compare_numbers("gradient passes", recorded.cost.gradient_passes, found.cost.gradient_passes),
@@ -683,18 +650,20 @@ def _result_checks(old: StoredRun, new: StoredRun) -> list[ValueCheck]:
     return checks
 
 
+_INPUTS = {
+    "data": ("data", "sha256"),
+    "training split": ("data", "split_sha256"),
+    "order of images": ("data", "order_sha256"),
+    "augmentation": ("data", "augmentation_sha256"),
+    "initial weights": ("model", "weights_sha256"),
+    "new head": ("model", "head_sha256"),
+}
+
+
 def _input_checks(recorded: RunRecord, found: RunRecord) -> list[ValueCheck]:
     """Compare digests of what both runs started from; what an older record does not have is left out."""
-    names = {
-        "data": ("data", "sha256"),
-        "training split": ("data", "split_sha256"),
-        "order of images": ("data", "order_sha256"),
-        "augmentation": ("data", "augmentation_sha256"),
-        "initial weights": ("model", "weights_sha256"),
-        "new head": ("model", "head_sha256"),
-    }
     checks = []
-    for name, (part, key) in names.items():
+    for name, (part, key) in _INPUTS.items():
         before, now = (getattr(getattr(record, part), key, None) for record in (recorded, found))
         if before is not None and now is not None:
             checks.append(_compare_hashes(name, before, now))

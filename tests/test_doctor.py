@@ -123,7 +123,7 @@ def test_the_report_needs_none_of_what_it_looks_at() -> None:
 @pytest.mark.parametrize(
     ("code", "ending"),
     [
-        ("import os; os.kill(os.getpid(), 4)", "crashed: SIGILL"),
+        ("import os; os.kill(os.getpid(), 4)", "crashed: Illegal instruction"),
         (f"import time; time.sleep({HANG_SECONDS})", "did not end within {} s"),
         ("raise SystemError('no luck')", "failed: SystemError: no luck"),
         ("", ""),
@@ -148,7 +148,7 @@ def test_what_was_told_before_an_end_is_known(
     ("torch_code", "said"),
     [
         ("raise ImportError('libcublas.so.13: no file')", "does not import: ImportError: libcublas.so.13"),
-        ("import os; os.kill(os.getpid(), 4)", "to import torch crashed: SIGILL"),
+        ("import os; os.kill(os.getpid(), 4)", "to import torch crashed: Illegal instruction"),
     ],
 )
 def test_a_broken_torch_is_one_problem_in_a_whole_report(
@@ -527,11 +527,14 @@ def test_the_output_folder_s_states(small_recipe: dict[str, Any], tmp_path: Path
     assert look(tmp_path / "file").state == "problem"
 
 
-def test_a_finished_run_and_a_full_disk_are_said(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_finished_run_and_a_full_disk_are_said(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_recipe["train"]["max_steps"] = 1
     look = needs(small_recipe, tmp_path / "done")
     finetune(look.recipe, tmp_path / "done")
-    look.num_weight_bytes = 2**60
+    usage = SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage)
     checks = run_check("output", look.output)
     assert "complete" in named(checks, "output").text
-    assert named(checks, "room").state == "problem"
+    assert named(checks, "room").state == "note"

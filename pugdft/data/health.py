@@ -44,7 +44,8 @@ def check_store(folder: Path, deep: bool = False) -> str:
         store = Store(meta["source"], folder, list(meta["classes"]), meta["sha256"])
         num_images, num_classes, sides = 0, len(store.classes), set()
         for split in SPLITS:
-            path, images, labels = folder / f"{split}_images.npy", store.images(split), store.labels(split)
+            path, labels = folder / f"{split}_images.npy", store.labels(split)
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
             side = images.shape[1] if len(images.shape) == 4 else 0
             if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
                 raise UserError(f"{path.name} holds {images.dtype} of shape {images.shape}")
@@ -79,7 +80,8 @@ def leftovers(root: Path) -> list[Path]:
 
 def remove_leftovers(found: Iterable[Path]) -> tuple[int, list[ConfigIssue]]:
     """Remove leftovers; return the bytes freed, and why something could not be removed."""
-    freed, faults = 0, []
+    freed = 0
+    faults: list[ConfigIssue] = []
     for path in found:
         num_bytes = bytes_below(path)
         with collect(faults, str(path)), refuse(OSError, reason):
