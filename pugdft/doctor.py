@@ -213,15 +213,11 @@ def probe(arguments: Sequence[str]) -> None:
         if failed and module == "torch":
             break  # the others need it
         if module == "torch":
-            for part, look in (
-                ("CPU", check_processor),
-                ("GPU", check_accelerators),
-                ("torch uses", check_libraries),
-            ):
-                _step("Devices", part, f"ask torch for {part}", remedy, look)
+            _step("Devices", "CPU", "ask torch for the CPU", remedy, check_processor)
+            _step("Devices", "GPU", "ask torch for GPUs", remedy, check_accelerators)
     else:
-        title, look = "Environment variables", check_training_variables
-        _step(title, "training", "look at what stops a run", "", look)
+        what = "look at the variables that stop a run"
+        _step("Environment variables", "training", what, "", check_training_variables)
     if arguments:
         say(doing=("Recipe", "recipe", "look at the recipe", _SEE_DRIVE))
         _probe_recipe(*json.loads(arguments[0]))
@@ -301,6 +297,10 @@ def _version(package: str) -> str | None:
 # --- devices ---------------------------------------------------------------------------------------------
 
 _INSTRUCTIONS = re.compile("avx|amx|neon|sve|bf16")
+# Of torch's build settings, those that decide what it computes and communicates with.
+_BUILD = re.compile(
+    r"\b(?:CUDA_VERSION|CUDNN_VERSION|BLAS_INFO|USE_(?:MKLDNN|OPENMP|ROCM|XPU|GLOO|NCCL))=[\w.]+"
+)
 _LOW_MEMORY = 2 * 2**30
 _LOW_SHARED_MEMORY = 256 * 2**20
 
@@ -326,7 +326,7 @@ def check_memory() -> Iterator[Check]:
 
 
 def check_processor() -> Iterator[Check]:
-    """Check the processor's instructions and the cores that this process may use; in the second process."""
+    """Check the processor and its cores, and name what torch was built with; in the second process."""
     import torch
 
     known, threads = _cpu_capabilities(), torch.get_num_threads()
@@ -344,6 +344,8 @@ def check_processor() -> Iterator[Check]:
         yield Check("note", "CPU", f"{text}; without AVX2, training is slow", "use another CPU, or a GPU")
     else:
         yield Check("ok", "CPU", text)
+    kernels, built = torch.backends.cpu.get_cpu_capability(), _BUILD.findall(torch.__config__.show())
+    yield Check("ok", "torch uses", f"{threads} threads, kernels for {kernels}, {', '.join(built)}")
 
 
 def _cpu_capabilities() -> dict[str, Any]:
@@ -416,21 +418,6 @@ def _no_accelerator(driver: str | None, why: str) -> Check:
         return Check("problem", "GPU", f"{text}; this torch is for CPUs alone", "install torch with CUDA")
     remedy = "compare `nvidia-smi` with this torch's CUDA version; in a container: docker run --gpus all"
     return Check("problem", "GPU", text + why, remedy)
-
-
-# Of torch's build settings, those that decide what it computes and communicates with.
-_BUILD = re.compile(
-    r"\b(?:CUDA_VERSION|CUDNN_VERSION|BLAS_INFO|USE_(?:MKLDNN|OPENMP|ROCM|XPU|GLOO|NCCL))=[\w.]+"
-)
-
-
-def check_libraries() -> Iterator[Check]:
-    """Name what torch was built with, in its own words; in the second process."""
-    import torch
-
-    kernels, built = torch.backends.cpu.get_cpu_capability(), _BUILD.findall(torch.__config__.show())
-    text = f"{torch.get_num_threads()} threads, kernels for {kernels}, {', '.join(built)}"
-    yield Check("ok", "torch uses", text)
 
 
 def _cgroup(new: str, *old: str) -> list[int]:
@@ -610,27 +597,22 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
     from pugdft.data.decode import DECODING_VERSION
 
     stores = find_stores(cache_folder() / "stores")
-    whole, num_bytes, others = [], 0, []
     for folder in stores:
         faults: list[ConfigIssue] = []
-        taken = bytes_below(folder)
-        where = f"{size(taken)}, {folder}"
+        where = f"{size(bytes_below(folder))}, {folder}"
         with collect(faults):
             found = check_store(folder, deep)
         if faults:
             remedy = "delete this folder; the next run decodes the images again"
-            others.append(Check("problem", "damaged", f"{faults[0]}: {where}", remedy))
+            yield Check("problem", "damaged", f"{faults[0]}: {where}", remedy)
         elif f"-v{DECODING_VERSION}-" not in folder.name:
             text = f"made by another version of pugdft, which alone uses it: {found}, {where}"
-            remedy = "delete this folder if that version is not used any more"
-            others.append(Check("note", "outdated", text, remedy))
+            yield Check("note", "outdated", text, "delete this folder if that version is not used any more")
         else:
-            whole.append(found)
-            num_bytes += taken
-    how = "every pixel read" if deep else "by shape and size; --deep reads every pixel"
-    summary = f"{len(whole)} whole ({how}), {size(num_bytes)}: {', '.join(whole)}" if whole else "none"
-    yield Check("ok", "stores", summary if stores else "none yet")
-    yield from others
+            right = "every pixel" if deep else "shapes and sizes"
+            yield Check("ok", "store", f"{found}, {right} right, {where}")
+    if not stores:
+        yield Check("ok", "stores", "none yet")
 
 
 def check_leftovers(clean: bool = False) -> Iterator[Check]:
@@ -720,18 +702,18 @@ class RecipeNeeds:
             num_images = num_train + contents.test.size
             height, width, _ = decode(next(contents.train.samples())).shape
             side = width if height == width <= data.image_size else data.image_size
-            taken = f"{counted(num_images, 'image')} will take {size(num_images * 3 * side**2)}"
+            num_bytes = num_images * 3 * side**2
+            taken = f"{counted(num_images, 'image')} will take {size(num_bytes)}"
             text = f"{taken}, too much for this disk: images will be decoded from their files each time"
             remedy = "slower, and right; for speed set PUGDFT_CACHE to a folder on a larger disk"
             check = Check("note", "decoded", text, remedy)
-            with suppress(NoRoom):
-                if data.storage == "files":
-                    text = "never: data.storage is files"
-                else:
-                    text = f"not yet; {taken} in the cache"
+            if data.storage == "files":
+                check = Check("ok", "decoded", "never: data.storage is files")
+            else:
+                with suppress(NoRoom):
                     is_optional = data.storage == "auto" and source.folder is not None
-                    check_room(existing(stores), source, num_images * 3 * side**2, is_optional)
-                check = Check("ok", "decoded", text)
+                    check_room(existing(stores), source, num_bytes, is_optional)
+                    check = Check("ok", "decoded", f"not yet; {taken} in the cache")
             yield check
         check_batch(self.recipe, num_train - round(num_train * data.validation), 1)
 
@@ -744,16 +726,15 @@ class RecipeNeeds:
 
         kind, precision = prepare_device(self.recipe), self.recipe.train.precision
         pick(self.recipe, kind)
-        known, text = _cpu_capabilities(), f"{precision} on {kind.upper()}"
-        emulates, better = False, "train.precision=fp32 may be faster"
+        text = f"{precision} on {torch.cuda.get_device_name() if kind == 'cuda' else kind.upper()}"
+        has_bf16 = True  # where it is not known
         if kind == "cuda":
-            text = f"{precision} on {torch.cuda.get_device_name()}"
-            better = "set train.precision to fp16 or fp32"
-            emulates = not torch.cuda.is_bf16_supported(including_emulation=False)
-        elif kind == "cpu" and known:
-            emulates = not any(has for name, has in known.items() if "bf16" in name)
-        if precision == "bf16" and emulates:
-            yield Check("note", "precision", f"{text} is emulated", better)
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        elif kind == "cpu" and (known := _cpu_capabilities()):
+            has_bf16 = any(has for name, has in known.items() if "bf16" in name)
+        if precision == "bf16" and not has_bf16:
+            remedy = "fp32, or fp16 on a GPU, may be faster"
+            yield Check("note", "precision", f"{text} is emulated", remedy)
         else:
             yield Check("ok", "precision", text)
 
@@ -764,7 +745,16 @@ class RecipeNeeds:
         model, seed = self.recipe.model, self.recipe.train.seed
         backbone = build_model(model, self.num_classes, self.recipe.data.image_size, seed)
         source = f"{backbone.tag}, loaded" if backbone.tag else "random: model.pretrained is false"
-        yield Check("ok", "weights", f"{source}; {backbone.num_parameters / 1e6:.1f} M parameters")
+        num_bytes = sum(tensor.nbytes for tensor in backbone.model.state_dict().values())
+        number = f"{backbone.num_parameters / 1e6:.1f} M parameters"
+        yield Check("ok", "weights", f"{source}; {number}, {size(num_bytes)}")
+        # A run keeps two checkpoints while it writes the third. Beside the weights, each holds up to three
+        # times as much, for AdamW and the method.
+        free, least = shutil.disk_usage(existing(self.folder)).free, 3 * num_bytes
+        if free < 4 * least:
+            text = f"a run's checkpoints take up to {size(4 * least)}, {size(free)} are free"
+            state: State = "problem" if free < least else "note"
+            yield Check(state, "room", text, f"free some space, or {_ANOTHER_OUTPUT}")
 
     def output(self) -> Iterator[Check]:
         """Check what ``pugdft finetune`` would find in the run's folder."""
@@ -773,7 +763,7 @@ class RecipeNeeds:
         from pugdft.training.checkpoint import load_checkpoint
 
         folder, status = self.folder, ""
-        yield from check_folder("room", folder, _ANOTHER_OUTPUT, True)
+        yield from check_folder("folder", folder, _ANOTHER_OUTPUT, True)
         run.check(folder, self.recipe)
         if (folder / ".lock").is_file() and is_held(folder / ".lock"):
             remedy = "wait for it; the same command is refused until it ends"
@@ -798,6 +788,7 @@ class RecipeNeeds:
             check = Check("ok", "output", "not there yet")
         damaged = f"; damaged: {'; '.join(faults)}" if faults else ""
         yield replace(check, text=f"{folder}: {check.text}{damaged}")
+
 
 if __name__ == "__main__":
     probe(sys.argv[1:])
