@@ -6,7 +6,6 @@ imports them and reads the recipe, so a package that crashes or hangs is reporte
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import importlib
 import importlib.metadata
@@ -32,15 +31,7 @@ import psutil
 from rich.filesize import pick_unit_and_suffix
 
 import pugdft
-from pugdft.data.health import (
-    bytes_below,
-    check_store,
-    find_stores,
-    is_held,
-    leftovers,
-    locking,
-    remove_leftovers,
-)
+from pugdft.data import health
 from pugdft.errors import ConfigIssue, UserError, collect, counted, refuse
 from pugdft.machine import git_revision, usable_cores
 from pugdft.paths import cache_folder, data_folder, stay_offline_without_network, weights_folder
@@ -329,7 +320,8 @@ def check_processor() -> Iterator[Check]:
     """Check the processor and its cores, and name what torch was built with; in the second process."""
     import torch
 
-    known, threads = _cpu_capabilities(), torch.get_num_threads()
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    threads = torch.get_num_threads()
     quota = _cgroup("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
     share = quota[0] / quota[1] if len(quota) == 2 else float("inf")
     words = [known.get("cpu_name") or platform.processor() or platform.machine()]
@@ -346,13 +338,6 @@ def check_processor() -> Iterator[Check]:
         yield Check("ok", "CPU", text)
     kernels, built = torch.backends.cpu.get_cpu_capability(), _BUILD.findall(torch.__config__.show())
     yield Check("ok", "torch uses", f"{threads} threads, kernels for {kernels}, {', '.join(built)}")
-
-
-def _cpu_capabilities() -> dict[str, Any]:
-    """Return what torch knows of the processor, empty for a torch that cannot tell."""
-    import torch
-
-    return dict(getattr(torch.cpu, "get_capabilities", dict)())
 
 
 def check_accelerators() -> Iterator[Check]:
@@ -388,20 +373,12 @@ def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:
         words.append("bf16" if properties.major >= 8 else "no bf16")
     words += [f"driver {driver}"] if driver else []
     with refuse(Exception, lambda error: f"{', '.join(words)}; cannot compute: {_described(error)}"):
-        _compute(f"{kind}:{index}")
+        ones = torch.ones(64, 64, device=f"{kind}:{index}")
+        if (product := float((ones @ ones).sum())) != 64**3:
+            raise ArithmeticError(f"a product of ones sums to {product:g} instead of {64**3}")
     if kind == "cuda":
         words[1] = f"{size(module.mem_get_info(index)[0])} of {words[1]} free"
     yield Check("ok", f"{kind}:{index}", ", ".join(words))
-
-
-def _compute(device: str) -> None:
-    """Compute a small product on a device."""
-    import torch
-
-    ones = torch.ones(64, 64, device=device)
-    product = float((ones @ ones).sum())
-    if product != 64**3:
-        raise ArithmeticError(f"a product of ones sums to {product:g} instead of {64**3}")
 
 
 def _no_accelerator(driver: str | None, why: str) -> Check:
@@ -573,18 +550,13 @@ def file_system(folder: Path) -> str:
 def write_fault(folder: Path) -> str:
     """Write and lock a file in a folder; return what does not work, or nothing."""
     faults: list[ConfigIssue] = []
-    cannot_write = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-
-    def say_why(error: OSError) -> str:
-        return f"{'not writable' if error.errno in cannot_write else 'no locks'} ({error.strerror})"
-
     with (
         collect(faults),
-        refuse(OSError, say_why),
+        refuse(OSError, lambda error: f"files cannot be written and locked ({error.strerror})"),
         tempfile.NamedTemporaryFile(prefix=".pugdft-doctor-", dir=folder) as file,
     ):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with locking(Path(file.name)) as is_free:
+        with health.locking(Path(file.name)) as is_free:
             return "locks keep nobody out" if is_free else ""
     return faults[0].message
 
@@ -596,12 +568,12 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
     """Check every folder of decoded images by shapes and sizes; ``deep``: also every pixel and label."""
     from pugdft.data.decode import DECODING_VERSION
 
-    stores = find_stores(cache_folder() / "stores")
+    stores = health.find_stores(cache_folder() / "stores")
     for folder in stores:
         faults: list[ConfigIssue] = []
-        where = f"{size(bytes_below(folder))}, {folder}"
+        where = f"{size(health.bytes_below(folder))}, {folder}"
         with collect(faults):
-            found = check_store(folder, deep)
+            found = health.check_store(folder, deep)
         if faults:
             remedy = "delete this folder; the next run decodes the images again"
             yield Check("problem", "damaged", f"{faults[0]}: {where}", remedy)
@@ -617,16 +589,16 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
 
 def check_leftovers(clean: bool = False) -> Iterator[Check]:
     """Check for what killed preparations of data left in the cache; ``clean`` removes it."""
-    found = leftovers(cache_folder() / "stores")
+    found = health.leftovers(cache_folder() / "stores")
     if not found:
         yield Check("ok", "leftovers", "none; nothing to clean" if clean else "none")
         return
     noun = "folder or lock" if len(found) == 1 else "folders or locks"
-    what = f"{len(found)} {noun} of killed preparations, {size(sum(map(bytes_below, found)))}"
+    what = f"{len(found)} {noun} of killed preparations, {size(sum(map(health.bytes_below, found)))}"
     if not clean:
         yield Check("note", "leftovers", what, "pugdft data clean")
         return
-    freed, faults = remove_leftovers(found)
+    freed, faults = health.remove_leftovers(found)
     yield Check("ok", "cleaned", f"{size(freed)} freed: {what}")
     for each in faults:
         text = f"{each.where} could not be removed: {each.message}"
@@ -683,7 +655,7 @@ class RecipeNeeds:
 
         data, stores = self.recipe.data, cache_folder() / "stores"
         place = data_folder() / data.name if data.name in DATASETS else Path(data.name).expanduser()
-        num_bytes = bytes_below(place) if place.exists() else 0
+        num_bytes = health.bytes_below(place) if place.exists() else 0
         if num_bytes > _LARGEST_READ:
             text = f"{place}, more than {size(_LARGEST_READ)}: too much to read now"
             yield Check("note", "data", text, f"pugdft data prepare {data.name}")
@@ -694,7 +666,7 @@ class RecipeNeeds:
         if store:
             self.num_classes, num_train = len(store.classes), len(store.labels("train"))
             num_images, side = num_train + len(store.labels("test")), store.images("train").shape[1]
-            taken = size(bytes_below(store.folder))
+            taken = size(health.bytes_below(store.folder))
             yield Check("ok", "decoded", f"{num_images:,} images of {side}², {taken}")
         else:
             contents = source.read()
@@ -727,11 +699,10 @@ class RecipeNeeds:
         kind, precision = prepare_device(self.recipe), self.recipe.train.precision
         pick(self.recipe, kind)
         text = f"{precision} on {torch.cuda.get_device_name() if kind == 'cuda' else kind.upper()}"
-        has_bf16 = True  # where it is not known
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
+        has_bf16 = not known or any(has for name, has in known.items() if "bf16" in name)
         if kind == "cuda":
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        elif kind == "cpu" and (known := _cpu_capabilities()):
-            has_bf16 = any(has for name, has in known.items() if "bf16" in name)
         if precision == "bf16" and not has_bf16:
             remedy = "fp32, or fp16 on a GPU, may be faster"
             yield Check("note", "precision", f"{text} is emulated", remedy)
@@ -765,7 +736,7 @@ class RecipeNeeds:
         folder, status = self.folder, ""
         yield from check_folder("folder", folder, _ANOTHER_OUTPUT, True)
         run.check(folder, self.recipe)
-        if (folder / ".lock").is_file() and is_held(folder / ".lock"):
+        if (folder / ".lock").is_file() and health.is_held(folder / ".lock"):
             remedy = "wait for it; the same command is refused until it ends"
             yield Check("note", "output", f"{folder}: a process is at work on this run now", remedy)
             return

@@ -220,11 +220,7 @@ def changes_on_the_way(record: RunRecord, label: str) -> list[str]:
     """Updates made by other processes, or in passes of another size, than those before them.
 
     No second run repeats that. ``restarts`` does not list a run's first start: if its passes were smaller
-    than asked for, and it went on later, that counts as a change too.
-
-    Args:
-        record: of the run.
-        label: of the run, such as ``recorded``: the first word of each change.
+    than asked for, and it went on later, that counts as a change too. Each change begins with ``label``.
     """
     # Updates that a later start made again count as its own.
     course: list[tuple[int, Mapping[str, Any]]] = [(0, {})]
@@ -470,10 +466,6 @@ def _tolerance(
 def rerun_recipe(run: StoredRun, data: str | None = None) -> Recipe:
     """A record's recipe, checked as any other; keys that an older version did not have get their defaults.
 
-    Args:
-        run: the record.
-        data: where its data lies here, if not where the recipe says.
-
     Raises:
         UserError: it cannot run here, or the run was interrupted, so that there is nothing to compare with.
     """
@@ -539,10 +531,7 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> R
     training amplifies that: the top-1 may then differ as chance makes it, by McNemar's exact test on the
     stored predictions (two-sided, 1 %), or without these by no more than 3·√(2p(1 − p)/N).
 
-    Args:
-        old: the record.
-        new: the run that confirms it, or does not.
-        tolerant: allow for chance even on a CPU with the same versions.
+    With ``tolerant``, chance is allowed even on a CPU with the same versions.
     """
     recorded, found = old.record, new.record
     also = ["python", "git"]
@@ -592,7 +581,7 @@ def _agrees_up_to_chance(old: StoredRun, new: StoredRun, is_exact: bool) -> tupl
         )
     if recorded is None or found is None:
         return recorded is found, stated
-    count = _num_images(new, split)
+    count = new.record.data.sizes.get(split, 0) if new.record.data else 0
     (stored, fresh), _ = _read_predictions([old, new], split, count)
     if stored is not None and fresh is not None:
         own, _ = _compare_predictions(split, recorded, stored, fresh, EXACT)
@@ -615,10 +604,6 @@ def _agrees_up_to_chance(old: StoredRun, new: StoredRun, is_exact: bool) -> tupl
     )
 
 
-def _num_images(run: StoredRun, split: str) -> int:
-    return run.record.data.sizes.get(split, 0) if run.record.data else 0
-
-
 def _result_checks(old: StoredRun, new: StoredRun) -> list[ValueCheck]:
     """Compare what two runs that are the same have in common to the last bit."""
     recorded, found = old.record, new.record
@@ -633,7 +618,8 @@ def _result_checks(old: StoredRun, new: StoredRun) -> list[ValueCheck]:
             checks.append(ValueCheck(f"{split} metrics", False, f"only {where}"))
             continue
         checks += _compare_metrics(split, before[split], now[split], 1, EXACT)
-        (stored, fresh), faulty = _read_predictions([old, new], split, _num_images(new, split))
+        count = found.data.sizes.get(split, 0) if found.data else 0
+        (stored, fresh), faulty = _read_predictions([old, new], split, count)
         checks += faulty
         if stored is not None and fresh is not None:
             checks += _compare_predictions(split, before[split], stored, fresh, EXACT)

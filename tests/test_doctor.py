@@ -229,14 +229,15 @@ def test_an_accelerator_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(torch.cuda, name, lambda *index, value=value: value)
     monkeypatch.setattr(collect_env, "get_nvidia_driver_version", lambda run: "550.54.15")
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    monkeypatch.setattr(doctor, "_compute", lambda device: None)
+    ones = torch.ones(64, 64)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones)
     (check,) = doctor.check_accelerators()
     assert check.text == "NVIDIA H100, 79 GiB of 80 GiB free, capability 9.0, bf16, driver 550.54.15"
 
-    def fails(device: str) -> None:
+    def fails(*shape: int, device: str) -> None:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(doctor, "_compute", fails)
+    monkeypatch.setattr(torch, "ones", fails)
     (check,) = doctor.check_accelerators()
     assert (check.state, bool(check.remedy), "no kernel" in check.text) == ("problem", True, True)
 
@@ -308,7 +309,7 @@ def test_a_folder_that_is_none_or_has_no_locks_is_a_problem(
 
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", refuse)
-        assert (look().state, "no locks (Function not implemented)" in look().text) == ("problem", True)
+        assert (look().state, "and locked (Function not implemented)" in look().text) == ("problem", True)
         patch.setattr(fcntl, "flock", lambda descriptor, operation: None)
         assert "keep nobody out" in look().text
     assert list(own_cache.iterdir()) == []

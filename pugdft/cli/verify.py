@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -49,12 +49,8 @@ def verify_command(
         except UserError as error:
             unreadable.append(str(error))
             continue
-        typer.echo(printable(f"{verification.run.path}: {verification.run.record.id}"))
-        for note in verification.notes:
-            typer.echo(f"  {printable(note)}")
-        _print_checks(verification.checks, "ok")
+        _print_checks(verification.run, "", verification.notes, verification.checks, "ok")
         typer.echo("  the record holds" if verification.agrees else "  the record does not hold")
-        sys.stdout.flush()
         agree.append(verification.agrees)
     if unreadable:
         raise UserError("\n".join(unreadable))
@@ -86,7 +82,7 @@ def rerun_command(
     interrupted rerun. Exit code 0 if the record holds, 3 if not.
     """
     from pugdft.cli.launch import is_main_process, launch
-    from pugdft.reproduce import open_run, rerun, rerun_folder, rerun_recipe
+    from pugdft.reproduce import compare_runs, open_run, rerun, rerun_folder, rerun_recipe
 
     old = open_run(record)
     folder = rerun_folder(old, output)
@@ -103,45 +99,36 @@ def rerun_command(
         from pugdft.cli.progress import ProgressLog
         from pugdft.training.callbacks import Observer
 
-        is_main = is_main_process()
-        new = rerun(
-            old, folder, data, resume=not no_resume, observer=ProgressLog() if is_main else Observer()
-        )
+        observer = ProgressLog() if is_main_process() else Observer()
+        new = rerun(old, folder, data, resume=not no_resume, observer=observer)
         if new.record.status == "interrupted":
-            code = 143 if "signal 15" in (new.record.error or "") else 130
-            _end(new.path if is_main else None, code)
-        if only_run or not is_main:
+            if is_main_process():
+                typer.echo(str(new.path))
+            raise typer.Exit(143 if "signal 15" in (new.record.error or "") else 130)
+        if only_run or not is_main_process():
             raise typer.Exit
-    _conclude(old, new, tolerant)
-
-
-def _conclude(old: StoredRun, new: StoredRun, tolerant: bool) -> NoReturn:
-    """Compare both runs, print the result and exit."""
-    from pugdft.reproduce import compare_runs
-
     status = new.record.status
     if status in ("oom", "failed") and status != old.record.status:
         print(f"pugdft: the run ended as {status}: {new.record.error}", file=sys.stderr)
-        _end(new.path, 1)
-    comparison = compare_runs(old, new, tolerant=tolerant)
-    typer.echo(printable(f"{old.path}: {old.record.id}, run again"))
-    _print_checks(comparison.checks, "same")
-    verdict = "the record holds" if comparison.agrees else "the record does not hold"
-    typer.echo(f"  {verdict}: {printable(comparison.verdict)}")
-    _end(new.path, 0 if comparison.agrees else GATE_DID_NOT_HOLD)
+        code = 1
+    else:
+        comparison = compare_runs(old, new, tolerant=tolerant)
+        _print_checks(old, ", run again", [], comparison.checks, "same")
+        verdict = "the record holds" if comparison.agrees else "the record does not hold"
+        typer.echo(f"  {verdict}: {printable(comparison.verdict)}")
+        code = 0 if comparison.agrees else GATE_DID_NOT_HOLD
+    typer.echo(str(new.path))
+    raise typer.Exit(code)
 
 
-def _print_checks(checks: Sequence[ValueCheck], agreement: str) -> None:
-    """Print a line for each check: ok or same, differs, and the values."""
+def _print_checks(
+    run: StoredRun, what: str, notes: Sequence[str], checks: Sequence[ValueCheck], agreement: str
+) -> None:
+    """Print a run, notes, and a line for each check: ok or same, differs, and the values."""
+    typer.echo(printable(f"{run.path}: {run.record.id}{what}"))
+    for note in notes:
+        typer.echo(f"  {printable(note)}")
     width = max(len(check.name) for check in checks)
     for check in checks:
         word = "" if check.agrees is None else agreement if check.agrees else "differs"
         typer.echo(f"  {check.name:<{width}}  {word:<7}  {printable(check.detail)}")
-
-
-def _end(path: Path | None, code: int) -> NoReturn:
-    """Print the new record's path as the last line, and exit."""
-    if path is not None:
-        typer.echo(str(path))
-        sys.stdout.flush()
-    raise typer.Exit(code)
