@@ -82,6 +82,9 @@ def examine(
     """
     given = [] if recipe is None else [json.dumps([recipe, *map(str, (output or "", *overrides))])]
     facts, ending = run_apart("pugdft.doctor", given, _SECONDS)
+    for fact in facts:
+        if "mistake" in fact:
+            raise UserError(fact["mistake"])
     checks: list[tuple[str, str, Callable[[], Iterable[Check]]]] = [
         ("Software", "pugdft", check_installation),
         ("Software", "packages", check_packages),
@@ -96,8 +99,6 @@ def examine(
         report.setdefault(title, []).extend(run_check(name, look))
     doing = ("Software", "Python", "start Python", _REINSTALL.format("torch"))
     for fact in facts:
-        if "mistake" in fact:
-            raise UserError(fact["mistake"])
         doing = fact.get("doing", doing)
         if "check" in fact:
             report.setdefault(fact["title"], []).append(_with_network(Check(**fact["check"])))
@@ -137,7 +138,7 @@ def run_check(name: str, look: Callable[[], Iterable[Check]], remedy: str = "") 
     return found
 
 
-def _described(error: BaseException) -> str:
+def _described(error: object) -> str:
     """Write an exception on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
@@ -350,7 +351,7 @@ def check_accelerators() -> Iterator[Check]:
         warnings.simplefilter("always")
         device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
-        yield _no_accelerator(driver, "".join(f"; torch says: {each.message}" for each in caught[:1]))
+        yield _no_accelerator(driver, "".join(f"; torch says {_described(each.message)}" for each in caught[:1]))
         return
     remedy = "install a torch for this device and its driver: https://pytorch.org/get-started/locally"
     for index in range(torch.accelerator.device_count()):
