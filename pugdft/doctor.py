@@ -351,7 +351,7 @@ def check_accelerators() -> Iterator[Check]:
         warnings.simplefilter("always")
         device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
-        yield _no_accelerator(driver, "".join(f"; torch says {_described(each.message)}" for each in caught[:1]))
+        yield _no_accelerator(driver, f"; torch says {_described(caught[0].message)}" if caught else "")
         return
     remedy = "install a torch for this device and its driver: https://pytorch.org/get-started/locally"
     for index in range(torch.accelerator.device_count()):

@@ -415,6 +415,12 @@ def test_cleaning_removes_what_killed_preparations_left_and_nothing_else(store: 
     assert check_store(store, deep=True) == "pictures (15 × 16²)"
 
 
+def test_a_recipe_that_is_not_valid_ends_the_command_before_it_cleans(store: Path, in_process: None) -> None:
+    stale = make_folder(store.parent, ".making-old", 2)
+    assert call(("doctor", "quickstart", "train.epochs=-1", "--clean")).code == 2
+    assert stale.exists()
+
+
 def test_nothing_is_a_leftover_while_somebody_prepares_data(store: Path) -> None:
     root = store.parent
     folder, lock = make_folder(root, ".making-theirs", 3), make_lock(root, "c", 2)
