@@ -7,7 +7,6 @@ imports them and reads the recipe, so a package that crashes or hangs is reporte
 from __future__ import annotations
 
 import fcntl
-import importlib
 import importlib.metadata
 import json
 import os
@@ -23,7 +22,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,64 +42,42 @@ State = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
+    """The result of one check."""
 
-    Attributes:
-        state: ``note`` is worth knowing; ``problem`` stops a run, or makes it wrong or very slow.
-        name: one or two words.
-        text: what was found.
-        remedy: what to do; every problem has one.
-    """
-
-    state: State
-    name: str
-    text: str
-    remedy: str = ""
+    state: State  # "note" is worth knowing; "problem" stops a run, or makes it wrong or very slow
+    name: str  # one or two words
+    text: str  # what was found
+    remedy: str = ""  # what to do; every problem has one
 
 
-Report = dict[str, list[Check]]
-"""Results by the title of their section."""
+Report = dict[str, list[Check]]  # by the title of a section
 
 
-def examine(
-    recipe: str | None = None,
-    overrides: Sequence[str] = (),
-    output: Path | None = None,
-    *,
-    deep: bool = False,
-    clean: bool = False,
-) -> Report:
-    """Make every check; with ``clean``, remove what killed preparations of data left in the cache.
-
-    Args:
-        recipe: also check what this recipe needs, with these overrides and this output folder.
-        deep: read every pixel of the cache.
-
-    Raises:
-        UserError: the recipe is not valid.
-    """
-    given = [] if recipe is None else [json.dumps([recipe, *map(str, (output or "", *overrides))])]
+def examine(recipe: str | None, settings: Sequence[str], output: str, deep: bool, clean: bool) -> Report:
+    """Make every check; a recipe that is not valid raises :class:`UserError` before the cache is cleaned."""
+    given = [] if recipe is None else [json.dumps([recipe, output, *settings])]
     facts, ending = run_apart("pugdft.doctor", given, _SECONDS)
     for fact in facts:
         if "mistake" in fact:
             raise UserError(fact["mistake"])
-    checks: list[tuple[str, str, Callable[[], Iterable[Check]]]] = [
-        ("Software", "pugdft", check_installation),
-        ("Software", "packages", check_packages),
-        ("Devices", "RAM", check_memory),
-        ("Environment variables", "variables", check_variables),
-        *(("Folders", row[0], partial(check_folder_in_time, *row)) for row in _FOLDERS),
-        ("Cache", "stores", partial(check_stores, deep)),
-        ("Cache", "leftovers", partial(check_leftovers, clean)),
-    ]
-    report: Report = {}
-    for title, name, look in checks:
-        report.setdefault(title, []).extend(run_check(name, look))
+    report: Report = {
+        "Software": run_check("pugdft", check_installation()) + run_check("packages", check_packages()),
+        "Devices": run_check("RAM", check_memory()),
+        "Environment variables": run_check("variables", check_variables()),
+        "Folders": [
+            check for row in _FOLDERS for check in run_in_time(row[0], check_folder(*row), remedy=row[2])
+        ],
+        "Cache": run_check("stores", check_stores(deep)) + run_check("leftovers", check_leftovers(clean)),
+    }
     doing = ("Software", "Python", "start Python", _REINSTALL.format("torch"))
     for fact in facts:
         doing = fact.get("doing", doing)
         if "check" in fact:
-            report.setdefault(fact["title"], []).append(_with_network(Check(**fact["check"])))
+            check = Check(**fact["check"])
+            if _MISSING in check.text and not stay_offline_without_network():
+                text = "not on this machine; a run fetches it from the Hub first"
+                check = replace(check, state="note", text=text)
+            report.setdefault(fact["title"], []).append(check)
     if ending:
         title, name, what, remedy = doing
         report.setdefault(title, []).append(Check("problem", name, f"to {what} {ending}", remedy))
@@ -112,35 +88,36 @@ def examine(
     return report
 
 
-def _with_network(check: Check) -> Check:
-    """Turn a missing file into a note if a run, which has the network, can fetch it."""
-    if _MISSING not in check.text or stay_offline_without_network():
-        return check
-    return Check("note", check.name, "not on this machine; a run fetches it from the Hub first", check.remedy)
-
-
-def run_check(name: str, look: Callable[[], Iterable[Check]], remedy: str = "") -> list[Check]:
-    """Return what a check finds; an exception becomes one more result, of this name.
+def run_check(name: str, checks: Iterable[Check], remedy: str = "") -> list[Check]:
+    """Return what a generator of checks finds; an exception becomes one more result, of this name.
 
     The remedy is for a ``UserError`` whose message is one line; further lines are a remedy themselves.
     """
     found: list[Check] = []
     try:
-        for check in look():
+        for check in checks:
             found.append(check)
     except UserError as error:
         text, _, rest = str(error).partition("\n")
         remedy = " ".join(rest.split()) or remedy or "correct what it names"
         found.append(Check("problem", name, text, remedy))
     except Exception as error:
-        text = f"could not be looked at: {_described(error)}"
+        text = f"could not be looked at: {health.described(error)}"
         found.append(Check("problem", name, text, "see the reason; it may be a bug of pugdft"))
     return found
 
 
-def _described(error: object) -> str:
-    """Write an exception on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def run_in_time(name: str, checks: Iterable[Check], seconds: float = 10.0, remedy: str = "") -> list[Check]:
+    """Run a check with a time limit: a network drive whose server is gone never answers."""
+    found = [Check("problem", name, f"no answer in {seconds:g} s", "see that its drive is connected")]
+
+    def work() -> None:
+        found[:] = run_check(name, checks, remedy)
+
+    thread = threading.Thread(target=work, daemon=True)  # does not keep the process alive
+    thread.start()
+    thread.join(seconds)
+    return list(found)
 
 
 def size(num_bytes: float) -> str:
@@ -162,29 +139,26 @@ _REINSTALL = "reinstall: pip install --force-reinstall {}"
 
 
 def run_apart(module: str, arguments: Sequence[str], seconds: float) -> tuple[list[dict[str, Any]], str]:
-    """Run a module in a second process, without access to the Hub, for at most so many seconds.
-
-    Returns:
-        What it said, and how it ended: empty if it ended well.
-    """
+    """Run a module in a second process, without the Hub; return what it said, and how it failed if it did."""
     # It finds its modules where this process found them, not in its current folder.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, "-P", "-m", module, *arguments]
-    folder = os.path.sep  # some libraries cannot be imported from a folder that was deleted
-    with suppress(FileNotFoundError):
-        folder = os.getcwd()
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, cwd=folder, env=environment,
-            timeout=seconds, check=False,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            timeout=seconds,
+            check=False,
+        )
         output, ending = done.stdout, ""
         if done.returncode < 0:
             ending = f"crashed: {signal.strsignal(-done.returncode)}"
         elif done.returncode:
-            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            ending = f"failed: {lines[-1][:300]}" if lines else f"failed with exit code {done.returncode}"
+            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            ending = f"failed: {said[-1][:300]}" if said else f"failed with exit code {done.returncode}"
     except subprocess.TimeoutExpired as error:
         output, ending = error.stdout or b"", f"did not end within {seconds:g} s"
     lines = output.decode("utf-8", "replace").splitlines()
@@ -201,39 +175,34 @@ def probe(arguments: Sequence[str]) -> None:
     for module in _IMPORTED:
         package = "pillow" if module == "PIL.Image" else module.partition(".")[0]
         remedy = _REINSTALL.format(package)
-        failed = _step("Software", package, f"import {module}", remedy, partial(check_import, module))
+        failed = _step("Software", package, f"import {module}", remedy, check_import(module))
         if failed and module == "torch":
             break  # the others need it
         if module == "torch":
-            _step("Devices", "CPU", "ask torch for the CPU", remedy, check_processor)
-            _step("Devices", "GPU", "ask torch for GPUs", remedy, check_accelerators)
+            _step("Devices", "CPU", "ask torch for the CPU", remedy, check_processor())
+            _step("Devices", "GPU", "ask torch for GPUs", remedy, check_accelerators())
     else:
         what = "look at the variables that stop a run"
-        _step("Environment variables", "training", what, "", check_training_variables)
+        _step("Environment variables", "training", what, "", check_training_variables())
     if arguments:
         say(doing=("Recipe", "recipe", "look at the recipe", _SEE_DRIVE))
         _probe_recipe(*json.loads(arguments[0]))
 
 
-def _step(
-    title: str, name: str, doing: str, remedy: str, look: Callable[[], Iterable[Check]], if_stuck: str = ""
-) -> list[Check]:
+def _step(title: str, name: str, doing: str, remedy: str, checks: Iterable[Check]) -> list[Check]:
     """Make a check and print what it finds; say before it what it does, in case the process ends there."""
-    say(doing=(title, name, doing, if_stuck or remedy))
-    found = run_check(name, look, remedy)
+    say(doing=(title, name, doing, _SEE_DRIVE if title == "Recipe" else remedy))
+    found = run_check(name, checks, remedy)
     for check in found:
         say(title=title, check=asdict(check))
     return found
 
 
-# --- software --------------------------------------------------------------------------------------------
-
-
-def check_import(module: str) -> Sequence[Check]:
-    """Import a module; in the second process."""
-    with refuse(Exception, lambda error: f"does not import: {_described(error)}"):
+def check_import(module: str) -> Iterator[Check]:
+    """Import a module, which has no result but a problem; in the second process."""
+    with refuse(Exception, lambda error: f"does not import: {health.described(error)}"):
         importlib.import_module(module)
-    return ()
+    yield from ()
 
 
 def check_installation() -> Iterator[Check]:
@@ -257,24 +226,21 @@ def check_installation() -> Iterator[Check]:
     yield Check("ok", "system", ", ".join(filter(None, words)))
 
 
-_EXTRAS = ("", "quickstart", "tune")
-
-
 def check_packages() -> Iterator[Check]:
     """Name the packages' versions, and those that are missing or too old."""
     from packaging.requirements import Requirement
 
     versions, problems = {"torchvision": _version("torchvision")}, []
     for wanted in map(Requirement, importlib.metadata.requires("pugdft") or []):
-        marker = wanted.marker
-        extras = [each for each in _EXTRAS if not marker or marker.evaluate({"extra": each})]
+        extras = ("", "quickstart", "tune")
+        extras = [each for each in extras if not wanted.marker or wanted.marker.evaluate({"extra": each})]
         if not extras:
             continue
         versions[wanted.name.removesuffix("-pytorch-model")] = found = _version(wanted.name)
         if "" in extras and (found is None or not wanted.specifier.contains(found, prereleases=True)):
             said = f"{found} is installed" if found else "is not installed"
-            remedy = f'pip install "{wanted.name}{wanted.specifier}"'
             text = f"{said}, pugdft needs {wanted.specifier}"
+            remedy = f'pip install "{wanted.name}{wanted.specifier}"'
             problems.append(Check("problem", wanted.name, text, remedy))
     yield Check("ok", "packages", ", ".join(f"{name} {found}" for name, found in versions.items() if found))
     yield from problems
@@ -290,31 +256,34 @@ def _version(package: str) -> str | None:
 
 _INSTRUCTIONS = re.compile("avx|amx|neon|sve|bf16")
 # Of torch's build settings, those that decide what it computes and communicates with.
-_BUILD = re.compile(
-    r"\b(?:CUDA_VERSION|CUDNN_VERSION|BLAS_INFO|USE_(?:MKLDNN|OPENMP|ROCM|XPU|GLOO|NCCL))=[\w.]+"
-)
-_LOW_MEMORY = 2 * 2**30
+_BUILD = re.compile(r"\b(?:CUDA_VERSION|CUDNN_VERSION|BLAS_INFO|USE_(?:MKLDNN|OPENMP|ROCM|XPU|NCCL))=[\w.]+")
+_LITTLE_SPACE = 2 * 2**30  # of memory, or of a disk
 _LOW_SHARED_MEMORY = 256 * 2**20
 
 
 def check_memory() -> Iterator[Check]:
     """Check the memory of the machine, or of the container if that is less."""
     memory = psutil.virtual_memory()
-    total, free, limited = memory.total, memory.available, ""
-    for limit in _cgroup("memory.max", "memory/memory.limit_in_bytes"):
-        if limit <= total:
-            used = sum(_cgroup("memory.current", "memory/memory.usage_in_bytes"))
-            total, free = limit, min(free, max(0, limit - used))
-            limited = f" (the container's limit is {size(limit)})"
-    text = f"{size(free)} of {size(total)} available{limited}"
-    if free < _LOW_MEMORY:
+    free, whole = memory.available, size(memory.total)
+    for limit in _container_limit("memory.max"):
+        free = max(0, min(free, limit - sum(_container_limit("memory.current"))))
+        whole += f" (the container's limit is {size(limit)})"
+    text = f"{size(free)} of {whole} available"
+    if free < _LITTLE_SPACE:
         yield Check("note", "RAM", text, "end other programs; runs take 1 GiB and more")
     else:
         yield Check("ok", "RAM", text)
     shared = "/dev/shm"  # noqa: S108 - asked for its size only
-    if os.path.isdir(shared) and (whole := shutil.disk_usage(shared).total) < _LOW_SHARED_MEMORY:
-        text = f"{size(whole)}: little for data.auto_augment's workers and for several GPUs"
+    if os.path.isdir(shared) and (total := shutil.disk_usage(shared).total) < _LOW_SHARED_MEMORY:
+        text = f"{size(total)}: little for data.auto_augment's workers and for several GPUs"
         yield Check("note", "shared memory", text, "docker run --ipc=host, or --shm-size=1g")
+
+
+def _container_limit(name: str) -> list[int]:
+    """Read the numbers of a file of control groups (version 2); none where there is no limit."""
+    file = Path("/sys/fs/cgroup") / name
+    words = file.read_text().split() if file.is_file() else []
+    return [int(word) for word in words] if "max" not in words else []
 
 
 def check_processor() -> Iterator[Check]:
@@ -322,9 +291,8 @@ def check_processor() -> Iterator[Check]:
     import torch
 
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    threads = torch.get_num_threads()
-    quota = _cgroup("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
-    share = quota[0] / quota[1] if len(quota) == 2 else float("inf")
+    threads, quota = torch.get_num_threads(), _container_limit("cpu.max")  # microseconds of a period, period
+    share = quota[0] / quota[1] if quota else float("inf")
     words = [known.get("cpu_name") or platform.processor() or platform.machine()]
     words += [f"{usable_cores()} of {os.cpu_count()} cores usable"]
     words += [flag for flag, has in sorted(known.items()) if has is True and _INSTRUCTIONS.match(flag)]
@@ -351,12 +319,13 @@ def check_accelerators() -> Iterator[Check]:
         warnings.simplefilter("always")
         device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
-        yield _no_accelerator(driver, f"; torch says {_described(caught[0].message)}" if caught else "")
+        said = f"; torch says {health.described(caught[0].message)}" if caught else ""
+        yield _no_accelerator(driver, said)
         return
     remedy = "install a torch for this device and its driver: https://pytorch.org/get-started/locally"
     for index in range(torch.accelerator.device_count()):
-        look = partial(check_device, device.type, index, driver)
-        yield from run_check(f"{device.type}:{index}", look, remedy)
+        check = check_device(device.type, index, driver)
+        yield from run_check(f"{device.type}:{index}", check, remedy)
 
 
 def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:
@@ -370,10 +339,10 @@ def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:
         properties = module.get_device_properties(index)
         words = [properties.name, size(properties.total_memory)]
     if kind == "cuda":
-        words.append(f"capability {properties.major}.{properties.minor}")
-        words.append("bf16" if properties.major >= 8 else "no bf16")
+        bf16 = "bf16" if properties.major >= 8 else "no bf16"
+        words.append(f"capability {properties.major}.{properties.minor}, {bf16}")
     words += [f"driver {driver}"] if driver else []
-    with refuse(Exception, lambda error: f"{', '.join(words)}; cannot compute: {_described(error)}"):
+    with refuse(Exception, lambda error: f"{', '.join(words)}; cannot compute: {health.described(error)}"):
         ones = torch.ones(64, 64, device=f"{kind}:{index}")
         if (product := float((ones @ ones).sum())) != 64**3:
             raise ArithmeticError(f"a product of ones sums to {product:g} instead of {64**3}")
@@ -386,26 +355,15 @@ def _no_accelerator(driver: str | None, why: str) -> Check:
     """Say that torch can use no accelerator, with the reason and a remedy where there is a driver."""
     import torch
 
-    text = "none that torch can use: runs train on the CPU"
+    text = f"NVIDIA driver {driver} is here, but none that torch can use: runs train on the CPU"
     if driver is None:
-        return Check("ok", "GPU", text)
-    text = f"NVIDIA driver {driver} is here, but {text}"
+        return Check("ok", "GPU", text.partition("but ")[2])
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return Check("note", "GPU", text, "unset CUDA_VISIBLE_DEVICES to use it")
     if not torch.version.cuda:
         return Check("problem", "GPU", f"{text}; this torch is for CPUs alone", "install torch with CUDA")
     remedy = "compare `nvidia-smi` with this torch's CUDA version; in a container: docker run --gpus all"
     return Check("problem", "GPU", text + why, remedy)
-
-
-def _cgroup(new: str, *old: str) -> list[int]:
-    """Read a limit of this container: from a file of control groups version 2, or from files of version 1."""
-    root = Path("/sys/fs/cgroup")
-    for names in ((new,), old):
-        if all((root / name).is_file() for name in names):
-            words = " ".join((root / name).read_text() for name in names).split()
-            return list(map(int, words)) if all(word.isdigit() for word in words) else []
-    return []
 
 
 # --- environment variables -------------------------------------------------------------------------------
@@ -419,21 +377,13 @@ _WATCHED = re.compile(
 )
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|PROXY", re.IGNORECASE)
 
-
-def _threads(value: str) -> int:
-    """Read OMP_NUM_THREADS, a number or several for nested regions; 0 if it is none."""
-    first = value.partition(",")[0].strip()
-    return int(first) if first.isdecimal() else 0
-
-
 # Names, values, state, explanation, remedy. The variables that stop a run are checked by training's own code.
-_CATCHES: tuple[tuple[str, Callable[[str], Any], State, str, str], ...] = (
-    ("OMP_NUM_THREADS", lambda value: not _threads(value),
+# OMP_NUM_THREADS is a number, or several for nested regions.
+_CATCHES: tuple[tuple[str, Callable[[str], object], State, str, str], ...] = (
+    ("OMP_NUM_THREADS", lambda value: not re.match(r"\s*0*[1-9]\d*\s*(,|$)", value),
      "problem", "is no number of threads", "unset it, or set it to a number such as 4"),
-    ("OMP_NUM_THREADS", lambda value: _threads(value) < usable_cores(),
-     "note", "torch computes on fewer cores than are usable here", "unset it for all"),
-    ("OMP_NUM_THREADS", lambda value: _threads(value) > usable_cores(),
-     "note", "more threads than the cores usable here slow a CPU run down", "unset it"),
+    ("OMP_NUM_THREADS", lambda value: int(value.partition(",")[0]) != usable_cores(),
+     "note", "not the number of cores usable here: a CPU run may be slower", "unset it"),
     ("(CUDA|HIP)_VISIBLE_DEVICES", lambda value: value.strip() in ("", "-1"),
      "note", "is empty or -1: no GPU is used", "unset it to use them"),
     ("HF_(HUB|DATASETS)_OFFLINE", lambda value: value.upper() in ("1", "ON", "YES", "TRUE"),
@@ -471,69 +421,50 @@ def check_training_variables() -> Iterator[Check]:
 
 # --- folders ---------------------------------------------------------------------------------------------
 
-_LITTLE_SPACE = 2 * 2**30
 _OF_A_NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "9p", "fuse.", "afs", "glusterfs")
-
-
-def _hub_cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME)
-
 
 # Name, folder, what chooses another, whether a run writes there.
 _FOLDERS: tuple[tuple[str, Callable[[], Path], str, bool], ...] = (
     ("cache", cache_folder, "set PUGDFT_CACHE to another folder", True),
     ("data", data_folder, "set PUGDFT_DATA to another folder", False),
     ("weights", weights_folder, "set PUGDFT_WEIGHTS to another folder", False),
-    ("Hub's cache", _hub_cache, "set HF_HOME to another folder", True),
+    ("Hub's cache", lambda: Path(importlib.import_module("huggingface_hub.constants").HF_HOME),
+     "set HF_HOME to another folder", True),
     ("temporary", lambda: Path(tempfile.gettempdir()), "set TMPDIR to another folder", True),
     ("this folder", Path.cwd, "go to another folder, or give one by --output", True),
-)
+)  # fmt: skip
 
 
-def check_folder_in_time(
-    name: str, choose: Callable[[], Path], another: str, written: bool, seconds: float = 10.0
-) -> list[Check]:
-    """Check a folder with a time limit: a network drive whose server is gone never answers."""
-    found: list[Check] = []
-
-    def work() -> None:
-        found.extend(run_check(name, lambda: check_folder(name, choose(), another, written), another))
-
-    thread = threading.Thread(target=work, daemon=True)  # does not keep the process alive
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        return [Check("problem", name, f"no answer in {seconds:g} s", "see that its drive is connected")]
-    return found
-
-
-def check_folder(name: str, folder: Path, another: str, written: bool) -> Iterator[Check]:
+def check_folder(name: str, choose: Callable[[], Path], another: str, written: bool) -> Iterator[Check]:
     """Check that a folder can be used, and how much room is left; ``another`` is how to choose another."""
+    folder = choose()
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder} is {'not a folder' if folder.exists() else 'a link to nothing'}")
     if not written and not folder.exists():
         yield Check("ok", name, f"{folder}, not there; nothing needs it")
         return
-    place, kind = existing(folder), file_system(folder)
-    free, fault = shutil.disk_usage(place).free, write_fault(place) if written else ""
-    can_read, in_memory = os.access(place, os.R_OK | os.X_OK), kind.startswith(("tmpfs", "ramfs"))
-    network = "a network drive: slower, and locks between machines depend on its mount"
-    cases: tuple[tuple[object, State, str, str], ...] = (
-        (fault, "problem", fault, f"make it writable on a file system with locks, or {another}"),
-        (not written and not can_read, "problem", "not readable", f"make it readable, or {another}"),
-        (not written, "ok", "readable", ""),
-        (free < _LITTLE_SPACE, "note", "locks work", f"free some space, or {another}"),
-        (in_memory and name != "temporary", "note",
-         "locks work, in memory: gone when the machine stops", f"for what is to stay, {another}"),
-        (kind.startswith(_OF_A_NETWORK), "note", network,
-         f"if several machines share it, test it; else {another}"),
-        (True, "ok", "locks work", ""),
-    )  # fmt: skip
-    state, how, remedy = next(case[1:] for case in cases if case[0])
+    place = existing(folder)
+    if written:
+        with (
+            refuse(OSError, lambda error: f"{place}: files cannot be written and locked ({error.strerror})"),
+            tempfile.NamedTemporaryFile(prefix=".pugdft-doctor-", dir=place) as file,
+        ):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with health.locking(Path(file.name)) as is_free:
+                if is_free:
+                    raise UserError(f"{place}: the locks of its file system keep nobody out")
+    elif not os.access(place, os.R_OK | os.X_OK):
+        raise UserError(f"{place}: not readable")
+    free, kind = shutil.disk_usage(place).free, file_system(folder)
     where = str(folder) if folder == place else f"{folder}, to be made"
-    yield Check(state, name, ", ".join(filter(None, (where, f"{size(free)} free", kind, how))), remedy)
+    how = "locks work" if written else "readable"
+    check = Check("ok", name, ", ".join(filter(None, (where, f"{size(free)} free", kind, how))))
+    if written and free < _LITTLE_SPACE:
+        check = replace(check, state="note", remedy=f"free some space, or {another}")
+    elif written and kind.startswith(_OF_A_NETWORK):
+        text = f"{check.text} on one machine; a network drive: slower, and its mount decides about several"
+        check = Check("note", name, text, f"if several machines share it, test it; else {another}")
+    yield check
 
 
 def existing(folder: Path) -> Path:
@@ -546,23 +477,6 @@ def file_system(folder: Path) -> str:
     place = Path(os.path.realpath(folder))
     kinds = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
     return next((kinds[each] for each in (place, *place.parents) if each in kinds), "")
-
-
-def write_fault(folder: Path) -> str:
-    """Write and lock a file in a folder; return what does not work, or nothing."""
-    faults: list[ConfigIssue] = []
-    with (
-        collect(faults),
-        refuse(OSError, lambda error: f"files cannot be written and locked ({error.strerror})"),
-        tempfile.NamedTemporaryFile(prefix=".pugdft-doctor-", dir=folder) as file,
-    ):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with health.locking(Path(file.name)) as is_free:
-            return "locks keep nobody out" if is_free else ""
-    return faults[0].message
-
-
-# --- the cache of decoded images -------------------------------------------------------------------------
 
 
 def check_stores(deep: bool = False) -> Iterator[Check]:
@@ -624,28 +538,25 @@ def _probe_recipe(source: str, output: str, *overrides: str) -> None:
         say(mistake=str(error))
         return
     needs = RecipeNeeds(recipe, Path(output or Path("runs") / run_id(recipe)))
-    for name, look, remedy in (
-        ("data", needs.data, "change data.name, or the setting that it names"),
-        ("precision", needs.precision, "change that setting"),
-        ("weights", needs.weights, "give another file as model.pretrained, or fetch this one again"),
-        ("output", needs.output, _ANOTHER_OUTPUT),
+    for name, checks, remedy in (
+        ("data", needs.data(), "change data.name, or the setting that it names"),
+        ("precision", needs.precision(), "change that setting"),
+        ("weights", needs.weights(), "give another file as model.pretrained, or fetch this one again"),
+        ("output", needs.output(), _ANOTHER_OUTPUT),
     ):
-        _step("Recipe", name, f"look at the {name}", remedy, look, _SEE_DRIVE)
+        _step("Recipe", name, f"look at the {name}", remedy, checks)
 
 
+@dataclass
 class RecipeNeeds:
     """What a recipe needs, checked by the code that a run loads it with.
 
     Nothing is fetched, decoded or trained. The digest of a folder's images is taken and kept, as by a run.
-
-    Args:
-        recipe: from ``read_recipe``.
-        folder: the run's.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.num_classes = 10  # until the data says more
+    recipe: Recipe
+    folder: Path  # the run's
+    num_classes: int = 10  # until the data says more
 
     def data(self) -> Iterator[Check]:
         """Open the data set, find its decoded images or the room for them, and compare the batch size."""
@@ -668,7 +579,7 @@ class RecipeNeeds:
             self.num_classes, num_train = len(store.classes), len(store.labels("train"))
             num_images, side = num_train + len(store.labels("test")), store.images("train").shape[1]
             taken = size(health.bytes_below(store.folder))
-            yield Check("ok", "decoded", f"{num_images:,} images of {side}², {taken}")
+            check = Check("ok", "decoded", f"{num_images:,} images of {side}², {taken}")
         else:
             contents = source.read()
             self.num_classes, num_train = len(contents.classes), contents.train.size
@@ -687,7 +598,7 @@ class RecipeNeeds:
                     is_optional = data.storage == "auto" and source.folder is not None
                     check_room(existing(stores), source, num_bytes, is_optional)
                     check = Check("ok", "decoded", f"not yet; {taken} in the cache")
-            yield check
+        yield check
         check_batch(self.recipe, num_train - round(num_train * data.validation), 1)
 
     def precision(self) -> Iterator[Check]:
@@ -711,7 +622,7 @@ class RecipeNeeds:
             yield Check("ok", "precision", text)
 
     def weights(self) -> Iterator[Check]:
-        """Build the model with its weights."""
+        """Build the model with its weights; check the room for checkpoints."""
         from pugdft.models import build_model
 
         model, seed = self.recipe.model, self.recipe.train.seed
@@ -735,31 +646,24 @@ class RecipeNeeds:
         from pugdft.training.checkpoint import load_checkpoint
 
         folder, status = self.folder, ""
-        yield from check_folder("folder", folder, _ANOTHER_OUTPUT, True)
+        yield from check_folder("folder", lambda: folder, _ANOTHER_OUTPUT, True)
         run.check(folder, self.recipe)
-        if (folder / ".lock").is_file() and health.is_held(folder / ".lock"):
-            remedy = "wait for it; the same command is refused until it ends"
-            yield Check("note", "output", f"{folder}: a process is at work on this run now", remedy)
-            return
         with suppress(UserError):  # an unreadable record is replaced by the run
             status = read_record(folder / RECORD_NAME).status
-        checkpoint, faults = load_checkpoint(folder)
-        begun = f"ended as {status}" if status else "not finished"
-        if status == "completed":
-            text = "this run is complete; the same command returns its record"
-            check = Check("note", "output", text, "--no-resume runs it again")
-        elif checkpoint is not None:
-            text = f"{begun}; the same command goes on from update {checkpoint.state['position']['steps']}"
-            remedy = "none; some updates are made again" if faults else ""
-            check = Check("note" if faults else "ok", "output", text, remedy)
-        elif faults:
-            check = Check("problem", "output", begun, "--no-resume starts anew")
-        elif folder.exists():
-            check = Check("ok", "output", f"{begun}, no checkpoint; the same command begins it")
+        if (folder / ".lock").is_file() and health.is_held(folder / ".lock"):
+            text, remedy = "a process is at work on this run now", "wait for it: until it ends, no other may"
+            yield Check("note", "output", f"{folder}: {text}", remedy)
+        elif status == "completed":
+            text = f"{folder}: this run is complete; the same command returns its record"
+            yield Check("note", "output", text, "--no-resume runs it again")
         else:
-            check = Check("ok", "output", "not there yet")
-        damaged = f"; damaged: {'; '.join(faults)}" if faults else ""
-        yield replace(check, text=f"{folder}: {check.text}{damaged}")
+            checkpoint, faults = load_checkpoint(folder)
+            step = (
+                f"goes on from update {checkpoint.state['position']['steps']}" if checkpoint else "begins it"
+            )
+            text = "; ".join([f"{folder}: the same command {step}", *faults])
+            state: State = "ok" if not faults else "note" if checkpoint else "problem"
+            yield Check(state, "output", text, "--no-resume starts anew" if faults else "")
 
 
 if __name__ == "__main__":

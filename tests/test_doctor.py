@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,7 @@ def test_a_check_that_fails_is_a_result_and_those_before_it_are_kept() -> None:
         yield Check("ok", "before", "is kept")
         raise ValueError("two\nlines")
 
-    before, failed = run_check("name", breaks)
+    before, failed = run_check("name", breaks())
     assert (before.text, failed.state, failed.name) == ("is kept", "problem", "name")
     assert "ValueError: two lines" in failed.text
 
@@ -90,7 +91,7 @@ def test_what_never_answers_is_a_problem() -> None:
         never.wait(HANG_SECONDS)
         return Path.cwd()
 
-    (check,) = doctor.check_folder_in_time("drive", choose, "another", True, seconds=0.05)
+    (check,) = doctor.run_in_time("drive", doctor.check_folder("drive", choose, "another", True), 0.05)
     never.set()
     assert (check.state, check.name, "no answer" in check.text) == ("problem", "drive", True)
 
@@ -263,7 +264,7 @@ def test_a_variable_that_stops_or_moves_a_run_is_judged_as_training_judges_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def results() -> list[Check]:
-        return run_check("training", doctor.check_training_variables)
+        return run_check("training", doctor.check_training_variables())
 
     for each in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(each, raising=False)
@@ -298,8 +299,7 @@ def test_a_folder_that_is_none_or_has_no_locks_is_a_problem(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look() -> Check:
-        (check,) = doctor.check_folder_in_time("cache", doctor.cache_folder, "another", True)
-        return check
+        return run_check("cache", doctor.check_folder("cache", doctor.cache_folder, "another", True))[0]
 
     own_cache.mkdir()
     assert look().text.endswith("locks work")
@@ -440,11 +440,19 @@ def needs(recipe: dict[str, Any], folder: Path = Path("runs/x")) -> RecipeNeeds:
     return RecipeNeeds(read_recipe(recipe), folder)
 
 
+def with_network(check: Check, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """What the report says of a result of the second process, which has no network, where this one has it."""
+    monkeypatch.setattr(doctor, "stay_offline_without_network", lambda: False)
+    said = [{"title": "Recipe", "check": asdict(check)}]
+    monkeypatch.setattr(doctor, "run_apart", lambda *arguments: (said, ""))
+    return doctor.examine("x", (), "", deep=False, clean=False)["Recipe x"][0]
+
+
 def test_data_before_and_after_it_is_decoded(
     small_recipe: dict[str, Any], own_cache: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = needs(small_recipe)
-    checks = run_check("data", look.data)
+    checks = run_check("data", look.data())
     assert look.num_classes == 3
     assert "not yet; 105 images will take 79 KiB" in named(checks, "decoded").text  # 105 · 16² · 3 bytes
     assert not (own_cache / "stores").exists(), "nothing is decoded"
@@ -452,13 +460,13 @@ def test_data_before_and_after_it_is_decoded(
     with monkeypatch.context() as patch:
         usage = SimpleNamespace(total=10**6, used=10**6 - 1000, free=1000)
         patch.setattr(data_cache.shutil, "disk_usage", lambda place: usage)
-        assert run_check("data", needs(small_recipe).data)[-1].state == "problem"
+        assert run_check("data", needs(small_recipe).data())[-1].state == "problem"
     prepare(open_source(str(image_folder)), 32)
-    checks = run_check("data", needs(small_recipe).data)
+    checks = run_check("data", needs(small_recipe).data())
     assert named(checks, "decoded").text.startswith("105 images of 16²")
     assert {check.state for check in checks} == {"ok"}
     small_recipe["train"]["batch_size"] = 100
-    check = run_check("data", needs(small_recipe).data)[-1]
+    check = run_check("data", needs(small_recipe).data())[-1]
     assert (check.state, "100 is more than the 72 training images" in check.text) == ("problem", True)
 
 
@@ -468,20 +476,19 @@ def test_data_of_the_hub_that_is_not_here_has_a_remedy(
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     small_recipe["data"]["name"] = name
-    (check,) = run_check("data", needs(small_recipe).data)
+    (check,) = run_check("data", needs(small_recipe).data())
     assert (check.state, f"pugdft data prepare {name}" in check.remedy) == ("problem", True)
-    monkeypatch.setattr(doctor, "stay_offline_without_network", lambda: False)
-    assert doctor._with_network(check).state == "note"
+    assert with_network(check, monkeypatch).state == "note"
     write_image_folder(own_cache / "data" / name, {"train": 10, "test": 2})
-    assert {check.state for check in run_check("data", needs(small_recipe).data)} == {"ok"}
+    assert {check.state for check in run_check("data", needs(small_recipe).data())} == {"ok"}
 
 
 def test_a_precision_that_the_device_has_not_is_a_problem(small_recipe: dict[str, Any]) -> None:
     small_recipe["train"]["precision"] = "fp16"
-    (check,) = run_check("precision", needs(small_recipe).precision)
+    (check,) = run_check("precision", needs(small_recipe).precision())
     assert (check.state, "bf16 or fp32" in check.text) == ("problem", True)
     small_recipe["train"].update(precision="fp32", performance={"matmul": "tf32"})
-    (check,) = run_check("precision", needs(small_recipe).precision)
+    (check,) = run_check("precision", needs(small_recipe).precision())
     assert (check.state, "tf32 needs a GPU" in check.text) == ("problem", True)
 
 
@@ -489,7 +496,7 @@ def test_weights_fit_or_do_not_or_are_not_here(
     small_recipe: dict[str, Any], own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look() -> Check:
-        return run_check("weights", needs(small_recipe).weights, "a remedy")[0]
+        return run_check("weights", needs(small_recipe).weights(), "a remedy")[0]
 
     state, path = timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "own.safetensors"
     small_recipe["model"]["pretrained"] = str(path)
@@ -501,20 +508,19 @@ def test_weights_fit_or_do_not_or_are_not_here(
     assert (look().state, "not readable as weights" in look().text) == ("problem", True)
     small_recipe["model"] = {"name": "resnet18.a1_in1k", "pretrained": True}
     assert (look().state, "resnet18.a1_in1k.safetensors" in look().remedy) == ("problem", True)
-    monkeypatch.setattr(doctor, "stay_offline_without_network", lambda: False)
-    assert doctor._with_network(look()).state == "note"
+    assert with_network(look(), monkeypatch).state == "note"
 
 
 def test_the_output_folder_s_states(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     def look(place: Path = folder) -> Check:
-        return run_check("output", needs(small_recipe, place).output)[-1]
+        return run_check("output", needs(small_recipe, place).output())[-1]
 
-    assert "not there yet" in look().text
+    assert "begins it" in look().text
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.dump(read_recipe(small_recipe).as_dict()))
-    assert "no checkpoint" in look().text
+    assert "begins it" in look().text
     for steps in (3, 6):
         save_checkpoint(folder, nn.Linear(2, 2), {"state": {}}, {"position": {"steps": steps}}, {})
     assert (look().state, "goes on from update 6" in look().text) == ("ok", True)
@@ -540,7 +546,7 @@ def test_a_finished_run_and_a_full_disk_are_said(
     finetune(look.recipe, tmp_path / "done")
     usage = SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage)
-    checks = run_check("output", look.output)
+    checks = run_check("output", look.output())
     assert "complete" in named(checks, "output").text
     assert named(checks, "folder").state == "note"
-    assert named(run_check("weights", look.weights), "room").state == "problem"
+    assert named(run_check("weights", look.weights()), "room").state == "problem"

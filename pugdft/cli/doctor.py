@@ -18,17 +18,11 @@ from pugdft.errors import counted
 if TYPE_CHECKING:
     from pugdft.doctor import Report
 
-SCHEMA = "pugdft.doctor/1"
 _STYLES = {"ok": "32", "note": "33", "problem": "1;31"}
 _NAME_WIDTH = 14
-_URL_ACCOUNT = re.compile(r"(?<=://)[^/@\s]+@")
 
 
-class ReportFormat(StrEnum):
-    """How the report is written."""
-
-    TEXT = "text"
-    JSON = "json"
+ReportFormat = StrEnum("ReportFormat", ["TEXT", "JSON"])
 
 
 def command(
@@ -62,7 +56,7 @@ def command(
         find_recipe(recipe)  # a misspelt name is reported before other packages are imported
     from pugdft.doctor import examine
 
-    end_with(examine(recipe, overrides or (), output, deep=deep, clean=clean), format_)
+    end_with(examine(recipe, overrides or (), str(output or ""), deep, clean), format_)
 
 
 def end_with(report: Report, format_: ReportFormat = ReportFormat.TEXT) -> NoReturn:
@@ -79,27 +73,22 @@ def as_text(report: Report, colour: bool = False) -> str:
         rows.append(shown(title))
         for check in checks:
             state = f"{check.state:<7}"
-            if colour:
-                state = f"\x1b[{_STYLES[check.state]}m{state}\x1b[0m"
+            state = f"\x1b[{_STYLES[check.state]}m{state}\x1b[0m" if colour else state
             rows.append(f"  {state}  {shown(check.name):<{_NAME_WIDTH}} {shown(check.text)}")
             if check.remedy:
                 rows.append(f"{'':{11 + _NAME_WIDTH}} remedy: {shown(check.remedy)}")
         rows.append("")
-    problems = _count(report, "problem")
-    counts = counted(problems, "problem") if problems else "no problem"
+    counts = counted(_count(report, "problem"), "problem").replace("0 problems", "no problem")
     return "\n".join([*rows, f"{counts}, {counted(_count(report, 'note'), 'note')}"])
 
 
 def as_json(report: Report) -> str:
     """Write the same for programs."""
-    sections = [
-        {
-            "title": shown(title),
-            "lines": [{key: shown(value) for key, value in asdict(check).items()} for check in checks],
-        }
-        for title, checks in report.items()
-    ]
-    whole = {"schema": SCHEMA, "problems": _count(report, "problem"), "sections": sections}
+    sections = []
+    for title, checks in report.items():
+        lines = [{key: shown(value) for key, value in asdict(check).items()} for check in checks]
+        sections.append({"title": shown(title), "lines": lines})
+    whole = {"schema": "pugdft.doctor/1", "problems": _count(report, "problem"), "sections": sections}
     return json.dumps(whole, indent=1, ensure_ascii=False)
 
 
@@ -108,15 +97,10 @@ def _count(report: Report, state: str) -> int:
 
 
 def shown(text: str) -> str:
-    """Make text safe to publish: ``~`` for the home folder, no account in an address, nothing invisible.
-
-    Control characters, bidirectional overrides and lone surrogates, which a file's name may have, are written
-    as escapes.
-    """
+    """Make text safe to publish: ``~`` for the home folder, no account in an address, escapes for marks."""
     home = os.path.expanduser("~")
     for each in sorted({home, os.path.realpath(home)} - {"/"}, key=len, reverse=True):
         text = re.sub(rf"{re.escape(each)}(?=[/\s,;:)'\"]|$)", "~", text)
-    text = _URL_ACCOUNT.sub("***@", text)
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
-    )
+    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    # A file's name may hold control characters, bidirectional overrides and lone surrogates.
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

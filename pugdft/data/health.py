@@ -19,6 +19,11 @@ _LOCK = re.compile(r"[0-9a-f]{64}(-files)?\.lock")
 _STALE_SECONDS = 3600.0
 
 
+def described(error: object) -> str:
+    """Write an exception on one line, with its kind."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def find_stores(root: Path) -> list[Path]:
     """Find the folders of decoded images, whole or not."""
     return [each for each in _entries(root) if _STORE.fullmatch(each.name) and each.is_dir()]
@@ -29,17 +34,12 @@ def _entries(root: Path) -> list[Path]:
 
 
 def check_store(folder: Path, deep: bool = False) -> str:
-    """Name a store, with the number and size of its images; ``deep``: after reading every byte.
-
-    Raises:
-        UserError: a file is missing, or holds something else than what was decoded.
-    """
+    """Name a whole store, with the number and size of its images; ``deep``: after reading every byte."""
     import numpy as np
 
     from pugdft.data.cache import SPLITS, Store
 
-    # A damaged file can raise anything.
-    with refuse(Exception, lambda error: " ".join(f"{type(error).__name__}: {error}".split())[:300]):
+    with refuse(Exception, described):  # a damaged file can raise anything
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         store = Store(meta["source"], folder, list(meta["classes"]), meta["sha256"])
         num_images, num_classes, sides = 0, len(store.classes), set()
@@ -71,9 +71,9 @@ def leftovers(root: Path) -> list[Path]:
     kept = {each.name[:64] for each in _entries(root) if _STORE.fullmatch(each.stem)}
     entries = [each for each in _entries(root) if not each.is_symlink()]
     locks = {each: is_held(each) for each in entries if _LOCK.fullmatch(each.name)}
-    making = [each for each in entries if each.name.startswith(".making-") and each.is_dir()]
-    found = [] if any(locks.values()) else making
-    found += [lock for lock, held in locks.items() if not held and lock.name[:64] not in kept]
+    found = [lock for lock, held in locks.items() if not held and lock.name[:64] not in kept]
+    if not any(locks.values()):
+        found += [each for each in entries if each.name.startswith(".making-") and each.is_dir()]
     newest = {path: max(each.lstat().st_mtime for each in (path, *path.rglob("*"))) for path in found}
     return [path for path in found if time.time() - newest[path] > _STALE_SECONDS]
 
@@ -109,11 +109,7 @@ def is_held(lock: Path) -> bool:
 
 @contextmanager
 def locking(path: Path) -> Iterator[bool]:
-    """Hold the lock on a file that exists; False if another process holds it.
-
-    Raises:
-        OSError: it cannot be opened or locked.
-    """
+    """Hold the lock on a file that exists, False if another process holds it; OSError if it has no locks."""
     with os.fdopen(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW), "rb+") as file:
         is_free = False
         with suppress(BlockingIOError):
