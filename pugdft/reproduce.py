@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from pugdft.config.load import load_recipe
 from pugdft.config.schema import Recipe
-from pugdft.data.cache import Store, prepare
+from pugdft.data.cache import prepare
 from pugdft.data.datasets import open_source
 from pugdft.errors import ConfigIssue, UserError, collect, counted, reason, refuse
 from pugdft.leaderboard.stats import mcnemar
@@ -44,34 +45,26 @@ _DECIDES_BITS = (
     "platform", "device", "device_name", "processes", "threads", "precision",
 )  # fmt: skip
 
-LEVEL = 0.01
-"""A difference that chance makes less often than this counts as one."""
-
+LEVEL = 0.01  # a difference that chance makes less often than this counts as one
 _LONGEST_SHOWN, _LONGEST_NAME = 80, 150
 
 
 @dataclass(frozen=True)
 class ValueCheck:
-    """One thing compared: what, whether it agrees (None: it need not), and the values in words."""
+    """One thing compared."""
 
     name: str
-    agrees: bool | None
-    detail: str
+    agrees: bool | None  # None: it need not
+    detail: str  # the values in words
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two evaluations may be apart; the default means bit for bit.
+    """How far two evaluations may be apart; the default means bit for bit."""
 
-    Attributes:
-        metrics: by key; for a share of the images rounded up to whole images.
-        changed: fraction of the images, rounded up, whose class or whose loss may be another.
-        image_loss: by which the loss of one image must differ to be another.
-    """
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    changed: float = 0.0
-    image_loss: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)  # shares of images: rounded up to whole images
+    changed: float = 0.0  # fraction of the images, rounded up, whose class or whose loss may be another
+    image_loss: float = 0.0  # by which the loss of one image must differ to be another
 
     def __str__(self) -> str:
         metrics = [
@@ -95,11 +88,7 @@ _SUMMATION = Tolerance({"loss": 1e-6, "ece": 1e-6})
 
 
 def open_run(path: Path) -> StoredRun:
-    """A run from its record or its folder.
-
-    Raises:
-        UserError: there is no record, it cannot be read, or it names files outside its folder.
-    """
+    """A run from its record or its folder; no file that the record names may lie outside its folder."""
     file = path / RECORD_NAME if path.is_dir() else path
     if not os.path.exists(file):
         if not path.is_dir():
@@ -131,12 +120,12 @@ def _compare_metrics(
         if is_share:
             allowed = math.ceil(allowed * num_images) / num_images
         values = getattr(recorded, key), getattr(found, key)
-        checks.append(_compare_numbers(f"{split} {metric.name}", *values, allowed, is_share=is_share))
+        checks.append(_compare_numbers(f"{split} {metric.name}", *values, allowed, is_share))
     return checks
 
 
 def _compare_numbers(
-    name: str, recorded: float, found: float, allowed: float = 0.0, *, is_share: bool = False
+    name: str, recorded: float, found: float, allowed: float = 0.0, is_share: bool = False
 ) -> ValueCheck:
     """Compare two numbers, which agree if they are equal or no further apart than allowed."""
 
@@ -147,11 +136,9 @@ def _compare_numbers(
         return ValueCheck(name, True, text(found))
     # 1e-9: an image is 1/N, and the difference of two multiples of 1/N is one only up to rounding.
     agrees = bool(allowed) and abs(recorded - found) <= allowed + 1e-9
-    texts = text(recorded), text(found)
-    if texts[0] == texts[1]:
-        texts = repr(recorded), repr(found)
+    write = repr if text(recorded) == text(found) else text
     margin = f" (allowed: {text(allowed)})" if allowed else ""
-    return ValueCheck(name, agrees, f"recorded {texts[0]}, found {texts[1]}{margin}")
+    return ValueCheck(name, agrees, f"recorded {write(recorded)}, found {write(found)}{margin}")
 
 
 def _compare_predictions(
@@ -160,11 +147,10 @@ def _compare_predictions(
     """Compare stored predictions with the metrics beside them, and image by image with what was found."""
     name, count = f"{split} predictions", len(found.label)
     own = ValueCheck(f"{name} file", True, "gives the record's metrics")
-    for check in _compare_metrics(split, metrics, stored.metrics(), len(stored.label), _SUMMATION):
-        if not check.agrees:
-            text = f"is not what the metrics are of: {check.name.removeprefix(f'{split} ')} {check.detail}"
-            own = ValueCheck(own.name, False, text)
-            break
+    given = _compare_metrics(split, metrics, stored.metrics(), len(stored.label), _SUMMATION)
+    if wrong := next((check for check in given if not check.agrees), None):
+        text = f"is not what the metrics are of: {wrong.name.removeprefix(f'{split} ')} {wrong.detail}"
+        own = ValueCheck(own.name, False, text)
     if not np.array_equal(stored.label, found.label):
         return [own, ValueCheck(name, False, "are of other images: the true classes differ")]
     if all(
@@ -176,14 +162,10 @@ def _compare_predictions(
     apart = np.abs(stored.loss.astype(np.float64) - found.loss)
     other_loss = ~(apart <= tolerance.image_loss)  # a loss that is not a number agrees with none
     allowed = math.ceil(tolerance.changed * count)
-    detail = (
-        f"{other_class.sum():,} of {count:,} images have another class; "
-        f"the loss of one image differs by up to {apart.max():.2g}"
-    )
-    if allowed:
-        detail += f" (allowed: {allowed:,} with another class or loss)"
     agrees = allowed > 0 and int((other_class | other_loss).sum()) <= allowed
-    return [own, ValueCheck(name, agrees, detail)]
+    detail = f"{other_class.sum():,} of {count:,} images have another class; the loss of one image differs"
+    margin = f" (allowed: {allowed:,} with another class or loss)" if allowed else ""
+    return [own, ValueCheck(name, agrees, f"{detail} by up to {apart.max():.2g}{margin}")]
 
 
 def _same(first: object, second: object) -> bool:
@@ -217,10 +199,10 @@ def _environment_differences(
 
 
 def changes_on_the_way(record: RunRecord, label: str) -> list[str]:
-    """Updates made by other processes, or in passes of another size, than those before them.
+    """Updates made by other processes, or in passes of another size, than before: no rerun repeats that.
 
-    No second run repeats that. ``restarts`` does not list a run's first start: if its passes were smaller
-    than asked for, and it went on later, that counts as a change too. Each change begins with ``label``.
+    ``restarts`` does not list a run's first start: if its passes were smaller than asked for, and it went on
+    later, that counts as a change too. Each change begins with ``label``.
     """
     # Updates that a later start made again count as its own.
     course: list[tuple[int, Mapping[str, Any]]] = [(0, {})]
@@ -241,10 +223,7 @@ def changes_on_the_way(record: RunRecord, label: str) -> list[str]:
 
 
 def _images_per_pass(record: RunRecord, recipe: Recipe) -> tuple[int, int]:
-    """Images per forward pass and process: at the run's end, and as its recipe asks for.
-
-    The first is smaller where memory did not hold a whole pass.
-    """
+    """Images per forward pass and process: at the run's end (fewer if memory ran out), and as asked for."""
     processes = _positive(record.environment, "processes") or 1
     asked = recipe.train.micro_batch_size or -(-recipe.train.batch_size // processes)
     return min(_positive(record.environment, "micro_batch_size") or asked, asked), asked
@@ -279,15 +258,10 @@ def _by_split(record: RunRecord) -> dict[str, SplitMetrics]:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a verification.
-
-    Attributes:
-        notes: how it was compared, and what could not be.
-        checks: in the order in which they were made.
-    """
+    """The result of a verification."""
 
     run: StoredRun
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # how it was compared, and what could not be
     checks: list[ValueCheck] = field(default_factory=list)
 
     @property
@@ -301,15 +275,13 @@ def verify(
 ) -> Verification:
     """Evaluate a run's stored weights on its data, as its recipe says, and compare with its record.
 
-    With the record's versions and device the same bits are expected; elsewhere numbers may be as far
-    apart as rounding explains (:data:`ROUNDING`, and :data:`ROUNDING_16_BITS` where either evaluation is
-    in bf16 or fp16). Needs no pretrained weights: all tensors are the stored ones.
+    With the record's versions and device the same bits are expected, unless ``tolerant``; elsewhere numbers
+    may be as far apart as rounding explains (:data:`ROUNDING`, and :data:`ROUNDING_16_BITS` where either
+    evaluation is in bf16 or fp16). Needs no pretrained weights: all tensors are the stored ones.
 
     Args:
         path: a record or a run's folder.
         data: where its data lies here, if not where the recipe says.
-        tolerant: allow for rounding even if versions and device are the record's.
-        observer: called with messages about the progress.
 
     Raises:
         UserError: something needed cannot be read: record, recipe, weights, data.
@@ -319,21 +291,24 @@ def verify(
     record, recorded, result = run.record, _by_split(run.record), Verification(run)
     notes, checks = result.notes, result.checks
     if record.data is None or not recorded:
-        missing = "data" if record.data is None else "metrics"
+        missing = "metrics" if record.data else "data"
         raise UserError(f"{run.path}: has no {missing} ({record.status}): there is nothing to verify")
     num_classes, weights = record.data.classes, _weights_file(run)
     # The optimizer is not checked: a record of a method that is not installed here can be verified too.
-    recipe = _recipe(
-        run, data, lambda mapping: load_recipe(mapping, (), {"model": model_faults}), pretrained=False
-    )
+    read = partial(load_recipe, overrides=(), checks={"model": model_faults})
+    recipe = _recipe(run, data, read, pretrained=False)
     checks.append(_compare_hashes("weights file", record.artifacts["model"].sha256, file_sha256(weights)))
     recipe, accelerator = _accelerator(recipe, notes)
     watcher.on_message(f"preparing {recipe.data.name}")
-    store = _store(recipe, data)
+    remedy = "" if data else "\n--data NAME_OR_FOLDER says where the record's data lies on this machine"
+    with refuse(UserError, lambda error: f"{error}{remedy}"):
+        source = open_source(recipe.data.name)
+        # The same images may lie here in another form, and how they are read changes no result.
+        store = prepare(source, recipe.data.image_size, recipe.data.storage if source.folder else "auto")
     checks.append(_compare_hashes("data", record.data.sha256, store.sha256, f"{store.name}, "))
     if len(store.classes) != num_classes:
-        found = f"the data has {len(store.classes)} classes here, {num_classes} in the record"
-        notes.append(f"not evaluated: {found}")
+        counts = f"{len(store.classes)} classes here, {num_classes} in the record"
+        notes.append(f"not evaluated: the data has {counts}")
         return result
     switches = pick(recipe, accelerator.device.type)  # as the run did: its bits are wanted
     with attention_of(switches):
@@ -363,13 +338,13 @@ def verify(
             predictions = evaluate(model, evaluations[split], accelerator)
         checks += _compare_metrics(split, metrics, predictions.metrics(), count, tolerance)
         name = artifact_name(split)
-        file = run.artifact(name)
-        if file is None:
+        if (file := run.artifact(name)) is None:
             notes.append(f"{split}: no stored predictions beside the record: metrics alone are compared")
             continue
-        digests = record.artifacts[name].sha256, file_sha256(file)
-        if digests[0] != digests[1]:
-            checks.append(_compare_hashes(f"{split} predictions file", *digests))
+        same_file = _compare_hashes(
+            f"{split} predictions file", record.artifacts[name].sha256, file_sha256(file)
+        )
+        checks += [] if same_file.agrees else [same_file]
         (stored,), faulty = _read_predictions([run], split, count)
         checks += faulty
         if stored is not None:
@@ -388,22 +363,17 @@ def _read_predictions(
 
 
 def _weights_file(run: StoredRun) -> Path:
-    """The run's stored weights.
-
-    Raises:
-        UserError: there are none; with the reason and what to do.
-    """
+    """The run's stored weights; a UserError says why there are none and what to do."""
     if file := run.artifact("model"):
         return file
-    status, entry = run.record.status, run.record.artifacts.get("model")
+    record, entry = run.record, run.record.artifacts.get("model")
+    why = f" ({record.status}); a run that completes leaves them in model.safetensors"
     if entry is not None:
         why = f": {entry.path} is not beside the record. Copy it there"
-    elif status == "interrupted":
+    elif record.status == "interrupted":
         why = ": the run is not complete; the command that began it goes on"
-    elif status == "completed" and run.record.metrics and run.record.metrics.test is None:
+    elif record.status == "completed" and record.metrics and record.metrics.test is None:
         why = ": a search keeps none"
-    else:
-        why = f" ({status}); a run that completes leaves them in model.safetensors"
     raise UserError(f"{run.path}: no stored weights{why}, or `pugdft rerun` makes them again")
 
 
@@ -420,22 +390,8 @@ def _accelerator(recipe: Recipe, notes: list[str]) -> tuple[Recipe, Accelerator]
     return recipe, make_accelerator(recipe)
 
 
-def _store(recipe: Recipe, data: str | None) -> Store:
-    """The recipe's images, in the form in which they lie here."""
-    remedy = "" if data else "\n--data NAME_OR_FOLDER says where the record's data lies on this machine"
-    with refuse(UserError, lambda error: f"{error}{remedy}"):
-        source = open_source(recipe.data.name)
-        # The same images may lie here in another form, and how they are read changes no result.
-        storage = recipe.data.storage if source.folder else "auto"
-        return prepare(source, recipe.data.image_size, storage)
-
-
 def read_stored_weights(file: Path) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` file.
-
-    Raises:
-        UserError: it is not one, or is damaged.
-    """
+    """Tensors of a ``.safetensors`` file; a UserError if it is not one, or is damaged."""
     # The reader raises its own kind, and Python's for odd headers.
     with refuse(Exception, lambda error: f"{file}: not readable as .safetensors: {error}"):
         return safetensors.torch.load_file(file)
@@ -464,22 +420,14 @@ def _tolerance(
 
 
 def rerun_recipe(run: StoredRun, data: str | None = None) -> Recipe:
-    """A record's recipe, checked as any other; keys that an older version did not have get their defaults.
-
-    Raises:
-        UserError: it cannot run here, or the run was interrupted, so that there is nothing to compare with.
-    """
+    """A record's recipe, checked as any other; keys that an older version did not have get their defaults."""
     if run.record.status == "interrupted":
         raise UserError(f"{run.path}: the run was interrupted: there is nothing to compare with")
     return _recipe(run, data, read_recipe)
 
 
 def rerun_folder(run: StoredRun, output: Path | None = None) -> Path:
-    """Where the new run goes: ``output``, or ``reruns/ID`` with nothing of the id that leads elsewhere.
-
-    Raises:
-        UserError: it is the record's own folder.
-    """
+    """Where the new run goes: ``output``, or ``reruns/ID`` with nothing of the id that leads elsewhere."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", run.record.id)[:_LONGEST_NAME].lstrip(".-")
     folder = output or Path("reruns") / (name or "record")
     if folder.resolve() == run.path.parent.resolve():
@@ -495,13 +443,7 @@ def rerun(
     resume: bool = True,
     observer: Observer | None = None,
 ) -> StoredRun:
-    """Run a record's recipe again in another folder; an interrupted rerun goes on.
-
-    Where the run's memory did not hold a whole pass, this one begins with passes as small.
-
-    Raises:
-        UserError: the recipe, the data, the weights or the folder cannot be used.
-    """
+    """Run a record's recipe again in another folder, in passes as small; an interrupted rerun goes on."""
     recipe = rerun_recipe(run, data)
     held, asked = _images_per_pass(run.record, recipe)
     size = held if held < asked else None
@@ -510,17 +452,11 @@ def rerun(
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Two runs of one recipe.
+    """Two runs of one recipe."""
 
-    Attributes:
-        checks: one for each thing compared; some may differ although the runs agree.
-        agrees: whether the new run confirms the record.
-        verdict: why, in words.
-    """
-
-    checks: list[ValueCheck]
-    agrees: bool
-    verdict: str
+    checks: list[ValueCheck]  # some may differ although the runs agree
+    agrees: bool  # whether the new run confirms the record
+    verdict: str  # why, in words
 
 
 def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> RunComparison:
@@ -626,30 +562,25 @@ def _result_checks(old: StoredRun, new: StoredRun) -> list[ValueCheck]:
     best = [record.metrics and record.metrics.best_test for record in (recorded, found)]
     if best[0] and best[1]:
         checks.append(_compare_numbers("best epoch on test", best[0].top1, best[1].top1, is_share=True))
-    checks += [
-        _compare_numbers("updates", recorded.cost.steps, found.cost.steps),
-        _compare_numbers("gradient passes", recorded.cost.gradient_passes, found.cost.gradient_passes),
-    ]
+    for name, key in (("updates", "steps"), ("gradient passes", "gradient_passes")):
+        checks.append(_compare_numbers(name, getattr(recorded.cost, key), getattr(found.cost, key)))
     if "model" in recorded.artifacts and "model" in found.artifacts:
         digests = recorded.artifacts["model"].sha256, found.artifacts["model"].sha256
         checks.append(_compare_hashes("trained weights", *digests))
     return checks
 
 
-_INPUTS = {
-    "data": ("data", "sha256"),
-    "training split": ("data", "split_sha256"),
-    "order of images": ("data", "order_sha256"),
-    "augmentation": ("data", "augmentation_sha256"),
-    "initial weights": ("model", "weights_sha256"),
-    "new head": ("model", "head_sha256"),
-}
-
-
 def _input_checks(recorded: RunRecord, found: RunRecord) -> list[ValueCheck]:
     """Compare digests of what both runs started from; what an older record does not have is left out."""
     checks = []
-    for name, (part, key) in _INPUTS.items():
+    for name, part, key in (
+        ("data", "data", "sha256"),
+        ("training split", "data", "split_sha256"),
+        ("order of images", "data", "order_sha256"),
+        ("augmentation", "data", "augmentation_sha256"),
+        ("initial weights", "model", "weights_sha256"),
+        ("new head", "model", "head_sha256"),
+    ):
         before, now = (getattr(getattr(record, part), key, None) for record in (recorded, found))
         if before is not None and now is not None:
             checks.append(_compare_hashes(name, before, now))
@@ -663,6 +594,7 @@ def _history_check(recorded: Sequence[Mapping[str, Any]], found: Sequence[Mappin
             if key in old and key != "train_seconds" and not _same(old[key], new[key]):
                 detail = f"from epoch {number} on: {key} {_pair(old[key], new[key])}"
                 return ValueCheck("history", False, detail)
-    if len(recorded) != len(found):
-        return ValueCheck("history", False, f"recorded {len(recorded):,} epochs, found {len(found):,}")
-    return ValueCheck("history", True, f"{counted(len(found), 'epoch')}, identical")
+    text = f"recorded {len(recorded):,} epochs, found {len(found):,}"
+    if same := len(recorded) == len(found):
+        text = f"{counted(len(found), 'epoch')}, identical"
+    return ValueCheck("history", same, text)
