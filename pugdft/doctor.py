@@ -47,7 +47,7 @@ class Check:
     state: State  # "note" is worth knowing; "problem" stops a run, or makes it wrong or very slow
     name: str  # one or two words
     text: str  # what was found
-    remedy: str = ""  # what to do; every problem has one
+    remedy: str = ""  # what to do; every problem has one, and nothing that is ok
 
 
 Report = dict[str, list[Check]]  # by the title of a section
@@ -96,7 +96,7 @@ def run_check(name: str, checks: Iterable[Check], remedy: str = "") -> list[Chec
     found: list[Check] = []
     try:
         for check in checks:
-            found.append(check)
+            found.append(replace(check, remedy="") if check.state == "ok" else check)
     except UserError as error:
         text, _, rest = str(error).partition("\n")
         remedy = " ".join(rest.split()) or remedy or "correct what it names"
@@ -125,8 +125,6 @@ def size(num_bytes: float) -> str:
     unit, name = pick_unit_and_suffix(int(num_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"], 1024)
     return f"{num_bytes / unit:.{int(num_bytes < 10 * unit and unit > 1)}f} {name}"
 
-
-# --- the second process ----------------------------------------------------------------------------------
 
 _SECONDS = 300.0
 _MARK = "pugdft-doctor "
@@ -210,11 +208,10 @@ def check_installation() -> Iterator[Check]:
     revision, installed = git_revision(), _version("pugdft")
     source = f"commit {revision}" if revision else "no checkout"
     text = f"{pugdft.__version__}, {source}, in {Path(pugdft.__file__).parent.parent}"
-    if installed == pugdft.__version__:
-        yield Check("ok", "pugdft", text)
-    else:
+    state: State = "ok" if installed == pugdft.__version__ else "note"
+    if state == "note":
         text += f"; installed as {installed}" if installed else "; runs without being installed"
-        yield Check("note", "pugdft", text, "pip install -e . in the checkout")
+    yield Check(state, "pugdft", text, "pip install -e . in the checkout")
     kind = "virtual environment" if sys.prefix != sys.base_prefix else "no virtual environment"
     version = f"{platform.python_version()} ({platform.python_implementation()})"
     yield Check("ok", "Python", f"{version}, {sys.executable}, {kind}")
@@ -252,8 +249,6 @@ def _version(package: str) -> str | None:
     return None
 
 
-# --- devices ---------------------------------------------------------------------------------------------
-
 _INSTRUCTIONS = re.compile("avx|amx|neon|sve|bf16")
 # Of torch's build settings, those that decide what it computes and communicates with.
 _BUILD = re.compile(r"\b(?:CUDA_VERSION|CUDNN_VERSION|BLAS_INFO|USE_(?:MKLDNN|OPENMP|ROCM|XPU|NCCL))=[\w.]+")
@@ -268,11 +263,10 @@ def check_memory() -> Iterator[Check]:
     for limit in _container_limit("memory.max"):
         free = max(0, min(free, limit - sum(_container_limit("memory.current"))))
         whole += f" (the container's limit is {size(limit)})"
-    text = f"{size(free)} of {whole} available"
-    if free < _LITTLE_SPACE:
-        yield Check("note", "RAM", text, "end other programs; runs take 1 GiB and more")
-    else:
-        yield Check("ok", "RAM", text)
+    state: State = "note" if free < _LITTLE_SPACE else "ok"
+    yield Check(
+        state, "RAM", f"{size(free)} of {whole} available", "end other programs; runs take 1 GiB or more"
+    )
     shared = "/dev/shm"  # noqa: S108 - asked for its size only
     if os.path.isdir(shared) and (total := shutil.disk_usage(shared).total) < _LOW_SHARED_MEMORY:
         text = f"{size(total)}: little for data.auto_augment's workers and for several GPUs"
@@ -293,11 +287,10 @@ def check_processor() -> Iterator[Check]:
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     threads, quota = torch.get_num_threads(), _container_limit("cpu.max")  # microseconds of a period, period
     share = quota[0] / quota[1] if quota else float("inf")
-    words = [known.get("cpu_name") or platform.processor() or platform.machine()]
-    words += [f"{usable_cores()} of {os.cpu_count()} cores usable"]
-    words += [flag for flag, has in sorted(known.items()) if has is True and _INSTRUCTIONS.match(flag)]
-    words += [f"{share:g} cores' time allowed"] if quota else []
-    text = ", ".join(words)
+    flags = [flag for flag, has in sorted(known.items()) if has is True and _INSTRUCTIONS.match(flag)]
+    name = known.get("cpu_name") or platform.processor() or platform.machine()
+    text = ", ".join([name, f"{usable_cores()} of {os.cpu_count()} cores usable", *flags])
+    text += f", {share:g} cores' time allowed" if quota else ""
     if threads > share + 0.5:
         remedy = f"set OMP_NUM_THREADS={max(1, int(share))}, or allow the container more"
         yield Check("note", "CPU", f"{text}: torch's {threads} threads slow each other down", remedy)
@@ -366,8 +359,6 @@ def _no_accelerator(driver: str | None, why: str) -> Check:
     return Check("problem", "GPU", text + why, remedy)
 
 
-# --- environment variables -------------------------------------------------------------------------------
-
 _WATCHED = re.compile(
     r"PUGDFT_.*|(OMP|MKL|OPENBLAS)_.*|(CUDA|NVIDIA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_LAUNCH_BLOCKING"
     r"|CUBLAS_WORKSPACE_CONFIG|(PYTORCH|TORCH|NCCL|GLOO|ACCELERATE|HF|HUGGING|DATASETS|TIMM)_?.*"
@@ -388,8 +379,6 @@ _CATCHES: tuple[tuple[str, Callable[[str], object], State, str, str], ...] = (
      "note", "is empty or -1: no GPU is used", "unset it to use them"),
     ("HF_(HUB|DATASETS)_OFFLINE", lambda value: value.upper() in ("1", "ON", "YES", "TRUE"),
      "note", "nothing is fetched from the Hub", "unset it where there is a network"),
-    ("CUDA_LAUNCH_BLOCKING", lambda value: value == "1",
-     "note", "every kernel is waited for: for debugging only", "unset it"),
     ("LD_PRELOAD|PYTHONPATH|PYTHONOPTIMIZE", lambda value: True,
      "note", "may change which code runs", "unset it if that is not meant"),
 )  # fmt: skip
@@ -418,8 +407,6 @@ def check_training_variables() -> Iterator[Check]:
     if distributed.must_use_cpu():
         yield Check("note", "ACCELERATE_USE_CPU", "runs train on the CPU", "unset it to use a GPU")
 
-
-# --- folders ---------------------------------------------------------------------------------------------
 
 _OF_A_NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "9p", "fuse.", "afs", "glusterfs")
 
@@ -505,22 +492,18 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
 def check_leftovers(clean: bool = False) -> Iterator[Check]:
     """Check for what killed preparations of data left in the cache; ``clean`` removes it."""
     found = health.leftovers(cache_folder() / "stores")
-    if not found:
-        yield Check("ok", "leftovers", "none; nothing to clean" if clean else "none")
-        return
     noun = "folder or lock" if len(found) == 1 else "folders or locks"
     what = f"{len(found)} {noun} of killed preparations, {size(sum(map(health.bytes_below, found)))}"
-    if not clean:
+    if not found:
+        yield Check("ok", "leftovers", "none; nothing to clean" if clean else "none")
+    elif not clean:
         yield Check("note", "leftovers", what, "pugdft data clean")
-        return
-    freed, faults = health.remove_leftovers(found)
-    yield Check("ok", "cleaned", f"{size(freed)} freed: {what}")
-    for each in faults:
-        text = f"{each.where} could not be removed: {each.message}"
-        yield Check("problem", "leftover", text, "remove it by hand")
+    else:
+        freed, faults = health.remove_leftovers(found)
+        yield Check("ok", "cleaned", f"{size(freed)} freed: {what}")
+        for each in faults:
+            yield Check("problem", "leftover", f"could not be removed: {each}", "remove it by hand")
 
-
-# --- what a recipe needs ---------------------------------------------------------------------------------
 
 _MISSING = "not on this machine and cannot be fetched"  # in the messages of open_source and build_model
 _LARGEST_READ = 8 * 2**30
@@ -578,8 +561,8 @@ class RecipeNeeds:
         if store:
             self.num_classes, num_train = len(store.classes), len(store.labels("train"))
             num_images, side = num_train + len(store.labels("test")), store.images("train").shape[1]
-            taken = size(health.bytes_below(store.folder))
-            check = Check("ok", "decoded", f"{num_images:,} images of {side}², {taken}")
+            text = f"{num_images:,} images of {side}², {size(health.bytes_below(store.folder))}"
+            check = Check("ok", "decoded", text)
         else:
             contents = source.read()
             self.num_classes, num_train = len(contents.classes), contents.train.size
@@ -591,13 +574,16 @@ class RecipeNeeds:
             text = f"{taken}, too much for this disk: images will be decoded from their files each time"
             remedy = "slower, and right; for speed set PUGDFT_CACHE to a folder on a larger disk"
             check = Check("note", "decoded", text, remedy)
-            if data.storage == "files":
-                check = Check("ok", "decoded", "never: data.storage is files")
-            else:
-                with suppress(NoRoom):
+            with suppress(NoRoom):
+                if data.storage != "files":
                     is_optional = data.storage == "auto" and source.folder is not None
                     check_room(existing(stores), source, num_bytes, is_optional)
-                    check = Check("ok", "decoded", f"not yet; {taken} in the cache")
+                text = (
+                    "never: data.storage is files"
+                    if data.storage == "files"
+                    else f"not yet; {taken} in the cache"
+                )
+                check = Check("ok", "decoded", text)
         yield check
         check_batch(self.recipe, num_train - round(num_train * data.validation), 1)
 
@@ -615,11 +601,9 @@ class RecipeNeeds:
         has_bf16 = not known or any(has for name, has in known.items() if "bf16" in name)
         if kind == "cuda":
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        if precision == "bf16" and not has_bf16:
-            remedy = "fp32, or fp16 on a GPU, may be faster"
-            yield Check("note", "precision", f"{text} is emulated", remedy)
-        else:
-            yield Check("ok", "precision", text)
+        emulated = precision == "bf16" and not has_bf16
+        text += " is emulated" if emulated else ""
+        yield Check("note" if emulated else "ok", "precision", text, "fp32, or fp16 on a GPU, may be faster")
 
     def weights(self) -> Iterator[Check]:
         """Build the model with its weights; check the room for checkpoints."""

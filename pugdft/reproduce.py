@@ -102,9 +102,6 @@ def open_run(path: Path) -> StoredRun:
     return run
 
 
-# Comparing two values
-
-
 def _compare_hashes(name: str, recorded: str, found: str, what: str = "") -> ValueCheck:
     """Compare two sha256; show their first digits after ``what``."""
     return ValueCheck(name, recorded == found, f"{what}sha256 {_pair(recorded, found, 12)}")
@@ -184,9 +181,6 @@ def _pair(recorded: object, found: object, length: int = _LONGEST_SHOWN) -> str:
     return f"{'' if same else f'recorded {_shown(recorded, length)}, found '}{_shown(found, length)}"
 
 
-# The circumstances of a run
-
-
 def _environment_differences(
     recorded: Mapping[str, Any], found: Mapping[str, Any], also: Sequence[str] = ()
 ) -> list[str]:
@@ -251,9 +245,6 @@ def _by_split(record: RunRecord) -> dict[str, SplitMetrics]:
     metrics = record.metrics
     splits = {"test": metrics.test, "validation": metrics.validation} if metrics else {}
     return {split: each for split, each in splits.items() if each is not None}
-
-
-# Verification: the stored weights, evaluated again
 
 
 @dataclass(frozen=True)
@@ -414,9 +405,6 @@ def _tolerance(
     notes.append(f"compared up to rounding ({'; '.join(differences) or '--tolerant'})")
     notes.append(f"allowed: {tolerance}")
     return tolerance
-
-
-# A run of the recipe again
 
 
 def rerun_recipe(run: StoredRun, data: str | None = None) -> Recipe:

@@ -89,10 +89,11 @@ def rerun_command(
     rerun_recipe(old, data)  # a mistake is said before processes start
     if num_processes is not None and num_processes > 1:
         # They only run: one that ended with the verdict as its exit code would take the others down.
-        options = ["--output", str(folder), "--only-run"]
-        options += ["--data", data] if data is not None else []
-        options += ["--no-resume"] if no_resume else []
-        if code := launch(num_processes, ["rerun", str(record), *options]):
+        given = ["--data", data] if data is not None else []
+        given += ["--no-resume"] if no_resume else []
+        if code := launch(
+            num_processes, ["rerun", str(record), "--output", str(folder), "--only-run", *given]
+        ):
             raise typer.Exit(code)
         new = open_run(folder)
     else:
