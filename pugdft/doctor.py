@@ -56,7 +56,7 @@ Report = dict[str, list[Check]]  # by the title of a section
 def examine(recipe: str | None, settings: Sequence[str], output: str, deep: bool, clean: bool) -> Report:
     """Make every check; a recipe that is not valid raises :class:`UserError` before the cache is cleaned."""
     given = [] if recipe is None else [json.dumps([recipe, output, *settings])]
-    facts, ending = run_apart("pugdft.doctor", given, _SECONDS)
+    facts, ending = run_apart("pugdft.doctor", given, 300.0)
     for fact in facts:
         if "mistake" in fact:
             raise UserError(fact["mistake"])
@@ -82,9 +82,8 @@ def examine(recipe: str | None, settings: Sequence[str], output: str, deep: bool
         title, name, what, remedy = doing
         report.setdefault(title, []).append(Check("problem", name, f"to {what} {ending}", remedy))
     if recipe is not None:
-        remedy = "see what is wrong with the software above"
-        unseen = [Check("problem", "recipe", "could not be looked at", remedy)]
-        report[f"Recipe {recipe}"] = report.pop("Recipe", unseen)
+        text, remedy = "could not be looked at", "see what is wrong with the software above"
+        report[f"Recipe {recipe}"] = report.pop("Recipe", [Check("problem", "recipe", text, remedy)])
     return report
 
 
@@ -126,7 +125,6 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / unit:.{int(num_bytes < 10 * unit and unit > 1)}f} {name}"
 
 
-_SECONDS = 300.0
 _MARK = "pugdft-doctor "
 # What does not need torch comes first: a torch that crashes ends the process.
 _IMPORTED = (
@@ -144,12 +142,7 @@ def run_apart(module: str, arguments: Sequence[str], seconds: float) -> tuple[li
     command = [sys.executable, "-P", "-m", module, *arguments]
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=environment,
-            timeout=seconds,
-            check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=seconds
         )
         output, ending = done.stdout, ""
         if done.returncode < 0:
@@ -180,11 +173,26 @@ def probe(arguments: Sequence[str]) -> None:
             _step("Devices", "CPU", "ask torch for the CPU", remedy, check_processor())
             _step("Devices", "GPU", "ask torch for GPUs", remedy, check_accelerators())
     else:
-        what = "look at the variables that stop a run"
-        _step("Environment variables", "training", what, "", check_training_variables())
-    if arguments:
-        say(doing=("Recipe", "recipe", "look at the recipe", _SEE_DRIVE))
-        _probe_recipe(*json.loads(arguments[0]))
+        _step("Environment variables", "training", "look at the variables", "", check_training_variables())
+    if not arguments:
+        return
+    say(doing=("Recipe", "recipe", "look at the recipe", _SEE_DRIVE))
+    from pugdft.training.run import read_recipe, run_id
+
+    source, output, *overrides = json.loads(arguments[0])
+    try:
+        recipe = read_recipe(source, overrides)
+    except UserError as error:
+        say(mistake=str(error))
+        return
+    needs = RecipeNeeds(recipe, Path(output or Path("runs") / run_id(recipe)))
+    for name, checks, remedy in (
+        ("data", needs.data(), "change data.name, or the setting that it names"),
+        ("precision", needs.precision(), "change that setting"),
+        ("weights", needs.weights(), "give another file as model.pretrained, or fetch this one again"),
+        ("output", needs.output(), _ANOTHER_OUTPUT),
+    ):
+        _step("Recipe", name, f"look at the {name}", remedy, checks)
 
 
 def _step(title: str, name: str, doing: str, remedy: str, checks: Iterable[Check]) -> list[Check]:
@@ -249,7 +257,6 @@ def _version(package: str) -> str | None:
     return None
 
 
-_INSTRUCTIONS = re.compile("avx|amx|neon|sve|bf16")
 # Of torch's build settings, those that decide what it computes and communicates with.
 _BUILD = re.compile(r"\b(?:CUDA_VERSION|CUDNN_VERSION|BLAS_INFO|USE_(?:MKLDNN|OPENMP|ROCM|XPU|NCCL))=[\w.]+")
 _LITTLE_SPACE = 2 * 2**30  # of memory, or of a disk
@@ -264,9 +271,8 @@ def check_memory() -> Iterator[Check]:
         free = max(0, min(free, limit - sum(_container_limit("memory.current"))))
         whole += f" (the container's limit is {size(limit)})"
     state: State = "note" if free < _LITTLE_SPACE else "ok"
-    yield Check(
-        state, "RAM", f"{size(free)} of {whole} available", "end other programs; runs take 1 GiB or more"
-    )
+    text = f"{size(free)} of {whole} available"
+    yield Check(state, "RAM", text, "end other programs; runs take 1 GiB or more")
     shared = "/dev/shm"  # noqa: S108 - asked for its size only
     if os.path.isdir(shared) and (total := shutil.disk_usage(shared).total) < _LOW_SHARED_MEMORY:
         text = f"{size(total)}: little for data.auto_augment's workers and for several GPUs"
@@ -287,9 +293,8 @@ def check_processor() -> Iterator[Check]:
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     threads, quota = torch.get_num_threads(), _container_limit("cpu.max")  # microseconds of a period, period
     share = quota[0] / quota[1] if quota else float("inf")
-    flags = [flag for flag, has in sorted(known.items()) if has is True and _INSTRUCTIONS.match(flag)]
     name = known.get("cpu_name") or platform.processor() or platform.machine()
-    text = ", ".join([name, f"{usable_cores()} of {os.cpu_count()} cores usable", *flags])
+    text = f"{name}, {usable_cores()} of {os.cpu_count()} cores usable"
     text += f", {share:g} cores' time allowed" if quota else ""
     if threads > share + 0.5:
         remedy = f"set OMP_NUM_THREADS={max(1, int(share))}, or allow the container more"
@@ -468,23 +473,16 @@ def file_system(folder: Path) -> str:
 
 def check_stores(deep: bool = False) -> Iterator[Check]:
     """Check every folder of decoded images by shapes and sizes; ``deep``: also every pixel and label."""
-    from pugdft.data.decode import DECODING_VERSION
-
     stores = health.find_stores(cache_folder() / "stores")
     for folder in stores:
         faults: list[ConfigIssue] = []
         where = f"{size(health.bytes_below(folder))}, {folder}"
         with collect(faults):
-            found = health.check_store(folder, deep)
-        if faults:
+            right = "every pixel right" if deep else "shapes and sizes right"
+            yield Check("ok", "store", f"{health.check_store(folder, deep)}, {right}, {where}")
+        for fault in faults:
             remedy = "delete this folder; the next run decodes the images again"
-            yield Check("problem", "damaged", f"{faults[0]}: {where}", remedy)
-        elif f"-v{DECODING_VERSION}-" not in folder.name:
-            text = f"made by another version of pugdft, which alone uses it: {found}, {where}"
-            yield Check("note", "outdated", text, "delete this folder if that version is not used any more")
-        else:
-            right = "every pixel" if deep else "shapes and sizes"
-            yield Check("ok", "store", f"{found}, {right} right, {where}")
+            yield Check("problem", "damaged", f"{fault}: {where}", remedy)
     if not stores:
         yield Check("ok", "stores", "none yet")
 
@@ -509,25 +507,6 @@ _MISSING = "not on this machine and cannot be fetched"  # in the messages of ope
 _LARGEST_READ = 8 * 2**30
 _ANOTHER_OUTPUT = "choose another folder by --output"
 _SEE_DRIVE = "see that its drive and its files can be read"
-
-
-def _probe_recipe(source: str, output: str, *overrides: str) -> None:
-    """Look at a recipe in the second process: its faults, or what it needs."""
-    from pugdft.training.run import read_recipe, run_id
-
-    try:
-        recipe = read_recipe(source, overrides)
-    except UserError as error:
-        say(mistake=str(error))
-        return
-    needs = RecipeNeeds(recipe, Path(output or Path("runs") / run_id(recipe)))
-    for name, checks, remedy in (
-        ("data", needs.data(), "change data.name, or the setting that it names"),
-        ("precision", needs.precision(), "change that setting"),
-        ("weights", needs.weights(), "give another file as model.pretrained, or fetch this one again"),
-        ("output", needs.output(), _ANOTHER_OUTPUT),
-    ):
-        _step("Recipe", name, f"look at the {name}", remedy, checks)
 
 
 @dataclass
@@ -558,33 +537,26 @@ class RecipeNeeds:
         source = open_source(data.name)
         yield Check("ok", "data", f"{data.name}, {size(num_bytes)}" if num_bytes else data.name)
         store = find_store(stores, source, data.image_size) if data.storage != "files" else None
+        state: State = "ok"
         if store:
             self.num_classes, num_train = len(store.classes), len(store.labels("train"))
             num_images, side = num_train + len(store.labels("test")), store.images("train").shape[1]
             text = f"{num_images:,} images of {side}², {size(health.bytes_below(store.folder))}"
-            check = Check("ok", "decoded", text)
         else:
-            contents = source.read()
+            contents, text = source.read(), "never: data.storage is files"
             self.num_classes, num_train = len(contents.classes), contents.train.size
             num_images = num_train + contents.test.size
             height, width, _ = decode(next(contents.train.samples())).shape
             side = width if height == width <= data.image_size else data.image_size
-            num_bytes = num_images * 3 * side**2
-            taken = f"{counted(num_images, 'image')} will take {size(num_bytes)}"
-            text = f"{taken}, too much for this disk: images will be decoded from their files each time"
-            remedy = "slower, and right; for speed set PUGDFT_CACHE to a folder on a larger disk"
-            check = Check("note", "decoded", text, remedy)
-            with suppress(NoRoom):
-                if data.storage != "files":
+            taken = f"{counted(num_images, 'image')} will take {size(num_images * 3 * side**2)}"
+            if data.storage != "files":
+                state, text = "note", f"{taken}, too much for this disk: files will be decoded each time"
+                with suppress(NoRoom):
                     is_optional = data.storage == "auto" and source.folder is not None
-                    check_room(existing(stores), source, num_bytes, is_optional)
-                text = (
-                    "never: data.storage is files"
-                    if data.storage == "files"
-                    else f"not yet; {taken} in the cache"
-                )
-                check = Check("ok", "decoded", text)
-        yield check
+                    check_room(existing(stores), source, num_images * 3 * side**2, is_optional)
+                    state, text = "ok", f"not yet; {taken} in the cache"
+        remedy = "slower, and right; for speed set PUGDFT_CACHE to a folder on a larger disk"
+        yield Check(state, "decoded", text, remedy)
         check_batch(self.recipe, num_train - round(num_train * data.validation), 1)
 
     def precision(self) -> Iterator[Check]:
@@ -642,12 +614,13 @@ class RecipeNeeds:
             yield Check("note", "output", text, "--no-resume runs it again")
         else:
             checkpoint, faults = load_checkpoint(folder)
-            step = (
-                f"goes on from update {checkpoint.state['position']['steps']}" if checkpoint else "begins it"
+            step = checkpoint.state["position"]["steps"] if checkpoint else 0
+            text = (
+                f"{folder}: the same command {f'goes on from update {step}' if checkpoint else 'begins it'}"
             )
-            text = "; ".join([f"{folder}: the same command {step}", *faults])
             state: State = "ok" if not faults else "note" if checkpoint else "problem"
-            yield Check(state, "output", text, "--no-resume starts anew" if faults else "")
+            remedy = "none; some updates are made again" if checkpoint else "--no-resume starts anew"
+            yield Check(state, "output", "; ".join([text, *faults]), remedy)
 
 
 if __name__ == "__main__":

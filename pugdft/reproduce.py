@@ -447,6 +447,17 @@ class RunComparison:
     verdict: str  # why, in words
 
 
+# What both runs started from, and where its digest stands in a record.
+_INPUTS = (
+    ("data", "data", "sha256"),
+    ("training split", "data", "split_sha256"),
+    ("order of images", "data", "order_sha256"),
+    ("augmentation", "data", "augmentation_sha256"),
+    ("initial weights", "model", "weights_sha256"),
+    ("new head", "model", "head_sha256"),
+)
+
+
 def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> RunComparison:
     """Compare two runs of one recipe, and say whether the new one confirms the record.
 
@@ -466,7 +477,11 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> R
         *changes_on_the_way(recorded, "recorded"),
         *changes_on_the_way(found, "found"),
     ]
-    inputs, results = _input_checks(recorded, found), _result_checks(old, new)
+    inputs, results = [], _result_checks(old, new)
+    for name, part, key in _INPUTS:
+        digests = [getattr(getattr(record, part), key, None) for record in (recorded, found)]
+        if None not in digests:  # an older record does not have all
+            inputs.append(_compare_hashes(name, digests[0], digests[1]))
     before, now = recorded.cost.train_seconds, found.cost.train_seconds
     ratio = f" ({now / before:.2f} times)" if before > 0 else ""
     checks = [
@@ -555,23 +570,6 @@ def _result_checks(old: StoredRun, new: StoredRun) -> list[ValueCheck]:
     if "model" in recorded.artifacts and "model" in found.artifacts:
         digests = recorded.artifacts["model"].sha256, found.artifacts["model"].sha256
         checks.append(_compare_hashes("trained weights", *digests))
-    return checks
-
-
-def _input_checks(recorded: RunRecord, found: RunRecord) -> list[ValueCheck]:
-    """Compare digests of what both runs started from; what an older record does not have is left out."""
-    checks = []
-    for name, part, key in (
-        ("data", "data", "sha256"),
-        ("training split", "data", "split_sha256"),
-        ("order of images", "data", "order_sha256"),
-        ("augmentation", "data", "augmentation_sha256"),
-        ("initial weights", "model", "weights_sha256"),
-        ("new head", "model", "head_sha256"),
-    ):
-        before, now = (getattr(getattr(record, part), key, None) for record in (recorded, found))
-        if before is not None and now is not None:
-            checks.append(_compare_hashes(name, before, now))
     return checks
 
 

@@ -370,11 +370,6 @@ def test_a_changed_pixel_takes_a_deep_look(store: Path) -> None:
     assert (done.code, "not those that were decoded" in done.out) == (1, True)
 
 
-def test_a_store_of_another_version_is_noted(store: Path) -> None:
-    store.rename(store.with_name(store.name.replace("-v", "-v9")))
-    assert named(doctor.check_stores(), "outdated").state == "note"
-
-
 def make_old(path: Path, hours: float) -> None:
     moment = time.time() - hours * 3600
     for each in [*path.rglob("*"), path]:

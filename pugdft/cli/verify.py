@@ -89,11 +89,9 @@ def rerun_command(
     rerun_recipe(old, data)  # a mistake is said before processes start
     if num_processes is not None and num_processes > 1:
         # They only run: one that ended with the verdict as its exit code would take the others down.
-        given = ["--data", data] if data is not None else []
-        given += ["--no-resume"] if no_resume else []
-        if code := launch(
-            num_processes, ["rerun", str(record), "--output", str(folder), "--only-run", *given]
-        ):
+        words = ["rerun", str(record), "--output", str(folder), "--only-run"]
+        words += ["--data", data] if data is not None else []
+        if code := launch(num_processes, words + (["--no-resume"] if no_resume else [])):
             raise typer.Exit(code)
         new = open_run(folder)
     else:
