@@ -237,8 +237,8 @@ def check_packages() -> Iterator[Check]:
 
     versions, problems = {"torchvision": _version("torchvision")}, []
     for wanted in map(Requirement, importlib.metadata.requires("pugdft") or []):
-        extras = ("", "quickstart", "tune")
-        extras = [each for each in extras if not wanted.marker or wanted.marker.evaluate({"extra": each})]
+        marker, known = wanted.marker, ("", "quickstart", "tune")
+        extras = [each for each in known if not marker or marker.evaluate({"extra": each})]
         if not extras:
             continue
         versions[wanted.name.removesuffix("-pytorch-model")] = found = _version(wanted.name)

@@ -396,9 +396,8 @@ def _tolerance(
     here = environment_facts(accelerator.device, accelerator.num_processes, precision, {})
     differences = _environment_differences(record.environment, here)
     if not differences and not tolerant:
-        notes.append(
-            "compared bit for bit: versions and device are the record's (--tolerant allows for rounding)"
-        )
+        how = "bit for bit: versions and device are the record's (--tolerant allows for rounding)"
+        notes.append(f"compared {how}")
         return EXACT
     is_fp32 = precision == record.environment.get("precision") == "fp32"
     tolerance = ROUNDING if is_fp32 else ROUNDING_16_BITS
@@ -479,16 +478,16 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> R
     ]
     inputs, results = [], _result_checks(old, new)
     for name, part, key in _INPUTS:
-        digests = [getattr(getattr(record, part), key, None) for record in (recorded, found)]
-        if None not in digests:  # an older record does not have all
-            inputs.append(_compare_hashes(name, digests[0], digests[1]))
-    before, now = recorded.cost.train_seconds, found.cost.train_seconds
-    ratio = f" ({now / before:.2f} times)" if before > 0 else ""
+        before, now = (getattr(getattr(record, part), key, None) for record in (recorded, found))
+        if before is not None and now is not None:  # an older record does not have all
+            inputs.append(_compare_hashes(name, before, now))
+    took, takes = recorded.cost.train_seconds, found.cost.train_seconds
+    ratio = f" ({takes / took:.2f} times)" if took > 0 else ""
     checks = [
         ValueCheck("environment", not differences, "; ".join(differences) or "same versions and device"),
         *inputs,
         *results,
-        ValueCheck("training time", None, f"recorded {before:.1f} s, found {now:.1f} s{ratio}"),
+        ValueCheck("training time", None, f"recorded {took:.1f} s, found {takes:.1f} s{ratio}"),
     ]
     if any(check.name == "data" and not check.agrees for check in inputs):
         return RunComparison(checks, False, "the images are not those of the record: nothing can be compared")

@@ -27,8 +27,7 @@ ReportFormat = StrEnum("ReportFormat", ["TEXT", "JSON"])
 
 def command(
     recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="[RECIPE]", help="Also look at what this recipe needs.", show_default=False),
+        str | None, typer.Argument(metavar="[RECIPE]", help="Also look at what it needs.", show_default=False)
     ] = None,
     overrides: Annotated[
         list[str] | None,

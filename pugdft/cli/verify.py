@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pugdft.cli.output import given_path
-from pugdft.errors import UserError, printable
+from pugdft.errors import ConfigIssue, UserError, collect, printable
 
 if TYPE_CHECKING:
     from pugdft.records import StoredRun
@@ -42,18 +42,15 @@ def verify_command(
     from pugdft.cli.progress import ProgressLog
     from pugdft.reproduce import verify
 
-    agree, unreadable = [], []
+    agree: list[bool] = []
+    faults: list[ConfigIssue] = []
     for path in records:
-        try:
-            verification = verify(path, data, tolerant=tolerant, observer=ProgressLog())
-        except UserError as error:
-            unreadable.append(str(error))
-            continue
-        _print_checks(verification.run, "", verification.notes, verification.checks, "ok")
-        typer.echo("  the record holds" if verification.agrees else "  the record does not hold")
-        agree.append(verification.agrees)
-    if unreadable:
-        raise UserError("\n".join(unreadable))
+        with collect(faults):
+            found = verify(path, data, tolerant=tolerant, observer=ProgressLog())
+            _print_checks(found.run, "", found.notes, found.checks, "ok")
+            agree.append(_print_verdict(found.agrees))
+    if faults:
+        raise UserError("\n".join(map(str, faults)))
     raise typer.Exit(0 if all(agree) else GATE_DID_NOT_HOLD)
 
 
@@ -82,6 +79,7 @@ def rerun_command(
     interrupted rerun. Exit code 0 if the record holds, 3 if not.
     """
     from pugdft.cli.launch import is_main_process, launch
+    from pugdft.cli.progress import ProgressLog
     from pugdft.reproduce import compare_runs, open_run, rerun, rerun_folder, rerun_recipe
 
     old = open_run(record)
@@ -95,10 +93,7 @@ def rerun_command(
             raise typer.Exit(code)
         new = open_run(folder)
     else:
-        from pugdft.cli.progress import ProgressLog
-        from pugdft.training.callbacks import Observer
-
-        observer = ProgressLog() if is_main_process() else Observer()
+        observer = ProgressLog() if is_main_process() else None
         new = rerun(old, folder, data, resume=not no_resume, observer=observer)
         if new.record.status == "interrupted":
             if is_main_process():
@@ -113,17 +108,20 @@ def rerun_command(
     else:
         comparison = compare_runs(old, new, tolerant=tolerant)
         _print_checks(old, ", run again", [], comparison.checks, "same")
-        verdict = "the record holds" if comparison.agrees else "the record does not hold"
-        typer.echo(f"  {verdict}: {printable(comparison.verdict)}")
-        code = 0 if comparison.agrees else GATE_DID_NOT_HOLD
+        code = 0 if _print_verdict(comparison.agrees, f": {comparison.verdict}") else GATE_DID_NOT_HOLD
     typer.echo(str(new.path))
     raise typer.Exit(code)
+
+
+def _print_verdict(agrees: bool, why: str = "") -> bool:
+    typer.echo(f"  the record {'holds' if agrees else 'does not hold'}{printable(why)}")
+    return agrees
 
 
 def _print_checks(
     run: StoredRun, what: str, notes: Sequence[str], checks: Sequence[ValueCheck], agreement: str
 ) -> None:
-    """Print a run, notes, and a line for each check: ok or same, differs, and the values."""
+    """Print a run, notes, and for each check whether it agrees, and the values."""
     typer.echo(printable(f"{run.path}: {run.record.id}{what}"))
     for note in notes:
         typer.echo(f"  {printable(note)}")
