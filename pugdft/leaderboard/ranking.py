@@ -24,6 +24,7 @@ from pugdft.leaderboard.stats import (
     LEVEL,
     EntryScores,
     Spread,
+    better_and_worse,
     compare_all,
     holm_adjusted,
     mean,
@@ -270,12 +271,12 @@ def _compared(
         return []
     num_images = num_test_images(scored) if METRICS[metric].is_share_of_images else None
     pairs = compare_all([each.sample(metric) for each in scored], num_images, conflicts)
-    adjusted = holm_adjusted(pairs.p_values)
+    adjusted = holm_adjusted(pairs.p_value)
     diverged = [_diverged(each) for each in scored]
-    first, second = pairs.first_and_second()
-    better = np.where((pairs.difference > 0) == METRICS[metric].higher_is_better, first, second)
+    better, worse = better_and_worse(pairs.difference, len(scored), METRICS[metric].higher_is_better)
     testable = pairs.testable & ~np.array([note is not None for note in diverged])[better]
-    ranges = rank_ranges(pairs, testable & (adjusted <= LEVEL), METRICS[metric].higher_is_better)
+    separated = testable & (adjusted <= LEVEL)
+    ranges = rank_ranges(better[separated], worse[separated], len(scored))
     entries = []
     for number, (each, (low, high)) in enumerate(zip(scored, ranges, strict=True)):
         entry = _entry(each, budgets)
