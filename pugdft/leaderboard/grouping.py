@@ -1,10 +1,9 @@
 """Group runs that can be compared, and find the runs that are seeds of one entry.
 
 A group is data set × model × protocol. The protocol is the resolved recipe without the optimizer, its tuning,
-the seed, the names of data set and model, how often and in what batches the test split is evaluated (the last
-epoch's top-1 does not depend on it), and settings of speed, which change results only by rounding.
-``micro_batch_size`` is part of it because BatchNorm depends on it. Runs of a search were judged on held-out
-images and are in no group. The order in which records were read does not matter.
+the seed, the two names, and settings that change results only by rounding or not at all, such as those of
+speed and of evaluation. ``micro_batch_size`` stays in it because BatchNorm depends on it. Runs of a search
+are in no group: they were judged on held-out images.
 """
 
 from __future__ import annotations
@@ -20,13 +19,44 @@ from pugdft.errors import UserError, close_match, counted, printable
 from pugdft.leaderboard.load import Loaded
 from pugdft.records import RunRecord
 
+DEFAULT_BASE = "sgd"
+_BASE = "base."
+_MOST_NAMED = 6
+
+# Keys of the recipe that are no part of the protocol.
+_NO_PROTOCOL = {
+    ("model", "name"),
+    ("data", "name"),
+    ("train", "seed"),
+    ("train", "eval_batch_size"),
+    ("train", "eval_every"),
+    ("train", "evaluate"),  # runs on held-out images alone are in no group
+    ("train", "performance"),
+    ("train", "checkpoint_minutes"),
+    ("data", "workers"),
+    ("data", "storage"),
+}
+
+# Defaults of all keys: older records lack the newer keys.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
+    for name, section in (
+        ("model", ModelSection),
+        ("data", DataSection),
+        ("schedule", ScheduleSection),
+        ("train", TrainSection),
+    )
+}
+
+_canonical_texts: dict[str, str] = {}
+
 
 class NothingMatches(UserError):
     """No name matches a filter; the caller may try another list of names."""
 
 
 def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record") -> str:
-    """Find the name that is meant: equal, else equal but for case, else the only one that contains it.
+    """Find the name that is equal to ``wanted``, else equal but for case, else the only one that contains it.
 
     Args:
         kind: such as ``data set``, for the message.
@@ -55,35 +85,24 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
     )
 
 
-DEFAULT_BASE = "sgd"
-
-_BASE = "base."
-
-_MOST_TEXTS = 4096
-
-_canonical_texts: dict[str, str] = {}
-
-
 def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Label each different ``optimizer`` mapping of one group, such as ``sam+adamw[rho=0.1]``.
 
     The base is named if it is not SGD, or if the group's methods have different bases. Options are added only
     to labels that would be equal, and only options that differ.
     """
-    bases = [_base_name(spec) for spec in specs]
-    several = len({base for base in bases if base is not None}) > 1
+    bases = [str(spec["base"]["name"]) if isinstance(spec.get("base"), Mapping) else "" for spec in specs]
+    hidden = {""} if len(set(bases) - {""}) > 1 else {"", DEFAULT_BASE}
     names = [
-        f"{spec['name']}+{base}"
-        if base is not None and (several or base != DEFAULT_BASE)
-        else str(spec["name"])
+        f"{spec['name']}" if base in hidden else f"{spec['name']}+{base}"
         for spec, base in zip(specs, bases, strict=True)
     ]
-    suffixes = [""] * len(specs)
+    labels = list(names)
     for name in set(names):
         alike = [index for index, other in enumerate(names) if other == name]
         for index, options in zip(alike, differing([specs[index] for index in alike]), strict=True):
-            suffixes[index] = _bracketed(options)
-    return [printable(name + suffix) for name, suffix in zip(names, suffixes, strict=True)]
+            labels[index] += _bracketed(options)
+    return [printable(label) for label in labels]
 
 
 def protocol_line(recipe: Mapping[str, Any]) -> str:
@@ -92,9 +111,12 @@ def protocol_line(recipe: Mapping[str, Any]) -> str:
     Settings that are not the default are added: a step limit, warm-up, held-out images, weights, freezing.
     """
     values = _flat(recipe)
+    epochs = "{} epoch" if values.get("train.epochs") == 1 else "{} epochs"
+    if values.get("train.budget") == "passes":
+        epochs += "' worth of gradient passes" if epochs.endswith("s") else "'s worth of gradient passes"
     forms = {
         "data.image_size": "{} px",
-        "train.epochs": _epochs_form(values),
+        "train.epochs": epochs,
         "train.max_steps": "at most {} steps",
         "train.batch_size": "batch {}",
         "train.precision": "{}",
@@ -104,21 +126,11 @@ def protocol_line(recipe: Mapping[str, Any]) -> str:
     }
     parts = [form.format(shown(values[key])) for key, form in forms.items() if values.get(key)]
     pretrained = values.get("model.pretrained", True)
-    if pretrained is False:
-        parts.append("from scratch")
-    elif pretrained is not True:
-        parts.append(f"weights {shown(pretrained)}")
+    if pretrained is not True:
+        parts.append("from scratch" if pretrained is False else f"weights {shown(pretrained)}")
     if values.get("train.freeze", "none") != "none":
         parts.append(f"{shown(values['train.freeze'])} frozen")
     return printable(", ".join(parts))
-
-
-def _epochs_form(values: Mapping[str, Any]) -> str:
-    """Choose the words for epochs, or for a budget of as many gradient passes."""
-    is_one = values.get("train.epochs") == 1
-    if values.get("train.budget") == "passes":
-        return "{} epoch's worth of gradient passes" if is_one else "{} epochs' worth of gradient passes"
-    return "{} epoch" if is_one else "{} epochs"
 
 
 def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -126,9 +138,8 @@ def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     flats = [_flat(mapping) for mapping in mappings]
     # A method's own options first, then its base's.
     keys = sorted({key for flat in flats for key in flat}, key=lambda key: (key.startswith(_BASE), key))
-    absent = "absent"
     varying = [
-        key for key in keys if len({canonical(flat[key]) if key in flat else absent for flat in flats}) > 1
+        key for key in keys if len({canonical(flat[key]) if key in flat else None for flat in flats}) > 1
     ]
     return [{key: flat[key] for key in varying if key in flat} for flat in flats]
 
@@ -137,12 +148,9 @@ def canonical(value: Any) -> str:
     """Write a value such that equal values have equal texts; key order, and 1 or 1.0, do not matter."""
     # A thousand records have a few dozen different recipes, and repr is faster than sorting.
     written = repr(value)
-    text = _canonical_texts.get(written)
-    if text is None:
-        if len(_canonical_texts) == _MOST_TEXTS:
-            _canonical_texts.clear()
-        text = _canonical_texts[written] = _canonical(value)
-    return text
+    if written not in _canonical_texts:
+        _canonical_texts[written] = _canonical(value)
+    return _canonical_texts[written]
 
 
 def _canonical(value: Any) -> str:
@@ -174,11 +182,6 @@ def _bracketed(options: Mapping[str, Any]) -> str:
     return f"[{','.join(words)}]" if words else ""
 
 
-def _base_name(spec: Mapping[str, Any]) -> str | None:
-    base = spec.get("base")
-    return str(base["name"]) if isinstance(base, Mapping) else None
-
-
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to dotted keys."""
     flat: dict[str, Any] = {}
@@ -188,33 +191,6 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-_NO_PROTOCOL = {
-    ("model", "name"),
-    ("data", "name"),
-    ("train", "seed"),
-    ("train", "eval_batch_size"),
-    ("train", "eval_every"),
-    ("train", "evaluate"),  # runs on held-out images alone are in no group
-    ("train", "performance"),
-    ("train", "checkpoint_minutes"),
-    ("data", "workers"),
-    ("data", "storage"),
-}
-
-_MOST_NAMED = 6
-
-# Defaults of all keys: older records lack the newer keys.
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
-    for name, section in (
-        ("model", ModelSection),
-        ("data", DataSection),
-        ("schedule", ScheduleSection),
-        ("train", TrainSection),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -272,39 +248,41 @@ def is_trial(record: RunRecord) -> bool:
 
 
 def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
-    """Sort runs into groups by data set, model and protocol.
+    """Sort runs into groups by data set, model and protocol; their order does not matter.
 
-    Runs with equal names of data sets but different images or labels (``data.sha256``) are different groups:
-    their test splits differ. A run that ended before it read its data joins the other runs of its recipe if
-    those agree, else a group of its own.
+    Runs with equal names of data sets but different images or labels (``data.sha256``) are different groups.
+    A run that ended before it read its data joins the other runs of its recipe if those agree, else a group
+    of its own.
     """
     buckets: dict[tuple[str, str, str], list[Loaded]] = defaultdict(list)
     num_trials: Counter[tuple[str, str]] = Counter()
     for run in sorted(loaded, key=lambda run: run.record.id):
-        names = _dataset_name(run.record), str(run.record.recipe["model"]["name"])
+        dataset, model = _dataset_name(run.record), str(run.record.recipe["model"]["name"])
         if is_trial(run.record):
-            num_trials[printable(names[0]), printable(names[1])] += 1
+            num_trials[printable(dataset), printable(model)] += 1
         else:
-            buckets[*names, canonical(shared_recipe(run.record.recipe))].append(run)
+            buckets[dataset, model, canonical(shared_recipe(run.record.recipe))].append(run)
     groups = []
     for (dataset, model, _), runs in buckets.items():
         recipe = shared_recipe(runs[0].record.recipe)
-        parts = _by_data(runs)
-        for digest, part in parts.items():
-            line = protocol_line(recipe) + (f", data {printable(digest[:8])}" if len(parts) > 1 else "")
-            sha256 = next((run.record.data.sha256 for run in part if run.record.data), None)
+        by_data: dict[str | None, list[Loaded]] = defaultdict(list)
+        for run in runs:
+            by_data[run.record.data.sha256 if run.record.data else None].append(run)
+        if len(by_data.keys() - {None}) <= 1:
+            by_data = {next(filter(None, by_data), None): runs}
+        for digest, part in by_data.items():
+            line = protocol_line(recipe)
+            if len(by_data) > 1:
+                line += f", data {printable((digest or 'unknown')[:8])}"
             groups.append(
-                RunGroup(printable(dataset), printable(model), line, recipe, _entries(part), sha256)
+                RunGroup(printable(dataset), printable(model), line, recipe, _entries(part), digest)
             )
     ordered = sorted(_told_apart(groups), key=lambda group: (group.dataset, group.model, group.protocol))
-    return _with_neighbours(ordered, num_trials)
+    return _with_notes(ordered, num_trials)
 
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe without keys that may differ within a group, and without the group's two names.
-
-    Missing keys and sections are filled in with their defaults.
-    """
+    """Return what the recipes of a group share, with defaults for missing keys and sections."""
     return {
         section: {
             key: item
@@ -324,24 +302,13 @@ def _dataset_name(record: RunRecord) -> str:
     return record.data.name if record.data else PurePath(name).name or name
 
 
-def _by_data(runs: Sequence[Loaded]) -> dict[str, list[Loaded]]:
-    """Split runs by the digest of their data; one part if there is only one digest."""
-    digests = {run.record.data.sha256 for run in runs if run.record.data}
-    if len(digests) <= 1:
-        return {"": list(runs)}
-    parts: dict[str, list[Loaded]] = defaultdict(list)
-    for run in runs:
-        parts[run.record.data.sha256 if run.record.data else "unknown"].append(run)
-    return parts
-
-
-def _with_neighbours(groups: Sequence[RunGroup], num_trials: Mapping[tuple[str, str], int]) -> list[RunGroup]:
-    """Add notes on other runs of the same data set and model: on other images, or of a search."""
+def _with_notes(groups: Sequence[RunGroup], num_trials: Counter[tuple[str, str]]) -> list[RunGroup]:
+    """Note other runs of the same data set and model: on other images, or of a search."""
     digests: dict[tuple[str, str], set[str]] = defaultdict(set)
     for group in groups:
         if group.data_sha256:
             digests[group.dataset, group.model].add(group.data_sha256)
-    result, told = [], set()
+    result = []
     for group in groups:
         names = group.dataset, group.model
         notes = []
@@ -350,9 +317,8 @@ def _with_neighbours(groups: Sequence[RunGroup], num_trials: Mapping[tuple[str, 
                 f"other runs of {group.dataset} × {group.model} had other images (data.sha256); "
                 "numbers of different groups cannot be compared"
             )
-        if num_trials.get(names) and names not in told:
-            told.add(names)
-            notes.append(f"{counted(num_trials[names], 'run')} of a search, on held-out images, not shown")
+        if number := num_trials.pop(names, 0):  # said once
+            notes.append(f"{counted(number, 'run')} of a search, on held-out images, not shown")
         result.append(replace(group, notes=tuple(notes)))
     return result
 
@@ -406,13 +372,17 @@ def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[s
     by_seed: dict[int, list[Loaded]] = defaultdict(list)
     for run in runs:
         by_seed[run.record.seed].append(run)
-    chosen, notes = [], []
+    kept, notes = [], []
     for seed, repeated in sorted(by_seed.items()):
         newest = max(
             repeated, key=lambda run: (str(run.record.environment.get("finished") or ""), run.record.id)
         )
-        chosen.append(newest)
+        kept.append(newest)
         if len(repeated) > 1:
             name = printable(newest.record.id)
             notes.append(f"seed {seed} ran {len(repeated)} times; {name}, the newest, counts")
-    return tuple(chosen), tuple(notes)
+    return tuple(kept), tuple(notes)
+
+
+def _finished(run: Loaded) -> str:
+    return str(run.record.environment.get("finished") or "")
