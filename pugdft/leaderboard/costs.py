@@ -86,20 +86,17 @@ def top1_at(
 
 def _last_top1(history: History, cost: str, budget: float) -> float | None:
     for epoch in sorted(history, reverse=True):
-        top1, spent = (_number(history[epoch], key, _BOUNDS[key]) for key in ("test_top1", cost))
+        top1, spent = (number_in(history[epoch], key) for key in ("test_top1", cost))
         if top1 is not None and spent is not None and spent <= budget * (1 + _SLACK):
             return top1
     return None
 
 
 def number_in(values: Mapping[str, Any], key: str) -> float | None:
-    """Return a finite number of plausible size; None for anything else."""
-    return _number(values, key, (-LARGEST, LARGEST))
-
-
-def _number(values: Mapping[str, Any], key: str, bounds: tuple[float, float]) -> float | None:
+    """Return a finite number of plausible size and not negative; None for anything else."""
     value: Any = values.get(key)
-    return float(value) if type(value) in (int, float) and bounds[0] <= value <= bounds[1] else None
+    low, high = _BOUNDS.get(key, (0.0, LARGEST))
+    return float(value) if type(value) in (int, float) and low <= value <= high else None
 
 
 def _numbers(values: Sequence[Any], bounds: tuple[float, float]) -> np.ndarray:
