@@ -17,7 +17,7 @@ from pugdft.errors import UserError, close_match, printable
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, differing, entry_labels, group_runs, shown
 from pugdft.leaderboard.load import collect
 from pugdft.leaderboard.power import Plan
-from pugdft.leaderboard.ranking import chosen_groups, measure, num_test_images, without_lost
+from pugdft.leaderboard.ranking import Measured, chosen_groups, measure, num_test_images, without_lost
 from pugdft.leaderboard.stats import LEVEL, EntryScores, MeanDifference, compare, mcnemar, mean
 from pugdft.leaderboard.warnings import (
     condition_warnings,
@@ -59,13 +59,9 @@ def find_selections(
 ) -> tuple[Selection, Selection]:
     """Find the runs of two optimizers in one group.
 
-    Args:
-        first: path of a record or of a folder with the runs of one optimizer; else a label.
-        second: likewise.
-        records: where labels are looked up.
-        dataset: the data set that is meant where a label is in several groups.
-        model: likewise.
-        report: called with messages about files that were left out.
+    Each is the path of a record or of a folder with the runs of one optimizer, else a label that is looked up
+    in ``records``, there on ``dataset`` and ``model`` if it is in several groups. ``report`` is called with
+    messages about files that were left out.
 
     Raises:
         UserError: a name is unknown or ambiguous; the runs have different protocols.
@@ -187,7 +183,6 @@ class Report:
 
     Attributes:
         selections: A and B, with labels that tell them apart.
-        difference: of the means over seeds.
         rows: one for each common seed; empty if equal seeds are no pairs.
         num_images: of the test split if the interval counts them as a sample; else None.
         more_seeds: about how many more seeds each would show that the difference is real; None if it is
@@ -211,13 +206,7 @@ class Report:
 def compare_selections(
     first: Selection, second: Selection, metric: str = "top1", margin: float | None = None
 ) -> Report:
-    """Compare the runs of two optimizers, A and B.
-
-    Args:
-        first: A.
-        second: B.
-        metric: of the last epoch on the test split.
-        margin: of the gate: by how much A may be worse, in the metric's unit.
+    """Compare the runs of two optimizers, A and B, with a gate if A may be worse by ``margin``.
 
     Raises:
         UserError: a selection has no completed run, or one without a valid metric; the margin is no size.
@@ -229,13 +218,11 @@ def compare_selections(
     measured = measure([without_lost(each.runs, metric) for each in (first, second)], metric)
     runs = [each.runs for each in measured]
     for name, each in zip("AB", measured, strict=True):
+        title = f"{name} ({each.runs.label})"
         if not each.runs.completed:
-            raise UserError(f"{name} ({each.runs.label}) has no completed run")
-        if without := each.without(metric):
-            seeds = ", ".join(map(str, without))
-            raise UserError(
-                f"{name} ({each.runs.label}) has no valid {METRICS[metric].name} for seed {seeds}"
-            )
+            raise UserError(f"{title} has no completed run")
+        if without := ", ".join(map(str, each.without(metric))):
+            raise UserError(f"{title} has no valid {METRICS[metric].name} for seed {without}")
     lettered = [replace(each, label=name) for each, name in zip(runs, "AB", strict=True)]
     conflicts, pairing_notes = unpaired(lettered)
     one, two = (each.sample(metric) for each in measured)
@@ -266,11 +253,8 @@ def compare_selections(
             *difference_limits(difference, measured, metric, needs_images),
             *pairing_notes,
             *condition_warnings(lettered),
-            *(
-                f"{name}: {note}"
-                for name, each in zip("AB", measured, strict=True)
-                for note in (*_unfinished(each.runs), *each.runs.notes, *each.notes)
-            ),
+            *(f"A: {note}" for note in _notes_on(measured[0])),
+            *(f"B: {note}" for note in _notes_on(measured[1])),
         ),
     )
 
@@ -340,12 +324,13 @@ def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntr
     return Gate(margin, bound, False, reason, plan.seeds_needed(margin))
 
 
-def _unfinished(runs: RunEntry) -> list[str]:
-    """Describe all runs that did not complete, also of seeds that completed when they ran again."""
+def _notes_on(measured: Measured) -> tuple[str, ...]:
+    """Collect an optimizer's notes; the first names all runs that did not complete, also if others did."""
     by_status: dict[str, list[int]] = defaultdict(list)
-    for record in runs.unfinished:
+    for record in measured.runs.unfinished:
         by_status[record.status].append(record.seed)
-    return [f"not in its mean: {_by_status(by_status)}"] if by_status else []
+    unfinished = [f"not in its mean: {_by_status(by_status)}"] if by_status else []
+    return (*unfinished, *measured.runs.notes, *measured.notes)
 
 
 def _by_status(seeds: Mapping[str, list[int]]) -> str:

@@ -62,16 +62,8 @@ def top1_at(
     """Compute the mean over runs of top-1 at the last evaluated epoch within a budget.
 
     Runs of one entry cost slightly different times. Each may spend the same share of its own total, such that
-    the budget is their average; the entry that the budget was taken from thus spends all of it.
-
-    Args:
-        histories: of the entry's runs.
-        totals: cost of each run; unless all are known, each run may spend the budget itself.
-        cost: ``gradient_passes`` or ``train_seconds``.
-        budget: None if unknown.
-
-    Returns:
-        None also if a run was not evaluated within its budget.
+    the budget is their average; the entry that the budget was taken from thus spends all of it. Unless all
+    totals are known, each run may spend the budget itself. None if a run was not evaluated within its budget.
     """
     if budget is None or not histories:
         return None

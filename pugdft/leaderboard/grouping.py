@@ -58,11 +58,7 @@ class NothingMatches(UserError):
 def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record") -> str:
     """Find the name that is equal to ``wanted``, else equal but for case, else the only one that contains it.
 
-    Args:
-        kind: such as ``data set``, for the message.
-        wanted: what the user gave.
-        names: what exists.
-        source: what has these names, for the message.
+    ``kind``, such as ``data set``, and ``source``, which has these names, are words for the message.
 
     Raises:
         NothingMatches: no name matches; the message lists what exists.
@@ -304,15 +300,12 @@ def _dataset_name(record: RunRecord) -> str:
 
 def _with_notes(groups: Sequence[RunGroup], num_trials: Counter[tuple[str, str]]) -> list[RunGroup]:
     """Note other runs of the same data set and model: on other images, or of a search."""
-    digests: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for group in groups:
-        if group.data_sha256:
-            digests[group.dataset, group.model].add(group.data_sha256)
+    data = {(group.dataset, group.model, group.data_sha256) for group in groups if group.data_sha256}
+    num_data = Counter(each[:2] for each in data)
     result = []
     for group in groups:
-        names = group.dataset, group.model
-        notes = []
-        if group.data_sha256 and len(digests[names]) > 1:
+        names, notes = (group.dataset, group.model), []
+        if group.data_sha256 and num_data[names] > 1:
             notes.append(
                 f"other runs of {group.dataset} × {group.model} had other images (data.sha256); "
                 "numbers of different groups cannot be compared"

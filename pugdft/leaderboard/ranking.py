@@ -198,11 +198,7 @@ def build_leaderboard(
 
 
 def chosen_groups(groups: list[RunGroup], dataset: str | None, model: str | None) -> list[RunGroup]:
-    """Keep the groups that match the filters.
-
-    Raises:
-        UserError: as :func:`build_leaderboard`.
-    """
+    """Keep the groups that match the filters, as :func:`build_leaderboard`."""
     for kind, field_name, wanted in (("data set", "dataset", dataset), ("model", "model", model)):
         if wanted is not None:
             name = chosen(kind, wanted, {getattr(group, field_name) for group in groups})
