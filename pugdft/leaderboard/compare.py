@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pugdft.errors import UserError, close_match, printable
-from pugdft.leaderboard.grouping import RunEntry, RunGroup, differing, entry_labels, group_runs, shown
+from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, differing, entry_labels, group_runs, shown
 from pugdft.leaderboard.load import collect
 from pugdft.leaderboard.power import Plan
 from pugdft.leaderboard.ranking import Measured, chosen_groups, measure, num_test_images, without_lost
@@ -326,10 +325,9 @@ def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntr
 
 def _notes_on(measured: Measured) -> tuple[str, ...]:
     """Collect an optimizer's notes; the first names all runs that did not complete, also if others did."""
-    by_status: dict[str, list[int]] = defaultdict(list)
-    for record in measured.runs.unfinished:
-        by_status[record.status].append(record.seed)
-    unfinished = [f"not in its mean: {_by_status(by_status)}"] if by_status else []
+    by_status = by_key(measured.runs.unfinished, lambda record: record.status)
+    seeds = {status: [record.seed for record in records] for status, records in by_status.items()}
+    unfinished = [f"not in its mean: {_by_status(seeds)}"] if seeds else []
     return (*unfinished, *measured.runs.notes, *measured.notes)
 
 

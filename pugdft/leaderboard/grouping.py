@@ -9,10 +9,10 @@ are in no group: they were judged on held-out images.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, TrainSection
 from pugdft.errors import UserError, close_match, counted, printable
@@ -47,6 +47,9 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         ("train", TrainSection),
     )
 }
+
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 
 _canonical_texts: dict[str, str] = {}
 
@@ -93,12 +96,10 @@ def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{spec['name']}" if base in hidden else f"{spec['name']}+{base}"
         for spec, base in zip(specs, bases, strict=True)
     ]
-    labels = list(names)
-    for name in set(names):
-        alike = [index for index, other in enumerate(names) if other == name]
-        for index, options in zip(alike, differing([specs[index] for index in alike]), strict=True):
-            labels[index] += _bracketed(options)
-    return [printable(label) for label in labels]
+    return [
+        printable(name + _bracketed(options))
+        for name, options in zip(names, _told_apart(names, specs), strict=True)
+    ]
 
 
 def protocol_line(recipe: Mapping[str, Any]) -> str:
@@ -138,6 +139,23 @@ def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         key for key in keys if len({canonical(flat[key]) if key in flat else None for flat in flats}) > 1
     ]
     return [{key: flat[key] for key in varying if key in flat} for flat in flats]
+
+
+def _told_apart(names: Sequence[Any], mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the options of each mapping that are not equal in all mappings of the same name."""
+    options: list[dict[str, Any]] = [{}] * len(names)
+    for alike in by_key(range(len(names)), names.__getitem__).values():
+        for index, found in zip(alike, differing([mappings[index] for index in alike]), strict=True):
+            options[index] = found
+    return options
+
+
+def by_key(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Sort items into lists of equal keys, both in the order of the items."""
+    lists: dict[Key, list[Item]] = {}
+    for item in items:
+        lists.setdefault(key(item), []).append(item)
+    return lists
 
 
 def canonical(value: Any) -> str:
@@ -261,9 +279,7 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
     groups = []
     for (dataset, model, _), runs in buckets.items():
         recipe = shared_recipe(runs[0].record.recipe)
-        by_data: dict[str | None, list[Loaded]] = defaultdict(list)
-        for run in runs:
-            by_data[run.record.data.sha256 if run.record.data else None].append(run)
+        by_data = by_key(runs, lambda run: run.record.data.sha256 if run.record.data else None)
         if len(by_data.keys() - {None}) <= 1:
             by_data = {next(filter(None, by_data), None): runs}
         for digest, part in by_data.items():
@@ -273,7 +289,12 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
             groups.append(
                 RunGroup(printable(dataset), printable(model), line, recipe, _entries(part), digest)
             )
-    ordered = sorted(_told_apart(groups), key=lambda group: (group.dataset, group.model, group.protocol))
+    names = [(group.dataset, group.model, group.protocol) for group in groups]
+    for index, settings in enumerate(_told_apart(names, [group.recipe for group in groups])):
+        words = [f"{key}={shown(value)}" for key, value in settings.items()]
+        protocol = printable(", ".join([groups[index].protocol, *words]))
+        groups[index] = replace(groups[index], protocol=protocol)
+    ordered = sorted(groups, key=lambda group: (group.dataset, group.model, group.protocol))
     return _with_notes(ordered, num_trials)
 
 
@@ -316,23 +337,8 @@ def _with_notes(groups: Sequence[RunGroup], num_trials: Counter[tuple[str, str]]
     return result
 
 
-def _told_apart(groups: Sequence[RunGroup]) -> list[RunGroup]:
-    """Add the settings that differ to protocol lines that would otherwise be equal."""
-    alike: dict[tuple[str, str, str], list[RunGroup]] = defaultdict(list)
-    for group in groups:
-        alike[group.dataset, group.model, group.protocol].append(group)
-    result = []
-    for same in alike.values():
-        for group, settings in zip(same, differing([group.recipe for group in same]), strict=True):
-            words = [f"{key}={shown(value)}" for key, value in settings.items()]
-            result.append(replace(group, protocol=printable(", ".join([group.protocol, *words]))))
-    return result
-
-
 def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
-    by_spec: dict[str, list[Loaded]] = defaultdict(list)
-    for run in loaded:
-        by_spec[canonical(run.record.recipe["optimizer"])].append(run)
+    by_spec = by_key(loaded, lambda run: canonical(run.record.recipe["optimizer"]))
     ordered = [by_spec[key] for key in sorted(by_spec)]
     specs = [runs[0].record.recipe["optimizer"] for runs in ordered]
     entries = []
@@ -362,14 +368,9 @@ def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], tuple[str, .
 
 def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[str, ...]]:
     """Keep one run of each seed, the last finished: a repeated seed is no second sample."""
-    by_seed: dict[int, list[Loaded]] = defaultdict(list)
-    for run in runs:
-        by_seed[run.record.seed].append(run)
     kept, notes = [], []
-    for seed, repeated in sorted(by_seed.items()):
-        newest = max(
-            repeated, key=lambda run: (str(run.record.environment.get("finished") or ""), run.record.id)
-        )
+    for seed, repeated in sorted(by_key(runs, lambda run: run.record.seed).items()):
+        newest = max(repeated, key=_finished)
         kept.append(newest)
         if len(repeated) > 1:
             name = printable(newest.record.id)
@@ -377,5 +378,5 @@ def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[s
     return tuple(kept), tuple(notes)
 
 
-def _finished(run: Loaded) -> str:
-    return str(run.record.environment.get("finished") or "")
+def _finished(run: Loaded) -> tuple[str, str]:
+    return str(run.record.environment.get("finished") or ""), run.record.id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from pugdft.errors import ConfigIssue, collect
 from pugdft.leaderboard.costs import by_epoch, mean_curve, mean_of, top1_at
 from pugdft.leaderboard.entry import Entry, Group, Summary, Versus
-from pugdft.leaderboard.grouping import RunEntry, RunGroup, chosen, group_runs
+from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, chosen, group_runs
 from pugdft.leaderboard.load import Loaded, PerImage, read_per_image, without_garbage_collection
 from pugdft.leaderboard.power import Plan
 from pugdft.leaderboard.stats import (
@@ -149,12 +149,9 @@ def _per_image(entry: RunEntry) -> tuple[dict[int, PerImage], list[str]]:
         with collect(faults, str(run.record.seed)):
             if images := read_per_image(run):
                 found[run.record.seed] = images
-    seeds_by_reason: dict[str, list[str]] = defaultdict(list)
-    for fault in faults:
-        seeds_by_reason[fault.message].append(fault.where)
     return found, [
-        f"predictions of seed {', '.join(seeds)} not used: {reason}"
-        for reason, seeds in sorted(seeds_by_reason.items())
+        f"predictions of seed {', '.join(fault.where for fault in alike)} not used: {reason}"
+        for reason, alike in sorted(by_key(faults, lambda fault: fault.message).items())
     ]
 
 
