@@ -66,19 +66,16 @@ def find_selections(
         UserError: a name is unknown or ambiguous; the runs have different protocols.
     """
 
-    def read(paths: Sequence[Path]) -> list[Selection]:
+    @cache
+    def read(*paths: Path) -> list[Selection]:
         collected = collect(paths)
         for message in (*collected.left_out, *collected.notes):
             report(message)
         groups = chosen_groups(group_runs(collected.records), dataset, model)
         return [Selection(entry, group) for group in groups for entry in group.entries]
 
-    @cache
-    def known() -> list[Selection]:
-        return read(records)
-
     candidates = [
-        [_only(text, read([Path(text)]))] if os.path.exists(text) else _labelled(text, known, records)
+        [_only(text, read(Path(text)))] if os.path.exists(text) else _labelled(text, read, records)
         for text in (first, second)
     ]
     comparable = [pair for pair in product(*candidates) if not _protocol_differences(*pair)]
@@ -109,17 +106,16 @@ def _only(text: str, found: Sequence[Selection]) -> Selection:
     return found[0]
 
 
-def _labelled(
-    label: str, known: Callable[[], Sequence[Selection]], records: Sequence[Path]
-) -> list[Selection]:
+def _labelled(label: str, read: Callable[..., list[Selection]], records: Sequence[Path]) -> list[Selection]:
     if missing := [path for path in records if not path.exists()]:
         raise UserError(
             f'"{printable(label)}": no such file or folder; nor can it be looked up as an optimizer: '
             f"{printable(missing[0])} does not exist (--records)"
         )
-    found = [each for each in known() if each.runs.label == label]
+    known = read(*records)
+    found = [each for each in known if each.runs.label == label]
     if not found:
-        labels = sorted({each.runs.label for each in known()})
+        labels = sorted({each.runs.label for each in known})
         exists = f"Known: {', '.join(labels[:_MOST_NAMED])}" if labels else "There are none"
         raise UserError(
             f'"{printable(label)}": no such file or folder, and no optimizer of that label in '

@@ -23,29 +23,18 @@ DEFAULT_BASE = "sgd"
 _BASE = "base."
 _MOST_NAMED = 6
 
-# Keys of the recipe that are no part of the protocol.
+# Keys that are no part of the protocol. ``evaluate`` decides only whether a run has a group at all.
 _NO_PROTOCOL = {
-    ("model", "name"),
-    ("data", "name"),
-    ("train", "seed"),
-    ("train", "eval_batch_size"),
-    ("train", "eval_every"),
-    ("train", "evaluate"),  # runs on held-out images alone are in no group
-    ("train", "performance"),
-    ("train", "checkpoint_minutes"),
-    ("data", "workers"),
-    ("data", "storage"),
+    "model": {"name"},
+    "data": {"name", "workers", "storage"},
+    "train": {"seed", "eval_batch_size", "eval_every", "evaluate", "performance", "checkpoint_minutes"},
 }
 
 # Defaults of all keys: older records lack the newer keys.
+_SECTIONS = {"model": ModelSection, "data": DataSection, "schedule": ScheduleSection, "train": TrainSection}
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
-    for name, section in (
-        ("model", ModelSection),
-        ("data", DataSection),
-        ("schedule", ScheduleSection),
-        ("train", TrainSection),
-    )
+    for name, section in _SECTIONS.items()
 }
 
 Key = TypeVar("Key", bound=Hashable)
@@ -255,12 +244,6 @@ class RunGroup:
     notes: tuple[str, ...] = ()
 
 
-def is_trial(record: RunRecord) -> bool:
-    """Tell whether the run belongs to a search: it was judged on held-out images only."""
-    train = record.recipe.get("train")
-    return isinstance(train, Mapping) and train.get("evaluate") == "validation"
-
-
 def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
     """Sort runs into groups by data set, model and protocol; their order does not matter.
 
@@ -272,7 +255,8 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
     num_trials: Counter[tuple[str, str]] = Counter()
     for run in sorted(loaded, key=lambda run: run.record.id):
         dataset, model = _dataset_name(run.record), str(run.record.recipe["model"]["name"])
-        if is_trial(run.record):
+        train = run.record.recipe.get("train")
+        if isinstance(train, Mapping) and train.get("evaluate") == "validation":
             num_trials[printable(dataset), printable(model)] += 1
         else:
             buckets[dataset, model, canonical(shared_recipe(run.record.recipe))].append(run)
@@ -300,17 +284,14 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the recipes of a group share, with defaults for missing keys and sections."""
-    return {
-        section: {
-            key: item
-            for key, item in {**_DEFAULTS.get(section, {}), **value}.items()
-            if (section, key) not in _NO_PROTOCOL
-        }
-        if isinstance(value, Mapping)
-        else value
-        for section, value in {**{name: {} for name in _DEFAULTS}, **recipe}.items()
-        if section not in ("optimizer", "tuning")
-    }
+    shared = {}
+    for section, value in {**{name: {} for name in _DEFAULTS}, **recipe}.items():
+        if isinstance(value, Mapping):
+            items = {**_DEFAULTS.get(section, {}), **value}.items()
+            value = {key: item for key, item in items if key not in _NO_PROTOCOL.get(section, ())}
+        if section not in ("optimizer", "tuning"):
+            shared[section] = value
+    return shared
 
 
 def _dataset_name(record: RunRecord) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pugdft.errors import ConfigIssue, collect
 from pugdft.leaderboard.costs import by_epoch, mean_curve, mean_of, top1_at
-from pugdft.leaderboard.entry import Entry, Group, Summary, Versus
+from pugdft.leaderboard.entry import Entry, Group, Versus
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, chosen, group_runs
 from pugdft.leaderboard.load import Loaded, PerImage, read_per_image, without_garbage_collection
 from pugdft.leaderboard.power import Plan
@@ -119,8 +119,8 @@ def measure(entries: Sequence[RunEntry], metric: str) -> list[Measured]:
 
 
 def _measure(entry: RunEntry, metric: str) -> Measured:
-    values: dict[str, dict[int, float | None]] = {
-        name: {run.record.seed: _value(run.record, name) for run in entry.completed} for name in METRICS
+    values = {
+        name: {run.record.seed: _test_value(run.record, name) for run in entry.completed} for name in METRICS
     }
     images, notes = _per_image(entry)
     splits = {each.split for each in images.values()}
@@ -161,16 +161,16 @@ def valid(value: float | None, metric: str) -> float | None:
     return value if value is not None and low <= value <= high else None
 
 
-def _value(record: RunRecord, metric: str) -> float | None:
+def _test_value(record: RunRecord, metric: str) -> float | None:
     test = record.metrics.test if record.metrics else None
-    return valid(getattr(test, metric), metric) if test else None
+    return valid(getattr(test, metric, None), metric)
 
 
 def num_test_images(measured: Sequence[Measured]) -> int | None:
     """Return the size of the test split, the smallest if records disagree; None if one does not state it."""
     records = [record for each in measured for record in _records(each)]
-    smallest = min((record.data.sizes.get("test", 0) if record.data else 0 for record in records), default=0)
-    return smallest if smallest > 0 else None
+    sizes = [record.data.sizes.get("test", 0) if record.data else 0 for record in records]
+    return min(sizes, default=0) or None
 
 
 @without_garbage_collection()
@@ -299,6 +299,11 @@ def _diverged(measured: Measured) -> tuple[str, ...]:
 def _entry(measured: Measured, budgets: _Budgets, notes: tuple[str, ...] = (), **ranked: Any) -> Entry:
     """Build an entry with fields from its ranking; of the other entries it needs only the lowest costs."""
     runs, records = measured.runs, _records(measured)
+    summaries = {
+        name: summarize(measured.scores(name).values(), measured.spreads.get(name), row.bounds)
+        for name, row in METRICS.items()
+        if records and not measured.without(name)
+    }
     histories = [by_epoch(run.history) for run in records]
     at_equal = {
         cost: top1_at(histories, [read(run) for run in records], cost, budgets[cost])
@@ -311,7 +316,7 @@ def _entry(measured: Measured, budgets: _Budgets, notes: tuple[str, ...] = (), *
         status="measured",
         spec=runs.spec,
         num_seeds=len(records),
-        summaries={name: found for name in METRICS if (found := _summary(measured, name))},
+        summaries=summaries,
         best_test_top1=mean_of(best_epochs, lambda best: valid(best.top1, "top1") if best else None),
         gradient_passes=mean_of(records, _COSTS["gradient_passes"]),
         train_seconds=mean_of(records, _COSTS["train_seconds"]),
@@ -329,10 +334,3 @@ def _entry(measured: Measured, budgets: _Budgets, notes: tuple[str, ...] = (), *
         notes=(*runs.notes, *measured.notes, *((tuning_note,) if tuning_note else ()), *notes),
         **ranked,
     )
-
-
-def _summary(measured: Measured, metric: str) -> Summary | None:
-    if not measured.runs.completed or measured.without(metric):
-        return None
-    scores = measured.scores(metric).values()
-    return summarize(scores, measured.spreads.get(metric), METRICS[metric].bounds)

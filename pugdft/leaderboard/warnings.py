@@ -70,18 +70,17 @@ def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, tuple[str,
     matrix = np.zeros((len(entries), len(entries)), dtype=bool)
     notes = []
     for (section, field), name in _SHARED_BY_SEED.items():
-        # Of each seed, the digests on record and the positions of the entries that have them.
-        by_seed: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        # Of each seed, the digests on record by the positions of the entries.
+        by_seed: dict[int, dict[int, str]] = defaultdict(dict)
         for position, entry in enumerate(entries):
             for run in entry.completed:
                 digest = getattr(getattr(run.record, section), field, None)
                 if isinstance(digest, str):
-                    by_seed[run.record.seed][digest].add(position)
-        differing = sorted(seed for seed, holders in by_seed.items() if len(holders) > 1)
+                    by_seed[run.record.seed][position] = digest
+        differing = sorted(seed for seed, digests in by_seed.items() if len(set(digests.values())) > 1)
         for seed in differing:
-            everyone = set().union(*by_seed[seed].values())
-            for positions in by_seed[seed].values():
-                matrix[np.ix_(sorted(positions), sorted(everyone - positions))] = True
+            positions, digests = list(by_seed[seed]), np.array(list(by_seed[seed].values()))
+            matrix[np.ix_(positions, positions)] |= digests[:, None] != digests
         if differing:
             notes.append(
                 f"the {name} of seed {listed(differing)} differs between entries ({section}.{field}): "
