@@ -15,7 +15,7 @@ from typing import Any
 from pugdft.errors import UserError, close_match, printable
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, differing, entry_labels, group_runs, shown
 from pugdft.leaderboard.load import collect
-from pugdft.leaderboard.power import Plan
+from pugdft.leaderboard.power import Plan, outlook
 from pugdft.leaderboard.ranking import Measured, chosen_groups, measure, num_test_images, without_lost
 from pugdft.leaderboard.stats import LEVEL, EntryScores, MeanDifference, compare, mcnemar, mean
 from pugdft.leaderboard.warnings import (
@@ -224,9 +224,11 @@ def compare_selections(
     num_images = num_test_images(measured)
     size = num_images if METRICS[metric].is_share_of_images else None
     difference = compare(one, two, size, unpaired=conflicts is not None)
-    is_undecided = difference.testable and difference.p_value > LEVEL
-    plan, distance = Plan.of(difference), difference.difference
-    needs_images = is_undecided and distance != 0 and plan.needs_more_images(distance)
+    p_value, detectable = None, None
+    if difference.testable:
+        p_value = difference.p_value
+        detectable = Plan.of(difference).detectable_difference(difference.num_seeds)
+    more_seeds, needs_images = outlook(difference, p_value)
     labels = [each.label for each in runs]
     if runs[0].spec != runs[1].spec:  # else two sets of runs of one optimizer
         labels = entry_labels([each.spec for each in runs])
@@ -241,8 +243,8 @@ def compare_selections(
         difference=difference,
         rows=_seed_rows(one, two) if difference.paired else (),
         num_images=num_images if one.images is not None and two.images is not None else None,
-        more_seeds=plan.more_seeds(distance, difference.num_seeds) if is_undecided else None,
-        detectable=plan.detectable_difference(difference.num_seeds) if difference.testable else None,
+        more_seeds=more_seeds,
+        detectable=detectable,
         gate=None if margin is None else _gate(difference, metric, margin, runs[0]),
         notes=(
             *difference_limits(difference, measured, metric, needs_images),

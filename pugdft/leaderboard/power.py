@@ -91,11 +91,6 @@ class Plan:
         place = bisect_left(numbers, True, key=lambda number: self.power(number, difference) >= self.target)
         return numbers[place] if place < len(numbers) else None
 
-    def more_seeds(self, difference: float, num_seeds: int) -> int | None:
-        """Compute how many more seeds a difference needs, 1 at least; None if no number is enough."""
-        needed = self.seeds_needed(difference)
-        return None if needed is None else max(1, needed - num_seeds)
-
     def needs_more_images(self, difference: float) -> bool:
         """Tell whether no number of seeds finds ``difference`` on so few test images."""
         from scipy.special import ndtri
@@ -103,6 +98,21 @@ class Plan:
         # In standard errors that are known exactly, as after very many seeds.
         detectable = float(ndtri(self.target) - ndtri(self.level / self.num_pairs / 2))
         return (difference / detectable) ** 2 <= self.image_variance
+
+
+def outlook(pair: MeanDifference, p_value: float | None, num_pairs: int = 1) -> tuple[int | None, bool]:
+    """Tell what would show that an undecided difference is real.
+
+    Returns:
+        The number of further seeds, 1 at least, None if no number would; and whether test images are too few.
+    """
+    difference = pair.difference
+    if p_value is None or p_value <= LEVEL or difference == 0:
+        return None, False
+    plan = Plan.of(pair, num_pairs)
+    needed = plan.seeds_needed(difference)
+    more_seeds = None if needed is None else max(1, needed - pair.num_seeds)
+    return more_seeds, plan.needs_more_images(difference)
 
 
 @lru_cache(maxsize=4096)

@@ -15,11 +15,10 @@ from pugdft.leaderboard.costs import by_epoch, mean_curve, mean_of, top1_at
 from pugdft.leaderboard.entry import Entry, Group, Versus
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, chosen, group_runs
 from pugdft.leaderboard.load import Loaded, PerImage, read_per_image, without_garbage_collection
-from pugdft.leaderboard.power import Plan
+from pugdft.leaderboard.power import outlook
 from pugdft.leaderboard.stats import (
     LEVEL,
     EntryScores,
-    MeanDifference,
     Spread,
     better_and_worse,
     compare_all,
@@ -266,24 +265,13 @@ def _compared(
         if number > 0:
             place = number - 1  # the pairs with the best entry come first
             p_value = float(adjusted[place]) if testable[place] else None
-            versus, versus_notes = _versus_best(pairs[place], p_value, len(adjusted))
-            notes += versus_notes
+            more_seeds, needs_images = outlook(pairs[place], p_value, len(adjusted))
+            difference = -float(pairs.difference[place])
+            versus = Versus(difference, p_value, bool(separated[place]), more_seeds)
+            notes += (more_images_note(" to the best"),) * needs_images
         ranked = {"rank_low": low, "rank_high": high, "scores": each.scores(metric), "versus_best": versus}
         entries.append(_entry(each, budgets, notes, **ranked))
     return entries
-
-
-def _versus_best(
-    pair: MeanDifference, p_value: float | None, num_pairs: int
-) -> tuple[Versus, tuple[str, ...]]:
-    """Describe a pair of the best entry and another one, with notes; the p-value is None if untestable."""
-    difference = pair.difference
-    separated = p_value is not None and p_value <= LEVEL
-    if p_value is None or separated or difference == 0:
-        return Versus(-difference, p_value, separated, None), ()
-    plan = Plan.of(pair, num_pairs)
-    notes = (more_images_note(" to the best"),) if plan.needs_more_images(difference) else ()
-    return Versus(-difference, p_value, False, plan.more_seeds(difference, pair.num_seeds)), notes
 
 
 def _diverged(measured: Measured) -> tuple[str, ...]:
