@@ -324,7 +324,9 @@ def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntr
 def _notes_on(measured: Measured) -> tuple[str, ...]:
     """Collect an optimizer's notes; the first names all runs that did not complete, also if others did."""
     by_status = by_key(measured.runs.unfinished, lambda record: record.status)
-    seeds = {status: [record.seed for record in records] for status, records in by_status.items()}
+    seeds: dict[str, list[int]] = {
+        status: [record.seed for record in records] for status, records in by_status.items()
+    }
     unfinished = [f"not in its mean: {_by_status(seeds)}"] if seeds else []
     return (*unfinished, *measured.runs.notes, *measured.notes)
 
