@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
-
-from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, TrainSection
+from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, Section, TrainSection
 from pugdft.errors import UserError, close_match, counted, printable
 from pugdft.leaderboard.load import Loaded
 from pugdft.records import RunRecord
@@ -33,7 +31,7 @@ _NO_PROTOCOL = {
 }
 
 # Defaults of all keys: older records lack the newer keys.
-_SECTIONS: Mapping[str, type[BaseModel]] = {
+_SECTIONS: Mapping[str, type[Section]] = {
     "model": ModelSection, "data": DataSection, "schedule": ScheduleSection, "train": TrainSection,
 }  # fmt: skip
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -205,11 +203,11 @@ class RunEntry:
     """The runs of one optimizer with its options.
 
     Attributes:
-        label: unique in its group unless two option names are themselves confusable.
+        label: unique in its group, unless only characters that cannot be printed differ.
         spec: the whole ``optimizer`` mapping, which is the entry's identity.
-        completed: one run a seed, by seed, with the files they were read from.
-        unfinished: every run that ended otherwise.
-        notes: for readers, such as a seed that ran twice.
+        completed: one run for each seed, in the order of seeds.
+        unfinished: all runs that ended otherwise.
+        notes: for readers, such as that a seed ran twice.
     """
 
     label: str
@@ -235,7 +233,7 @@ class RunGroup:
     Attributes:
         protocol: one line for people, different for each group of the same data set and model.
         recipe: the shared part of the recipes.
-        data_sha256: of the images, None if no run came as far as to read them.
+        data_sha256: digest of the images; None if no run read them.
         notes: about other runs of the same data set and model.
     """
 
@@ -251,9 +249,8 @@ class RunGroup:
 def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
     """Sort runs into groups by data set, model and protocol; their order does not matter.
 
-    Runs with equal names of data sets but different images or labels (``data.sha256``) are different groups.
-    A run that ended before it read its data joins the other runs of its recipe if those agree, else a group
-    of its own.
+    Data sets of one name but with different images or labels (``data.sha256``) make different groups. A run
+    that ended before it read its data joins the other runs of its recipe if all of those have the same data.
     """
     buckets: dict[tuple[str, str, str], list[Loaded]] = defaultdict(list)
     num_trials: Counter[tuple[str, str]] = Counter()
@@ -336,7 +333,7 @@ def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
 
 
 def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], tuple[str, ...]]:
-    """Give each run the seed of its recipe: one seed recorded as five is not five samples."""
+    """Use the seed of each run's recipe: a wrong seed on record would count one seed twice."""
     seeded, differing_ids = [], []
     for run in runs:
         train, record = run.record.recipe.get("train"), run.record
@@ -352,7 +349,7 @@ def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], tuple[str, .
 
 
 def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[str, ...]]:
-    """Keep one run of each seed, the last finished: a repeated seed is no second sample."""
+    """Keep the run of each seed that finished last: a repeated seed is no second sample."""
     kept, notes = [], []
     for seed, repeated in sorted(by_key(runs, lambda run: run.record.seed).items()):
         newest = max(repeated, key=_finished)

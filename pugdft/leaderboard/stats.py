@@ -38,9 +38,7 @@ LEVEL = 0.05
 
 # p-values are searched on the grid p = 2 Φ(−x) with steps of x; p-values beyond the last step are rounded up.
 _STEP, _NUM_STEPS = 0.01, 1200
-
 _MOST_FREEDOM = 10_000
-
 # Scores differ by at least one image of the test split; smaller deviations are floating-point errors.
 _ROUNDING = 1e-9
 
@@ -169,11 +167,8 @@ def summarize(
 ) -> Summary:
     """Compute mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``.
 
-    Args:
-        values: one score for each seed.
-        spread: of the mean over seeds and test images; the interval then covers other seeds and other images.
-            Without it the interval is t over seeds, for these images only.
-        bounds: smallest and largest possible score.
+    With ``spread``, of the mean over seeds and test images, the interval covers other seeds and other images.
+    Without it the interval is t over seeds, for these images only.
     """
     values = list(values)
     centre = mean(values)
@@ -255,10 +250,8 @@ def compare_all(
     that differ by two are. Where N is unknown, or the score is no count, nothing is testable without any
     variance.
 
-    Args:
-        entries: scores of each entry.
-        num_images: N where scores are counts over N; else None.
-        unpaired: square matrix, true for pairs whose equal seeds do not share what pairing needs.
+    ``num_images`` is N where scores are counts over N, else None; ``unpaired`` is a square matrix, true for
+    pairs of entries whose equal seeds do not share what pairing needs.
     """
     first, second = np.triu_indices(len(entries), 1)
     rounding = 1 / (12 * num_images**2) if num_images else 0.0
@@ -430,7 +423,7 @@ def better_and_worse(difference: np.ndarray, size: int, higher_is_better: bool) 
 
 
 def rank_ranges(better: np.ndarray, worse: np.ndarray, size: int) -> list[tuple[int, int]]:
-    """Compute the best and worst rank (1 = best score) of each entry from the separated pairs.
+    """Compute the best and worst rank of each entry from the positions in all separated pairs.
 
     The best rank is 1 + the number of separated better entries; the worst is n − that of worse ones.
     """
