@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, Section, TrainSection
+from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, TrainSection
 from pugdft.errors import UserError, close_match, counted, printable
 from pugdft.leaderboard.load import Loaded
 from pugdft.records import RunRecord
 
-DEFAULT_BASE = "sgd"
+_DEFAULT_BASE = "sgd"
 _BASE = "base."
 _MOST_NAMED = 6
 
@@ -31,9 +31,7 @@ _NO_PROTOCOL = {
 }
 
 # Defaults of all keys: older records lack the newer keys.
-_SECTIONS: Mapping[str, type[Section]] = {
-    "model": ModelSection, "data": DataSection, "schedule": ScheduleSection, "train": TrainSection,
-}  # fmt: skip
+_SECTIONS = {"model": ModelSection, "data": DataSection, "schedule": ScheduleSection, "train": TrainSection}
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
     for name, section in _SECTIONS.items()
@@ -55,7 +53,7 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
     ``kind``, such as ``data set``, and ``source``, which has these names, are words for the message.
 
     Raises:
-        NothingMatches: no name matches; the message lists what exists.
+        NothingMatches: no name matches.
         UserError: several names match.
     """
     known = sorted(set(names))
@@ -78,30 +76,36 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
 def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Label each different ``optimizer`` mapping of one group, such as ``sam+adamw[rho=0.1]``.
 
-    The base is named if it is not SGD, or if the group's methods have different bases. Options are added only
-    to labels that would be equal, and only options that differ.
+    The base is named if it is not SGD, or if the group's methods have different bases. Of equal labels, the
+    options that differ are added.
     """
     bases = [str(spec["base"]["name"]) if isinstance(spec.get("base"), Mapping) else "" for spec in specs]
-    hidden = {""} if len(set(bases) - {""}) > 1 else {"", DEFAULT_BASE}
+    hidden = {""} if len(set(bases) - {""}) > 1 else {"", _DEFAULT_BASE}
     names = [
         f"{spec['name']}" if base in hidden else f"{spec['name']}+{base}"
         for spec, base in zip(specs, bases, strict=True)
     ]
-    return [
-        printable(name + _bracketed(options))
-        for name, options in zip(names, _told_apart(names, specs), strict=True)
-    ]
+    labels = []
+    for name, options in zip(names, _told_apart(names, specs), strict=True):
+        # Options of the base have no prefix unless the method has the same key.
+        keys = {key: key.removeprefix(_BASE) for key in options}
+        words = [
+            f"{key if short != key and short in options else short}={shown(options[key])}"
+            for key, short in keys.items()
+        ]
+        labels.append(printable(f"{name}[{','.join(words)}]" if words else name))
+    return labels
 
 
 def protocol_line(recipe: Mapping[str, Any]) -> str:
-    """Describe the conditions of a run for a table's title: ``224 px, 100 epochs, batch 100, fp32, cosine``.
+    """Describe a run's conditions for a table's title: ``224 px, 100 epochs, batch 100, fp32, cosine``.
 
     Settings that are not the default are added: a step limit, warm-up, held-out images, weights, freezing.
     """
     values = _flat(recipe)
-    epochs = "{} epoch" if values.get("train.epochs") == 1 else "{} epochs"
+    epochs, worth = ("{} epoch", "'s worth") if values.get("train.epochs") == 1 else ("{} epochs", "' worth")
     if values.get("train.budget") == "passes":
-        epochs += "' worth of gradient passes" if epochs.endswith("s") else "'s worth of gradient passes"
+        epochs += f"{worth} of gradient passes"
     forms = {
         "data.image_size": "{} px",
         "train.epochs": epochs,
@@ -126,10 +130,8 @@ def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     flats = [_flat(mapping) for mapping in mappings]
     # A method's own options first, then its base's.
     keys = sorted({key for flat in flats for key in flat}, key=lambda key: (key.startswith(_BASE), key))
-    varying = [
-        key for key in keys if len({canonical(flat[key]) if key in flat else None for flat in flats}) > 1
-    ]
-    return [{key: flat[key] for key in varying if key in flat} for flat in flats]
+    texts = {key: {canonical(flat[key]) if key in flat else None for flat in flats} for key in keys}
+    return [{key: flat[key] for key in keys if key in flat and len(texts[key]) > 1} for flat in flats]
 
 
 def _told_apart(names: Sequence[Any], mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -152,21 +154,18 @@ def by_key(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[
 def canonical(value: Any) -> str:
     """Write a value such that equal values have equal texts; key order, and 1 or 1.0, do not matter."""
     # A thousand records have a few dozen different recipes, and repr is faster than sorting.
-    written = repr(value)
-    if written not in _canonical_texts:
-        _canonical_texts[written] = _canonical(value)
-    return _canonical_texts[written]
-
-
-def _canonical(value: Any) -> str:
+    written = text = repr(value)
+    if written in _canonical_texts:
+        return _canonical_texts[written]
     if isinstance(value, Mapping):
-        items = sorted(f"{_canonical(key)}: {_canonical(item)}" for key, item in value.items())
-        return f"{{{', '.join(items)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_canonical, value))}]"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return repr(value)
+        items = sorted(f"{canonical(key)}: {canonical(item)}" for key, item in value.items())
+        text = f"{{{', '.join(items)}}}"
+    elif isinstance(value, list | tuple):
+        text = f"[{', '.join(map(canonical, value))}]"
+    elif isinstance(value, float) and value.is_integer():
+        text = repr(int(value))
+    _canonical_texts[written] = text
+    return text
 
 
 def shown(value: Any) -> str:
@@ -176,15 +175,6 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(shown, value))}]"
     return str(value)
-
-
-def _bracketed(options: Mapping[str, Any]) -> str:
-    """``[rho=0.1,lr=0.01]``; options of the base have no prefix unless the method has the same key."""
-    words = []
-    for key, value in options.items():
-        short = key.removeprefix(_BASE)
-        words.append(f"{key if short in options and short != key else short}={shown(value)}")
-    return f"[{','.join(words)}]" if words else ""
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -200,54 +190,39 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunEntry:
-    """The runs of one optimizer with its options.
+    """The runs of one optimizer with its options."""
 
-    Attributes:
-        label: unique in its group, unless only characters that cannot be printed differ.
-        spec: the whole ``optimizer`` mapping, which is the entry's identity.
-        completed: one run for each seed, in the order of seeds.
-        unfinished: all runs that ended otherwise.
-        notes: for readers, such as that a seed ran twice.
-    """
-
-    label: str
-    spec: Mapping[str, Any]
-    completed: tuple[Loaded, ...]
-    unfinished: tuple[RunRecord, ...]
-    notes: tuple[str, ...]
+    label: str  # unique in its group, unless only characters that cannot be printed differ
+    spec: Mapping[str, Any]  # the whole optimizer mapping, which is the entry's identity
+    completed: tuple[Loaded, ...]  # one run for each seed, in the order of seeds
+    unfinished: tuple[RunRecord, ...]  # all runs that ended otherwise
+    notes: tuple[str, ...]  # for readers, such as that a seed ran twice
 
     def lost_seeds(self) -> dict[str, list[int]]:
         """Return the seeds that no run completed, by the status of their runs."""
         completed = {run.record.seed for run in self.completed}
-        lost: dict[str, set[int]] = defaultdict(set)
-        for record in self.unfinished:
-            if record.seed not in completed:
-                lost[record.status].add(record.seed)
-        return {status: sorted(seeds) for status, seeds in sorted(lost.items())}
+        lost = {(each.status, each.seed) for each in self.unfinished if each.seed not in completed}
+        by_status = by_key(sorted(lost), lambda pair: pair[0])
+        return {status: [seed for _, seed in pairs] for status, pairs in by_status.items()}
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ only in the optimizer and the seed.
-
-    Attributes:
-        protocol: one line for people, different for each group of the same data set and model.
-        recipe: the shared part of the recipes.
-        data_sha256: digest of the images; None if no run read them.
-        notes: about other runs of the same data set and model.
-    """
+    """Runs that differ only in the optimizer and the seed."""
 
     dataset: str
     model: str
-    protocol: str
-    recipe: Mapping[str, Any]
+    protocol: str  # one line for people, different for each group of the same data set and model
+    recipe: Mapping[str, Any]  # the shared part
     entries: tuple[RunEntry, ...]
-    data_sha256: str | None = None
-    notes: tuple[str, ...] = ()
+    data_sha256: str | None = None  # digest of the images; None if no run read them
+    notes: tuple[str, ...] = ()  # about other runs of the same data set and model
 
 
-def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
-    """Sort runs into groups by data set, model and protocol; their order does not matter.
+def group_runs(
+    loaded: Iterable[Loaded], dataset: str | None = None, model: str | None = None
+) -> list[RunGroup]:
+    """Sort runs into groups by data set, model and protocol, and keep those of ``dataset`` and ``model``.
 
     Data sets of one name but with different images or labels (``data.sha256``) make different groups. A run
     that ended before it read its data joins the other runs of its recipe if all of those have the same data.
@@ -255,14 +230,16 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
     buckets: dict[tuple[str, str, str], list[Loaded]] = defaultdict(list)
     num_trials: Counter[tuple[str, str]] = Counter()
     for run in sorted(loaded, key=lambda run: run.record.id):
-        dataset, model = _dataset_name(run.record), str(run.record.recipe["model"]["name"])
-        train = run.record.recipe.get("train")
-        if isinstance(train, Mapping) and train.get("evaluate") == "validation":
-            num_trials[printable(dataset), printable(model)] += 1
+        record, recipe = run.record, run.record.recipe
+        path, network = recipe["data"]["name"], recipe["model"]["name"]
+        # A recipe may name its data by a path: the name is its last part if the data was never read.
+        data = record.data.name if record.data else PurePath(path).name or path
+        if _train_value(record, "evaluate") == "validation":
+            num_trials[printable(data), printable(network)] += 1
         else:
-            buckets[dataset, model, canonical(shared_recipe(run.record.recipe))].append(run)
+            buckets[data, network, canonical(shared_recipe(recipe))].append(run)
     groups = []
-    for (dataset, model, _), runs in buckets.items():
+    for (data, network, _), runs in buckets.items():
         recipe = shared_recipe(runs[0].record.recipe)
         by_data = by_key(runs, lambda run: run.record.data.sha256 if run.record.data else None)
         if len(by_data.keys() - {None}) <= 1:
@@ -271,16 +248,36 @@ def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
             line = protocol_line(recipe)
             if len(by_data) > 1:
                 line += f", data {printable((digest or 'unknown')[:8])}"
-            groups.append(
-                RunGroup(printable(dataset), printable(model), line, recipe, _entries(part), digest)
-            )
+            entries = _entries(part)
+            groups.append(RunGroup(printable(data), printable(network), line, recipe, entries, digest))
     names = [(group.dataset, group.model, group.protocol) for group in groups]
     for index, settings in enumerate(_told_apart(names, [group.recipe for group in groups])):
         words = [f"{key}={shown(value)}" for key, value in settings.items()]
         protocol = printable(", ".join([groups[index].protocol, *words]))
         groups[index] = replace(groups[index], protocol=protocol)
-    ordered = sorted(groups, key=lambda group: (group.dataset, group.model, group.protocol))
-    return _with_notes(ordered, num_trials)
+    digests = {(group.dataset, group.model, group.data_sha256) for group in groups if group.data_sha256}
+    num_data = Counter(each[:2] for each in digests)
+    result = []
+    for group in sorted(groups, key=lambda group: (group.dataset, group.model, group.protocol)):
+        both, notes = (group.dataset, group.model), []
+        if group.data_sha256 and num_data[both] > 1:
+            notes.append(
+                f"other runs of {group.dataset} × {group.model} had other images (data.sha256); "
+                "numbers of different groups cannot be compared"
+            )
+        if number := num_trials.pop(both, 0):  # said once
+            notes.append(f"{counted(number, 'run')} of a search, on held-out images, not shown")
+        result.append(replace(group, notes=tuple(notes)))
+    for kind, field, wanted in (("data set", "dataset", dataset), ("model", "model", model)):
+        if wanted is not None:
+            name = chosen(kind, wanted, {getattr(group, field) for group in result})
+            result = [group for group in result if getattr(group, field) == name]
+    return result
+
+
+def _train_value(record: RunRecord, key: str) -> Any:
+    train = record.recipe.get("train")
+    return train.get(key) if isinstance(train, Mapping) else None
 
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,70 +292,37 @@ def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return shared
 
 
-def _dataset_name(record: RunRecord) -> str:
-    """Return the data set's name; the last part of the recipe's path if the data was never read."""
-    name = str(record.recipe["data"]["name"])
-    return record.data.name if record.data else PurePath(name).name or name
-
-
-def _with_notes(groups: Sequence[RunGroup], num_trials: Counter[tuple[str, str]]) -> list[RunGroup]:
-    """Note other runs of the same data set and model: on other images, or of a search."""
-    data = {(group.dataset, group.model, group.data_sha256) for group in groups if group.data_sha256}
-    num_data = Counter(each[:2] for each in data)
-    result = []
-    for group in groups:
-        names, notes = (group.dataset, group.model), []
-        if group.data_sha256 and num_data[names] > 1:
-            notes.append(
-                f"other runs of {group.dataset} × {group.model} had other images (data.sha256); "
-                "numbers of different groups cannot be compared"
-            )
-        if number := num_trials.pop(names, 0):  # said once
-            notes.append(f"{counted(number, 'run')} of a search, on held-out images, not shown")
-        result.append(replace(group, notes=tuple(notes)))
-    return result
-
-
 def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
     by_spec = by_key(loaded, lambda run: canonical(run.record.recipe["optimizer"]))
     ordered = [by_spec[key] for key in sorted(by_spec)]
     specs = [runs[0].record.recipe["optimizer"] for runs in ordered]
     entries = []
     for label, spec, runs in zip(entry_labels(specs), specs, ordered, strict=True):
-        seeded, doubts = _by_recipes_seed(runs)
-        completed, notes = _one_run_a_seed(run for run in seeded if run.record.status == "completed")
+        seeded, notes = _by_recipes_seed(runs)
+        done = [run for run in seeded if run.record.status == "completed"]
+        completed = []
+        for seed, repeated in sorted(by_key(done, lambda run: run.record.seed).items()):
+            # A repeated seed is no second sample: the run that finished last counts, or has the last id.
+            newest = sorted(repeated, key=lambda run: str(run.record.environment.get("finished") or ""))[-1]
+            completed.append(newest)
+            if len(repeated) > 1:
+                name = printable(newest.record.id)
+                notes.append(f"seed {seed} ran {len(repeated)} times; {name}, the newest, counts")
         unfinished = tuple(run.record for run in seeded if run.record.status != "completed")
-        entries.append(RunEntry(label, spec, completed, unfinished, doubts + notes))
+        entries.append(RunEntry(label, spec, tuple(completed), unfinished, tuple(notes)))
     return tuple(entries)
 
 
-def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], tuple[str, ...]]:
+def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], list[str]]:
     """Use the seed of each run's recipe: a wrong seed on record would count one seed twice."""
     seeded, differing_ids = [], []
     for run in runs:
-        train, record = run.record.recipe.get("train"), run.record
-        seed = train.get("seed") if isinstance(train, Mapping) else None
-        if type(seed) is int and seed != record.seed:
-            differing_ids.append(printable(record.id))
-            run = replace(run, record=record.model_copy(update={"seed": seed}))
+        seed = _train_value(run.record, "seed")
+        if type(seed) is int and seed != run.record.seed:
+            differing_ids.append(printable(run.record.id))
+            run = replace(run, record=run.record.model_copy(update={"seed": seed}))
         seeded.append(run)
     if not differing_ids:
-        return seeded, ()
+        return seeded, []
     number, named = counted(len(differing_ids), "run"), ", ".join(differing_ids[:_MOST_NAMED])
-    return seeded, (f"{number} with another seed on record than in the recipe, which counts: {named}",)
-
-
-def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[str, ...]]:
-    """Keep the run of each seed that finished last: a repeated seed is no second sample."""
-    kept, notes = [], []
-    for seed, repeated in sorted(by_key(runs, lambda run: run.record.seed).items()):
-        newest = max(repeated, key=_finished)
-        kept.append(newest)
-        if len(repeated) > 1:
-            name = printable(newest.record.id)
-            notes.append(f"seed {seed} ran {len(repeated)} times; {name}, the newest, counts")
-    return tuple(kept), tuple(notes)
-
-
-def _finished(run: Loaded) -> tuple[str, str]:
-    return str(run.record.environment.get("finished") or ""), run.record.id
+    return seeded, [f"{number} with another seed on record than in the recipe, which counts: {named}"]

@@ -12,8 +12,7 @@ with the mean squares of the two-way table. A hierarchical bootstrap estimates t
 The mean square of two to ten seeds is a rough estimate, and t with Satterthwaite's degrees of freedom trusts
 it too much: with three seeds a 95 % interval misses the truth in up to 8 %, and at the 0.5 % that Holm asks
 for among five optimizers it errs five times too often (``benchmarks/error_rates.py``). Banerjee's rule
-(Sankhyā 22, 1960) keeps the level for all σ_S, σ_I and σ_E. It multiplies each mean square by the quantile of
-its own degrees of freedom:
+(Sankhyā 22, 1960) keeps the level for all σ. It multiplies each mean square by its own quantile of t:
 
     half width² = t(n−1)² · MS_S/(nN) + t(N−1)² · (MS_I − MS_E)/(nN),
 
@@ -27,60 +26,50 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from pugdft.leaderboard.entry import Summary
 
-LEVEL = 0.05
-"""Largest probability of any wrong separation in one group; intervals cover with 1 − LEVEL."""
+LEVEL = 0.05  # largest probability of any wrong separation in one group; intervals cover with 1 − LEVEL
 
 # p-values are searched on the grid p = 2 Φ(−x) with steps of x; p-values beyond the last step are rounded up.
 _STEP, _NUM_STEPS = 0.01, 1200
 _MOST_FREEDOM = 10_000
-# Scores differ by at least one image of the test split; smaller deviations are floating-point errors.
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # scores differ by at least one test image; less is a floating-point error
 
 Scores = Mapping[int, float]
-Images = Mapping[int, np.ndarray]
-"""The score of every test image by seed, in the same order for all entries of a group."""
+Images = Mapping[int, np.ndarray]  # each test image's score by seed, in one order for all entries of a group
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Components of the variance of a mean, or of a difference of means. Numbers, or arrays over comparisons.
+    """Components of the variance of a mean, or a difference of means: numbers, or arrays over comparisons."""
 
-    Attributes:
-        seeds: variance between seeds divided by their number; it includes the residual.
-        freedom: degrees of freedom of ``seeds``, at least 1.
-        images: variance due to the sample of test images; more seeds do not reduce it.
-        residual: part of ``seeds`` that a finite number of images causes; a lower limit of ``seeds``, whose
-            estimate is too small where a few seeds happen to agree.
-        image_freedom: number of test images minus one; 0 without per-image scores.
-    """
-
-    seeds: Any
-    freedom: Any
-    images: Any = 0.0
+    seeds: Any  # variance between seeds divided by their number; it includes the residual
+    freedom: Any  # degrees of freedom of seeds, at least 1
+    images: Any = 0.0  # variance due to the sample of test images; more seeds do not reduce it
+    # Part of seeds that a finite number of images causes; its lower limit, where a few seeds happen to agree.
     residual: Any = 0.0
-    image_freedom: int = 0
+    image_freedom: int = 0  # number of test images minus one; 0 without per-image scores
 
     def half_width(self, level: float = LEVEL) -> Any:
         """Compute half the width of the interval with at least the coverage 1 − ``level``."""
         from scipy.special import stdtrit
 
-        image_quantile = float(stdtrit(self.image_freedom, 1 - level / 2)) if self.image_freedom else 0.0
-        return self._half_width(stdtrit(self.freedom, 1 - level / 2), image_quantile)
+        # Without per-image scores the image quantile is of no matter: it is multiplied by 0.
+        freedoms = self.freedom, max(1, self.image_freedom)
+        return self._half_width(*(stdtrit(freedom, 1 - level / 2) for freedom in freedoms))
 
     def p_values(self, differences: Any) -> np.ndarray:
         """Compute two-sided p-values of "no difference": the level at which the interval just reaches 0."""
         from scipy.special import stdtr
 
         sizes = np.abs(np.asarray(differences, dtype=float))
-        seeds, freedom, images, residual = np.broadcast_arrays(
-            self.seeds, self.freedom, self.images, self.residual, sizes
-        )[:4]
+        fields = self.seeds, self.freedom, self.images, self.residual
+        seeds, freedom, images, residual = (np.broadcast_to(field, sizes.shape) for field in fields)
         p_values = np.ones(sizes.shape)
         crossed = (images > 0) | (residual > 0)
         plain = (seeds > 0) & ~crossed
@@ -97,12 +86,12 @@ class Spread:
 
     def _search_p_values(self, sizes: np.ndarray) -> np.ndarray:
         """Find p-values by bisection over the grid, for all comparisons at once."""
-        from scipy.special import ndtr
+        from scipy.special import ndtr, stdtrit
 
-        image_quantiles = _image_quantiles(self.image_freedom)
+        levels, image_quantiles = _grid(self.image_freedom)
 
         def half_width(steps: np.ndarray) -> Any:
-            return self._half_width(_quantile(self.freedom, steps), image_quantiles[steps])
+            return self._half_width(stdtrit(self.freedom, levels[steps]), image_quantiles[steps])
 
         low, high = np.zeros(sizes.shape, dtype=int), np.full(sizes.shape, _NUM_STEPS)
         while np.any(high - low > 1):
@@ -119,16 +108,13 @@ class Spread:
         return 2 * np.asarray(ndtr(-_STEP * (low + fraction)))
 
 
-def _quantile(freedom: Any, steps: np.ndarray) -> np.ndarray:
-    """Compute Student's quantile whose two-sided level is 2 Φ(−x) at grid position ``steps``."""
+@lru_cache(maxsize=16)
+def _grid(image_freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the one-sided level Φ(−x) at each step of the grid, and its quantile for test images."""
     from scipy.special import ndtr, stdtrit
 
-    return np.asarray(stdtrit(freedom, ndtr(-_STEP * steps)))
-
-
-@lru_cache(maxsize=16)
-def _image_quantiles(freedom: int) -> np.ndarray:
-    return _quantile(float(freedom), np.arange(_NUM_STEPS + 1))
+    levels = ndtr(-_STEP * np.arange(_NUM_STEPS + 1))
+    return levels, stdtrit(float(image_freedom), levels)
 
 
 def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
@@ -156,22 +142,15 @@ def spread_of(values: np.ndarray) -> Spread:
     )
 
 
-def mean(values: Iterable[float]) -> float:
-    """Compute the arithmetic mean of at least one number."""
-    numbers = list(values)
-    return math.fsum(numbers) / len(numbers)
-
-
 def summarize(
     values: Iterable[float], spread: Spread | None = None, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Summary:
     """Compute mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``.
 
-    With ``spread``, of the mean over seeds and test images, the interval covers other seeds and other images.
-    Without it the interval is t over seeds, for these images only.
+    With ``spread`` the interval covers other seeds and images; without, it is t over seeds, for these images.
     """
     values = list(values)
-    centre = mean(values)
+    centre = fmean(values)
     if len(values) < 2:
         return Summary(centre)
     variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
@@ -190,19 +169,13 @@ class EntryScores:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """A difference of two entries' means, first minus second. Numbers, or arrays over pairs of entries.
-
-    Attributes:
-        num_seeds: number of seeds compared.
-        paired: whether both entries ran these seeds.
-        seed_variance: variance over seeds of the difference of one seed each.
-    """
+    """A difference of two entries' means, first minus second. Numbers, or arrays over pairs of entries."""
 
     difference: Any
     spread: Spread
-    num_seeds: Any
-    paired: Any
-    seed_variance: Any
+    num_seeds: Any  # compared
+    paired: Any  # whether both entries ran these seeds
+    seed_variance: Any  # over seeds, of the difference of one seed each
 
     @property
     def testable(self) -> Any:
@@ -224,15 +197,11 @@ class MeanDifference:
 
     def __getitem__(self, place: int) -> MeanDifference:
         """Return the numbers of one pair."""
-        return replace(_numbers_at(self, place), spread=_numbers_at(self.spread, place))
-
-
-def _numbers_at(arrays: Any, place: int) -> Any:
-    """Take the numbers at one place of all arrays of a dataclass."""
-    chosen = {
-        key: value[place].item() for key, value in vars(arrays).items() if isinstance(value, np.ndarray)
-    }
-    return replace(arrays, **chosen)
+        whole, spread = (
+            {key: each[place].item() for key, each in vars(arrays).items() if isinstance(each, np.ndarray)}
+            for arrays in (self, self.spread)
+        )
+        return replace(self, **whole, spread=replace(self.spread, **spread))
 
 
 def compare_all(
@@ -245,13 +214,11 @@ def compare_all(
     scores of both entries the test images count as a sample, too.
 
     Few seeds often agree by chance, and a variance of zero would make t infinite. Rounding top-1 to steps of
-    1/N for N test images has the variance 1/(12 N²), and 1/(6 N²) for a difference of two; no estimate is
-    taken to be smaller. Three seeds that differ by one image each are thus not separated (p = 0.051), those
-    that differ by two are. Where N is unknown, or the score is no count, nothing is testable without any
-    variance.
+    1/N for N test images has the variance 1/(12 N²), and 1/(6 N²) for a difference of two: the least that is
+    assumed. Three seeds that differ by one image each are thus not separated (p = 0.051), those that differ
+    by two are. ``num_images`` is N, or None where scores are no counts: then zero variance is not testable.
 
-    ``num_images`` is N where scores are counts over N, else None; ``unpaired`` is a square matrix, true for
-    pairs of entries whose equal seeds do not share what pairing needs.
+    ``unpaired``, a square matrix, is true for pairs of entries whose equal seeds do not share these four.
     """
     first, second = np.triu_indices(len(entries), 1)
     rounding = 1 / (12 * num_images**2) if num_images else 0.0
@@ -269,16 +236,11 @@ def compare_all(
         of_share = share**2 / (own.count - 1)
         welch = np.nan_to_num(both_shares**2 / (of_share[first] + of_share[second]), nan=1.0)
     paired_variance = np.maximum(common.variance, 2 * rounding)
-    images, residual, image_freedom = _image_parts(entries, (first, second), common, paired)
+    by_seed = np.where(paired, paired_variance / np.maximum(common.count, 1), both_shares)
+    freedom = np.where(paired, common.count - 1, np.where(fewest > 1, welch, 0.0))
     return MeanDifference(
         difference=np.where(paired, common.mean, own.mean[first] - own.mean[second]),
-        spread=Spread(
-            np.where(paired, paired_variance / np.maximum(common.count, 1), both_shares),
-            np.where(paired, common.count - 1, np.where(fewest > 1, welch, 0.0)),
-            images,
-            residual,
-            image_freedom,
-        ),
+        spread=Spread(by_seed, freedom, *_image_parts(entries, (first, second), common, paired)),
         num_seeds=np.where(paired, common.count, fewest),
         paired=paired,
         seed_variance=np.where(paired, paired_variance, own_variance[first] + own_variance[second]),
@@ -298,10 +260,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Moments:
-    """Count, mean and variance (n − 1) of each row of a table. NaN marks a missing value.
-
-    The variance of fewer than two values is 0; so is that of values that only floating-point errors separate.
-    """
+    """Count, mean and variance (n − 1; 0 for one value) of each row of a table. NaN marks a missing value."""
 
     count: np.ndarray
     mean: np.ndarray
@@ -319,8 +278,7 @@ class _Moments:
         return cls(count, mean, np.where((width > _ROUNDING) & (count > 1), variance, 0.0))
 
 
-_Positions = tuple[np.ndarray, np.ndarray]
-"""First and second entry of each pair."""
+_Positions = tuple[np.ndarray, np.ndarray]  # first and second entry of each pair
 
 
 def _image_parts(
@@ -340,9 +298,7 @@ def _image_parts(
     return by_image, residual, num_images - 1
 
 
-def _paired_parts(
-    images: Sequence[Images], pairs: _Positions, common: _Moments, num_images: int
-) -> np.ndarray:
+def _paired_parts(images: list[Images], pairs: _Positions, common: _Moments, num_images: int) -> np.ndarray:
     """Estimate variances due to images and residual over the common seeds of each pair."""
     first, second = pairs
     seeds = [frozenset(by_seed) for by_seed in images]
@@ -357,14 +313,13 @@ def _paired_parts(
         between_sums, between_each = _squared_distances([images[row] for row in rows], sorted(shared))
         at = np.searchsorted(rows, first[places]), np.searchsorted(rows, second[places])
         of_sums[places], of_each[places] = between_sums[at], between_each[at]
-    num_seeds = common.count
+    num_seeds, size = common.count, common.count * num_images
     with np.errstate(divide="ignore", invalid="ignore"):
-        centre = num_seeds * num_images * common.mean**2
-        by_seed = (num_seeds - 1) * num_images * common.variance
+        centre = size * common.mean**2
         by_image = np.maximum(of_sums / num_seeds - centre, 0.0)
-        rest = np.maximum(of_each - centre - by_seed - by_image, 0.0)
-        residual = rest / ((num_seeds - 1) * (num_images - 1)) / (num_seeds * num_images)
-        due_to_images = np.maximum(by_image / (num_images - 1) / (num_seeds * num_images) - residual, 0.0)
+        rest = np.maximum(of_each - centre - (size - num_images) * common.variance - by_image, 0.0)
+        residual = rest / ((num_seeds - 1) * (num_images - 1)) / size
+        due_to_images = np.maximum(by_image / (num_images - 1) / size - residual, 0.0)
     return np.stack([due_to_images, residual])
 
 
@@ -404,10 +359,7 @@ def _distances(values: np.ndarray) -> np.ndarray:
 
 
 def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
-    """Adjust p-values by Holm's step-down procedure (Scandinavian J. Statistics 6, 1979).
-
-    The k-th smallest of m is multiplied by m − k + 1, and none is less than that of a smaller one.
-    """
+    """Adjust p-values by Holm's step-down procedure (Scandinavian J. Statistics 6, 1979)."""
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
     adjusted = np.empty(len(p_values))
@@ -423,10 +375,7 @@ def better_and_worse(difference: np.ndarray, size: int, higher_is_better: bool) 
 
 
 def rank_ranges(better: np.ndarray, worse: np.ndarray, size: int) -> list[tuple[int, int]]:
-    """Compute the best and worst rank of each entry from the positions in all separated pairs.
-
-    The best rank is 1 + the number of separated better entries; the worst is n − that of worse ones.
-    """
+    """Compute each entry's ranks: 1 + the number of entries shown to be better, n − that of worse ones."""
     lowest, highest = 1 + np.bincount(worse, minlength=size), size - np.bincount(better, minlength=size)
     return list(zip(lowest.tolist(), highest.tolist(), strict=True))
 
