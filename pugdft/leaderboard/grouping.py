@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, TrainSection
+from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, Section, TrainSection
 from pugdft.errors import UserError, close_match, counted, printable
 from pugdft.leaderboard.load import Loaded
 from pugdft.records import RunRecord
@@ -31,7 +31,9 @@ _NO_PROTOCOL = {
 }
 
 # Defaults of all keys: older records lack the newer keys.
-_SECTIONS = {"model": ModelSection, "data": DataSection, "schedule": ScheduleSection, "train": TrainSection}
+_SECTIONS: Mapping[str, type[Section]] = {
+    "model": ModelSection, "data": DataSection, "schedule": ScheduleSection, "train": TrainSection,
+}  # fmt: skip
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
     for name, section in _SECTIONS.items()

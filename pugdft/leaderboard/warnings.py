@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,9 +100,9 @@ def tuning_budget(entry: RunEntry) -> tuple[TuningBudget | None, list[str]]:
     budgets = set()
     for run in entry.completed:
         if isinstance(tuning := run.record.recipe.get("tuning"), Mapping):
-            trials, passes = tuning.get("trials"), tuning.get("gradient_passes")
-            if all(type(cost) in (int, float) and 0 <= cost <= LARGEST for cost in (trials, passes)):
-                budgets.add(TuningBudget(int(trials), float(passes)))
+            costs: list[Any] = [tuning.get("trials"), tuning.get("gradient_passes")]
+            if all(type(cost) in (int, float) and 0 <= cost <= LARGEST for cost in costs):
+                budgets.add(TuningBudget(int(costs[0]), float(costs[1])))
     most = max(budgets, key=lambda budget: (budget.gradient_passes, budget.trials), default=None)
     return most, ["its runs name different tuning budgets; the largest is shown"] * (len(budgets) > 1)
 
