@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pugdft.errors import printable
 from pugdft.leaderboard.columns import NOTHING, Column, mean_and_spread
 from pugdft.leaderboard.entry import Entry, Group
-from pugdft.leaderboard.verdicts import conditions, source_place
+from pugdft.leaderboard.verdicts import source_cells
 
 REPORTED_COLUMNS = ("optimizer", "seeds", "top-1 %", "source", "protocol")
 
@@ -45,7 +45,6 @@ def reported_rows(group: Group, escape: Callable[[str], str]) -> Iterator[list[s
             printable(entry.label),
             str(entry.num_seeds) if entry.num_seeds else NOTHING,
             mean_and_spread(entry, "top1"),
-            source_place(entry, group),
-            conditions(entry),
+            *source_cells(entry, group),
         )
         yield list(map(escape, texts))
