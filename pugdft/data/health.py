@@ -37,13 +37,13 @@ def check_store(folder: Path, deep: bool = False) -> str:
     """Name a whole store, with the number and size of its images; ``deep``: after reading every byte."""
     import numpy as np
 
-    from pugdft.data.cache import SPLITS, Store
+    from pugdft.data.cache import Store
 
     with refuse(Exception, described):  # a damaged file can raise anything
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        store = Store(meta["source"], folder, list(meta["classes"]), meta["sha256"])
+        store = Store(meta["source"], folder, list(meta["classes"]), meta["sha256"], kept=folder)
         num_images, num_classes, sides = 0, len(store.classes), set()
-        for split in SPLITS:
+        for split in store.splits:
             path, labels = folder / f"{split}_images.npy", store.labels(split)
             images = np.load(path, mmap_mode="r", allow_pickle=False)
             side = images.shape[1] if len(images.shape) == 4 else 0
@@ -56,7 +56,7 @@ def check_store(folder: Path, deep: bool = False) -> str:
             num_images += len(images)
             sides.add(side)
         if len(sides) != 1:
-            raise UserError(f"train and test images have the sides {sorted(sides)}")
+            raise UserError(f"the splits' images have the sides {sorted(sides)}")
         if deep and store.content_sha256() != store.sha256:
             raise UserError("its pixels or labels are not those that were decoded")
     return f"{store.name} ({num_images:,} × {side}²)"
