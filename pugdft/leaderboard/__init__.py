@@ -8,9 +8,7 @@
 
 from pugdft.leaderboard.entry import Entry, Group
 from pugdft.leaderboard.formats.csv_json import as_csv, as_json
-from pugdft.leaderboard.formats.latex import as_latex
-from pugdft.leaderboard.formats.markdown import as_markdown
-from pugdft.leaderboard.formats.table import print_table
+from pugdft.leaderboard.formats.text import as_latex, as_markdown, print_table
 from pugdft.leaderboard.load import Collected, Loaded, collect
 from pugdft.leaderboard.ranking import build_leaderboard
 

@@ -20,11 +20,12 @@ from pugdft.figures.charts import (
 )
 from pugdft.leaderboard.columns import (
     COUNT,
+    PASSES,
     PERCENT,
+    SECONDS,
     DisplayUnit,
+    fitting_unit,
     number,
-    passes_unit,
-    seconds_unit,
     unit_of,
 )
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
@@ -205,7 +206,7 @@ def history_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) 
 
 
 def cost_unit(cost: Cost, spent: Iterable[float | None]) -> DisplayUnit:
-    return {"passes": passes_unit, "seconds": seconds_unit, "epochs": lambda _: COUNT}[cost](spent)
+    return fitting_unit({"passes": PASSES, "seconds": SECONDS, "epochs": (COUNT,)}[cost], spent)
 
 
 def spent_by(what: Entry | CurvePoint, cost: Cost) -> float | None:

@@ -12,15 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 from pugdft.errors import printable
-from pugdft.leaderboard.entry import (
-    Entry,
-    Group,
-    PublishedSource,
-    Summary,
-    TuningBudget,
-    Versus,
-    finite,
-)
+from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary, TuningBudget, Versus, finite
 from pugdft.predictions import METRICS, Metric
 
 NOTHING = "–"
@@ -45,23 +37,15 @@ def number(value: float | None, decimals: int = 2) -> str:
 
 @dataclass(frozen=True)
 class DisplayUnit:
-    """A unit in which people read a stored number.
+    """A unit in which people read a stored number."""
 
-    Attributes:
-        name: written behind the number or in the heading.
-        size: what the stored number is divided by.
-        decimals: digits behind the point.
-        least: the unit serves values whose largest is at least this, in the unit.
-    """
-
-    name: str
-    size: float = 1.0
+    name: str  # behind the number or in the heading
+    size: float = 1.0  # the stored number is divided by it
     decimals: int = 0
-    least: float = 0.0
+    least: float = 0.0  # the unit serves values whose largest is at least this, in the unit
 
     def __call__(self, value: float | None) -> str:
         """Write a stored number without the unit's name."""
-        value = finite(value)
         return number(None if value is None else value / self.size, self.decimals)
 
     def heading(self, what: str) -> str:
@@ -73,34 +57,18 @@ class DisplayUnit:
         return f"{self(value)} {self.name}".rstrip()
 
 
-PERCENT = DisplayUnit("%", 0.01, 2)
+PERCENT, COUNT = DisplayUnit("%", 0.01, 2), DisplayUnit("")
 
-COUNT = DisplayUnit("")
+PASSES = (DisplayUnit("M", 1e6, 2, least=10), DisplayUnit("k", 1e3, 1, least=10), COUNT)
+"""For :func:`fitting_unit`: the largest has at most four digits before the point."""
+
+SECONDS = (DisplayUnit("h", 3600, 2, least=2), DisplayUnit("min", 60, 1, least=2), DisplayUnit("s", 1, 1))
 
 
 def unit_of(metric: str) -> DisplayUnit:
     """Return the unit in which people read a metric."""
     row = METRICS[metric]
     return DisplayUnit(row.unit, 1 / row.scale, row.digits)
-
-
-_PASSES = (DisplayUnit("M", 1e6, 2, least=10), DisplayUnit("k", 1e3, 1, least=10), COUNT)
-
-_SECONDS = (
-    DisplayUnit("h", 3600, 2, least=2),
-    DisplayUnit("min", 60, 1, least=2),
-    DisplayUnit("s", 1, 1),
-)
-
-
-def passes_unit(values: Iterable[float | None]) -> DisplayUnit:
-    """Choose the unit for gradient passes in which the largest has at most four digits before the point."""
-    return fitting_unit(_PASSES, values)
-
-
-def seconds_unit(values: Iterable[float | None]) -> DisplayUnit:
-    """Choose hours, minutes or seconds."""
-    return fitting_unit(_SECONDS, values)
 
 
 def fitting_unit(units: Sequence[DisplayUnit], values: Iterable[float | None]) -> DisplayUnit:
@@ -156,62 +124,44 @@ class Column:
     """One column of a table, or one field for programs.
 
     Names and headings may hold ``{passes}`` and ``{seconds}``: the costs at which a group is compared.
-
-    Attributes:
-        field: name in JSON and CSV; empty for what they have under another name.
-        value: what JSON has; by default the entry's attribute of that name.
-        parts: the class whose fields are cells of their own in CSV.
-        name: in words; empty for a column that tables of text lack.
-        heading: the name in short lines, for the terminal and LaTeX.
-        page: lines of the heading on the page, without the unit; empty for a column that the page lacks.
-        section: heading over neighbouring columns of the page.
-        help: what the page's heading means.
-        units: of the number; the page takes one for the whole column.
-        read: the number that people see.
-        write: an entry's cell in tables of text; by default the number in the last unit.
-        importance: on a narrow table the highest numbers go first; 0 always stays.
-        metric: the metric that the column shows.
-        is_ranked: whether the ranks are by it.
-        is_interval: whether the page draws the interval.
-        is_text: aligned to the left, and may be broken into lines; else to the right.
-        lower_first: whether the page's first sort begins with the lowest.
     """
 
-    field: str = ""
-    value: Callable[[Entry], Any] | None = None
-    parts: type | None = None
-    name: str = ""
-    heading: str = ""
-    page: str = ""
-    section: str = ""
-    help: str = ""
-    units: tuple[DisplayUnit, ...] = (COUNT,)
-    read: Callable[[Entry], float | None] = lambda _: None
-    write: Callable[[Entry], str] | None = None
-    importance: int = 0
-    metric: str = ""
-    is_ranked: bool = False
-    is_interval: bool = False
-    is_text: bool = False
-    lower_first: bool = False
+    field: str = ""  # name in JSON and CSV; empty for what they have under another name
+    value: Callable[[Entry], Any] | None = None  # what JSON has; by default the entry's attribute `field`
+    parts: type | None = None  # the class whose fields are cells of their own in CSV
+    name: str = ""  # in words; empty for a column that tables of text lack
+    heading: str = ""  # the name in short lines, for the terminal and LaTeX; by default the name
+    page: str = ""  # lines of the heading on the page, without the unit; empty for what the page lacks
+    section: str = ""  # heading over neighbouring columns of the page
+    help: str = ""  # what the page's heading means
+    units: tuple[DisplayUnit, ...] = (COUNT,)  # of the number; the page takes one for the whole column
+    read: Callable[[Entry], float | None] | None = None  # the number that people see; by default the value
+    write: Callable[[Entry], str] | None = None  # a cell of text; by default the number in the last unit
+    importance: int = 0  # on a narrow table the highest numbers go first; 0 always stays
+    metric: str = ""  # the metric that the column shows
+    is_ranked: bool = False  # whether the ranks are by it
+    is_interval: bool = False  # whether the page draws the interval
+    is_text: bool = False  # aligned to the left, and may be broken into lines; else to the right
+    lower_first: bool = False  # whether the page's first sort begins with the lowest
+
+    def get(self, entry: Entry) -> Any:
+        """Return what JSON has for an entry."""
+        return self.value(entry) if self.value else attrgetter(self.field)(entry)
+
+    def figure(self, entry: Entry) -> float | None:
+        """Return the number that people see for an entry; None if there is none."""
+        return finite(self.read(entry) if self.read else self.get(entry))
 
     def cell(self, entry: Entry) -> str:
         """Write an entry's cell in a table of text."""
-        return self.write(entry) if self.write else self.units[-1](self.read(entry))
+        return self.write(entry) if self.write else self.units[-1](self.figure(entry))
 
     def width(self, entries: Iterable[Entry]) -> int:
         """Count the characters that the column needs."""
         return max(map(len, [*self.heading.split("\n"), *(self.cell(entry) for entry in entries)]))
 
 
-SECTIONS = (
-    "",
-    "test split, last epoch",
-    "cost of a run",
-    "top-1 at equal cost",
-    "evidence",
-    "never ranks",
-)
+SECTIONS = ("", "test split, last epoch", "cost of a run", "top-1 at equal cost", "evidence", "never ranks")
 """Headings over the page's columns, in their order."""
 
 
@@ -224,10 +174,11 @@ def columns(metric: str) -> tuple[Column, ...]:
 def _ranked_columns(metric: Metric) -> tuple[Column, Column]:
     """The ranking metric with its spread, and its confidence interval."""
     arrow = "↑" if metric.higher_is_better else "↓"
+    plain = _mean_column(metric)
     mean = replace(
-        _mean_column(metric),
-        name=f"{arrow} {metric.name} {metric.unit}".rstrip(),
-        heading=f"{arrow} {metric.name}\n{metric.unit}".rstrip(),
+        plain,
+        name=f"{arrow} {plain.name}",
+        heading=f"{arrow} {plain.heading}",
         help=f"Mean {metric.name} ± standard deviation over seeds.",
         write=lambda entry: mean_and_spread(entry, metric.key),
         importance=0,
@@ -258,7 +209,7 @@ def _mean_column(metric: Metric) -> Column:
         name=f"{metric.name} {metric.unit}".rstrip(),
         heading=f"{metric.name}\n{metric.unit}".rstrip(),
         page=metric.name,
-        section="test split, last epoch",
+        section=SECTIONS[1],
         help=f"Mean {metric.name} over seeds.",
         units=(unit_of(metric.key),),
         read=lambda entry: found.mean if (found := entry.summary(metric.key)) else None,
@@ -268,95 +219,55 @@ def _mean_column(metric: Metric) -> Column:
     )
 
 
-# A paper may not say how many; a measured entry always knows.
-def _num_seeds(entry: Entry) -> int | None:
-    return entry.num_seeds if entry.num_seeds or entry.status == "measured" else None
-
+_COST, _EQUAL, _EVIDENCE, _NEVER = SECTIONS[2:]
 
 _FIRST = (
-    Column(name="rank", heading="rank", write=rank),
-    Column(
-        "optimizer", attrgetter("label"),
-        name="optimizer", heading="optimizer", write=lambda entry: printable(entry.label), is_text=True,
-    ),
+    Column(name="rank", write=rank),
+    Column("optimizer", attrgetter("label"), name="optimizer", is_text=True,
+           write=lambda entry: printable(entry.label)),
     Column("status"),
     Column("rank_low"),
     Column("rank_high"),
-    Column(
-        "num_seeds", _num_seeds,
-        name="seeds", heading="seeds", page="seeds", importance=1, read=_num_seeds,
-        help="Completed runs, or as many as the source states.",
-    ),
+    # A paper may not say how many; a measured entry always knows.
+    Column("num_seeds", lambda entry: entry.num_seeds or (0 if entry.status == "measured" else None),
+           name="seeds", page="seeds", importance=1,
+           help="Completed runs, or as many as the source states."),
 )  # fmt: skip
 
 _LATER = (
-    Column(
-        "best_test_top1_picked_on_test", attrgetter("best_test_top1"),
-        page="best epoch,\npicked on test", section="never ranks", units=(PERCENT,),
-        read=attrgetter("best_test_top1"),
-        help="Top-1 of the best epoch, picked on the test split: for comparison with papers. It never ranks.",
-    ),
+    Column("best_test_top1_picked_on_test", attrgetter("best_test_top1"), page="best epoch,\npicked on test",
+           section=_NEVER, units=(PERCENT,),
+           help="Top-1 of the best epoch, picked on the test split: for comparison with papers. "
+           "It never ranks."),
     Column("scores"),
-    Column(
-        "gradient_passes",
-        name="gradient passes", heading="grad.\npasses", page="passes", section="cost of a run",
-        importance=3, units=_PASSES, lower_first=True,
-        read=attrgetter("gradient_passes"), write=lambda entry: count(entry.gradient_passes),
-        help="Forward-backward passes over a batch. An update of SAM or PUGD takes two.",
-    ),
-    Column(
-        "train_seconds",
-        name="training time", heading="train\ntime", page="training", section="cost of a run",
-        importance=4, units=_SECONDS, lower_first=True,
-        read=attrgetter("train_seconds"), write=lambda entry: duration(entry.train_seconds),
-        help="Time of training, without evaluation.",
-    ),
-    Column(
-        "images_per_second",
-        name="images/s", heading="img\n/s", page="images/s", section="cost of a run", importance=13,
-        read=attrgetter("images_per_second"), help="Images of updates a second.",
-    ),
-    Column(
-        "peak_memory_bytes",
-        name="peak GiB", heading="peak\nGiB", page="memory", section="cost of a run", importance=9,
-        units=(DisplayUnit("GiB", 2.0**30, 1),), read=attrgetter("peak_memory_bytes"), lower_first=True,
-        help="Peak memory of the device.",
-    ),
-    Column(
-        "top1_at_equal_passes",
-        name="top-1 % at {passes} passes", heading="top-1 %\nat {passes}", page="{passes}\npasses",
-        section="top-1 at equal cost", importance=6, units=(PERCENT,),
-        read=attrgetter("top1_at_equal_passes"),
-        help="After as many gradient passes as the cheapest entry takes in all.",
-    ),
-    Column(
-        "top1_at_equal_seconds",
-        name="top-1 % at {seconds}", heading="top-1 %\nat {seconds}", page="{seconds}",
-        section="top-1 at equal cost", importance=7, units=(PERCENT,),
-        read=attrgetter("top1_at_equal_seconds"),
-        help="After as much training time as the cheapest entry takes in all.",
-    ),
-    Column(
-        "tuning", parts=TuningBudget,
-        name="tuning trials", heading="tuning\ntrials", page="tuning\ntrials", section="cost of a run",
-        importance=11, lower_first=True, read=lambda entry: entry.tuning.trials if entry.tuning else None,
-        help="Trials on held-out images, spent to choose the options.",
-    ),
-    Column(
-        "mean_perturbation_norm",
-        name="‖e‖", heading="‖e‖", page="‖e‖", section="evidence", importance=14,
-        units=(DisplayUnit("", 1, 3),), read=attrgetter("mean_perturbation_norm"),
-        write=lambda entry: (
-            NOTHING if finite(entry.mean_perturbation_norm) is None else f"{entry.mean_perturbation_norm:.3g}"
-        ),
-        help="Mean length of the perturbation.",
-    ),
-    Column(
-        "mean_gradient_cosine",
-        name="cos", heading="cos", page="cos", section="evidence", importance=15,
-        units=(DisplayUnit("", 1, 2),), read=attrgetter("mean_gradient_cosine"),
-        help="Mean cosine between both gradients of an update.",
-    ),
+    Column("gradient_passes", name="gradient passes", heading="grad.\npasses", page="passes", section=_COST,
+           units=PASSES, write=lambda entry: count(entry.gradient_passes), importance=3, lower_first=True,
+           help="Forward-backward passes over a batch. An update of SAM or PUGD takes two."),
+    Column("train_seconds", name="training time", heading="train\ntime", page="training", section=_COST,
+           units=SECONDS, write=lambda entry: duration(entry.train_seconds), importance=4, lower_first=True,
+           help="Time of training, without evaluation."),
+    Column("images_per_second", name="images/s", heading="img\n/s", page="images/s", section=_COST,
+           importance=13, help="Images of updates a second."),
+    Column("peak_memory_bytes", name="peak GiB", heading="peak\nGiB", page="memory", section=_COST,
+           units=(DisplayUnit("GiB", 2.0**30, 1),), importance=9, lower_first=True,
+           help="Peak memory of the device."),
+    Column("top1_at_equal_passes", name="top-1 % at {passes} passes", heading="top-1 %\nat {passes}",
+           page="{passes}\npasses", section=_EQUAL, units=(PERCENT,), importance=6,
+           help="After as many gradient passes as the cheapest entry takes in all."),
+    Column("top1_at_equal_seconds", name="top-1 % at {seconds}", heading="top-1 %\nat {seconds}",
+           page="{seconds}", section=_EQUAL, units=(PERCENT,), importance=7,
+           help="After as much training time as the cheapest entry takes in all."),
+    Column("tuning", parts=TuningBudget, name="tuning trials", heading="tuning\ntrials",
+           page="tuning\ntrials", section=_COST, importance=11, lower_first=True,
+           read=lambda entry: entry.tuning.trials if entry.tuning else None,
+           help="Trials on held-out images, spent to choose the options."),
+    Column("mean_perturbation_norm", name="‖e‖", page="‖e‖", section=_EVIDENCE,
+           units=(DisplayUnit("", 1, 3),), importance=14, write=lambda entry: (
+               NOTHING if (norm := finite(entry.mean_perturbation_norm)) is None else f"{norm:.3g}"),
+           help="Mean length of the perturbation."),
+    Column("mean_gradient_cosine", name="cos", page="cos", section=_EVIDENCE,
+           units=(DisplayUnit("", 1, 2),), importance=15,
+           help="Mean cosine between both gradients of an update."),
     Column("versus_best", parts=Versus),
     Column("num_failed"),
     Column("failed", attrgetter("unfinished")),
@@ -371,8 +282,8 @@ _LATER = (
 def titled(column: Column, group: Group) -> Column:
     """Fill a group's equal costs into the column's names."""
     costs = {"passes": count(group.equal_passes), "seconds": duration(group.equal_seconds)}
-    name, heading, page = (text.format_map(costs) for text in (column.name, column.heading, column.page))
-    return replace(column, name=name, heading=heading, page=page)
+    texts = {"name": column.name, "heading": column.heading or column.name, "page": column.page}
+    return replace(column, **{key: text.format_map(costs) for key, text in texts.items()})
 
 
 def text_columns(group: Group) -> list[Column]:
@@ -392,15 +303,12 @@ def fit(
     Between columns there are ``gap`` characters. The least important columns go first. Labels may be broken
     into lines, so they ask for a quarter of the width at most.
     """
-    widths = {
-        column.name: min(column.width(entries), max(_SHORTEST_LABEL, width // 4))
-        if column.is_text
-        else column.width(entries)
-        for column in chosen
-    }
+    most = max(_SHORTEST_LABEL, width // 4)
+    widths = {column.name: column.width(entries) for column in chosen}
+    widths |= {column.name: min(widths[column.name], most) for column in chosen if column.is_text}
     kept = list(chosen)
     for column in sorted(chosen, key=lambda column: -column.importance):
-        if sum(widths[each.name] for each in kept) + gap * (len(kept) - 1) <= width or not column.importance:
+        if sum(widths[each.name] + gap for each in kept) - gap <= width or not column.importance:
             break
         kept.remove(column)
     return kept, [column for column in chosen if column not in kept]

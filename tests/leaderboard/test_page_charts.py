@@ -11,7 +11,7 @@ from page_groups import entry, group
 
 from pugdft.figures.charts import NUM_STYLES
 from pugdft.leaderboard.charts import MOST_MARKS, PixelScale, assign_styles, cost_chart, history_chart
-from pugdft.leaderboard.columns import PERCENT, number, passes_unit, seconds_unit
+from pugdft.leaderboard.columns import PASSES, PERCENT, SECONDS, fitting_unit, number
 from pugdft.leaderboard.formats.html import as_html
 
 
@@ -21,9 +21,9 @@ def series(svg: str, kind: str) -> list[str]:
 
 
 def test_a_column_has_one_unit() -> None:
-    assert [passes_unit([950, 31_280])(value) for value in (950, 31_280)] == ["0.9", "31.3"]
-    assert passes_unit([9_000]).phrase(9_000) == "9,000"
-    assert [seconds_unit(values).name for values in ([50], [1271], [7200], [None, math.nan])] == [
+    assert [fitting_unit(PASSES, [950, 31_280])(value) for value in (950, 31_280)] == ["0.9", "31.3"]
+    assert fitting_unit(PASSES, [9_000]).phrase(9_000) == "9,000"
+    assert [fitting_unit(SECONDS, values).name for values in ([50], [1271], [7200], [None, math.nan])] == [
         "s",
         "min",
         "h",

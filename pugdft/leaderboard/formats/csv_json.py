@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
-from operator import attrgetter
 from typing import Any
 
 from pugdft.errors import printable
@@ -54,11 +53,11 @@ def as_csv(groups: Sequence[Group]) -> str:
     text, with_fields = io.StringIO(), _columns_with_fields()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        [*_GROUP_FIELDS, *(name for column in with_fields for name, _ in _csv_fields(column, None))]
+        [*_GROUP_FIELDS, *(name for column in with_fields for name, _ in _fields(column, None, flat=True))]
     )
     for group in groups:
         for entry in group.entries:
-            values = [value for column in with_fields for _, value in _csv_fields(column, entry)]
+            values = [value for column in with_fields for _, value in _fields(column, entry, flat=True)]
             writer.writerow(map(_csv_cell, (*_csv_group(group, entry), *values)))
     return text.getvalue()
 
@@ -67,32 +66,23 @@ def _group(group: Group) -> dict[str, Any]:
     names = ("dataset", "model", "protocol", "metric", "recipe", "equal_passes", "equal_seconds", "notes")
     with_fields = _columns_with_fields()
     entries = [
-        dict(field for column in with_fields for field in _json_fields(column, entry))
-        for entry in group.entries
+        dict(field for column in with_fields for field in _fields(column, entry)) for entry in group.entries
     ]
     return {**{name: getattr(group, name) for name in names}, "entries": entries}
 
 
-def _json_fields(column: Column, entry: Entry) -> Iterator[tuple[str, Any]]:
-    value = (column.value or attrgetter(column.field))(entry)
-    if column.parts is not Summary:
+def _fields(column: Column, entry: Entry | None, *, flat: bool = False) -> Iterator[tuple[str, Any]]:
+    """Names and values of a column, for JSON or flat for CSV; without an entry the names alone count."""
+    value = column.get(entry) if entry else None
+    if flat and column.field == "notes" and value:
+        value = "; ".join(value)
+    if column.parts is None or not (flat or column.parts is Summary):
         yield column.field, value
-        return
-    for part in fields(Summary):
-        yield f"{column.field}_{part.name}", getattr(value, part.name, None)
-
-
-def _csv_fields(column: Column, entry: Entry | None) -> Iterator[tuple[str, Any]]:
-    """Names and values of a column's cells; without an entry the names alone count."""
-    value = (column.value or attrgetter(column.field))(entry) if entry else None
-    if column.parts is None:
-        yield column.field, "; ".join(map(str, value)) if column.field == "notes" and value else value
         return
     for part in fields(column.parts):
         name, found = f"{column.field}_{part.name}", getattr(value, part.name, None)
-        if part.name == "ci95":
-            low, high = found or (None, None)
-            yield from ((f"{name}_low", low), (f"{name}_high", high))
+        if flat and part.name == "ci95":
+            yield from zip((f"{name}_low", f"{name}_high"), found or (None, None), strict=True)
         else:
             yield name, found
 

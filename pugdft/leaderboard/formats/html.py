@@ -189,7 +189,7 @@ def _page_columns(group: Group, metric: str, entries: Sequence[Entry]) -> tuple[
 
 
 def _page_column(column: Column, entries: Sequence[Entry]) -> PageColumn:
-    values = [finite(column.read(entry)) for entry in entries]
+    values = [column.figure(entry) for entry in entries]
     unit = fitting_unit(column.units, values)
     texts = [unit(value) for value in values]
     spreads = [""] * len(entries)
