@@ -259,7 +259,7 @@ def histories(
         chart.axes.plot(curve.costs, curve.values, gid=_gid("line", curve), **chart.marker(curve), **look)
         chart.leader([x, 492], [y, height], curve)
         chart.line([501], [height], "leader", curve)
-        chart.label(510, height, curve, 16)
+        chart.label(510, height, curve, 14 if curve.filled else 16)
     return chart.figure
 
 
