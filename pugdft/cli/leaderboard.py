@@ -12,12 +12,13 @@ import typer
 from typer.core import TyperCommand
 
 from pugdft.cli.output import given_path
+from pugdft.errors import UserError, counted, refuse, undriven
 
 if TYPE_CHECKING:
     from pugdft.leaderboard import Group, Loaded
 
 _PLAIN_WIDTH = 120
-_DEFAULT_PATHS = (Path("runs"),)
+_DEFAULT_PATHS = [Path("runs")]
 _CHECK = "check"
 _GATE_DID_NOT_HOLD = 3
 
@@ -54,7 +55,7 @@ class Command(TyperCommand):
         return typer.main.get_command(inner).make_context(f"{info_name} {_CHECK}", args[1:], *rest, **extra)
 
 
-def command(
+def show(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(metavar="PATH", help="Records, or folders searched for them.", show_default="runs"),
@@ -82,50 +83,6 @@ def command(
 
     `pugdft leaderboard check PATH...` validates records instead, such as those that others contribute.
     """
-    show(paths or (), dataset, model, format_, output, metric=metric, reported=reported, strict=strict)
-
-
-def check(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH", help="Records, or folders searched for them.", show_default=False),
-    ],
-) -> None:
-    """Validate records: required facts, hashes, numbers that are possible and agree with the predictions.
-
-    A line for each record, or one for each thing wrong with it; exit code 3 if there is any.
-    """
-    from pugdft.errors import undriven
-    from pugdft.leaderboard.validate import check_records
-
-    checked = check_records(paths, lambda note: print(undriven(note), file=sys.stderr))
-    for each in checked:
-        for line in each.lines():
-            typer.echo(line)
-    num_bad = sum(bool(each.faults) for each in checked)
-    print(f"{len(checked) - num_bad} good, {num_bad} with problems", file=sys.stderr)
-    if num_bad:
-        raise typer.Exit(_GATE_DID_NOT_HOLD)
-
-
-def show(
-    paths: Sequence[Path],
-    dataset: str | None = None,
-    model: str | None = None,
-    format_: LeaderboardFormat = LeaderboardFormat.TABLE,
-    output: Path | None = None,
-    *,
-    metric: RankedBy = RankedBy.TOP1,
-    reported: bool = False,
-    strict: bool = False,
-) -> None:
-    """Collect, rank and write the leaderboard of records; without paths, of those in ``runs``.
-
-    Raises:
-        UserError: no record, or none that fits the filters; ``output`` cannot be written.
-        typer.Exit: with code 1 after the leaderboard, if ``strict`` and a record was left out.
-    """
-    from pugdft.errors import UserError, counted
     from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
 
@@ -150,11 +107,32 @@ def show(
             raise typer.Exit(1)
 
 
+def check(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="Records, or folders searched for them.", show_default=False),
+    ],
+) -> None:
+    """Validate records: required facts, hashes, numbers that are possible and agree with the predictions.
+
+    A line for each record, or one for each thing wrong with it; exit code 3 if there is any.
+    """
+    from pugdft.leaderboard.validate import check_records
+
+    checked = check_records(paths, lambda note: print(undriven(note), file=sys.stderr))
+    for each in checked:
+        for line in each.lines():
+            typer.echo(line)
+    num_bad = sum(bool(each.faults) for each in checked)
+    print(f"{len(checked) - num_bad} good, {num_bad} with problems", file=sys.stderr)
+    if num_bad:
+        raise typer.Exit(_GATE_DID_NOT_HOLD)
+
+
 def _groups(
     records: Sequence[Loaded], dataset: str | None, model: str | None, metric: RankedBy, reported: bool
 ) -> list[Group]:
     """Rank the records and add what papers printed; a filter that matches either matches."""
-    from pugdft.errors import UserError
     from pugdft.leaderboard import build_leaderboard
     from pugdft.leaderboard.grouping import NothingMatches
     from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
@@ -167,11 +145,8 @@ def _groups(
         groups = build_leaderboard(records, dataset, model, metric.value) if records else []
     except NothingMatches as error:
         unmatched = f"{error}\n"
-    try:
-        rows = select_rows(reported_rows(reported_folder()), groups, dataset, model)
-    except NothingMatches as error:
-        raise UserError(f"{unmatched}{error}") from None
-    return with_reported(groups, rows)
+    with refuse(UserError, lambda error: f"{unmatched}{error}"):
+        return with_reported(groups, select_rows(reported_rows(reported_folder()), groups, dataset, model))
 
 
 def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None) -> str:
@@ -182,7 +157,7 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
         case LeaderboardFormat.HTML:
             from pugdft.leaderboard.formats.html import as_html
 
-            return as_html(groups).rstrip("\n") + "\n"
+            return as_html(groups)
         case LeaderboardFormat.JSON:
             return leaderboard.as_json(groups)
         case LeaderboardFormat.CSV:
@@ -205,16 +180,13 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
 
 
 def _write(text: str, path: Path | None) -> None:
-    from pugdft.errors import UserError
     from pugdft.paths import write_atomically
 
     if path is None:
         sys.stdout.write(text)
         return
-    try:
+    with refuse(OSError, lambda error: f"--output {path}: cannot be written: {error.strerror}"):
         # Writing atomically replaces what is there, which must not happen to a device or a pipe.
         if path.exists() and not path.is_file():
             raise UserError(f"--output {path}: is not a file")
         write_atomically(path, text.encode())
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None

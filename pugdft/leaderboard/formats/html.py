@@ -67,6 +67,7 @@ def as_html(groups: Sequence[Group], title: str = "pugdft leaderboard") -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.globals.update(strip_width=STRIP_WIDTH, num_styles=NUM_STYLES, swatch=_swatch)
     environment.filters["indented"] = escape  # made printable line by line before, with its indentation
