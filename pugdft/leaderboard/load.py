@@ -65,7 +65,7 @@ def collect(paths: Sequence[Path]) -> Collected:
     left_out: list[str] = []
     notes: list[str] = []
     found: dict[str, Loaded] = {}
-    for file in record_files(paths, left_out.append, notes.append):
+    for file in record_files(paths, notes.append):
         try:
             record = read_checked(file)
         except UserError as error:
@@ -95,6 +95,8 @@ def read_checked(file: Path) -> RunRecord:
     Raises:
         UserError: anything else, however the file came to be.
     """
+    if not os.path.exists(file):
+        raise UserError(f"{file}: a link that leads nowhere")
     record = read_record(file)
     named = {section: record.recipe.get(section) for section in ("model", "data", "optimizer")}
     optimizer = named["optimizer"]
@@ -106,10 +108,8 @@ def read_checked(file: Path) -> RunRecord:
     return record
 
 
-def record_files(
-    paths: Sequence[Path], leave_out: Callable[[str], None], note: Callable[[str], None]
-) -> Iterator[Path]:
-    """Yield the files to read, each once however many paths or links lead to it.
+def record_files(paths: Sequence[Path], note: Callable[[str], None]) -> Iterator[Path]:
+    """Yield the files to read, each once however many paths or links lead to it; links that lead nowhere too.
 
     Raises:
         UserError: a path does not exist.
@@ -142,11 +142,7 @@ def record_files(
                 continue
             subfolders.sort()
             file = Path(folder, RECORD_NAME)
-            if RECORD_NAME not in names:
-                continue
-            if not os.path.exists(file):
-                leave_out(f"left out: {file}: a link that leads nowhere")
-            elif is_new(file):
+            if RECORD_NAME in names and (not os.path.exists(file) or is_new(file)):
                 found = True
                 yield file
         if not found:
