@@ -76,6 +76,9 @@ class Result(Series):
     interval: tuple[float, float] | None = None
 
 
+_Mark = tuple[Result, float, float]  # with its place in points
+
+
 @dataclass(frozen=True, kw_only=True)
 class History(Series):
     """Values in the course of a training."""
@@ -90,9 +93,8 @@ def _own_settings(salt: str = "pugdft") -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # the page's fonts may have it
+        # The page's fonts may have the glyph.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         own: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, "pdf.fonttype": 42, "font.size": 12.5}
         matplotlib.rcParams.update(own)
@@ -115,13 +117,12 @@ class _Chart:
         from matplotlib.figure import Figure
         from matplotlib.transforms import Affine2D
 
-        self.theme = theme
+        self.theme, muted = theme, theme["muted"]
         self.figure = Figure((width / 72, _HEIGHT / 72), dpi=72, facecolor=theme["page"])
         self.points = Affine2D().scale(1 / 72) + self.figure.dpi_scale_trans
-        size = (right - _LEFT) / width, (_TOP - _BOTTOM) / _HEIGHT
-        axes = self.axes = self.figure.add_axes((_LEFT / width, _BOTTOM / _HEIGHT, *size), facecolor="none")
-        muted = theme["muted"]
-        axes.set(xlim=(0, room * max(costs) or 1.0), ylim=limits)
+        place = (_LEFT / width, _BOTTOM / _HEIGHT, (right - _LEFT) / width, (_TOP - _BOTTOM) / _HEIGHT)
+        axes = self.axes = self.figure.add_axes(place, facecolor="none")
+        axes.set(xlim=(0, room * max(costs) or 1.0), ylim=limits, axisbelow=True)
         for x, y, title, side in ((right, 8, titles[0], "right"), (8, _TOP + 14, titles[1], "left")):
             axes.text(x, y, title, transform=self.points, ha=side, color=muted, parse_math=False)
         axes.spines[["left", "right", "top"]].set_visible(False)
@@ -129,7 +130,6 @@ class _Chart:
         axes.tick_params(color=muted, labelcolor=muted)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", color=theme["faint"], linewidth=1)
-        axes.set_axisbelow(True)
         axes.locator_params(nbins=6, steps=[1, 2, 2.5, 5, 10])
         axes.locator_params(axis="x", integer=all(float(cost).is_integer() for cost in costs))
         axes.ticklabel_format(style="plain", useOffset=False)
@@ -141,19 +141,12 @@ class _Chart:
 
     def line(self, xs: list[float], ys: list[float], group: str, series: Series, **look: Any) -> None:
         """Draw a line or marks at places."""
-        gid = _gid(group, series)
-        self.axes.plot(xs, ys, transform=self.points, clip_on=False, gid=gid, **(self.marker(series) | look))
+        look = _marker(series, self.theme) | look
+        self.axes.plot(xs, ys, transform=self.points, clip_on=False, gid=_gid(group, series), **look)
 
     def leader(self, xs: list[float], ys: list[float], series: Series) -> None:
         """Draw a thin line from a mark to its label."""
         self.line(xs, ys, "leader", series, marker="", lw=0.8, zorder=1.5)
-
-    def marker(self, series: Series) -> dict[str, Any]:
-        if series.style is None:
-            return {"color": self.theme["muted"], "marker": "o", "ms": 5, "mew": 0, "alpha": 0.6}
-        colour = self.theme[f"s{series.style}"]
-        fill = colour if series.filled else self.theme["page"]
-        return {"color": colour, "marker": _MARKERS[series.style], "mfc": fill, "mew": 1.7, "ms": 8}
 
     def label(self, x: float, y: float, series: Series, most: int, side: str = "left") -> Any:
         """Write at most so many characters of a label."""
@@ -170,6 +163,19 @@ class _Chart:
             color=self.theme["text"],
             weight="bold" if series.filled else "normal",
         )
+
+
+def _marker(series: Series, theme: Theme) -> dict[str, Any]:
+    if series.style is None:
+        return {"color": theme["muted"], "marker": "o", "ms": 5, "mew": 0, "alpha": 0.6}
+    colour = theme[f"s{series.style}"]
+    fill = colour if series.filled else theme["page"]
+    return {"color": colour, "marker": _MARKERS[series.style], "mfc": fill, "mew": 1.7, "ms": 8}
+
+
+def _dashes(style: int) -> dict[str, Any]:
+    lengths = [length / _LINE_WIDTH for length in _DASHES[style]]
+    return {"lw": _LINE_WIDTH, "ls": (0, lengths) if lengths else "-"}
 
 
 @_own_settings()
@@ -194,46 +200,41 @@ def scatter_cost(
             chart.line([x], [y], "rest", result)
     named = sorted((result for result in results if result.style is not None), key=lambda result: result.cost)
     xs = spread_apart([chart.place(result.cost, 0)[0] for result in named], _MARK_GAP, _LEFT + 6, 500)
-    marks = []  # with the space that each takes: left, bottom, right, top
+    clusters: list[list[_Mark]] = []
+    taken: list[Sequence[float]] = []  # left, bottom, right, top
     for result, x in zip(named, xs, strict=True):
         y = chart.place(0, result.mean)[1]
         low, high = (chart.place(0, end)[1] for end in result.interval or (result.mean, result.mean))
         if result.interval:
             ends = [number for number, inside in enumerate((low > _BOTTOM, high < _TOP)) if inside]
-            chart.line(
-                [x, x], [low, high], "whisker", result, marker="_", ms=7, mew=1.4, markevery=ends, lw=1.4
-            )
+            bar = {"marker": "_", "ms": 7, "mew": 1.4, "markevery": ends, "lw": 1.4}
+            chart.line([x, x], [low, high], "whisker", result, **bar)
         chart.line([x], [y], "mark", result)
-        marks.append((result, x, y, (x - 6, min(low, y - 6), x + 6, max(high, y + 6))))
-    clusters: list[list[Any]] = []
-    for mark in marks:
-        if clusters and mark[1] - clusters[-1][-1][1] <= _CLUSTER_GAP:
-            clusters[-1].append(mark)
-        else:
-            clusters.append([mark])
-    taken: list[Any] = [box for *_, box in marks]
+        taken.append((x - 6, min(low, y - 6), x + 6, max(high, y + 6)))
+        if not clusters or x - clusters[-1][-1][1] > _CLUSTER_GAP:
+            clusters.append([])
+        clusters[-1].append((result, x, y))
     for cluster in clusters:
         _label_cluster(chart, cluster, taken)
     return chart.figure
 
 
-def _label_cluster(chart: _Chart, cluster: list[Any], taken: list[Any]) -> None:
+def _label_cluster(chart: _Chart, cluster: Sequence[_Mark], taken: list[Sequence[float]]) -> None:
     """Write labels in a column to the right of neighbouring marks, or to the left if more fit there."""
-    heights = spread_apart([y for _, _, y, _ in cluster], _LINE_HEIGHT, _BOTTOM + 8, _TOP)
+    heights = spread_apart([y for *_, y in cluster], _LINE_HEIGHT, _BOTTOM + 8, _TOP)
     columns = []
     for at, side in ((cluster[-1][1] + 10, "left"), (cluster[0][1] - 10, "right")):
-        texts = [chart.label(at, y, mark[0], 24, side) for mark, y in zip(cluster, heights, strict=True)]
-        boxes = [text.get_window_extent().padded(-1.5).extents for text in texts]
-        fits = [
-            box[0] > _LEFT and box[2] < 519 and not any(overlap(box, other) for other in taken)
-            for box in boxes
-        ]
-        columns.append((sum(fits), at, list(zip(texts, boxes, fits, strict=True))))
-    best = max(columns, key=lambda column: column[0])
-    for column in columns:
-        _, at, labels = column
-        for (result, x, y, _), height, (text, box, fit) in zip(cluster, heights, labels, strict=True):
-            if column is not best or not fit:
+        labels = []
+        for mark, height in zip(cluster, heights, strict=True):
+            text = chart.label(at, height, mark[0], 24, side)
+            box = text.get_window_extent().padded(-1.5).extents
+            fits = box[0] > _LEFT and box[2] < 519 and not any(overlap(box, other) for other in taken)
+            labels.append((mark, height, text, box, fits))
+        columns.append((at, labels))
+    best = max(columns, key=lambda column: sum(fits for *_, fits in column[1]))
+    for at, labels in columns:
+        for (result, x, y), height, text, box, fits in labels:
+            if at != best[0] or not fits:
                 text.remove()
                 continue
             taken.append(box)
@@ -255,8 +256,8 @@ def histories(
     heights = spread_apart([y for _, y in ends], _LINE_HEIGHT, _BOTTOM, _TOP)
     for curve, (x, y), height in reversed(list(zip(curves, ends, heights, strict=True))):
         style, every = curve.style or 0, -(-len(curve.values) // 5)
-        look = {"lw": _LINE_WIDTH, "ls": _dashes(style), "markevery": (style % every, every)}
-        chart.axes.plot(curve.costs, curve.values, gid=_gid("line", curve), **chart.marker(curve), **look)
+        look = _marker(curve, theme) | _dashes(style) | {"markevery": (style % every, every)}
+        chart.axes.plot(curve.costs, curve.values, gid=_gid("line", curve), **look)
         chart.leader([x, 492], [y, height], curve)
         chart.line([501], [height], "leader", curve)
         chart.label(510, height, curve, 14 if curve.filled else 16)
@@ -268,13 +269,12 @@ def swatch(style: int, filled: bool) -> Figure:
     """Draw a short line with its marker, for a legend."""
     from matplotlib.figure import Figure
 
-    colour = LIGHT[f"s{style}"]
     figure = Figure((34 / 72, 14 / 72), dpi=72, facecolor="none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 34), ylim=(0, 14))
     axes.set_axis_off()
-    axes.plot([0, 34], [7, 7], color=colour, lw=_LINE_WIDTH, ls=_dashes(style))
-    fill = colour if filled else LIGHT["page"]
-    axes.plot([17], [7], color=colour, marker=_MARKERS[style], mfc=fill, mew=1.7, ms=8)
+    look = _marker(Series(label="", style=style, filled=filled), LIGHT)
+    axes.plot([0, 34], [7, 7], color=look["color"], **_dashes(style))
+    axes.plot([17], [7], **look)
     return figure
 
 
@@ -375,12 +375,10 @@ def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -
 
     if not places:
         return []
-    order = np.argsort(places, kind="stable")
-    steps = gap * np.arange(len(places))
+    order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
+    nearest = isotonic_regression(np.asarray(places)[order] - steps).x
     moved = np.empty(len(places))
-    moved[order] = (
-        np.clip(isotonic_regression(np.asarray(places)[order] - steps).x, low, high - steps[-1]) + steps
-    )
+    moved[order] = np.clip(nearest, low, high - steps[-1]) + steps
     return [round(float(place), 2) for place in moved]
 
 
@@ -393,10 +391,6 @@ def _padded(low: float, high: float, possible: tuple[float, float]) -> tuple[flo
 def overlap(box: Sequence[float], other: Sequence[float]) -> bool:
     """Say whether two boxes (left, bottom, right, top) overlap."""
     return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
-
-
-def _dashes(style: int) -> Any:
-    return (0, [length / _LINE_WIDTH for length in _DASHES[style]]) if _DASHES[style] else "-"
 
 
 def _gid(group: str, series: Series) -> str:
