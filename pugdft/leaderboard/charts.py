@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pugdft.errors import printable
 from pugdft.figures.charts import (
@@ -31,9 +31,6 @@ from pugdft.leaderboard.columns import (
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
 from pugdft.leaderboard.warnings import listed
 from pugdft.predictions import METRICS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_MARKS = 60
 
@@ -73,51 +70,47 @@ def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> d
         cost: a key of ``COSTS``.
         id: of the group on the page.
     """
-    axis = COSTS[cost]
+    axis, name, metric_unit = COSTS[cost], METRICS[group.metric].name, unit_of(group.metric)
     found = [
-        (index, entry, summary, spent)
+        (index, summary, spent)
         for index, entry in enumerate(group.measured)
         if (summary := entry.summary(group.metric)) and (spent := axis.spent(entry)) is not None
     ]
     if len(found) < 2:
         return None
-    drawn, name, metric_unit = found[:MOST_MARKS], METRICS[group.metric].name, unit_of(group.metric)
-    low, high = metric_limits([summary for _, _, summary, _ in drawn], group.metric)
-    unit, size = fitting_unit(axis.units, [spent for *_, spent in drawn]), metric_unit.size
-    results, off, cut = [], [], False
-    for index, entry, summary, spent in drawn:
-        said = f"{shortened(entry.label)}: {name} {metric_unit.phrase(summary.mean)}"
-        if summary.ci95:
-            said += f" (95 % CI {' to '.join(map(metric_unit, summary.ci95))})"
-            cut |= summary.ci95[0] < low or summary.ci95[1] > high
-        if not low <= summary.mean <= high:
-            off.append(said)
+    drawn = found[:MOST_MARKS]
+    unit = fitting_unit(axis.units, [spent for *_, spent in drawn])
+    results = []
+    for index, summary, spent in drawn:
+        mean, *ends = (value / metric_unit.size for value in (summary.mean, *(summary.ci95 or ())))
+        bounds = f" (95 % CI {' to '.join(map(metric_unit, summary.ci95))})" if summary.ci95 else ""
+        said = f"{name} {metric_unit.phrase(summary.mean)}{bounds}"
+        series = _series(group, index, styles, id, f"{said}; {axis.tip.format(unit.phrase(spent))}")
         results.append(
-            Result(
-                label=entry.label,
-                cost=spent / unit.size,
-                mean=summary.mean / size,
-                interval=(summary.ci95[0] / size, summary.ci95[1] / size) if summary.ci95 else None,
-                style=styles.get(index),
-                filled=entry.rank_low == 1,
-                key=f"{id}e{index}",
-                tip=f"{said}; {axis.tip.format(unit.phrase(spent))}",
-            )
+            Result(**series, cost=spent / unit.size, mean=mean, interval=(ends[0], ends[1]) if ends else None)
         )
-    remarks = {
+    limits = metric_limits([summary for _, summary, _ in drawn], group.metric)
+    low, high = (limit / metric_unit.size for limit in limits)
+    off = [result.tip.rpartition(";")[0] for result in results if not low <= result.mean <= high]
+    cut = [
+        each for each in results if each.interval and not low <= each.interval[0] <= each.interval[1] <= high
+    ]
+    unnamed = [result for result in results if result.style is None]
+    notes = {
         f"The first {len(drawn)} of {len(found)} entries are drawn.": len(found) > len(drawn),
-        "Small grey marks are entries without a name in the legend.": any(
-            result.style is None for result in results
-        ),
+        "Small grey marks are entries without a name in the legend.": unnamed,
         "An interval without a bar at its end goes on beyond the axis.": cut,
-        f"Beyond the axis, drawn at its end: {listed(off)}.": bool(off),
+        f"Beyond the axis, drawn at its end: {listed(off)}.": off,
     }
     titles = unit.heading(axis.words), metric_unit.heading(name)
-    figure = scatter_cost(results, titles, (low / size, high / size))
     description = f"{titles[1]} against {titles[0]}; the table has the values"
-    return _chart(
-        cost, figure, f"{id}c{cost}", description, [text for text, holds in remarks.items() if holds]
-    )
+    svg = svg_text(scatter_cost(results, titles, (low, high)), f"{id}c{cost}", description)
+    return {
+        "cost": cost,
+        "words": axis.words,
+        "svg": svg,
+        "notes": [note for note, on in notes.items() if on],
+    }
 
 
 def history_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> dict[str, Any] | None:
@@ -128,7 +121,7 @@ def history_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -
     axis = COSTS[cost]
     points = {
         index: [
-            (spent, top1)
+            (spent, top1 / PERCENT.size)
             for point in group.entries[index].curve
             if (spent := axis.spent(point)) is not None and (top1 := finite(point.test_top1)) is not None
         ]
@@ -138,31 +131,31 @@ def history_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -
     if not points:
         return None
     unit = fitting_unit(axis.units, [spent for found in points.values() for spent, _ in found])
-    low, high = history_limits([[top1 for _, top1 in found] for found in points.values()], (0.0, 1.0))
-    curves = [
-        History(
-            label=group.entries[index].label,
-            costs=[spent / unit.size for spent, _ in found],
-            values=[top1 / PERCENT.size for _, top1 in found],
-            style=styles[index],
-            filled=group.entries[index].rank_low == 1,
-            key=f"{id}e{index}",
-            tip=f"{shortened(group.entries[index].label)}: {PERCENT.phrase(found[-1][1])}, "
-            f"{axis.tip.format(unit.phrase(found[-1][0]))}",
-        )
-        for index, found in points.items()
-    ]
-    is_cut = min(top1 for found in points.values() for _, top1 in found) < low
+    curves = []
+    for index, found in points.items():
+        costs, values = zip(*found, strict=True)
+        said = f"{values[-1]:.2f} %, {axis.tip.format(unit.phrase(costs[-1]))}"
+        series = _series(group, index, styles, id, said)
+        curves.append(History(**series, costs=[spent / unit.size for spent in costs], values=values))
+    low, high = history_limits([curve.values for curve in curves], (0.0, 100.0))
+    is_cut = min(min(curve.values) for curve in curves) < low
     titles = unit.heading(axis.words), PERCENT.heading("top-1")
-    figure = histories(curves, titles, (low / PERCENT.size, high / PERCENT.size))
     description = f"{titles[1]} on the test split against {titles[0]}"
-    notes = [f"What lies below {PERCENT.phrase(low)} is cut off."] if is_cut else []
-    return _chart(cost, figure, f"{id}h{cost}", description, notes)
+    svg = svg_text(histories(curves, titles, (low, high)), f"{id}h{cost}", description)
+    notes = [f"What lies below {low:.2f} % is cut off."] if is_cut else []
+    return {"cost": cost, "words": axis.words, "svg": svg, "notes": notes}
 
 
-def _chart(cost: str, figure: Figure, id: str, description: str, notes: Sequence[str]) -> dict[str, Any]:
-    svg = svg_text(figure, id, description)
-    return {"cost": cost, "words": COSTS[cost].words, "svg": svg, "notes": notes}
+def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: str) -> dict[str, Any]:
+    """How an entry is drawn, and what is said of it over its mark."""
+    entry = group.entries[index]
+    return {
+        "label": entry.label,
+        "style": styles.get(index),
+        "filled": entry.rank_low == 1,
+        "key": f"{id}e{index}",
+        "tip": f"{shortened(entry.label)}: {said}",
+    }
 
 
 def metric_limits(summaries: Sequence[Summary], metric: str) -> tuple[float, float]:
