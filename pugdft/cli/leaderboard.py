@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,21 +154,18 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
     """Write the groups as text, or a table straight to a terminal."""
     from pugdft import leaderboard
 
-    match format_:
-        case LeaderboardFormat.HTML:
-            from pugdft.leaderboard.formats.html import as_html
+    if format_ is LeaderboardFormat.HTML:
+        from pugdft.leaderboard.formats.html import as_html
 
-            return as_html(groups)
-        case LeaderboardFormat.JSON:
-            return leaderboard.as_json(groups)
-        case LeaderboardFormat.CSV:
-            return leaderboard.as_csv(groups)
-        case LeaderboardFormat.MARKDOWN:
-            return leaderboard.as_markdown(groups)
-        case LeaderboardFormat.LATEX:
-            return leaderboard.as_latex(groups)
-
-    from io import StringIO
+        return as_html(groups)
+    writers = {
+        LeaderboardFormat.JSON: leaderboard.as_json,
+        LeaderboardFormat.CSV: leaderboard.as_csv,
+        LeaderboardFormat.MARKDOWN: leaderboard.as_markdown,
+        LeaderboardFormat.LATEX: leaderboard.as_latex,
+    }
+    if format_ in writers:
+        return writers[format_](groups)
 
     from rich.console import Console
 

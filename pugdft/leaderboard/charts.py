@@ -170,7 +170,10 @@ def metric_limits(summaries: Sequence[Summary], metric: str) -> tuple[float, flo
 def interval_strips(
     entries: Sequence[Entry], metric: str
 ) -> tuple[list[dict[str, Any] | None], list[tuple[float, str]]]:
-    """Place means, intervals and seeds in strips of ``STRIP_WIDTH`` pixels; also ticks, as place and text."""
+    """Place means, intervals and seeds in strips of ``STRIP_WIDTH`` pixels; also ticks, as place and text.
+
+    An entry without the metric has no strip.
+    """
     summaries = [entry.summary(metric) for entry in entries]
     if not any(summaries):
         return [None] * len(entries), []
@@ -202,7 +205,7 @@ def round_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     """Choose round numbers from ``low`` to ``high``, at most about ``most``; each with its text."""
     from matplotlib.ticker import MaxNLocator
 
-    values = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+    values = list(map(float, MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)))
     step = values[1] - values[0]
     decimals = next((many for many in range(9) if math.isclose(round(step, many), step, rel_tol=1e-6)), 9)
     slack = 1e-9 * (high - low)

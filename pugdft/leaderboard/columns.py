@@ -282,8 +282,9 @@ _LATER = (
 def titled(column: Column, group: Group) -> Column:
     """Fill a group's equal costs into the column's names."""
     costs = {"passes": count(group.equal_passes), "seconds": duration(group.equal_seconds)}
-    texts = {"name": column.name, "heading": column.heading or column.name, "page": column.page}
-    return replace(column, **{key: text.format_map(costs) for key, text in texts.items()})
+    texts = (column.name, column.heading or column.name, column.page)
+    name, heading, page = (text.format_map(costs) for text in texts)
+    return replace(column, name=name, heading=heading, page=page)
 
 
 def text_columns(group: Group) -> list[Column]:

@@ -109,9 +109,11 @@ def _metrics(record: RunRecord) -> Iterator[ConfigIssue]:
     if best.top1 < test.top1 - _SAME:
         yield ConfigIssue("metrics.best_test.top1", f"{best.top1} is less than the last epoch's, {test.top1}")
     rows = [row for row in record.history if is_number(row.get("test_top1"))]
-    highest = max(rows, key=lambda row: row["test_top1"], default={})
-    top1, epoch = highest.get("test_top1"), highest.get("epoch")
-    if highest and not (_is_close(top1, best.top1) and epoch == best.epoch):
+    if not rows:
+        return
+    highest = max(rows, key=lambda row: row["test_top1"])
+    top1, epoch = highest["test_top1"], highest.get("epoch")
+    if not (_is_close(top1, best.top1) and epoch == best.epoch):
         said = f"{best.top1} in epoch {best.epoch}, where history has {top1} in epoch {epoch}"
         yield ConfigIssue("metrics.best_test", said)
 

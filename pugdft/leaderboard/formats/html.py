@@ -132,12 +132,12 @@ def _column(column: Column, entries: Sequence[Entry]) -> dict[str, Any]:
     values = [column.figure(entry) for entry in entries]
     unit = fitting_unit(column.units, values)
     texts, unit_name = [unit(value) for value in values], unit.name
-    spreads, strips, ticks = [""] * len(entries), [None] * len(entries), []
+    spreads = [""] * len(entries)
+    strips, ticks = interval_strips(entries, column.metric if column.is_interval else "")
     summaries = [entry.summary(column.metric) for entry in entries]
     if column.is_ranked:
         spreads = [f"± {unit(each.std)}" if each and each.std is not None else "" for each in summaries]
     if column.is_interval:
-        strips, ticks = interval_strips(entries, column.metric)
         texts = [" to ".join(map(unit, each.ci95)) if each and each.ci95 else NOTHING for each in summaries]
         unit_name = ""  # the mean beside it has the same
     first = "ascending" if column.lower_first else "descending"
