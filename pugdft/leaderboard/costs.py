@@ -62,16 +62,8 @@ def top1_at(
     """Compute the mean over runs of top-1 at the last evaluated epoch within a budget.
 
     Runs of one entry cost slightly different times. Each may spend the same share of its own total, such that
-    the budget is their average; the entry that the budget was taken from thus spends all of it.
-
-    Args:
-        histories: of the entry's runs.
-        totals: cost of each run; unless all are known, each run may spend the budget itself.
-        cost: ``gradient_passes`` or ``train_seconds``.
-        budget: None if unknown.
-
-    Returns:
-        None also if a run was not evaluated within its budget.
+    the budget is their average; the entry that the budget was taken from thus spends all of it. Unless all
+    totals are known, each run may spend the budget itself. None if a run was not evaluated within its budget.
     """
     if budget is None or not histories:
         return None
@@ -86,20 +78,17 @@ def top1_at(
 
 def _last_top1(history: History, cost: str, budget: float) -> float | None:
     for epoch in sorted(history, reverse=True):
-        top1, spent = (_number(history[epoch], key, _BOUNDS[key]) for key in ("test_top1", cost))
+        top1, spent = (number_in(history[epoch], key) for key in ("test_top1", cost))
         if top1 is not None and spent is not None and spent <= budget * (1 + _SLACK):
             return top1
     return None
 
 
 def number_in(values: Mapping[str, Any], key: str) -> float | None:
-    """Return a finite number of plausible size; None for anything else."""
-    return _number(values, key, (-LARGEST, LARGEST))
-
-
-def _number(values: Mapping[str, Any], key: str, bounds: tuple[float, float]) -> float | None:
+    """Return a finite number of plausible size and not negative; None for anything else."""
     value: Any = values.get(key)
-    return float(value) if type(value) in (int, float) and bounds[0] <= value <= bounds[1] else None
+    low, high = _BOUNDS.get(key, (0.0, LARGEST))
+    return float(value) if type(value) in (int, float) and low <= value <= high else None
 
 
 def _numbers(values: Sequence[Any], bounds: tuple[float, float]) -> np.ndarray:

@@ -45,11 +45,10 @@ class Versus:
 
     Attributes:
         difference: of the ranking metric, this entry minus the best.
-        p_value: two-sided, after Holm's correction over all pairs of the group; None if nothing can be
-            tested.
+        p_value: two-sided, after Holm's correction over all pairs of the group; None if untestable.
         separated: whether the data tell the two apart.
-        more_seeds: about how many more seeds each would need if the difference is real; None if separated,
-            if nothing can be told, or if there is no difference to find.
+        more_seeds: about how many more seeds each would need if the difference is real; None if separated or
+            untestable, or if no number would do.
     """
 
     difference: float
@@ -76,8 +75,8 @@ class Entry:
 
     Attributes:
         rank_low: best rank that the seeds allow; None if no run completed, and for reported rows.
-        summaries: by metric. A metric is missing if no run completed, or if a completed run has no valid
-            value: leaving that seed out would flatter the optimizer. By this metric such an entry ranks last.
+        summaries: by metric. A metric is missing if a completed run has no valid value, as leaving that seed
+            out would flatter the optimizer. By this metric such an entry ranks last.
         best_test_top1: of the best epoch picked on the test split. Comparable with papers, never ranks.
         top1_at_equal_passes: at the group's ``equal_passes``, from the histories.
         scores: the ranking metric by seed.

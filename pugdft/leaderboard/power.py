@@ -85,37 +85,34 @@ class Plan:
         None if :data:`MOST_SEEDS` are not enough: the difference is almost zero, or the test images are too
         few (:meth:`needs_more_images`).
         """
-        difference = abs(difference)
-        if difference == 0 or self.needs_more_images(difference):
+        if self.needs_more_images(difference):
             return None
-        # With a known variance one seed fewer would already be too few.
-        spare = (difference / self._known_variance_multiple()) ** 2 - self.image_variance
-        if spare <= 0:
-            return None  # by rounding alone
-        low = max(1, math.ceil(min(self.std**2 / spare, MOST_SEEDS)) - 1)
-        high = low + 1
-        while self.power(high, difference) < self.target:
-            if high == MOST_SEEDS:
-                return None
-            low, high = high, min(high + 2 * (high - low), MOST_SEEDS)
-        candidates = range(low + 1, high)
-        enough = bisect_left(candidates, True, key=lambda n: self.power(n, difference) >= self.target)
-        return low + 1 + enough
-
-    def more_seeds(self, difference: float, num_seeds: int) -> int | None:
-        """Compute how many more seeds a difference needs, 1 at least; None if no number is enough."""
-        needed = self.seeds_needed(difference)
-        return None if needed is None else max(1, needed - num_seeds)
+        numbers = range(2, MOST_SEEDS + 1)
+        place = bisect_left(numbers, True, key=lambda number: self.power(number, difference) >= self.target)
+        return numbers[place] if place < len(numbers) else None
 
     def needs_more_images(self, difference: float) -> bool:
         """Tell whether no number of seeds finds ``difference`` on so few test images."""
-        return abs(difference) <= self._known_variance_multiple() * math.sqrt(self.image_variance)
-
-    def _known_variance_multiple(self) -> float:
-        """Detectable difference in standard errors if those were known exactly."""
         from scipy.special import ndtri
 
-        return float(ndtri(self.target) - ndtri(self.level / self.num_pairs / 2))
+        # In standard errors that are known exactly, as after very many seeds.
+        detectable = float(ndtri(self.target) - ndtri(self.level / self.num_pairs / 2))
+        return (difference / detectable) ** 2 <= self.image_variance
+
+
+def outlook(pair: MeanDifference, p_value: float | None, num_pairs: int = 1) -> tuple[int | None, bool]:
+    """Tell what would show that an undecided difference is real.
+
+    Returns:
+        The number of further seeds, 1 at least, None if no number would; and whether test images are too few.
+    """
+    difference = pair.difference
+    if p_value is None or p_value <= LEVEL or difference == 0:
+        return None, False
+    plan = Plan.of(pair, num_pairs)
+    needed = plan.seeds_needed(difference)
+    more_seeds = None if needed is None else max(1, needed - pair.num_seeds)
+    return more_seeds, plan.needs_more_images(difference)
 
 
 @lru_cache(maxsize=4096)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from pugdft.errors import UserError
+from pugdft.errors import ConfigIssue, collect
 from pugdft.leaderboard.costs import by_epoch, mean_curve, mean_of, top1_at
-from pugdft.leaderboard.entry import Entry, Group, Summary, Versus
-from pugdft.leaderboard.grouping import RunEntry, RunGroup, chosen, group_runs
-from pugdft.leaderboard.load import (
-    Loaded,
-    PerImage,
-    read_per_image,
-    without_garbage_collection,
-)
-from pugdft.leaderboard.power import Plan
+from pugdft.leaderboard.entry import Entry, Group, Versus
+from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, chosen, group_runs
+from pugdft.leaderboard.load import Loaded, PerImage, read_per_image, without_garbage_collection
+from pugdft.leaderboard.power import outlook
 from pugdft.leaderboard.stats import (
     LEVEL,
     EntryScores,
     Spread,
+    better_and_worse,
     compare_all,
     holm_adjusted,
     mean,
@@ -53,12 +50,12 @@ _Budgets = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of one entry's runs.
+    """The metrics of one entry's runs; the fields with defaults need usable predictions of all runs.
 
     Attributes:
         values: of each metric by seed, None where a completed run has no valid value.
-        spreads: of the metrics' means over seeds and test images, if all runs stored usable predictions.
-        images: scores of each test image by seed, of the ranking metric; under the same condition.
+        spreads: of the metrics' means over seeds and test images.
+        images: scores of each test image by seed, of the ranking metric.
         split: digest of the test images' order.
     """
 
@@ -121,8 +118,8 @@ def measure(entries: Sequence[RunEntry], metric: str) -> list[Measured]:
 
 
 def _measure(entry: RunEntry, metric: str) -> Measured:
-    values: dict[str, dict[int, float | None]] = {
-        name: {run.record.seed: _value(run.record, name) for run in entry.completed} for name in METRICS
+    values = {
+        name: {run.record.seed: _test_value(run.record, name) for run in entry.completed} for name in METRICS
     }
     images, notes = _per_image(entry)
     splits = {each.split for each in images.values()}
@@ -146,18 +143,14 @@ def _measure(entry: RunEntry, metric: str) -> Measured:
 def _per_image(entry: RunEntry) -> tuple[dict[int, PerImage], list[str]]:
     """Read the per-image scores by seed, with notes on predictions that are not used."""
     found: dict[int, PerImage] = {}
-    reasons: dict[str, list[int]] = defaultdict(list)
+    faults: list[ConfigIssue] = []
     for run in entry.completed:
-        try:
-            images = read_per_image(run)
-        except UserError as error:
-            reasons[str(error)].append(run.record.seed)
-            continue
-        if images is not None:
-            found[run.record.seed] = images
+        with collect(faults, str(run.record.seed)):
+            if images := read_per_image(run):
+                found[run.record.seed] = images
     return found, [
-        f"predictions of seed {', '.join(map(str, seeds))} not used: {reason}"
-        for reason, seeds in sorted(reasons.items())
+        f"predictions of seed {', '.join(fault.where for fault in alike)} not used: {reason}"
+        for reason, alike in sorted(by_key(faults, lambda fault: fault.message).items())
     ]
 
 
@@ -167,16 +160,16 @@ def valid(value: float | None, metric: str) -> float | None:
     return value if value is not None and low <= value <= high else None
 
 
-def _value(record: RunRecord, metric: str) -> float | None:
+def _test_value(record: RunRecord, metric: str) -> float | None:
     test = record.metrics.test if record.metrics else None
-    return valid(getattr(test, metric), metric) if test else None
+    return valid(getattr(test, metric, None), metric)
 
 
 def num_test_images(measured: Sequence[Measured]) -> int | None:
     """Return the size of the test split, the smallest if records disagree; None if one does not state it."""
     records = [record for each in measured for record in _records(each)]
-    smallest = min((record.data.sizes.get("test", 0) if record.data else 0 for record in records), default=0)
-    return smallest if smallest > 0 else None
+    sizes = [record.data.sizes.get("test", 0) if record.data else 0 for record in records]
+    return min(sizes, default=0) or None
 
 
 @without_garbage_collection()
@@ -201,42 +194,36 @@ def build_leaderboard(
 
 
 def chosen_groups(groups: list[RunGroup], dataset: str | None, model: str | None) -> list[RunGroup]:
-    """Keep the groups that match the filters.
-
-    Raises:
-        UserError: as :func:`build_leaderboard`.
-    """
-    if dataset is not None:
-        name = chosen("data set", dataset, {group.dataset for group in groups})
-        groups = [group for group in groups if group.dataset == name]
-    if model is not None:
-        name = chosen("model", model, {group.model for group in groups})
-        groups = [group for group in groups if group.model == name]
+    """Keep the groups that match the filters, as :func:`build_leaderboard`."""
+    for kind, field_name, wanted in (("data set", "dataset", dataset), ("model", "model", model)):
+        if wanted is not None:
+            name = chosen(kind, wanted, {getattr(group, field_name) for group in groups})
+            groups = [group for group in groups if getattr(group, field_name) == name]
     return groups
 
 
 def _ranked(group: RunGroup, metric: str) -> Group:
     """Rank every entry with a completed run; those without the metric come last."""
-    runs = tuple(without_lost(entry, metric) for entry in group.entries)
-    measured = measure(runs, metric)
+    runs = [without_lost(entry, metric) for entry in group.entries]
+    measured = sorted(measure(runs, metric), key=lambda each: each.runs.label)
     started = [each for each in measured if each.runs.completed]
     sign = -1 if METRICS[metric].higher_is_better else 1
     scored = sorted(
         (each for each in started if not each.without(metric)),
-        key=lambda each: (sign * mean(each.scores(metric).values()), each.runs.label),
+        key=lambda each: sign * mean(each.scores(metric).values()),
     )
-    without = [each for each in started if each.without(metric)]
     conflicts, pairing_notes = unpaired([each.runs for each in scored])
     budgets: dict[str, float | None] = {}
     for cost, read in _COSTS.items():
         means = [mean_of(_records(each), read) for each in scored]
         budgets[cost] = min((value for value in means if value is not None), default=None)
-    last_ranks = len(scored) + 1, len(scored) + len(without)
-    entries = [
-        *_compared(scored, metric, conflicts, budgets),
-        *_by_label(_without_metric(each, metric, last_ranks, budgets) for each in without),
-        *_by_label(_entry(each, budgets) for each in measured if not each.runs.completed),
-    ]
+    entries = _compared(scored, metric, conflicts, budgets)
+    for each in started:
+        if seeds := each.without(metric):
+            # Its mean without the missing seed would flatter it.
+            note = f"no valid {METRICS[metric].name} for seed {', '.join(map(str, seeds))}: ranked last"
+            entries.append(_entry(each, budgets, (note,), rank_low=len(scored) + 1, rank_high=len(started)))
+    entries += [_entry(each, budgets) for each in measured if not each.runs.completed]
     return Group(
         dataset=group.dataset,
         model=group.model,
@@ -248,10 +235,6 @@ def _ranked(group: RunGroup, metric: str) -> Group:
         equal_passes=budgets["gradient_passes"],
         equal_seconds=budgets["train_seconds"],
     )
-
-
-def _by_label(entries: Iterable[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda entry: entry.label)
 
 
 def _records(measured: Measured) -> list[RunRecord]:
@@ -270,63 +253,45 @@ def _compared(
         return []
     num_images = num_test_images(scored) if METRICS[metric].is_share_of_images else None
     pairs = compare_all([each.sample(metric) for each in scored], num_images, conflicts)
-    adjusted = holm_adjusted(pairs.p_values)
+    adjusted = holm_adjusted(pairs.p_value)
     diverged = [_diverged(each) for each in scored]
-    first, second = pairs.first_and_second()
-    better = np.where((pairs.difference > 0) == METRICS[metric].higher_is_better, first, second)
-    testable = pairs.testable & ~np.array([note is not None for note in diverged])[better]
-    ranges = rank_ranges(pairs, testable & (adjusted <= LEVEL), METRICS[metric].higher_is_better)
+    better, worse = better_and_worse(pairs.difference, len(scored), METRICS[metric].higher_is_better)
+    testable = pairs.testable & ~np.array(list(map(bool, diverged)))[better]
+    separated = testable & (adjusted <= LEVEL)
+    ranges = rank_ranges(better[separated], worse[separated], len(scored))
     entries = []
     for number, (each, (low, high)) in enumerate(zip(scored, ranges, strict=True)):
-        entry = _entry(each, budgets)
-        versus, notes = None, [*entry.notes, diverged[number]]
+        versus, notes = None, diverged[number]
         if number > 0:
             place = number - 1  # the pairs with the best entry come first
+            p_value = float(adjusted[place]) if testable[place] else None
+            more_seeds, needs_images = outlook(pairs[place], p_value, len(adjusted))
             difference = -float(pairs.difference[place])
-            versus = Versus(difference, None, False, None)
-            if testable[place]:
-                p_value = float(adjusted[place])
-                versus = Versus(difference, p_value, p_value <= LEVEL, None)
-                if p_value > LEVEL and difference != 0:
-                    plan = Plan.of(pairs[place], num_pairs=len(adjusted))
-                    more_seeds = plan.more_seeds(difference, int(pairs.num_seeds[place]))
-                    versus = replace(versus, more_seeds=more_seeds)
-                    if plan.needs_more_images(difference):
-                        notes.append(more_images_note(" to the best"))
-        entries.append(
-            replace(
-                entry,
-                rank_low=low,
-                rank_high=high,
-                scores=each.scores(metric),
-                versus_best=versus,
-                notes=tuple(note for note in notes if note),
-            )
-        )
+            versus = Versus(difference, p_value, bool(separated[place]), more_seeds)
+            notes += (more_images_note(" to the best"),) * needs_images
+        ranked = {"rank_low": low, "rank_high": high, "scores": each.scores(metric), "versus_best": versus}
+        entries.append(_entry(each, budgets, notes, **ranked))
     return entries
 
 
-def _diverged(measured: Measured) -> str | None:
-    """Describe seeds that diverged and that no run completed."""
+def _diverged(measured: Measured) -> tuple[str, ...]:
+    """Note that seeds diverged which no run completed, if there are any."""
     runs = measured.runs
     lost = runs.lost_seeds().get("diverged")
     if not lost:
-        return None
+        return ()
     seeds = {run.seed for run in (*_records(measured), *runs.unfinished)}
-    return f"{len(lost)} of {len(seeds)} seeds diverged: not ranked above others"
+    return (f"{len(lost)} of {len(seeds)} seeds diverged: not ranked above others",)
 
 
-def _without_metric(measured: Measured, metric: str, ranks: tuple[int, int], budgets: _Budgets) -> Entry:
-    """Build an entry that shares the last ranks: its mean without the missing seed would flatter it."""
-    seeds = ", ".join(map(str, measured.without(metric)))
-    entry = _entry(measured, budgets)
-    notes = (*entry.notes, f"no valid {METRICS[metric].name} for seed {seeds}: ranked last")
-    return replace(entry, rank_low=ranks[0], rank_high=ranks[1], notes=notes)
-
-
-def _entry(measured: Measured, budgets: _Budgets) -> Entry:
-    """Build an entry without ranks; of the other entries it needs only the lowest costs."""
+def _entry(measured: Measured, budgets: _Budgets, notes: tuple[str, ...] = (), **ranked: Any) -> Entry:
+    """Build an entry with fields from its ranking; of the other entries it needs only the lowest costs."""
     runs, records = measured.runs, _records(measured)
+    summaries = {
+        name: summarize(measured.scores(name).values(), measured.spreads.get(name), row.bounds)
+        for name, row in METRICS.items()
+        if records and not measured.without(name)
+    }
     histories = [by_epoch(run.history) for run in records]
     at_equal = {
         cost: top1_at(histories, [read(run) for run in records], cost, budgets[cost])
@@ -339,7 +304,7 @@ def _entry(measured: Measured, budgets: _Budgets) -> Entry:
         status="measured",
         spec=runs.spec,
         num_seeds=len(records),
-        summaries={name: found for name in METRICS if (found := _summary(measured, name))},
+        summaries=summaries,
         best_test_top1=mean_of(best_epochs, lambda best: valid(best.top1, "top1") if best else None),
         gradient_passes=mean_of(records, _COSTS["gradient_passes"]),
         train_seconds=mean_of(records, _COSTS["train_seconds"]),
@@ -354,12 +319,6 @@ def _entry(measured: Measured, budgets: _Budgets) -> Entry:
         unfinished=dict(sorted(Counter(run.status for run in runs.unfinished).items())),
         records=tuple(run.id for run in records),
         unfinished_records=tuple(run.id for run in runs.unfinished),
-        notes=(*runs.notes, *measured.notes, *((tuning_note,) if tuning_note else ())),
+        notes=(*runs.notes, *measured.notes, *((tuning_note,) if tuning_note else ()), *notes),
+        **ranked,
     )
-
-
-def _summary(measured: Measured, metric: str) -> Summary | None:
-    if not measured.runs.completed or measured.without(metric):
-        return None
-    scores = measured.scores(metric).values()
-    return summarize(scores, measured.spreads.get(metric), METRICS[metric].bounds)

@@ -10,8 +10,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from pugdft.errors import printable
-from pugdft.leaderboard.columns import NOTHING, duration
-from pugdft.leaderboard.entry import Entry, Group
+from pugdft.leaderboard.columns import NOTHING, duration, number, unit_of
+from pugdft.leaderboard.entry import Entry, Group, Versus, finite
 from pugdft.predictions import METRICS
 
 if TYPE_CHECKING:
@@ -34,15 +34,37 @@ def remarks(group: Group) -> list[str]:
     lines = []
     for entry in group.measured:
         if entry.unfinished:
-            counts = ", ".join(f"{number} {status}" for status, number in entry.unfinished.items())
-            lines.append(
-                f"{entry.label}: {counts}; {'not in its mean' if entry.num_seeds else 'none completed'}."
-            )
+            where = "not in its mean" if entry.num_seeds else "none completed"
+            lines.append(f"{entry.label}: {unfinished_text(entry)}; {where}.")
         lines += [f"{entry.label}: {note}." for note in entry.notes]
     lines += [f"{note}." for note in group.notes]
     lines += _ties(group)
     lines += _equal_costs(group)
     return [printable(line) for line in lines]
+
+
+def unfinished_text(entry: Entry) -> str:
+    """Write ``2 diverged, 1 oom``."""
+    return ", ".join(f"{count} {status}" for status, count in entry.unfinished.items())
+
+
+def versus_text(entry: Entry, group: Group) -> str:
+    """Compare an entry with the best mean in words; nothing for the best itself."""
+    versus, unit = entry.versus_best, unit_of(group.metric)
+    if versus is None or finite(versus.difference) is None:
+        return ""
+    if versus.difference == 0 and versus.p_value is None:
+        return ""
+    sign = "+" if versus.difference > 0 else ""
+    points = " percentage points" if unit.name == "%" else ""
+    difference = f"{sign}{unit(versus.difference)}{points} in {METRICS[group.metric].name}"
+    if versus.p_value is None:
+        return f"{difference}; nothing can be tested with these seeds, so no difference is claimed"
+    p_value = "p < 0.001" if versus.p_value < 0.001 else f"p = {number(versus.p_value, 3)}"
+    verdict = f"{difference}; {p_value} (Holm-corrected): {'' if versus.separated else 'not '}told apart"
+    if versus.separated or not versus.more_seeds:
+        return verdict
+    return f"{verdict}. If the difference is real, {_more_seeds(versus.more_seeds)} each would show it"
 
 
 def legend(groups: Sequence[Group]) -> list[str]:
@@ -84,7 +106,7 @@ def conditions(entry: Entry) -> str:
 def _publication_numbers(group: Group) -> dict[str, int]:
     """Number the publications in the order of the reported rows."""
     publications = dict.fromkeys(_publication(entry) for entry in group.reported)
-    return {publication: number for number, publication in enumerate(publications, 1)}
+    return {publication: place for place, publication in enumerate(publications, 1)}
 
 
 def _publication(entry: Entry) -> str:
@@ -115,23 +137,22 @@ def _ties(group: Group) -> list[str]:
         return ["Nothing to compare with."]
     if not _num_compared(group):
         return ["One seed each: no difference can be claimed."]
-    has_single = any(entry.num_seeds == 1 for entry in scored)
+    lines = []
+    if any(entry.num_seeds == 1 for entry in scored):
+        lines.append("An optimizer with one seed shares a range with all.")
     ties = [
-        _undecided(entry, scored[0], group)
+        _undecided(entry, entry.versus_best, scored[0], group.metric)
         for entry in scored[1:]
         if entry.num_seeds > 1 and entry.versus_best and not entry.versus_best.separated
     ]
-    return [
-        *(["An optimizer with one seed shares a range with all."] if has_single else []),
-        *ties[:_MOST_UNDECIDED],
-        *([f"undecided: and {len(ties) - _MOST_UNDECIDED} more."] if len(ties) > _MOST_UNDECIDED else []),
-    ]
+    lines += ties[:_MOST_UNDECIDED]
+    if len(ties) > _MOST_UNDECIDED:
+        lines.append(f"undecided: and {len(ties) - _MOST_UNDECIDED} more.")
+    return lines
 
 
-def _undecided(entry: Entry, best: Entry, group: Group) -> str:
+def _undecided(entry: Entry, versus: Versus, best: Entry, metric: str) -> str:
     """``undecided: sam vs pugd (best): −0.31 points, p = 0.21; about 7 more seeds each would tell …``."""
-    versus, metric = entry.versus_best, group.metric
-    assert versus is not None
     difference = _signed(versus.difference, metric) + ("" if METRICS[metric].unit else f" {metric}")
     line = f"undecided: {entry.label} vs {best.label} (best): {difference}"
     if versus.p_value is not None:
@@ -163,22 +184,16 @@ def _equal_costs(group: Group) -> list[str]:
     ]
 
 
-def _value(value: float, metric: str) -> str:
-    """``95.03 %``."""
-    unit, factor, digits = METRICS[metric].unit, METRICS[metric].scale, METRICS[metric].digits
-    return f"{factor * value:.{digits}f} {unit}".rstrip()
-
-
 def _points(value: float, metric: str) -> str:
     """``0.31 points``: a difference without its sign."""
-    unit, factor, digits = METRICS[metric].unit, METRICS[metric].scale, METRICS[metric].digits
-    return f"{abs(factor * value):.{digits}f}{' points' if unit else ''}"
+    unit = unit_of(metric)
+    return f"{unit(abs(value))}{' points' if unit.name else ''}"
 
 
 def _signed(value: float, metric: str) -> str:
     """``−0.31 points``; a difference that rounds to zero has no minus sign."""
-    text = _points(value, metric)
-    return ("−" if value < 0 and any(digit in text for digit in "123456789") else "+") + text
+    sign = "−" if unit_of(metric)(value).startswith("−") else "+"
+    return sign + _points(value, metric)
 
 
 def comparison_text(report: Report) -> str:
@@ -188,7 +203,9 @@ def comparison_text(report: Report) -> str:
     for letter, selection, value in zip("AB", report.selections, report.means, strict=True):
         seeds = ", ".join(str(run.record.seed) for run in selection.runs.completed)
         name = METRICS[metric].name
-        lines.append(f"{letter}  {selection.runs.label}: {name} {_value(value, metric)}, seeds {seeds}")
+        lines.append(
+            f"{letter}  {selection.runs.label}: {name} {unit_of(metric).phrase(value)}, seeds {seeds}"
+        )
     lines += ["", f"A − B  {_signed(difference.difference, metric)}{_uncertainty(report)}"]
     if report.more_seeds is not None:
         lines.append(f"undecided: {_more_seeds(report.more_seeds)} each would tell if the difference is real")
@@ -219,46 +236,36 @@ def _uncertainty(report: Report) -> str:
     if interval is None:
         return ""
     low, high = (_signed(bound, report.metric).removesuffix(" points") for bound in interval)
-    seeds = (
-        f"{difference.num_seeds} {'common seeds' if difference.paired else 'seeds each or more, unpaired'}"
-    )
+    kind = "common seeds" if difference.paired else "seeds each or more, unpaired"
     images = f" and {report.num_images:,} test images" if report.num_images else ""
-    return f", 95 % interval {low} to {high}, p = {difference.p_value:.2g} ({seeds}{images})"
+    numbers = f"{difference.num_seeds} {kind}{images}"
+    return f", 95 % interval {low} to {high}, p = {difference.p_value:.2g} ({numbers})"
 
 
 def _gate_line(gate: Gate, metric: str) -> str:
     claim = f"A is worse than B by less than {_points(gate.margin, metric)}, if at all"
     if gate.bound is None:
         return f"not shown that {claim}: {gate.reason}"
-    if METRICS[metric].higher_is_better:
-        bound = f"A − B is at least {_signed(gate.bound, metric)}"
-    else:
-        bound = f"A − B is at most {_signed(-gate.bound, metric)}"
+    is_lower, bound = METRICS[metric].higher_is_better, gate.bound
+    limit = f"at least {_signed(bound, metric)}" if is_lower else f"at most {_signed(-bound, metric)}"
+    shown = f"{claim} (A − B is {limit}, one-sided 95 %)"
     if gate.holds:
-        return f"holds: {claim} ({bound}, one-sided 95 %)"
-    needed = (
-        f"; of two equal ones about {gate.seeds_needed:,} seeds would show it" if gate.seeds_needed else ""
-    )
-    return f"not shown that {claim} ({bound}, one-sided 95 %){needed}"
+        return f"holds: {shown}"
+    number_needed = gate.seeds_needed
+    needed = f"; of two equal ones about {number_needed:,} seeds would show it" if number_needed else ""
+    return f"not shown that {shown}{needed}"
 
 
 def _seed_table(seeds: Sequence[SeedComparison], metric: str) -> list[str]:
     """Write a row for each seed, with all columns aligned to the right."""
-    headings = ("seed", "A", "B", "A − B", "only A right", "only B right", "McNemar's p")
-    rows: list[tuple[str, ...]] = [headings]
+    unit = unit_of(metric)
+    rows = [("seed", "A", "B", "A − B", "only A right", "only B right", "McNemar's p")]
     for each in seeds:
-        counts = (NOTHING if count is None else f"{count:,}" for count in (each.only_first, each.only_second))
-        rows.append(
-            (
-                str(each.seed),
-                _value(each.first, metric),
-                _value(each.second, metric),
-                _signed(each.first - each.second, metric),
-                *counts,
-                NOTHING if each.p_value is None else f"{each.p_value:.2g}",
-            )
-        )
-    if all(each.p_value is None for each in seeds):
-        rows = [row[:4] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        values = unit.phrase(each.first), unit.phrase(each.second), _signed(each.first - each.second, metric)
+        counts = number(each.only_first, 0), number(each.only_second, 0)
+        p_value = NOTHING if each.p_value is None else f"{each.p_value:.2g}"
+        rows.append((str(each.seed), *values, *counts, p_value))
+    num_columns = 4 if all(each.p_value is None for each in seeds) else len(rows[0])
+    columns = list(zip(*rows, strict=True))[:num_columns]
+    widths = [max(map(len, column)) for column in columns]
+    return ["  ".join(map(str.rjust, row, widths)) for row in zip(*columns, strict=True)]

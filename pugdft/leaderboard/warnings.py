@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -57,10 +57,8 @@ def condition_warnings(entries: Sequence[RunEntry]) -> tuple[str, ...]:
 def tuning_budget(entry: RunEntry) -> tuple[TuningBudget | None, str | None]:
     """Return the tuning budget of an entry's runs, the largest if they differ, and a note if they do."""
     budgets = {budget for run in entry.completed if (budget := _budget(run.record))}
-    if not budgets:
-        return None, None
-    most = max(budgets, key=lambda budget: (budget.gradient_passes, budget.trials))
-    return most, None if len(budgets) == 1 else "its runs name different tuning budgets; the largest is shown"
+    most = max(budgets, key=lambda budget: (budget.gradient_passes, budget.trials), default=None)
+    return most, "its runs name different tuning budgets; the largest is shown" if len(budgets) > 1 else None
 
 
 def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -72,18 +70,17 @@ def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, tuple[str,
     matrix = np.zeros((len(entries), len(entries)), dtype=bool)
     notes = []
     for (section, field), name in _SHARED_BY_SEED.items():
-        # Of each seed, the digests on record and the positions of the entries that have them.
-        by_seed: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        # Of each seed, the digests on record by the positions of the entries.
+        by_seed: dict[int, dict[int, str]] = defaultdict(dict)
         for position, entry in enumerate(entries):
             for run in entry.completed:
                 digest = getattr(getattr(run.record, section), field, None)
                 if isinstance(digest, str):
-                    by_seed[run.record.seed][digest].add(position)
-        differing = sorted(seed for seed, holders in by_seed.items() if len(holders) > 1)
+                    by_seed[run.record.seed][position] = digest
+        differing = sorted(seed for seed, digests in by_seed.items() if len(set(digests.values())) > 1)
         for seed in differing:
-            everyone = set().union(*by_seed[seed].values())
-            for positions in by_seed[seed].values():
-                matrix[np.ix_(sorted(positions), sorted(everyone - positions))] = True
+            positions, digests = list(by_seed[seed]), np.array(list(by_seed[seed].values()))
+            matrix[np.ix_(positions, positions)] |= digests[:, None] != digests
         if differing:
             notes.append(
                 f"the {name} of seed {listed(differing)} differs between entries ({section}.{field}): "
@@ -152,26 +149,23 @@ def _weights(entries: Sequence[RunEntry]) -> list[str]:
         for run in entry.completed
         if run.record.model and run.record.recipe["model"].get("pretrained") is not False
     }
-    if len(digests) <= 1:
-        return []
-    return [f"the runs started from {len(digests)} different sets of weights (model.weights_sha256)"]
+    number = len(digests)
+    return [f"the runs started from {number} different sets of weights (model.weights_sha256)"] * (number > 1)
 
 
 def _tuning(entries: Sequence[RunEntry]) -> list[str]:
-    budgets = {entry.label: tuning_budget(entry)[0] for entry in entries}
-    known = [(budget.trials, budget.gradient_passes) for budget in budgets.values() if budget]
+    budgets = [tuning_budget(entry)[0] for entry in entries]
+    known = [(budget.trials, budget.gradient_passes) for budget in budgets if budget]
     is_equal = all(max(column) <= _EQUAL_BUDGETS * min(column) for column in zip(*known, strict=True))
     if not known or (is_equal and len(known) == len(budgets)):
         return []
-    labels: dict[str, list[str]] = defaultdict(list)
-    for label, budget in budgets.items():
-        text = "none on record"
-        if budget:
-            text = (
-                f"{counted(budget.trials, 'trial')} of {budget.gradient_passes:,.0f} gradient passes in all"
-            )
-        labels[text].append(label)
-    return [f"tuning budgets differ: {_labels_by_value(labels)}"]
+    texts = [
+        f"{counted(budget.trials, 'trial')} of {budget.gradient_passes:,.0f} gradient passes in all"
+        if budget
+        else "none on record"
+        for budget in budgets
+    ]
+    return [f"tuning budgets differ: {_by_value(zip(texts, entries, strict=True))}"]
 
 
 def _budget(record: RunRecord) -> TuningBudget | None:
@@ -179,23 +173,25 @@ def _budget(record: RunRecord) -> TuningBudget | None:
     if not isinstance(tuning, Mapping):
         return None
     trials, passes = number_in(tuning, "trials"), number_in(tuning, "gradient_passes")
-    if trials is None or passes is None or trials < 0 or passes < 0:
-        return None
-    return TuningBudget(int(trials), passes)
+    return None if trials is None or passes is None else TuningBudget(int(trials), passes)
 
 
 def _environment(entries: Sequence[RunEntry]) -> list[str]:
     notes = []
     for key, name in _ENVIRONMENT.items():
-        labels: dict[str, list[str]] = defaultdict(list)
-        for entry in entries:
-            found = [run.record.environment.get(key) for run in entry.completed]
-            values: set[Any] = {value for value in found if isinstance(value, str | int | float)}
-            for value in sorted(map(shown, values)):
-                labels[printable(value)[:_LONGEST_VALUE]].append(entry.label)
-        if len(labels) > 1:
-            notes.append(f"the runs differ in {name}: {_labels_by_value(labels)}")
+        found = [
+            (printable(value)[:_LONGEST_VALUE], entry)
+            for entry in entries
+            for value in sorted(_environment_values(entry, key))
+        ]
+        if len({value for value, _ in found}) > 1:
+            notes.append(f"the runs differ in {name}: {_by_value(found)}")
     return notes
+
+
+def _environment_values(entry: RunEntry, key: str) -> set[str]:
+    values = [run.record.environment.get(key) for run in entry.completed]
+    return {shown(value) for value in values if isinstance(value, str | int | float)}
 
 
 def _modified(entries: Sequence[RunEntry]) -> list[str]:
@@ -208,5 +204,9 @@ def _modified(entries: Sequence[RunEntry]) -> list[str]:
     return [f"run from a modified checkout (environment.git): {listed(labels)}"] if labels else []
 
 
-def _labels_by_value(labels: Mapping[str, Sequence[str]]) -> str:
+def _by_value(found: Iterable[tuple[str, RunEntry]]) -> str:
+    """``2.10 (sam, sgd); 2.9 (pugd)``."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    for value, entry in found:
+        labels[value].append(entry.label)
     return "; ".join(f"{value} ({listed(each)})" for value, each in sorted(labels.items()))
