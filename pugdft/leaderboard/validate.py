@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,16 +29,12 @@ _SPLITS = {artifact_name(split): split for split in ("test", "validation")}
 # What a row of the history counts from the start of the run.
 _TOTALS = ("epoch", "steps", "gradient_passes", "train_seconds")
 
-# Counts over a split and means of them: equal but for the last digits.
-_SAME = 1e-9
-# A record rounds times to milliseconds and speeds to hundredths.
-_ROUNDING_SECONDS, _ROUNDING_SPEED = 0.01, 0.05
-# Clocks are read to the second, and may be set while a run goes on.
-_CLOCK_SECONDS = 5.0
-# The record's metrics are float64 of the same arrays.
-_TOLERANCE = 1e-6
-# Confidence and loss are two roundings of one softmax to float32.
-_LOSS_TOLERANCE = 1e-3
+_SAME = 1e-9  # counts over a split and means of them: equal but for the last digits
+_ROUNDING_SECONDS, _ROUNDING_SPEED = 0.01, 0.05  # a record has milliseconds, and speeds in hundredths
+_CLOCK_SECONDS = 5.0  # clocks are read to the second, and may be set while a run goes on
+_TOLERANCE = 1e-6  # the record's metrics are float64 of the same arrays
+_LOSS_TOLERANCE = 1e-3  # confidence and loss are two roundings of one softmax to float32
+_is_close = partial(math.isclose, rel_tol=_SAME, abs_tol=_SAME)
 
 # --- the record itself ---
 
@@ -50,44 +47,27 @@ def record_faults(record: RunRecord) -> Iterator[ConfigIssue]:
     with collect(unread), refuse(not_loaded, lambda error: f"is not readable: {error}"):
         recipe = load_recipe(record.recipe)
     yield from (ConfigIssue(f"recipe.{each.where}".rstrip("."), each.message) for each in unread)
-    yield from _required(record, recipe)
+    if record.status == "completed":
+        split = "validation" if recipe and recipe.train.evaluate != "all" else "test"
+        required = {
+            "data": record.data,
+            "model": record.model,
+            f"metrics.{split}": getattr(record.metrics, split, None),
+            "history": record.history,
+            f"artifacts.{artifact_name(split)}": record.artifacts.get(artifact_name(split)),
+        }
+        yield from (ConfigIssue(where, "is missing") for where, value in required.items() if not value)
+    last = record.history[-1] if record.history else {}
+    yield from _metrics(record, last)
+    yield from _history(record)
+    yield from _cost(record, last)
     if recipe:
         yield from _as_in_recipe(record, recipe)
-    yield from _metrics(record)
-    yield from _history(record)
-    yield from _cost(record)
-    if recipe:
-        yield from _speed_and_length(record, recipe)
     yield from _times(record)
 
 
-def _required(record: RunRecord, recipe: Recipe | None) -> Iterator[ConfigIssue]:
-    """What a completed run must have."""
-    if record.status != "completed":
-        return
-    split = "validation" if recipe is not None and recipe.train.evaluate != "all" else "test"
-    present = {
-        "data": record.data,
-        "model": record.model,
-        f"metrics.{split}": getattr(record.metrics, split, None),
-        "history": record.history,
-        f"artifacts.{artifact_name(split)}": record.artifacts.get(artifact_name(split)),
-    }
-    yield from (ConfigIssue(where, "is missing") for where, value in present.items() if not value)
-
-
-def _as_in_recipe(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
-    tuning = recipe.tuning
-    if tuning and not tuning.trials and tuning.gradient_passes:
-        yield ConfigIssue("recipe.tuning.trials", f"0, with {tuning.gradient_passes:g} gradient passes")
-    if record.seed != recipe.train.seed:
-        yield ConfigIssue("seed", f"{record.seed}, where the recipe has train.seed {recipe.train.seed}")
-    if record.model and record.model.name != recipe.model.name:
-        yield ConfigIssue("model.name", f"{record.model.name}, where the recipe has {recipe.model.name}")
-
-
-def _metrics(record: RunRecord) -> Iterator[ConfigIssue]:
-    last, metrics = _last_row(record), record.metrics or Metrics()
+def _metrics(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue]:
+    metrics = record.metrics or Metrics()
     for split, found in (("test", metrics.test), ("validation", metrics.validation)):
         if found is None:
             continue
@@ -109,11 +89,9 @@ def _metrics(record: RunRecord) -> Iterator[ConfigIssue]:
     if best.top1 < test.top1 - _SAME:
         yield ConfigIssue("metrics.best_test.top1", f"{best.top1} is less than the last epoch's, {test.top1}")
     rows = [row for row in record.history if is_number(row.get("test_top1"))]
-    if not rows:
-        return
-    highest = max(rows, key=lambda row: row["test_top1"])
-    top1, epoch = highest["test_top1"], highest.get("epoch")
-    if not (_is_close(top1, best.top1) and epoch == best.epoch):
+    highest = max(rows, key=lambda row: row["test_top1"], default={})
+    top1, epoch = highest.get("test_top1"), highest.get("epoch")
+    if highest and not (_is_close(top1, best.top1) and epoch == best.epoch):
         said = f"{best.top1} in epoch {best.epoch}, where history has {top1} in epoch {epoch}"
         yield ConfigIssue("metrics.best_test", said)
 
@@ -132,9 +110,8 @@ def _history(record: RunRecord) -> Iterator[ConfigIssue]:
                 yield from NOT_NEGATIVE.faults(f"{where}.{key}", value)
         for key in _TOTALS:
             earlier, now = before.get(key), row.get(key)
-            if not (is_number(earlier) and is_number(now)):
-                continue
-            if now < earlier or (key == "epoch" and now == earlier):
+            is_known = is_number(earlier) and is_number(now)
+            if is_known and (now < earlier or (key == "epoch" and now == earlier)):
                 yield ConfigIssue(f"{where}.{key}", f"{now} does not come after {earlier}")
         yield from _passes(where, row.get("steps"), row.get("gradient_passes"), record)
         if not is_number(row.get("epoch")):
@@ -151,8 +128,8 @@ def _passes(where: str, steps: Any, passes: Any, record: RunRecord) -> Iterator[
             yield ConfigIssue(f"{where}.gradient_passes", said)
 
 
-def _cost(record: RunRecord) -> Iterator[ConfigIssue]:
-    cost, last = record.cost, _last_row(record)
+def _cost(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue]:
+    cost = record.cost
     yield from _passes("cost", cost.steps, cost.gradient_passes, record)
     is_completed = record.status == "completed"
     for key, slack in (("steps", 0.0), ("gradient_passes", 0.0), ("train_seconds", _ROUNDING_SECONDS)):
@@ -162,9 +139,15 @@ def _cost(record: RunRecord) -> Iterator[ConfigIssue]:
     yield from between(0, max(0, cost.steps)).faults("method.skipped_steps", record.method.skipped_steps)
 
 
-def _speed_and_length(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
-    """A completed run is as long as its recipe says, and no other run is."""
-    cost, train = record.cost, recipe.train
+def _as_in_recipe(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
+    """Seed, model, speed and length; a completed run is as long as its recipe says, and no other run is."""
+    cost, train, tuning = record.cost, recipe.train, recipe.tuning
+    if tuning and not tuning.trials and tuning.gradient_passes:
+        yield ConfigIssue("recipe.tuning.trials", f"0, with {tuning.gradient_passes:g} gradient passes")
+    if record.seed != train.seed:
+        yield ConfigIssue("seed", f"{record.seed}, where the recipe has train.seed {train.seed}")
+    if record.model and record.model.name != recipe.model.name:
+        yield ConfigIssue("model.name", f"{record.model.name}, where the recipe has {recipe.model.name}")
     if cost.train_seconds > 0 and cost.images_per_second > 0:
         speed, slack = cost.steps * train.batch_size / cost.train_seconds, _ROUNDING_SPEED
         if not math.isclose(cost.images_per_second, speed, rel_tol=slack, abs_tol=slack):
@@ -225,45 +208,27 @@ def _num_ascents(optimizer: Any) -> int:
     return max(found)
 
 
-def _last_row(record: RunRecord) -> Mapping[str, Any]:
-    return record.history[-1] if record.history else {}
-
-
-def _is_close(first: float, second: float) -> bool:
-    return math.isclose(first, second, rel_tol=_SAME, abs_tol=_SAME)
-
-
 # --- the files beside it, and other records ---
 
 
 @dataclass
 class CheckedRecord:
-    """What is wrong with one file; ``record`` is None if it cannot be read.
-
-    Attributes:
-        remarks: what a reader should know of a good record.
-        labels_sha256: of the test split's labels in their order; None if they cannot be had.
-    """
+    """What is wrong with one file."""
 
     path: Path
-    record: RunRecord | None = None
+    record: RunRecord | None = None  # None if it cannot be read
     faults: list[ConfigIssue] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    labels_sha256: str | None = None
+    remarks: list[str] = field(default_factory=list)  # what a reader should know of a good record
+    labels_sha256: str | None = None  # of the test split's labels in their order, if they can be had
 
     def lines(self) -> list[str]:
         """``FILE: OK``, or ``FILE: where: what`` for each fault; fit for a terminal."""
-        if self.faults:
-            return [printable(f"{self.path}: {fault}") for fault in self.faults]
-        return [printable("; ".join([f"{self.path}: OK", *self.remarks]))]
+        said = self.faults or ["; ".join(["OK", *self.remarks])]
+        return [printable(f"{self.path}: {each}") for each in said]
 
 
 def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[CheckedRecord]:
-    """Check every record below ``paths``, in the order of the search.
-
-    Args:
-        paths: record files, or folders searched for ``record.yaml``.
-        note: called for folders without a record.
+    """Check every record below ``paths``; ``note`` is called for folders without one.
 
     Raises:
         UserError: a path does not exist, or there is no record at all.
@@ -277,10 +242,7 @@ def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[Ch
 
 def _check(file: Path) -> CheckedRecord:
     checked = CheckedRecord(file)
-    with (
-        collect(checked.faults),
-        refuse(UserError, lambda error: str(error).removeprefix(f"{file}: ")),
-    ):
+    with collect(checked.faults), refuse(UserError, lambda error: str(error).removeprefix(f"{file}: ")):
         checked.record = read_checked(file)
     if checked.record:
         checked.faults += record_faults(checked.record)
@@ -291,14 +253,13 @@ def _check(file: Path) -> CheckedRecord:
 
 
 def _check_artifact(checked: CheckedRecord, record: RunRecord, name: str) -> None:
-    """Compare a file beside the record with its digest, and predictions with the record's metrics.
-
-    Raises:
-        UserError: it cannot be compared.
-    """
+    """Compare a file beside the record with its digest, and predictions with the record's metrics."""
     path = record.artifacts[name].path
+    is_plain = path and path.isprintable() and "\\" not in path
+    if not is_plain or PurePath(path).is_absolute() or ".." in PurePath(path).parts:
+        raise UserError("its path is no file's name inside the record's folder")
     with refuse(OSError, lambda error: f"{path} cannot be read: {error.strerror}"):
-        file = _artifact_file(checked.path.parent, path)
+        file = file_inside(checked.path.parent, path)
         if file and file_sha256(file) != record.artifacts[name].sha256:
             checked.faults.append(ConfigIssue(f"artifacts.{name}.sha256", f"is not that of {path}"))
     if file is None and name == "model":
@@ -307,15 +268,6 @@ def _check_artifact(checked: CheckedRecord, record: RunRecord, name: str) -> Non
         if file is None:
             raise UserError(f"{path} is not there")
         _check_predictions(checked, record, _SPLITS[name], file)
-
-
-def _artifact_file(folder: Path, name: str) -> Path | None:
-    """The file that a record names, if it is there; in a record from others the path must be plain."""
-    if not name or not name.isprintable() or "\\" in name:
-        raise UserError("its path is no file's name")
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise UserError(f"{name} leads out of the record's folder")
-    return file_inside(folder, name)
 
 
 def _check_predictions(checked: CheckedRecord, record: RunRecord, split: str, file: Path) -> None:
@@ -342,8 +294,7 @@ def _content_faults(predictions: Predictions, classes: int) -> Iterator[str]:
         values = getattr(predictions, name)
         if values.min() < 0 or values.max() >= classes:
             yield f"{name} must lie in 0 to {classes - 1}"
-    confidence = predictions.confidence.astype(np.float64)
-    loss = predictions.loss.astype(np.float64)
+    confidence, loss = predictions.confidence.astype(float), predictions.loss.astype(float)
     if not ((confidence > 0) & (confidence <= 1 + 1e-5)).all():
         yield "confidence must be above 0 and at most 1"
         return
@@ -362,17 +313,15 @@ def _content_faults(predictions: Predictions, classes: int) -> Iterator[str]:
 
 def _compare_records(checked: Sequence[CheckedRecord]) -> None:
     """Add the faults that only several records show: one id twice, other labels of the same images."""
-    ids: dict[str, tuple[Path, str]] = {}
-    labels: dict[str, tuple[Path, str]] = {}
+    firsts: dict[tuple[str, str], tuple[Path, str]] = {}
     for each in checked:
         if each.record is None:
             continue
-        text = each.record.to_yaml()
-        path, first = ids.setdefault(each.record.id, (each.path, text))
-        if first != text:
-            each.faults.append(ConfigIssue("id", f"stands in {path} too, with other contents"))
+        compared = [("id", each.record.id, each.record.to_yaml(), "stands in {} too, with other contents")]
         if each.record.data and each.labels_sha256:
-            path, first = labels.setdefault(each.record.data.sha256, (each.path, each.labels_sha256))
-            if first != each.labels_sha256:
-                said = f"other labels than {path}, on the same data.sha256"
-                each.faults.append(ConfigIssue("artifacts.predictions", said))
+            said = "other labels than {}, on the same data.sha256"
+            compared.append(("artifacts.predictions", each.record.data.sha256, each.labels_sha256, said))
+        for where, key, value, said in compared:
+            path, first = firsts.setdefault((where, key), (each.path, value))
+            if first != value:
+                each.faults.append(ConfigIssue(where, said.format(path)))
