@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pugdft.leaderboard import Group, Loaded
 
 _PLAIN_WIDTH = 120
-_DEFAULT_PATHS = [Path("runs")]
 _CHECK = "check"
 _GATE_DID_NOT_HOLD = 3
 
@@ -88,18 +87,17 @@ def show(
     from pugdft.leaderboard.load import without_garbage_collection
 
     with without_garbage_collection():
-        places = paths or _DEFAULT_PATHS
+        places = paths or [Path("runs")]
         # Reported rows need no run, so the default folder may be missing.
         is_needed = bool(paths) or not reported or places[0].exists()
         collected = collect(places) if is_needed else Collected([], (), ())
-        for message in (*collected.left_out, *collected.notes):
+        left_out = [f"{counted(len(collected.left_out), 'record')} left out"] if collected.left_out else []
+        for message in (*collected.left_out, *collected.notes, *left_out):
             print(message, file=sys.stderr)
-        if collected.left_out:
-            print(f"{counted(len(collected.left_out), 'record')} left out", file=sys.stderr)
         if not collected.records and not reported:
             where = ", ".join(map(str, places))
             raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
-        groups = _groups(collected.records, dataset, model, metric, reported)
+        groups = _groups(collected.records, dataset, model, metric.value, reported)
         if not groups and not reported:
             trials = counted(len(collected.records), "record")
             raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
@@ -131,7 +129,7 @@ def check(
 
 
 def _groups(
-    records: Sequence[Loaded], dataset: str | None, model: str | None, metric: RankedBy, reported: bool
+    records: Sequence[Loaded], dataset: str | None, model: str | None, metric: str, reported: bool
 ) -> list[Group]:
     """Rank the records and add what papers printed; a filter that matches either matches."""
     from pugdft.leaderboard import build_leaderboard
@@ -139,11 +137,11 @@ def _groups(
     from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
 
     if not reported:
-        return build_leaderboard(records, dataset, model, metric.value)
+        return build_leaderboard(records, dataset, model, metric)
     groups: list[Group] = []
     unmatched = ""
     try:
-        groups = build_leaderboard(records, dataset, model, metric.value) if records else []
+        groups = build_leaderboard(records, dataset, model, metric) if records else []
     except NothingMatches as error:
         unmatched = f"{error}\n"
     with refuse(UserError, lambda error: f"{unmatched}{error}"):
@@ -158,14 +156,8 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
         from pugdft.leaderboard.formats.html import as_html
 
         return as_html(groups)
-    writers = {
-        LeaderboardFormat.JSON: leaderboard.as_json,
-        LeaderboardFormat.CSV: leaderboard.as_csv,
-        LeaderboardFormat.MARKDOWN: leaderboard.as_markdown,
-        LeaderboardFormat.LATEX: leaderboard.as_latex,
-    }
-    if format_ in writers:
-        return writers[format_](groups)
+    if format_ is not LeaderboardFormat.TABLE:
+        return getattr(leaderboard, f"as_{format_.value}")(groups)
 
     from rich.console import Console
 

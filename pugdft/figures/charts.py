@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Theme = Mapping[str, str]  # names of colours to their values
+Titles = tuple[str, str]  # of the horizontal axis, which starts at zero, and of the vertical one
+Span = tuple[float, float]  # lowest and highest value
+_Mark = tuple["Result", float, float]  # with its place in points
 
 # Each style has its own colour, marker and dashes.
 _SERIES = ("#0b67b2", "#d0560a", "#2f8a85", "#611661", "#444606", "#9566fa", "#884f61", "#231da3")
@@ -35,36 +38,25 @@ LIGHT |= {f"s{style}": colour for style, colour in enumerate(_SERIES)}
 DARK = {"page": "#15181c", "text": "#e7e9ec", "muted": "#a3abb5", "faint": "#292e34"}
 DARK |= {f"s{style}": colour for style, colour in enumerate(_SERIES_DARK)}
 
-# In points, from the lower left corner.
-_HEIGHT, _LEFT, _BOTTOM, _TOP = 302.0, 50.0, 46.0, 276.0
+_HEIGHT, _LEFT, _BOTTOM, _TOP = 302.0, 50.0, 46.0, 276.0  # in points, from the lower left corner
 _MARK_GAP = 8.0  # between marks of equal cost
 _CLUSTER_GAP = 28.0  # marks that are nearer share a column of labels
-_LINE_HEIGHT = 14.0
-_LINE_WIDTH = 1.8
-
+_LINE_HEIGHT, _LINE_WIDTH = 14.0, 1.8
 _FAR = 6.0  # a mean this many median distances behind the best is left off the axis
 _LEAST = 0.002  # of a value: a smaller spread counts as this
 _STARTED = 0.3  # of a training: later values must be on the axis
-
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What is drawn in one style.
-
-    Attributes:
-        style: 0 to ``NUM_STYLES`` − 1; None for small grey marks without a label.
-        filled: whether marks are filled and the label is bold.
-        key: name of the series in a page (``data-series``).
-        tip: shown on the page when the pointer is over the mark.
-    """
+    """What is drawn in one style."""
 
     label: str
-    style: int | None
-    filled: bool = False
-    key: str = "-"
-    tip: str = ""
+    style: int | None  # 0 to NUM_STYLES − 1; None for small grey marks without a label
+    filled: bool = False  # whether marks are filled and the label is bold
+    key: str = "-"  # name of the series in a page (`data-series`)
+    tip: str = ""  # shown on the page when the pointer is over the mark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +65,7 @@ class Result(Series):
 
     cost: float
     mean: float
-    interval: tuple[float, float] | None = None
-
-
-_Mark = tuple[Result, float, float]  # with its place in points
+    interval: Span | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +94,13 @@ class _Chart:
     """A figure with one pair of axes. Marks and labels have places in points, lines have values."""
 
     def __init__(
-        self,
-        width: float,
-        right: float,
-        costs: Sequence[float],
-        room: float,
-        limits: tuple[float, float],
-        titles: tuple[str, str],
-        theme: Theme,
+        self, shape: Sequence[float], costs: Sequence[float], limits: Span, titles: Titles, theme: Theme
     ) -> None:
+        """Draw the axes; ``shape`` is the figure's width, their right end, and the room beside the costs."""
         from matplotlib.figure import Figure
         from matplotlib.transforms import Affine2D
 
-        self.theme, muted = theme, theme["muted"]
+        (width, right, room), self.theme, muted = shape, theme, theme["muted"]
         self.figure = Figure((width / 72, _HEIGHT / 72), dpi=72, facecolor=theme["page"])
         self.points = Affine2D().scale(1 / 72) + self.figure.dpi_scale_trans
         place = (_LEFT / width, _BOTTOM / _HEIGHT, (right - _LEFT) / width, (_TOP - _BOTTOM) / _HEIGHT)
@@ -135,7 +118,7 @@ class _Chart:
         axes.ticklabel_format(style="plain", useOffset=False)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """The place of a value, or the nearest one on the axis."""
+        """Return the place of a value, or the nearest one on the axis."""
         x, y = self.axes.transData.transform((x, y))
         return float(x), min(max(float(y), _BOTTOM), _TOP)
 
@@ -150,19 +133,9 @@ class _Chart:
 
     def label(self, x: float, y: float, series: Series, most: int, side: str = "left") -> Any:
         """Write at most so many characters of a label."""
-        shown = printable(series.label)
-        return self.axes.text(
-            x,
-            y,
-            shown if len(shown) <= most else shown[: most - 1].rstrip() + "…",
-            transform=self.points,
-            parse_math=False,
-            ha=side,
-            va="center_baseline",
-            gid=f"label {series.key}",
-            color=self.theme["text"],
-            weight="bold" if series.filled else "normal",
-        )
+        look = {"color": self.theme["text"], "weight": "bold" if series.filled else "normal"}
+        look |= {"ha": side, "va": "center_baseline", "gid": f"label {series.key}", "parse_math": False}
+        return self.axes.text(x, y, shortened(series.label, most), transform=self.points, **look)
 
 
 def _marker(series: Series, theme: Theme) -> dict[str, Any]:
@@ -179,21 +152,13 @@ def _dashes(style: int) -> dict[str, Any]:
 
 
 @_own_settings()
-def scatter_cost(
-    results: Sequence[Result], titles: tuple[str, str], limits: tuple[float, float], theme: Theme = LIGHT
-) -> Figure:
-    """Draw means with intervals against cost.
+def scatter_cost(results: Sequence[Result], titles: Titles, limits: Span, theme: Theme = LIGHT) -> Figure:
+    """Draw means with intervals against cost; ``limits`` are the vertical axis's, see ``value_limits``.
 
     Styled marks of about equal cost stand side by side. A mean outside ``limits`` is drawn at the axis's end.
     A label that would cover something is left out.
-
-    Args:
-        results: at least one.
-        titles: of the horizontal axis, which starts at zero, and of the vertical one.
-        limits: of the vertical axis, see ``value_limits``.
-        theme: ``LIGHT`` or ``DARK``.
     """
-    chart = _Chart(520, 506, [result.cost for result in results], 1.12, limits, titles, theme)
+    chart = _Chart((520, 506, 1.12), [result.cost for result in results], limits, titles, theme)
     for result in results:
         if result.style is None:
             x, y = chart.place(result.cost, result.mean)
@@ -243,15 +208,10 @@ def _label_cluster(chart: _Chart, cluster: Sequence[_Mark], taken: list[Sequence
 
 
 @_own_settings()
-def histories(
-    curves: Sequence[History], titles: tuple[str, str], limits: tuple[float, float], theme: Theme = LIGHT
-) -> Figure:
-    """Draw values in the course of training, with a label at the end of each line.
-
-    What lies outside ``limits`` is cut off. The arguments are those of ``scatter_cost``.
-    """
+def histories(curves: Sequence[History], titles: Titles, limits: Span, theme: Theme = LIGHT) -> Figure:
+    """Draw values in the course of training, labelled at their ends; outside ``limits`` they are cut off."""
     costs = [cost for curve in curves for cost in curve.costs]
-    chart = _Chart(640, 486, costs, 1.02, limits, titles, theme)
+    chart = _Chart((640, 486, 1.02), costs, limits, titles, theme)
     ends = [chart.place(curve.costs[-1], curve.values[-1]) for curve in curves]
     heights = spread_apart([y for _, y in ends], _LINE_HEIGHT, _BOTTOM, _TOP)
     for curve, (x, y), height in reversed(list(zip(curves, ends, heights, strict=True))):
@@ -288,9 +248,8 @@ def save(figure: Figure, path: Path) -> None:
 def svg_text(figure: Figure, name: str, description: str = "") -> str:
     """Return an ``<svg>`` element for a page; ``name`` must be unique on the page.
 
-    Colours become the page's variables (``var(--s0, #0b67b2)``), so they follow its theme. A strict
-    Content-Security-Policy holds: there are no style attributes, no links, and no ids
-    but those of clip paths.
+    Colours become the page's variables (``var(--s0, #0b67b2)``), so they follow its theme. It passes a strict
+    Content-Security-Policy: no style attributes, no links, and no ids but those of clip paths.
     """
     buffer = io.BytesIO()
     with _own_settings(salt=name):
@@ -303,9 +262,8 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
         element.text, element.tail = element.text if element.tag == "text" else None, None
         for child in list(element):
             # Styles of matplotlib's own, and shapes of markers: each mark gets its own copy below.
-            if child.tag == f"{_SVG}metadata" or (
-                child.tag == f"{_SVG}defs" and child.find(f"{_SVG}clipPath") is None
-            ):
+            is_unused = child.tag == f"{_SVG}defs" and child.find(f"{_SVG}clipPath") is None
+            if is_unused or child.tag == f"{_SVG}metadata":
                 element.remove(child)
         for part in element.attrib.pop("style", "").split("; "):
             key, _, value = part.partition(": ")
@@ -332,11 +290,8 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
 
 
 def value_limits(
-    values: Sequence[tuple[float, tuple[float, float] | None]],
-    *,
-    higher_is_better: bool,
-    possible: tuple[float, float],
-) -> tuple[float, float]:
+    values: Sequence[tuple[float, Span | None]], *, higher_is_better: bool, possible: Span
+) -> Span:
     """Choose an axis for means with intervals on which the good ones can be told apart.
 
     A mean far behind the others lies outside, and a long interval stretches the axis by at most the spread of
@@ -351,7 +306,7 @@ def value_limits(
     return _padded(max(lowest, low - reach), min(highest, high + reach), possible)
 
 
-def history_limits(curves: Sequence[Sequence[float]], possible: tuple[float, float]) -> tuple[float, float]:
+def history_limits(curves: Sequence[Sequence[float]], possible: Span) -> Span:
     """Choose an axis for histories; steep first epochs and a collapsed run may lie below it."""
     kept = comparable([values[-1] for values in curves], higher_is_better=True)
     near = [values for values, keep in zip(curves, kept, strict=True) if keep]
@@ -379,10 +334,10 @@ def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -
     nearest = isotonic_regression(np.asarray(places)[order] - steps).x
     moved = np.empty(len(places))
     moved[order] = np.clip(nearest, low, high - steps[-1]) + steps
-    return [round(float(place), 2) for place in moved]
+    return moved.round(2).tolist()
 
 
-def _padded(low: float, high: float, possible: tuple[float, float]) -> tuple[float, float]:
+def _padded(low: float, high: float, possible: Span) -> Span:
     room = 0.06 * (high - low) or 0.02 * abs(high) or 1.0
     lower, upper = max(low - room, possible[0]), min(high + room, possible[1])
     return lower, upper if upper > lower else lower + room
@@ -391,6 +346,12 @@ def _padded(low: float, high: float, possible: tuple[float, float]) -> tuple[flo
 def overlap(box: Sequence[float], other: Sequence[float]) -> bool:
     """Say whether two boxes (left, bottom, right, top) overlap."""
     return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+
+
+def shortened(text: object, most: int = 80) -> str:
+    """Return ``text`` on one line with at most so many characters, cut at its end."""
+    shown = printable(text)
+    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"
 
 
 def _gid(group: str, series: Series) -> str:

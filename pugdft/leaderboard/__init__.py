@@ -1,9 +1,8 @@
 """Rank and compare optimizers by run records: load, group, compute statistics, write.
 
 ``load`` reads files, ``grouping`` finds comparable runs, ``stats`` and ``power`` know only numbers.
-``ranking`` joins them, ``compare`` compares two optimizers, ``published`` adds results of papers.
-``columns``, ``warnings`` and ``verdicts`` hold the words that people read, and ``formats`` writes them.
-``validate`` checks records that others contribute.
+``ranking``, ``compare`` and ``published`` make the results; ``columns``, ``warnings`` and ``verdicts`` hold
+the words that people read, and ``formats`` writes them. ``validate`` checks records that others contribute.
 """
 
 from pugdft.leaderboard.entry import Entry, Group

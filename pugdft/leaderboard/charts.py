@@ -7,36 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pugdft.errors import printable
-from pugdft.figures.charts import (
-    NUM_STYLES,
-    History,
-    Result,
-    histories,
-    history_limits,
-    scatter_cost,
-    svg_text,
-    value_limits,
-)
-from pugdft.leaderboard.columns import (
-    COUNT,
-    PASSES,
-    PERCENT,
-    SECONDS,
-    DisplayUnit,
-    fitting_unit,
-    number,
-    unit_of,
-)
+from pugdft.figures import charts
+from pugdft.figures.charts import shortened
+from pugdft.leaderboard import columns
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
 from pugdft.leaderboard.warnings import listed
 from pugdft.predictions import METRICS
 
 MOST_MARKS = 60
-
 STRIP_WIDTH, _STRIP_EDGE = 120.0, 6.0
-
-_LONGEST_LABEL = 80
 
 
 @dataclass(frozen=True)
@@ -45,7 +24,7 @@ class CostAxis:
 
     words: str
     field: str  # of `Entry` and `CurvePoint`
-    units: tuple[DisplayUnit, ...]
+    units: tuple[columns.DisplayUnit, ...]
     tip: str  # around a number in the text shown over a mark
 
     def spent(self, what: Entry | CurvePoint) -> float | None:
@@ -55,22 +34,18 @@ class CostAxis:
 
 
 COSTS: Mapping[str, CostAxis] = {
-    "epochs": CostAxis("epochs", "epoch", (COUNT,), "epoch {}"),
-    "passes": CostAxis("gradient passes", "gradient_passes", PASSES, "{} passes"),
-    "seconds": CostAxis("training time", "train_seconds", SECONDS, "{}"),
+    "epochs": CostAxis("epochs", "epoch", (columns.COUNT,), "epoch {}"),
+    "passes": CostAxis("gradient passes", "gradient_passes", columns.PASSES, "{} passes"),
+    "seconds": CostAxis("training time", "train_seconds", columns.SECONDS, "{}"),
 }
 
 
 def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> dict[str, Any] | None:
-    """Draw the ranking metric against a cost, or return None where fewer than two entries have both.
+    """Draw the ranking metric against one of ``COSTS``; None where fewer than two entries have both.
 
-    Args:
-        group: its entries.
-        styles: positions of named entries and the style of each; the others are small grey marks.
-        cost: a key of ``COSTS``.
-        id: of the group on the page.
+    ``styles`` maps positions of named entries to their style; the others are small grey marks.
     """
-    axis, name, metric_unit = COSTS[cost], METRICS[group.metric].name, unit_of(group.metric)
+    axis, name, metric_unit = COSTS[cost], METRICS[group.metric].name, columns.unit_of(group.metric)
     found = [
         (index, summary, spent)
         for index, entry in enumerate(group.measured)
@@ -79,49 +54,41 @@ def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> d
     if len(found) < 2:
         return None
     drawn = found[:MOST_MARKS]
-    unit = fitting_unit(axis.units, [spent for *_, spent in drawn])
+    unit = columns.fitting_unit(axis.units, [spent for *_, spent in drawn])
     results = []
     for index, summary, spent in drawn:
-        mean, *ends = (value / metric_unit.size for value in (summary.mean, *(summary.ci95 or ())))
-        bounds = f" (95 % CI {' to '.join(map(metric_unit, summary.ci95))})" if summary.ci95 else ""
-        said = f"{name} {metric_unit.phrase(summary.mean)}{bounds}"
+        bounds = columns.interval(group.entries[index], group.metric)
+        said = f"{name} {metric_unit.phrase(summary.mean)}{bounds and f' (95 % CI {bounds})'}"
         series = _series(group, index, styles, id, f"{said}; {axis.tip.format(unit.phrase(spent))}")
-        results.append(
-            Result(**series, cost=spent / unit.size, mean=mean, interval=(ends[0], ends[1]) if ends else None)
-        )
-    limits = metric_limits([summary for _, summary, _ in drawn], group.metric)
+        mean, *ends = (value / metric_unit.size for value in (summary.mean, *(summary.ci95 or ())))
+        ends = (ends[0], ends[1]) if ends else None
+        results.append(charts.Result(**series, cost=spent / unit.size, mean=mean, interval=ends))
+    limits = _metric_limits([summary for _, summary, _ in drawn], group.metric)
     low, high = (limit / metric_unit.size for limit in limits)
     off = [result.tip.rpartition(";")[0] for result in results if not low <= result.mean <= high]
-    cut = [
-        each for each in results if each.interval and not low <= each.interval[0] <= each.interval[1] <= high
-    ]
-    unnamed = [result for result in results if result.style is None]
+    intervals = [result.interval for result in results if result.interval]
     notes = {
         f"The first {len(drawn)} of {len(found)} entries are drawn.": len(found) > len(drawn),
-        "Small grey marks are entries without a name in the legend.": unnamed,
-        "An interval without a bar at its end goes on beyond the axis.": cut,
-        f"Beyond the axis, drawn at its end: {listed(off)}.": off,
+        "Small grey marks are entries without a name in the legend.": any(
+            result.style is None for result in results
+        ),
+        "An interval without a bar at its end goes on beyond the axis.": any(
+            not low <= ends[0] <= ends[1] <= high for ends in intervals
+        ),
+        f"Beyond the axis, drawn at its end: {listed(off)}.": bool(off),
     }
     titles = unit.heading(axis.words), metric_unit.heading(name)
     description = f"{titles[1]} against {titles[0]}; the table has the values"
-    svg = svg_text(scatter_cost(results, titles, (low, high)), f"{id}c{cost}", description)
-    return {
-        "cost": cost,
-        "words": axis.words,
-        "svg": svg,
-        "notes": [note for note, on in notes.items() if on],
-    }
+    svg = charts.svg_text(charts.scatter_cost(results, titles, (low, high)), f"{id}c{cost}", description)
+    return {"cost": cost, "words": axis.words, "svg": svg, "notes": [each for each in notes if notes[each]]}
 
 
 def history_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> dict[str, Any] | None:
-    """Draw the histories of the named entries, or return None where none has two points.
-
-    The arguments are those of ``cost_chart``. Epochs without an evaluation are passed over.
-    """
+    """Draw the evaluated epochs of the named entries, or return None where none has two."""
     axis = COSTS[cost]
     points = {
         index: [
-            (spent, top1 / PERCENT.size)
+            (spent, top1 / columns.PERCENT.size)
             for point in group.entries[index].curve
             if (spent := axis.spent(point)) is not None and (top1 := finite(point.test_top1)) is not None
         ]
@@ -130,18 +97,18 @@ def history_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -
     points = {index: found for index, found in points.items() if len(found) > 1}
     if not points:
         return None
-    unit = fitting_unit(axis.units, [spent for found in points.values() for spent, _ in found])
+    unit = columns.fitting_unit(axis.units, [spent for found in points.values() for spent, _ in found])
     curves = []
     for index, found in points.items():
         costs, values = zip(*found, strict=True)
         said = f"{values[-1]:.2f} %, {axis.tip.format(unit.phrase(costs[-1]))}"
         series = _series(group, index, styles, id, said)
-        curves.append(History(**series, costs=[spent / unit.size for spent in costs], values=values))
-    low, high = history_limits([curve.values for curve in curves], (0.0, 100.0))
+        curves.append(charts.History(**series, costs=[spent / unit.size for spent in costs], values=values))
+    low, high = charts.history_limits([curve.values for curve in curves], (0.0, 100.0))
     is_cut = min(min(curve.values) for curve in curves) < low
-    titles = unit.heading(axis.words), PERCENT.heading("top-1")
+    titles = unit.heading(axis.words), columns.PERCENT.heading("top-1")
     description = f"{titles[1]} on the test split against {titles[0]}"
-    svg = svg_text(histories(curves, titles, (low, high)), f"{id}h{cost}", description)
+    svg = charts.svg_text(charts.histories(curves, titles, (low, high)), f"{id}h{cost}", description)
     notes = [f"What lies below {low:.2f} % is cut off."] if is_cut else []
     return {"cost": cost, "words": axis.words, "svg": svg, "notes": notes}
 
@@ -158,26 +125,20 @@ def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: 
     }
 
 
-def metric_limits(summaries: Sequence[Summary], metric: str) -> tuple[float, float]:
+def _metric_limits(summaries: Sequence[Summary], metric: str) -> charts.Span:
     """Choose the values that an axis of a ranking metric shows."""
-    return value_limits(
-        [(summary.mean, summary.ci95) for summary in summaries],
-        higher_is_better=METRICS[metric].higher_is_better,
-        possible=METRICS[metric].bounds,
-    )
+    row, values = METRICS[metric], [(summary.mean, summary.ci95) for summary in summaries]
+    return charts.value_limits(values, higher_is_better=row.higher_is_better, possible=row.bounds)
 
 
 def interval_strips(
     entries: Sequence[Entry], metric: str
 ) -> tuple[list[dict[str, Any] | None], list[tuple[float, str]]]:
-    """Place means, intervals and seeds in strips of ``STRIP_WIDTH`` pixels; also ticks, as place and text.
-
-    An entry without the metric has no strip.
-    """
+    """Place means, intervals and seeds in strips of ``STRIP_WIDTH`` pixels; also ticks, as place and text."""
     summaries = [entry.summary(metric) for entry in entries]
     if not any(summaries):
         return [None] * len(entries), []
-    low, high = metric_limits([summary for summary in summaries if summary], metric)
+    low, high = _metric_limits([summary for summary in summaries if summary], metric)
 
     def place(value: float) -> float:
         share = (min(max(value, low), high) - low) / (high - low)
@@ -194,11 +155,10 @@ def interval_strips(
             "off": not low <= summary.mean <= high,
         }
 
-    size = unit_of(metric).size
+    size = columns.unit_of(metric).size
     ticks = [(place(value * size), text) for value, text in round_ticks(low / size, high / size, 3)]
-    return [
-        strip(summary, entry) if summary else None for summary, entry in zip(summaries, entries, strict=True)
-    ], ticks
+    pairs = zip(summaries, entries, strict=True)
+    return [strip(summary, entry) if summary else None for summary, entry in pairs], ticks
 
 
 def round_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
@@ -209,27 +169,19 @@ def round_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     step = values[1] - values[0]
     decimals = next((many for many in range(9) if math.isclose(round(step, many), step, rel_tol=1e-6)), 9)
     slack = 1e-9 * (high - low)
-    return [(value, number(value, decimals)) for value in values if low - slack <= value <= high + slack]
-
-
-def shortened(text: object, most: int = _LONGEST_LABEL) -> str:
-    """``text`` on one line with at most so many characters, cut at its end."""
-    shown = printable(text)
-    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"
+    inside = [value for value in values if low - slack <= value <= high + slack]
+    return [(value, columns.number(value, decimals)) for value in inside]
 
 
 def assign_styles(groups: Sequence[Group]) -> list[dict[int, int]]:
-    """For each group, position of an entry to its style: the first ones have one, and none stands twice.
-
-    An optimizer keeps its style from group to group as far as that goes.
-    """
+    """Give the first entries of each group, by position, styles of their own, kept from group to group."""
     preferred: dict[str, int] = {}
     assigned = []
     for group in groups:
         named = [index for index, entry in enumerate(group.measured) if entry.num_seeds or entry.curve]
         styles: dict[int, int] = {}
-        for index in named[:NUM_STYLES]:
-            free = [each for each in range(NUM_STYLES) if each not in styles.values()]
+        for index in named[: charts.NUM_STYLES]:
+            free = [each for each in range(charts.NUM_STYLES) if each not in styles.values()]
             style = preferred.get(group.measured[index].label)
             if style is None or style not in free:
                 style = min(free, key=lambda each: (each in preferred.values(), each))

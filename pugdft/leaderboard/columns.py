@@ -16,12 +16,10 @@ from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary, Tun
 from pugdft.predictions import METRICS, Metric
 
 NOTHING = "–"
-
 _MINUS = "\N{MINUS SIGN}"
-
 _LARGE = 1e9  # from here on digits say less than a power of ten
-
 _SHORTEST_LABEL = 16
+GAP = 2  # characters between columns of text
 
 
 def number(value: float | None, decimals: int = 2) -> str:
@@ -58,10 +56,8 @@ class DisplayUnit:
 
 
 PERCENT, COUNT = DisplayUnit("%", 0.01, 2), DisplayUnit("")
-
+# For `fitting_unit`: the largest has at most four digits before the point.
 PASSES = (DisplayUnit("M", 1e6, 2, least=10), DisplayUnit("k", 1e3, 1, least=10), COUNT)
-"""For :func:`fitting_unit`: the largest has at most four digits before the point."""
-
 SECONDS = (DisplayUnit("h", 3600, 2, least=2), DisplayUnit("min", 60, 1, least=2), DisplayUnit("s", 1, 1))
 
 
@@ -80,10 +76,8 @@ def fitting_unit(units: Sequence[DisplayUnit], values: Iterable[float | None]) -
 def count(value: float | None) -> str:
     """Write ``950``, ``12.0k``, ``1.2M``."""
     value = finite(value)
-    if value is None:
-        return NOTHING
-    if value < 1e4:
-        return f"{value:,.0f}"
+    if value is None or value < 1e4:
+        return number(value, 0)
     return f"{value / 1e3:.1f}k" if value < 1e6 else f"{value / 1e6:.1f}M"
 
 
@@ -113,10 +107,10 @@ def mean_and_spread(entry: Entry, metric: str) -> str:
     return unit(found.mean) + ("" if found.std is None else f" ± {unit(found.std)}")
 
 
-def interval(entry: Entry, metric: str) -> str:
-    """Write ``94.65–95.41``."""
+def interval(entry: Entry, metric: str, joint: str = " to ") -> str:
+    """Write ``94.65 to 95.41``; nothing if there is none."""
     found = entry.summary(metric)
-    return "–".join(map(unit_of(metric), found.ci95)) if found and found.ci95 else NOTHING
+    return joint.join(map(unit_of(metric), found.ci95)) if found and found.ci95 else ""
 
 
 @dataclass(frozen=True)
@@ -161,73 +155,46 @@ class Column:
         return max(map(len, [*self.heading.split("\n"), *(self.cell(entry) for entry in entries)]))
 
 
+# Headings over the page's columns, in their order.
 SECTIONS = ("", "test split, last epoch", "cost of a run", "top-1 at equal cost", "evidence", "never ranks")
-"""Headings over the page's columns, in their order."""
+_TEST, _COST, _EQUAL, _EVIDENCE, _NEVER = SECTIONS[1:]
 
 
 def columns(metric: str) -> tuple[Column, ...]:
     """List all columns of a leaderboard that is ranked by ``metric``, in their order."""
-    others = (_mean_column(other) for key, other in METRICS.items() if key != metric)
-    return (*_FIRST, *_ranked_columns(METRICS[metric]), *others, *_LATER)
-
-
-def _ranked_columns(metric: Metric) -> tuple[Column, Column]:
-    """The ranking metric with its spread, and its confidence interval."""
-    arrow = "↑" if metric.higher_is_better else "↓"
-    plain = _mean_column(metric)
+    plain = {key: _mean_column(row) for key, row in METRICS.items()}
+    own, arrow = plain.pop(metric), "↑" if METRICS[metric].higher_is_better else "↓"
     mean = replace(
-        plain,
-        name=f"{arrow} {plain.name}",
-        heading=f"{arrow} {plain.heading}",
-        help=f"Mean {metric.name} ± standard deviation over seeds.",
-        write=lambda entry: mean_and_spread(entry, metric.key),
-        importance=0,
-        is_ranked=True,
-    )
+        own, name=f"{arrow} {own.name}", heading=f"{arrow} {own.heading}", importance=0, is_ranked=True,
+        write=lambda entry: mean_and_spread(entry, metric),
+        help=f"Mean {METRICS[metric].name} ± standard deviation over seeds.",
+    )  # fmt: skip
     confidence = Column(
-        name="95 % CI",
-        heading="95 %\nCI",
-        page="95 % CI",
-        section=mean.section,
+        name="95 % CI", heading="95 %\nCI", page="95 % CI", section=_TEST, units=own.units, metric=metric,
+        importance=2, is_interval=True, lower_first=own.lower_first,
+        read=lambda entry: found.ci95[0] if (found := entry.summary(metric)) and found.ci95 else None,
+        write=lambda entry: interval(entry, metric, "–") or NOTHING,
         help="95 % t-interval of the mean over seeds; thin strokes are the seeds.",
-        units=mean.units,
-        read=lambda entry: found.ci95[0] if (found := entry.summary(metric.key)) and found.ci95 else None,
-        write=lambda entry: interval(entry, metric.key),
-        importance=2,
-        metric=metric.key,
-        is_interval=True,
-        lower_first=mean.lower_first,
-    )
-    return mean, confidence
+    )  # fmt: skip
+    return (*_FIRST, mean, confidence, *plain.values(), *_LATER)
 
 
 def _mean_column(metric: Metric) -> Column:
     return Column(
-        field=metric.key,
-        value=lambda entry: entry.summaries.get(metric.key),
-        parts=Summary,
-        name=f"{metric.name} {metric.unit}".rstrip(),
-        heading=f"{metric.name}\n{metric.unit}".rstrip(),
-        page=metric.name,
-        section=SECTIONS[1],
-        help=f"Mean {metric.name} over seeds.",
-        units=(unit_of(metric.key),),
+        metric.key, lambda entry: entry.summaries.get(metric.key), Summary,
+        name=f"{metric.name} {metric.unit}".rstrip(), heading=f"{metric.name}\n{metric.unit}".rstrip(),
+        page=metric.name, section=_TEST, units=(unit_of(metric.key),), metric=metric.key,
+        importance=metric.importance, lower_first=not metric.higher_is_better,
         read=lambda entry: found.mean if (found := entry.summary(metric.key)) else None,
-        importance=metric.importance,
-        metric=metric.key,
-        lower_first=not metric.higher_is_better,
-    )
+        help=f"Mean {metric.name} over seeds.",
+    )  # fmt: skip
 
-
-_COST, _EQUAL, _EVIDENCE, _NEVER = SECTIONS[2:]
 
 _FIRST = (
     Column(name="rank", write=rank),
     Column("optimizer", attrgetter("label"), name="optimizer", is_text=True,
            write=lambda entry: printable(entry.label)),
-    Column("status"),
-    Column("rank_low"),
-    Column("rank_high"),
+    *map(Column, ("status", "rank_low", "rank_high")),
     # A paper may not say how many; a measured entry always knows.
     Column("num_seeds", lambda entry: entry.num_seeds or (0 if entry.status == "measured" else None),
            name="seeds", page="seeds", importance=1,
@@ -296,20 +263,17 @@ def text_columns(group: Group) -> list[Column]:
     ]
 
 
-def fit(
-    chosen: Sequence[Column], entries: Sequence[Entry], width: int, gap: int
-) -> tuple[list[Column], list[Column]]:
-    """Split columns into those that ``width`` characters hold and those left out.
+def fit(group: Group, width: int) -> tuple[list[Column], list[Column]]:
+    """Split a group's columns into those that ``width`` characters hold and those left out.
 
-    Between columns there are ``gap`` characters. The least important columns go first. Labels may be broken
-    into lines, so they ask for a quarter of the width at most.
+    The least important ones go first. Labels may be broken into lines, so they ask for a quarter at most.
     """
-    most = max(_SHORTEST_LABEL, width // 4)
-    widths = {column.name: column.width(entries) for column in chosen}
+    chosen, most = text_columns(group), max(_SHORTEST_LABEL, width // 4)
+    widths = {column.name: column.width(group.measured) for column in chosen}
     widths |= {column.name: min(widths[column.name], most) for column in chosen if column.is_text}
     kept = list(chosen)
     for column in sorted(chosen, key=lambda column: -column.importance):
-        if sum(widths[each.name] + gap for each in kept) - gap <= width or not column.importance:
+        if sum(widths[each.name] + GAP for each in kept) - GAP <= width or not column.importance:
             break
         kept.remove(column)
     return kept, [column for column in chosen if column not in kept]

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, StrictStr, ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.load import schema_faults
@@ -27,9 +27,7 @@ _BEST_EPOCH = "best test epoch"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Publication(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Publication(BaseModel, extra="forbid"):
     title: StrictStr
     arxiv: StrictStr | None = None
     year: int | None = None
@@ -41,10 +39,9 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-class ReportedRow(BaseModel):
+class ReportedRow(BaseModel, extra="allow"):
     """One printed figure. Keys that are not named here are conditions, and go into the protocol."""
 
-    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_scalar)]]
 
     source: StrictStr
@@ -60,35 +57,38 @@ class ReportedRow(BaseModel):
     final_top1: Fraction | None = None
 
     def conditions(self) -> dict[str, Any]:
-        """What the protocol is made of."""
+        """Return what the protocol is made of."""
         own = set(type(self).model_fields) - {"selection", "final_top1"}
         return self.model_dump(exclude=own, exclude_none=True)
 
+    def protocol(self) -> str:
+        """Write ``32 px, 200 epochs, batch 100, lr 0.1, from scratch``; then whatever else the row says."""
+        left, words = self.conditions(), []
+        for key, form in _FORMS.items():
+            if key in left:
+                value = left.pop(key)
+                words.append(form(value) if callable(form) else form.format(shown(value)))
+        words += [f"{key.replace('_', ' ')} {shown(value)}" for key, value in left.items()]
+        return printable(", ".join(words))
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
+class _File(BaseModel, extra="forbid"):
     sources: dict[str, _Publication]
     rows: list[ReportedRow]
 
 
-ReportedPair = tuple[ReportedRow, Entry]
-"""A row, and the entry that it becomes."""
+ReportedPair = tuple[ReportedRow, Entry]  # a row, and the entry that it becomes
 
 
 def reported_folder() -> Path:
-    """Where the files are: inside an installed package, or at the top of a checkout."""
+    """Find the files: inside an installed package, or at the top of a checkout."""
     package = Path(__file__).parent.parent
     installed = package / "bundled_reported"
     return installed if installed.is_dir() else package.parent / "leaderboard" / "reported"
 
 
 def read_reported(path: Path) -> list[ReportedPair]:
-    """Read the rows of one file.
-
-    Raises:
-        UserError: not readable, or not of the schema; every fault is named.
-    """
+    """Read the rows of one file, or refuse it with every fault named."""
     content = yaml.parse(yaml.read_text(path), str(path))
     try:
         file = _File.model_validate(content)
@@ -113,7 +113,7 @@ def reported_rows(folder: Path) -> tuple[ReportedPair, ...]:
 def select_rows(
     rows: Iterable[ReportedPair], groups: Sequence[Group], dataset: str | None, model: str | None
 ) -> list[ReportedPair]:
-    """The rows under the filters: of the measured groups' names, or of their own where nothing was measured.
+    """Return the rows under the filters: of the measured groups' names, or of their own if there are none.
 
     Raises:
         UserError: nothing was measured, and a filter fits none of the rows, or several names.
@@ -131,7 +131,7 @@ def select_rows(
 
 
 def with_reported(groups: Sequence[Group], rows: Iterable[ReportedPair]) -> list[Group]:
-    """The groups with the reported rows of their data set and architecture below the measured entries.
+    """Add the reported rows below the measured entries of their data set and architecture.
 
     Where several groups fit, a row stands once, in the one whose protocol is nearest; where none does,
     rows of one data set and model make a group of their own, behind the measured ones.
@@ -139,10 +139,7 @@ def with_reported(groups: Sequence[Group], rows: Iterable[ReportedPair]) -> list
     pairs = list(rows)
     places = [(group.dataset, architecture(group.model)) for group in groups]
     alone = sorted({(row.dataset, row.model) for row, _ in pairs} - {*places})
-    joined = [
-        *groups,
-        *(Group(printable(dataset), printable(model), NOTHING_MEASURED, {}, ()) for dataset, model in alone),
-    ]
+    joined = [*groups, *(Group(*map(printable, place), NOTHING_MEASURED, {}, ()) for place in alone)]
     added: list[list[ReportedPair]] = [[] for _ in joined]
     for row, entry in pairs:
         place = (row.dataset, row.model)
@@ -161,17 +158,17 @@ def architecture(model: str) -> str:
 
 
 def _agreement(row: ReportedRow, recipe: Mapping[str, Any]) -> int:
-    """How many of a row's conditions a recipe shares."""
+    """Count a row's conditions that a recipe shares."""
     sections = [section for section in recipe.values() if isinstance(section, Mapping)]
     wanted = row.conditions().items()
     return sum(any(section.get(key) == value for section in sections) for key, value in wanted)
 
 
-def _ordered(pairs: Sequence[ReportedPair]) -> tuple[Entry, ...]:
-    """Rows of one table and protocol together, the highest figure first; files and tables as they come."""
-    tables = [(row.source, row.table, _protocol(row)) for row, _ in pairs]
+def _ordered(pairs: Sequence[ReportedPair]) -> list[Entry]:
+    """Put rows of one table and protocol together, highest figure first; files and tables as they come."""
+    tables = [(row.source, row.table, row.protocol()) for row, _ in pairs]
     order = sorted(range(len(pairs)), key=lambda at: (tables.index(tables[at]), -pairs[at][0].top1))
-    return tuple(pairs[at][1] for at in order)
+    return [pairs[at][1] for at in order]
 
 
 def _entry(row: ReportedRow, publication: _Publication) -> Entry:
@@ -187,21 +184,10 @@ def _entry(row: ReportedRow, publication: _Publication) -> Entry:
             arxiv=publication.arxiv,
             year=publication.year,
             table=printable(row.table),
-            protocol=_protocol(row),
+            protocol=row.protocol(),
             caveat=printable(row.caveat) if row.caveat else None,
         ),
     )
-
-
-def _protocol(row: ReportedRow) -> str:
-    """``32 px, 200 epochs, batch 100, lr 0.1, from scratch``; then whatever else the row says."""
-    left, words = row.conditions(), []
-    for key, form in _FORMS.items():
-        if key in left:
-            value = left.pop(key)
-            words.append(form(value) if callable(form) else form.format(shown(value)))
-    words += [f"{key.replace('_', ' ')} {shown(value)}" for key, value in left.items()]
-    return printable(", ".join(words))
 
 
 _FORMS: Mapping[str, Any] = {

@@ -116,7 +116,7 @@ def test_a_table_fits_and_names_every_column_that_it_leaves_out(width: int) -> N
     shown = group()
     text = table(shown, width=width)
     assert max(map(len, text.splitlines())) <= width
-    kept, left_out = fit(text_columns(shown), shown.entries, width, gap=2)
+    kept, left_out = fit(shown, width)
     head, _, _ = text.partition("─")
     for column in kept:
         assert all(part in head for part in column.heading.split("\n"))

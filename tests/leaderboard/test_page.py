@@ -14,7 +14,8 @@ from page_groups import HOSTILE, board, entry, group, hostile_board, reported
 
 from pugdft.figures.charts import NUM_STYLES
 from pugdft.leaderboard.entry import CurvePoint, Group, Summary, Versus
-from pugdft.leaderboard.formats.html import as_html, spec_lines, versus_text
+from pugdft.leaderboard.formats.html import as_html, spec_lines
+from pugdft.leaderboard.verdicts import versus_text
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
@@ -136,12 +137,12 @@ def test_details_say_what_the_data_allow() -> None:
         )
     ]
     assert said[0] == (
-        "−0.31 points in top-1, p = 0.21 (Holm-corrected): not told apart; "
-        "about 7 more seeds each would tell if it is real"
+        "−0.31 percentage points in top-1; p = 0.210 (Holm-corrected): not told apart. "
+        "If the difference is real, about 7 more seeds each would show it"
     )
-    assert said[1] == "−2.00 points in top-1, p = 0.0004 (Holm-corrected): told apart"
+    assert said[1] == "−2.00 percentage points in top-1; p < 0.001 (Holm-corrected): told apart"
     assert "nothing can be tested" in said[2]
-    assert said[3].startswith("+0.00 points")
+    assert said[3].startswith("0.00 percentage points")
     assert "more than 1,000 more seeds" in said[3]
 
 

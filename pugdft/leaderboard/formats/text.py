@@ -9,21 +9,16 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from pugdft.errors import printable
-from pugdft.leaderboard.columns import NOTHING, Column, fit, mean_and_spread, text_columns
+from pugdft.leaderboard import verdicts
+from pugdft.leaderboard.columns import GAP, NOTHING, Column, fit, mean_and_spread, text_columns
 from pugdft.leaderboard.entry import Entry, Group
-from pugdft.leaderboard.verdicts import (
-    REPORTED_HEADING,
-    conditions,
-    legend,
-    remarks,
-    source_lines,
-    source_place,
-)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+Escape = Callable[[str], str]
 
 _REPORTED_COLUMNS = ("optimizer", "seeds", "top-1 %", "source", "protocol")
 
@@ -34,35 +29,25 @@ def _is_best(entry: Entry, entries: Sequence[Entry]) -> bool:
 
 
 def _measured_rows(
-    entries: Sequence[Entry],
-    chosen: Sequence[Column],
-    escape: Callable[[str], str],
-    bold: Callable[[str], str],
-    *,
-    bold_figures: bool = False,
+    group: Group, chosen: Sequence[Column], escape: Escape, bold: str, bold_figures: bool = False
 ) -> Iterator[list[str]]:
     """Write the cells of measured entries; of the best, the label and perhaps the ranking figure are bold."""
-    for entry in entries:
-        yield [
-            bold(cell)
-            if _is_best(entry, entries) and (column.is_text or (bold_figures and column.is_ranked))
-            else cell
-            for column in chosen
-            for cell in [escape(column.cell(entry))]
-        ]
+    in_bold = [column.is_text or (bold_figures and column.is_ranked) for column in chosen]
+    for entry in group.measured:
+        forms = [bold if each and _is_best(entry, group.measured) else "{}" for each in in_bold]
+        cells = [escape(column.cell(entry)) for column in chosen]
+        yield list(map(str.format, forms, cells))
 
 
-def _reported_rows(group: Group, escape: Callable[[str], str]) -> Iterator[list[str]]:
+def _reported_rows(group: Group, escape: Escape) -> Iterator[list[str]]:
     """Write the cells of reported entries, under ``_REPORTED_COLUMNS``."""
     for entry in group.reported:
-        label, seeds = printable(entry.label), str(entry.num_seeds or NOTHING)
-        texts = label, seeds, mean_and_spread(entry, "top1"), source_place(entry, group), conditions(entry)
+        texts = [printable(entry.label), str(entry.num_seeds or NOTHING), mean_and_spread(entry, "top1")]
+        texts += [verdicts.source_place(entry, group), verdicts.conditions(entry)]
         yield list(map(escape, texts))
 
 
 # --- terminal ---
-
-_GAP = 2
 
 _NARROWEST = len("optimizer")
 
@@ -84,22 +69,21 @@ def print_table(groups: Sequence[Group], console: Console) -> None:
             console.print()
         say([f"{group.dataset} × {group.model}"], "bold")
         say([group.protocol], "")
-        entries = group.measured
-        if entries:
-            chosen, left_out = fit(text_columns(group), entries, console.width, _GAP)
-            rows = _measured_lines(entries, chosen, console.width)
+        if group.measured:
+            chosen, left_out = fit(group, console.width)
+            rows = _measured_lines(group.measured, chosen, console.width)
             console.print(Text("\n").join(rows), soft_wrap=True)
             if left_out:
                 names = ", ".join(column.name for column in left_out)
                 say([f"No room for: {names}; `--format csv` and `html` have all."])
-        say(remarks(group))
+        say(verdicts.remarks(group))
         if group.reported:
-            if entries:
+            if group.measured:
                 console.print()
-                say([REPORTED_HEADING], "italic")
+                say([verdicts.REPORTED_HEADING], "italic")
             console.print(_reported_table(group))
-            say(source_lines(group))
-    if lines := legend(groups):
+            say(verdicts.source_lines(group))
+    if lines := verdicts.legend(groups):
         console.print()
         say(lines)
 
@@ -110,7 +94,7 @@ def _measured_lines(entries: Sequence[Entry], chosen: Sequence[Column], width: i
     from rich.text import Text
 
     widths = [0 if column.is_text else column.width(entries) for column in chosen]
-    room = max(_NARROWEST, width - sum(widths) - _GAP * (len(chosen) - 1))
+    room = max(_NARROWEST, width - sum(widths) - GAP * (len(chosen) - 1))
     longest = max(cell_len(column.cell(entry)) for column in chosen if column.is_text for entry in entries)
     widths = [each or min(max(longest, _NARROWEST), room) for each in widths]
 
@@ -119,7 +103,7 @@ def _measured_lines(entries: Sequence[Entry], chosen: Sequence[Column], width: i
         for cell, style, column, size in zip(cells, styles, chosen, widths, strict=True):
             blank = " " * (size - cell_len(cell))
             whole.append(cell + blank if column.is_text else blank + cell, style)
-            whole.append(" " * _GAP)
+            whole.append(" " * GAP)
         whole.rstrip()
         return whole
 
@@ -127,7 +111,7 @@ def _measured_lines(entries: Sequence[Entry], chosen: Sequence[Column], width: i
     height = max(map(len, headings))
     for row in zip(*([""] * (height - len(lines)) + lines for lines in headings), strict=True):
         yield line(row, ["bold"] * len(chosen))
-    yield Text("─" * (sum(widths) + _GAP * (len(chosen) - 1)))
+    yield Text("─" * (sum(widths) + GAP * (len(chosen) - 1)))
     for entry in entries:
         styles = ["bold" if column.is_text and _is_best(entry, entries) else "" for column in chosen]
         # The one column that may break: an option list has no natural width.
@@ -145,7 +129,7 @@ def _reported_table(group: Group) -> Table:
     from rich.text import Text
 
     # A rule under the headings and a blank between columns: with the padding, the gap.
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     least = {"optimizer": _NARROWEST, "protocol": 20}
     for name in _REPORTED_COLUMNS:
         if name in least:
@@ -165,7 +149,7 @@ _MARKUP = re.compile(r"([\\`*_\[\]#|~$]|^[-+=]|(?<=^\d)[.)](?=\s|$))")
 
 def as_markdown(groups: Sequence[Group]) -> str:
     """Write a heading, a table and a list of remarks for each group; the tied best stand in bold."""
-    blocks = [*(block for group in groups for block in _blocks(group)), _list(legend(groups))]
+    blocks = [*(block for group in groups for block in _blocks(group)), _list(verdicts.legend(groups))]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
@@ -184,15 +168,15 @@ def _blocks(group: Group) -> Iterator[str]:
         chosen = text_columns(group)
         names = [escape_markdown(column.name) for column in chosen]
         alignments = [":--" if column.is_text else "--:" for column in chosen]
-        rows = _measured_rows(group.measured, chosen, escape_markdown, "**{}**".format)
+        rows = _measured_rows(group, chosen, escape_markdown, "**{}**")
         yield _lines_of_cells(names, alignments, *rows)
-    yield _list(remarks(group))
+    yield _list(verdicts.remarks(group))
     if group.reported:
         if group.measured:
-            yield f"*{escape_markdown(REPORTED_HEADING)}*"
+            yield f"*{escape_markdown(verdicts.REPORTED_HEADING)}*"
         alignments = [":--", "--:", "--:", ":--", ":--"]
         yield _lines_of_cells(_REPORTED_COLUMNS, alignments, *_reported_rows(group, escape_markdown))
-        yield _list(source_lines(group))
+        yield _list(verdicts.source_lines(group))
 
 
 def _lines_of_cells(*rows: Sequence[str]) -> str:
@@ -207,9 +191,7 @@ def _list(lines: Iterable[str]) -> str:
 
 # What a text block of two columns holds at \small; a table with all columns would run off the page.
 _PAGE_WIDTH = 90
-
 _PAIRS = re.compile(r"([-'`,])(?=\1)")
-
 _SIGNS = {
     "\0": "{}",
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
@@ -235,7 +217,7 @@ def as_latex(groups: Sequence[Group]) -> str:
     """
     blocks = [r"% needs \usepackage{booktabs}"]
     blocks += [_float(group, number) for number, group in enumerate(groups, start=1)]
-    blocks.append("\n".join(map(_comment, legend(groups))))
+    blocks.append("\n".join(map(_comment, verdicts.legend(groups))))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -263,35 +245,25 @@ def _escaped(character: str) -> str:
 
 
 def _float(group: Group, number: int) -> str:
-    entries = group.measured
-    chosen, left_out = fit(text_columns(group), entries, _PAGE_WIDTH, gap=2) if entries else ([], [])
+    chosen, left_out = fit(group, _PAGE_WIDTH)
     caption = f"{group.dataset} × {group.model}: {group.protocol}"
     notes = [caption]
-    notes += [f"{each.label}: records {' '.join(each.records)}" for each in entries if each.records]
-    notes += [*remarks(group), *source_lines(group)]
+    notes += [f"{each.label}: records {' '.join(each.records)}" for each in group.measured if each.records]
+    notes += [*verdicts.remarks(group), *verdicts.source_lines(group)]
     if left_out:
         notes.append(f"left out for the width: {', '.join(column.name for column in left_out)}")
     tables = []
-    if entries:
-        bold = "\\textbf{{{}}}".format
-        rows = _measured_rows(entries, chosen, escape_latex, bold, bold_figures=True)
+    if group.measured:
+        rows = _measured_rows(group, chosen, escape_latex, r"\textbf{{{}}}", bold_figures=True)
         alignment = "".join("l" if column.is_text else "r" for column in chosen)
-        tables.append(_tabular(alignment, map(_heading, chosen), rows))
+        tables.append(_tabular(alignment, [map(_heading, chosen)], rows))
     if group.reported:
-        heading = f"\\multicolumn{{5}}{{l}}{{\\emph{{{escape_latex(REPORTED_HEADING)}}}}}"
-        names = map(escape_latex, _REPORTED_COLUMNS)
-        tables.append(_tabular(r"lrrlp{0.5\textwidth}", names, _reported_rows(group, escape_latex), heading))
-    return "\n".join(
-        [
-            *map(_comment, notes),
-            r"\begin{table*}",
-            r"\centering\small",
-            f"\\caption{{{escape_latex(caption)}}}",
-            f"\\label{{tab:leaderboard-{number}}}",
-            "\n\n\\medskip\n\n".join(tables),
-            r"\end{table*}",
-        ]
-    )
+        heading = f"\\multicolumn{{5}}{{l}}{{\\emph{{{escape_latex(verdicts.REPORTED_HEADING)}}}}}"
+        names, rows = map(escape_latex, _REPORTED_COLUMNS), _reported_rows(group, escape_latex)
+        tables.append(_tabular(r"lrrlp{0.5\textwidth}", [[heading]], [names], rows))
+    lines = [*map(_comment, notes), r"\begin{table*}", r"\centering\small"]
+    lines += [f"\\caption{{{escape_latex(caption)}}}", f"\\label{{tab:leaderboard-{number}}}"]
+    return "\n".join([*lines, "\n\n\\medskip\n\n".join(tables), r"\end{table*}"])
 
 
 def _heading(column: Column) -> str:
@@ -300,15 +272,10 @@ def _heading(column: Column) -> str:
     return f"\\shortstack[r]{{{stacked}}}" if len(lines) > 1 else stacked
 
 
-def _tabular(alignment: str, names: Iterable[str], rows: Iterable[Iterable[str]], heading: str = "") -> str:
-    lines = [f"\\begin{{tabular}}{{{alignment}}}", r"\toprule"]
-    lines += [rf"{heading} \\", r"\midrule"] if heading else []
-    lines += [_row(names), r"\midrule", *map(_row, rows), r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(lines)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"{' & '.join(cells)} \\\\"
+def _tabular(alignment: str, *blocks: Iterable[Iterable[str]]) -> str:
+    """Write blocks of rows, with a rule between them."""
+    body = "\n\\midrule\n".join("\n".join(rf"{' & '.join(cells)} \\" for cells in rows) for rows in blocks)
+    return f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}"
 
 
 def _comment(text: str) -> str:
