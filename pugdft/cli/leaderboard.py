@@ -23,24 +23,9 @@ _CHECK = "check"
 _GATE_DID_NOT_HOLD = 3
 
 
-class LeaderboardFormat(StrEnum):
-    """How the leaderboard is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    HTML = "html"
-
-
-class RankedBy(StrEnum):
-    """The keys of ``METRICS``, written again so that ``--help`` needs no import of numpy."""
-
-    TOP1 = "top1"
-    TOP5 = "top5"
-    LOSS = "loss"
-    ECE = "ece"
+LeaderboardFormat = StrEnum("LeaderboardFormat", ["TABLE", "JSON", "CSV", "MARKDOWN", "LATEX", "HTML"])
+# The keys of `METRICS`, written again so that `--help` needs no import of numpy.
+RankedBy = StrEnum("RankedBy", ["TOP1", "TOP5", "LOSS", "ECE"])
 
 
 class Command(TyperCommand):

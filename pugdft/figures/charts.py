@@ -1,7 +1,6 @@
-"""Draw results with matplotlib: SVG text for a page, or a PDF, PNG or SVG file for a paper.
+"""Draw plain numbers, in the units to show: SVG text for a page, or a PDF, PNG or SVG file for a paper.
 
-Every function takes plain numbers, in the units to show, and returns a figure. Equal data give equal files:
-pyplot and the user's matplotlibrc are not used. matplotlib is imported only when something is drawn.
+Equal data give equal files: pyplot and the user's matplotlibrc are not used. Only drawing imports matplotlib.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ _HEIGHT, _LEFT, _BOTTOM, _TOP = 302.0, 50.0, 46.0, 276.0  # in points, from the 
 _MARK_GAP = 8.0  # between marks of equal cost
 _CLUSTER_GAP = 28.0  # marks that are nearer share a column of labels
 _LINE_HEIGHT, _LINE_WIDTH = 14.0, 1.8
+_LEADER = {"marker": "", "lw": 0.8, "zorder": 1.5}  # a thin line from a mark to its label
 _FAR = 6.0  # a mean this many median distances behind the best is left off the axis
 _LEAST = 0.002  # of a value: a smaller spread counts as this
 _STARTED = 0.3  # of a training: later values must be on the axis
@@ -127,13 +127,9 @@ class _Chart:
         look = _marker(series, self.theme) | look
         self.axes.plot(xs, ys, transform=self.points, clip_on=False, gid=_gid(group, series), **look)
 
-    def leader(self, xs: list[float], ys: list[float], series: Series) -> None:
-        """Draw a thin line from a mark to its label."""
-        self.line(xs, ys, "leader", series, marker="", lw=0.8, zorder=1.5)
-
     def label(self, x: float, y: float, series: Series, most: int, side: str = "left") -> Any:
         """Write at most so many characters of a label."""
-        look = {"color": self.theme["text"], "weight": "bold" if series.filled else "normal"}
+        look: Any = {"color": self.theme["text"], "weight": "bold" if series.filled else "normal"}
         look |= {"ha": side, "va": "center_baseline", "gid": f"label {series.key}", "parse_math": False}
         return self.axes.text(x, y, shortened(series.label, most), transform=self.points, **look)
 
@@ -196,15 +192,15 @@ def _label_cluster(chart: _Chart, cluster: Sequence[_Mark], taken: list[Sequence
             fits = box[0] > _LEFT and box[2] < 519 and not any(overlap(box, other) for other in taken)
             labels.append((mark, height, text, box, fits))
         columns.append((at, labels))
-    best = max(columns, key=lambda column: sum(fits for *_, fits in column[1]))
+    best, _ = max(columns, key=lambda column: sum(fits for *_, fits in column[1]))
     for at, labels in columns:
         for (result, x, y), height, text, box, fits in labels:
-            if at != best[0] or not fits:
+            if at != best or not fits:
                 text.remove()
                 continue
             taken.append(box)
             if abs(at - x) > 12 or abs(height - y) > 5:
-                chart.leader([x, at], [y, height], result)
+                chart.line([x, at], [y, height], "leader", result, **_LEADER)
 
 
 @_own_settings()
@@ -218,7 +214,7 @@ def histories(curves: Sequence[History], titles: Titles, limits: Span, theme: Th
         style, every = curve.style or 0, -(-len(curve.values) // 5)
         look = _marker(curve, theme) | _dashes(style) | {"markevery": (style % every, every)}
         chart.axes.plot(curve.costs, curve.values, gid=_gid("line", curve), **look)
-        chart.leader([x, 492], [y, height], curve)
+        chart.line([x, 492], [y, height], "leader", curve, **_LEADER)
         chart.line([501], [height], "leader", curve)
         chart.label(510, height, curve, 14 if curve.filled else 16)
     return chart.figure
@@ -294,8 +290,7 @@ def value_limits(
 ) -> Span:
     """Choose an axis for means with intervals on which the good ones can be told apart.
 
-    A mean far behind the others lies outside, and a long interval stretches the axis by at most the spread of
-    the means: one collapsed run, or an interval over two seeds, would else press everything into a line.
+    A mean far behind lies outside, and a long interval stretches the axis by at most the spread of the means.
     """
     means = [mean for mean, _ in values]
     kept = comparable(means, higher_is_better=higher_is_better)

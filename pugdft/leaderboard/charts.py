@@ -54,27 +54,24 @@ def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> d
     if len(found) < 2:
         return None
     drawn = found[:MOST_MARKS]
-    unit = columns.fitting_unit(axis.units, [spent for *_, spent in drawn])
+    unit, size = columns.fitting_unit(axis.units, [spent for *_, spent in drawn]), metric_unit.size
     results = []
     for index, summary, spent in drawn:
         bounds = columns.interval(group.entries[index], group.metric)
         said = f"{name} {metric_unit.phrase(summary.mean)}{bounds and f' (95 % CI {bounds})'}"
         series = _series(group, index, styles, id, f"{said}; {axis.tip.format(unit.phrase(spent))}")
-        mean, *ends = (value / metric_unit.size for value in (summary.mean, *(summary.ci95 or ())))
-        ends = (ends[0], ends[1]) if ends else None
-        results.append(charts.Result(**series, cost=spent / unit.size, mean=mean, interval=ends))
+        ends = (summary.ci95[0] / size, summary.ci95[1] / size) if summary.ci95 else None
+        mean, at = summary.mean / size, spent / unit.size
+        results.append(charts.Result(**series, cost=at, mean=mean, interval=ends))
     limits = _metric_limits([summary for _, summary, _ in drawn], group.metric)
-    low, high = (limit / metric_unit.size for limit in limits)
+    low, high = (limit / size for limit in limits)
     off = [result.tip.rpartition(";")[0] for result in results if not low <= result.mean <= high]
-    intervals = [result.interval for result in results if result.interval]
+    is_unnamed = any(each.style is None for each in results)
+    is_cut = any(not low <= each.interval[0] <= each.interval[1] <= high for each in results if each.interval)
     notes = {
         f"The first {len(drawn)} of {len(found)} entries are drawn.": len(found) > len(drawn),
-        "Small grey marks are entries without a name in the legend.": any(
-            result.style is None for result in results
-        ),
-        "An interval without a bar at its end goes on beyond the axis.": any(
-            not low <= ends[0] <= ends[1] <= high for ends in intervals
-        ),
+        "Small grey marks are entries without a name in the legend.": is_unnamed,
+        "An interval without a bar at its end goes on beyond the axis.": is_cut,
         f"Beyond the axis, drawn at its end: {listed(off)}.": bool(off),
     }
     titles = unit.heading(axis.words), metric_unit.heading(name)

@@ -77,8 +77,7 @@ def read_checked(file: Path) -> RunRecord:
         raise UserError(f"{file}: a link that leads nowhere")
     record = read_record(file)
     named = {section: record.recipe.get(section) for section in ("model", "data", "optimizer")}
-    optimizer = named["optimizer"]
-    if isinstance(optimizer, Mapping) and "base" in optimizer:
+    if isinstance(optimizer := named["optimizer"], Mapping) and "base" in optimizer:
         named["optimizer.base"] = optimizer["base"]
     for section, value in named.items():
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):

@@ -1,7 +1,6 @@
 """Read figures that papers printed, and list them below what was measured here, never ranked.
 
 They come from ``leaderboard/reported/*.yaml``: ``sources`` (key to title, arXiv number, year) and ``rows``.
-A row needs source, table, data set, model, optimizer and top-1; what else it says becomes its protocol.
 """
 
 from __future__ import annotations
@@ -119,15 +118,18 @@ def select_rows(
         UserError: nothing was measured, and a filter fits none of the rows, or several names.
     """
     kept = list(rows)
-    datasets = {group.dataset for group in groups}
-    models = {architecture(group.model) for group in groups}
-    filters = (("data set", "dataset", dataset, datasets), ("model", "model", model, models))
-    for kind, key, wanted, measured in filters:
+    for number, kind, key, wanted in ((0, "data set", "dataset", dataset), (1, "model", "model", model)):
         if wanted is not None:
             own = [getattr(row, key) for row, _ in kept]
+            measured = {_place(group)[number] for group in groups}
             fitting = measured or {chosen(kind, wanted, own, "reported row")}
             kept = [pair for pair in kept if getattr(pair[0], key) in fitting]
     return kept
+
+
+def _place(group: Group) -> tuple[str, str]:
+    """Return data set and architecture: timm's name without the tag of its weights."""
+    return group.dataset, group.model.partition(".")[0]
 
 
 def with_reported(groups: Sequence[Group], rows: Iterable[ReportedPair]) -> list[Group]:
@@ -137,9 +139,10 @@ def with_reported(groups: Sequence[Group], rows: Iterable[ReportedPair]) -> list
     rows of one data set and model make a group of their own, behind the measured ones.
     """
     pairs = list(rows)
-    places = [(group.dataset, architecture(group.model)) for group in groups]
+    places = [_place(group) for group in groups]
     alone = sorted({(row.dataset, row.model) for row, _ in pairs} - {*places})
-    joined = [*groups, *(Group(*map(printable, place), NOTHING_MEASURED, {}, ()) for place in alone)]
+    empty = [Group(printable(data), printable(model), NOTHING_MEASURED, {}, ()) for data, model in alone]
+    joined = [*groups, *empty]
     added: list[list[ReportedPair]] = [[] for _ in joined]
     for row, entry in pairs:
         place = (row.dataset, row.model)
@@ -150,11 +153,6 @@ def with_reported(groups: Sequence[Group], rows: Iterable[ReportedPair]) -> list
         replace(group, entries=(*group.entries, *_ordered(below)))
         for group, below in zip(joined, added, strict=True)
     ]
-
-
-def architecture(model: str) -> str:
-    """timm's name without the tag of its weights."""
-    return model.partition(".")[0]
 
 
 def _agreement(row: ReportedRow, recipe: Mapping[str, Any]) -> int:

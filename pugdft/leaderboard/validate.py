@@ -89,9 +89,11 @@ def _metrics(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue
     if best.top1 < test.top1 - _SAME:
         yield ConfigIssue("metrics.best_test.top1", f"{best.top1} is less than the last epoch's, {test.top1}")
     rows = [row for row in record.history if is_number(row.get("test_top1"))]
-    highest = max(rows, key=lambda row: row["test_top1"], default={})
-    top1, epoch = highest.get("test_top1"), highest.get("epoch")
-    if highest and not (_is_close(top1, best.top1) and epoch == best.epoch):
+    if not rows:
+        return
+    highest = max(rows, key=lambda row: row["test_top1"])
+    top1, epoch = highest["test_top1"], highest.get("epoch")
+    if not (_is_close(top1, best.top1) and epoch == best.epoch):
         said = f"{best.top1} in epoch {best.epoch}, where history has {top1} in epoch {epoch}"
         yield ConfigIssue("metrics.best_test", said)
 
@@ -110,8 +112,9 @@ def _history(record: RunRecord) -> Iterator[ConfigIssue]:
                 yield from NOT_NEGATIVE.faults(f"{where}.{key}", value)
         for key in _TOTALS:
             earlier, now = before.get(key), row.get(key)
-            is_known = is_number(earlier) and is_number(now)
-            if is_known and (now < earlier or (key == "epoch" and now == earlier)):
+            if not (is_number(earlier) and is_number(now)):
+                continue
+            if now < earlier or (key == "epoch" and now == earlier):
                 yield ConfigIssue(f"{where}.{key}", f"{now} does not come after {earlier}")
         yield from _passes(where, row.get("steps"), row.get("gradient_passes"), record)
         if not is_number(row.get("epoch")):
@@ -223,7 +226,7 @@ class CheckedRecord:
 
     def lines(self) -> list[str]:
         """``FILE: OK``, or ``FILE: where: what`` for each fault; fit for a terminal."""
-        said = self.faults or ["; ".join(["OK", *self.remarks])]
+        said = list(map(str, self.faults)) or ["; ".join(["OK", *self.remarks])]
         return [printable(f"{self.path}: {each}") for each in said]
 
 
@@ -236,7 +239,19 @@ def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[Ch
     checked = [_check(file) for file in record_files(paths, note)]
     if not checked:
         raise UserError(f"no run record in {', '.join(map(str, paths))}")
-    _compare_records(checked)
+    # What only several records show: one id twice, other labels of the same images.
+    firsts: dict[tuple[str, str], tuple[Path, str]] = {}
+    for each in checked:
+        if each.record is None:
+            continue
+        compared = [("id", each.record.id, each.record.to_yaml(), "stands in {} too, with other contents")]
+        if each.record.data and each.labels_sha256:
+            said = "other labels than {}, on the same data.sha256"
+            compared.append(("artifacts.predictions", each.record.data.sha256, each.labels_sha256, said))
+        for where, key, value, said in compared:
+            path, first = firsts.setdefault((where, key), (each.path, value))
+            if first != value:
+                each.faults.append(ConfigIssue(where, said.format(path)))
     return checked
 
 
@@ -309,19 +324,3 @@ def _content_faults(predictions: Predictions, classes: int) -> Iterator[str]:
     at_odds = np.where(is_right, np.abs(loss - surprise), surprise - loss) > _LOSS_TOLERANCE * (1 + surprise)
     if at_odds.any():
         yield f"loss and confidence of {int(at_odds.sum()):,} images do not go together"
-
-
-def _compare_records(checked: Sequence[CheckedRecord]) -> None:
-    """Add the faults that only several records show: one id twice, other labels of the same images."""
-    firsts: dict[tuple[str, str], tuple[Path, str]] = {}
-    for each in checked:
-        if each.record is None:
-            continue
-        compared = [("id", each.record.id, each.record.to_yaml(), "stands in {} too, with other contents")]
-        if each.record.data and each.labels_sha256:
-            said = "other labels than {}, on the same data.sha256"
-            compared.append(("artifacts.predictions", each.record.data.sha256, each.labels_sha256, said))
-        for where, key, value, said in compared:
-            path, first = firsts.setdefault((where, key), (each.path, value))
-            if first != value:
-                each.faults.append(ConfigIssue(where, said.format(path)))

@@ -50,7 +50,7 @@ def as_html(groups: Sequence[Group], title: str = "pugdft leaderboard") -> str:
     )
     environment.globals.update(strip_width=charts.STRIP_WIDTH, num_styles=NUM_STYLES, swatch=_swatch)
     environment.filters["indented"] = escape  # made printable line by line before, with its indentation
-    own = {}
+    own: dict[str, str] = {}
     for key, name in (("style", "page.css"), ("script", "page.js")):
         # Read with the line ends that a browser hashes.
         text = resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")

@@ -202,12 +202,13 @@ _SIGNS = {
     "≤": r"$\le$", "≥": r"$\ge$",
 }  # fmt: skip
 
-_GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)")
 # Those letters that LaTeX has a command for; the others look like Latin ones.
-_GREEK_COMMANDS = (
+_GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"
+_COMMANDS = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
     "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
 )
+_SIGNS |= {letter: f"$\\{name}$" for letter, name in zip(_GREEK, _COMMANDS.split(), strict=True)}
 
 
 def as_latex(groups: Sequence[Group]) -> str:
@@ -228,15 +229,8 @@ def escape_latex(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    if character in _SIGNS:
-        return _SIGNS[character]
-    if character.isascii():
-        return character
-    if greek := _GREEK.fullmatch(unicodedata.name(character, "")):
-        name = greek[2].lower().replace("lamda", "lambda")
-        name = name.capitalize() if greek[1] == "CAPITAL" else name
-        if name in _GREEK_COMMANDS.split():
-            return f"$\\{name}$"
+    if character in _SIGNS or character.isascii():
+        return _SIGNS.get(character, character)
     # Accents over Latin letters are read as UTF-8 by any LaTeX since 2018.
     plain = unicodedata.normalize("NFKD", character)[0]
     if plain.isascii() and plain.isprintable():
