@@ -19,6 +19,7 @@ from pugdft.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 Theme = Mapping[str, str]  # names of colours to their values
 Titles = tuple[str, str]  # of the horizontal axis, which starts at zero, and of the vertical one
@@ -122,10 +123,11 @@ class _Chart:
         x, y = self.axes.transData.transform((x, y))
         return float(x), min(max(float(y), _BOTTOM), _TOP)
 
-    def line(self, xs: list[float], ys: list[float], group: str, series: Series, **look: Any) -> None:
-        """Draw a line or marks at places."""
-        look = _marker(series, self.theme) | look
-        self.axes.plot(xs, ys, transform=self.points, clip_on=False, gid=_gid(group, series), **look)
+    def line(self, xs: Sequence[float], ys: Sequence[float], group: str, series: Series, **look: Any) -> None:
+        """Draw a line or marks, at places by default."""
+        look = _marker(series, self.theme) | {"transform": self.points, "clip_on": False} | look
+        # `svg_text` reads class, series and tip from the id.
+        self.axes.plot(xs, ys, gid=f"{group} {series.key} {printable(series.tip)}", **look)
 
     def label(self, x: float, y: float, series: Series, most: int, side: str = "left") -> Any:
         """Write at most so many characters of a label."""
@@ -154,6 +156,8 @@ def scatter_cost(results: Sequence[Result], titles: Titles, limits: Span, theme:
     Styled marks of about equal cost stand side by side. A mean outside ``limits`` is drawn at the axis's end.
     A label that would cover something is left out.
     """
+    from matplotlib.transforms import Bbox
+
     chart = _Chart((520, 506, 1.12), [result.cost for result in results], limits, titles, theme)
     for result in results:
         if result.style is None:
@@ -162,7 +166,7 @@ def scatter_cost(results: Sequence[Result], titles: Titles, limits: Span, theme:
     named = sorted((result for result in results if result.style is not None), key=lambda result: result.cost)
     xs = spread_apart([chart.place(result.cost, 0)[0] for result in named], _MARK_GAP, _LEFT + 6, 500)
     clusters: list[list[_Mark]] = []
-    taken: list[Sequence[float]] = []  # left, bottom, right, top
+    taken: list[Bbox] = []
     for result, x in zip(named, xs, strict=True):
         y = chart.place(0, result.mean)[1]
         low, high = (chart.place(0, end)[1] for end in result.interval or (result.mean, result.mean))
@@ -171,7 +175,7 @@ def scatter_cost(results: Sequence[Result], titles: Titles, limits: Span, theme:
             bar = {"marker": "_", "ms": 7, "mew": 1.4, "markevery": ends, "lw": 1.4}
             chart.line([x, x], [low, high], "whisker", result, **bar)
         chart.line([x], [y], "mark", result)
-        taken.append((x - 6, min(low, y - 6), x + 6, max(high, y + 6)))
+        taken.append(Bbox.from_extents(x - 6, min(low, y - 6), x + 6, max(high, y + 6)))
         if not clusters or x - clusters[-1][-1][1] > _CLUSTER_GAP:
             clusters.append([])
         clusters[-1].append((result, x, y))
@@ -180,7 +184,7 @@ def scatter_cost(results: Sequence[Result], titles: Titles, limits: Span, theme:
     return chart.figure
 
 
-def _label_cluster(chart: _Chart, cluster: Sequence[_Mark], taken: list[Sequence[float]]) -> None:
+def _label_cluster(chart: _Chart, cluster: Sequence[_Mark], taken: list[Bbox]) -> None:
     """Write labels in a column to the right of neighbouring marks, or to the left if more fit there."""
     heights = spread_apart([y for *_, y in cluster], _LINE_HEIGHT, _BOTTOM + 8, _TOP)
     columns = []
@@ -188,8 +192,8 @@ def _label_cluster(chart: _Chart, cluster: Sequence[_Mark], taken: list[Sequence
         labels = []
         for mark, height in zip(cluster, heights, strict=True):
             text = chart.label(at, height, mark[0], 24, side)
-            box = text.get_window_extent().padded(-1.5).extents
-            fits = box[0] > _LEFT and box[2] < 519 and not any(overlap(box, other) for other in taken)
+            box = text.get_window_extent().padded(-1.5)
+            fits = box.x0 > _LEFT and box.x1 < 519 and not box.count_overlaps(taken)
             labels.append((mark, height, text, box, fits))
         columns.append((at, labels))
     best, _ = max(columns, key=lambda column: sum(fits for *_, fits in column[1]))
@@ -212,8 +216,8 @@ def histories(curves: Sequence[History], titles: Titles, limits: Span, theme: Th
     heights = spread_apart([y for _, y in ends], _LINE_HEIGHT, _BOTTOM, _TOP)
     for curve, (x, y), height in reversed(list(zip(curves, ends, heights, strict=True))):
         style, every = curve.style or 0, -(-len(curve.values) // 5)
-        look = _marker(curve, theme) | _dashes(style) | {"markevery": (style % every, every)}
-        chart.axes.plot(curve.costs, curve.values, gid=_gid("line", curve), **look)
+        look: Any = {"markevery": (style % every, every), "transform": chart.axes.transData, "clip_on": True}
+        chart.line(curve.costs, curve.values, "line", curve, **_dashes(style), **look)
         chart.line([x, 492], [y, height], "leader", curve, **_LEADER)
         chart.line([501], [height], "leader", curve)
         chart.label(510, height, curve, 14 if curve.filled else 16)
@@ -338,17 +342,7 @@ def _padded(low: float, high: float, possible: Span) -> Span:
     return lower, upper if upper > lower else lower + room
 
 
-def overlap(box: Sequence[float], other: Sequence[float]) -> bool:
-    """Say whether two boxes (left, bottom, right, top) overlap."""
-    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
-
-
 def shortened(text: object, most: int = 80) -> str:
     """Return ``text`` on one line with at most so many characters, cut at its end."""
     shown = printable(text)
     return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"
-
-
-def _gid(group: str, series: Series) -> str:
-    """Name an artist for ``svg_text``: its class, series and tip."""
-    return f"{group} {series.key} {printable(series.tip)}"

@@ -131,8 +131,8 @@ def _metric_limits(summaries: Sequence[Summary], metric: str) -> charts.Span:
 def interval_strips(
     entries: Sequence[Entry], metric: str
 ) -> tuple[list[dict[str, Any] | None], list[tuple[float, str]]]:
-    """Place means, intervals and seeds in strips of ``STRIP_WIDTH`` pixels; also ticks, as place and text."""
-    summaries = [entry.summary(metric) for entry in entries]
+    """Place what was measured in strips of ``STRIP_WIDTH`` pixels; also ticks, as place and text."""
+    summaries = [entry.summary(metric) if entry.status == "measured" else None for entry in entries]
     if not any(summaries):
         return [None] * len(entries), []
     low, high = _metric_limits([summary for summary in summaries if summary], metric)
@@ -178,11 +178,9 @@ def assign_styles(groups: Sequence[Group]) -> list[dict[int, int]]:
         named = [index for index, entry in enumerate(group.measured) if entry.num_seeds or entry.curve]
         styles: dict[int, int] = {}
         for index in named[: charts.NUM_STYLES]:
+            own = preferred.get(group.measured[index].label)
             free = [each for each in range(charts.NUM_STYLES) if each not in styles.values()]
-            style = preferred.get(group.measured[index].label)
-            if style is None or style not in free:
-                style = min(free, key=lambda each: (each in preferred.values(), each))
-            styles[index] = style
-            preferred.setdefault(group.measured[index].label, style)
+            styles[index] = min(free, key=lambda each: (each != own, each in preferred.values(), each))
+            preferred.setdefault(group.measured[index].label, styles[index])
         assigned.append(styles)
     return assigned

@@ -157,7 +157,7 @@ class Column:
 
 # Headings over the page's columns, in their order.
 SECTIONS = ("", "test split, last epoch", "cost of a run", "top-1 at equal cost", "evidence", "never ranks")
-_TEST, _COST, _EQUAL, _EVIDENCE, _NEVER = SECTIONS[1:]
+_TEST, _COST, EQUAL, _EVIDENCE, _NEVER = SECTIONS[1:]
 
 
 def columns(metric: str) -> tuple[Column, ...]:
@@ -219,10 +219,10 @@ _LATER = (
            units=(DisplayUnit("GiB", 2.0**30, 1),), importance=9, lower_first=True,
            help="Peak memory of the device."),
     Column("top1_at_equal_passes", name="top-1 % at {passes} passes", heading="top-1 %\nat {passes}",
-           page="{passes}\npasses", section=_EQUAL, units=(PERCENT,), importance=6,
+           page="{passes}\npasses", section=EQUAL, units=(PERCENT,), importance=6,
            help="After as many gradient passes as the cheapest entry takes in all."),
     Column("top1_at_equal_seconds", name="top-1 % at {seconds}", heading="top-1 %\nat {seconds}",
-           page="{seconds}", section=_EQUAL, units=(PERCENT,), importance=7,
+           page="{seconds}", section=EQUAL, units=(PERCENT,), importance=7,
            help="After as much training time as the cheapest entry takes in all."),
     Column("tuning", parts=TuningBudget, name="tuning trials", heading="tuning\ntrials",
            page="tuning\ntrials", section=_COST, importance=11, lower_first=True,

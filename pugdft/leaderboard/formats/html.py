@@ -75,14 +75,11 @@ def _swatch(style: int, filled: bool) -> str:
 # --- tables ---
 
 
-def _table(group: Group, metric: str, entries: Sequence[Entry], rows: Sequence[Any]) -> dict[str, Any]:
+def _table(group: Group, metric: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Collect rows, and by section those columns in which an entry has something."""
-    chosen = [columns.titled(column, group) for column in columns.columns(metric) if column.page]
-    made = [
-        _column(column, entries)
-        for column in sorted(chosen, key=lambda column: columns.SECTIONS.index(column.section))
-        if not column.is_interval or entries == group.measured
-    ]
+    entries = [row["entry"] for row in rows]
+    chosen = sorted(columns.columns(metric), key=lambda column: columns.SECTIONS.index(column.section))
+    made = [_column(columns.titled(column, group), entries) for column in chosen if column.page]
     shown = [
         column for column in made if any(cell["strip"] or cell["text"] != NOTHING for cell in column["cells"])
     ]
@@ -109,6 +106,7 @@ def _column(column: Column, entries: Sequence[Entry]) -> dict[str, Any]:
     return {
         "heading": [*column.page.split("\n"), *filter(None, [unit_name])],
         "section": column.section,
+        "is_at_equal_cost": column.section == columns.EQUAL,
         "help": column.help,
         "first": first,  # the direction of the first click
         "sorted": first if column.is_ranked and is_sorted else "none",
@@ -207,14 +205,9 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
         "model": model,
         "verdict": _verdict(group),
         "score_heading": unit_of(group.metric).heading(METRICS[group.metric].name),
-        "measured": _table(group, group.metric, group.measured, measured),
-        "reported": _table(group, "top1", group.reported, reported),
+        "measured": _table(group, group.metric, measured),
+        "reported": _table(group, "top1", reported),
         "legend": [row for row in measured if row["style"] is not None],
-        "has_equal_cost": any(
-            cost is not None
-            for entry in group.entries
-            for cost in (entry.top1_at_equal_passes, entry.top1_at_equal_seconds)
-        ),
         "cost_charts": list(filter(None, costs)),
         "history_charts": list(filter(None, histories)),
     }

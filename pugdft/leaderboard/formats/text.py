@@ -55,8 +55,7 @@ _NARROWEST = len("optimizer")
 def print_table(groups: Sequence[Group], console: Console) -> None:
     """Print one table for each group, best mean first, with the remarks that its statistics allow.
 
-    Every text goes out as ``rich.text.Text``, in which no markup is read, so that brackets in a label stay
-    brackets and a record cannot style or link anything; control characters are dropped before.
+    Texts go out as ``rich.text.Text`` without control characters: a record can neither style nor link.
     """
     from rich.text import Text
 
@@ -250,20 +249,17 @@ def _float(group: Group, number: int) -> str:
     if group.measured:
         rows = _measured_rows(group, chosen, escape_latex, r"\textbf{{{}}}", bold_figures=True)
         alignment = "".join("l" if column.is_text else "r" for column in chosen)
-        tables.append(_tabular(alignment, [map(_heading, chosen)], rows))
+        lines = [list(map(escape_latex, column.heading.split("\n"))) for column in chosen]
+        stack = "\\shortstack[r]{{{}}}".format
+        names = [stack(r"\\".join(each)) if len(each) > 1 else each[0] for each in lines]
+        tables.append(_tabular(alignment, [names], rows))
     if group.reported:
         heading = f"\\multicolumn{{5}}{{l}}{{\\emph{{{escape_latex(verdicts.REPORTED_HEADING)}}}}}"
-        names, rows = map(escape_latex, _REPORTED_COLUMNS), _reported_rows(group, escape_latex)
+        names, rows = list(map(escape_latex, _REPORTED_COLUMNS)), _reported_rows(group, escape_latex)
         tables.append(_tabular(r"lrrlp{0.5\textwidth}", [[heading]], [names], rows))
     lines = [*map(_comment, notes), r"\begin{table*}", r"\centering\small"]
     lines += [f"\\caption{{{escape_latex(caption)}}}", f"\\label{{tab:leaderboard-{number}}}"]
     return "\n".join([*lines, "\n\n\\medskip\n\n".join(tables), r"\end{table*}"])
-
-
-def _heading(column: Column) -> str:
-    lines = [escape_latex(line) for line in column.heading.split("\n")]
-    stacked = r"\\".join(lines)
-    return f"\\shortstack[r]{{{stacked}}}" if len(lines) > 1 else stacked
 
 
 def _tabular(alignment: str, *blocks: Iterable[Iterable[str]]) -> str:
