@@ -18,7 +18,6 @@ from pugdft.errors import UserError, counted, refuse, undriven
 if TYPE_CHECKING:
     from pugdft.leaderboard import Group, Loaded
 
-_PLAIN_WIDTH = 120
 _CHECK = "check"
 _GATE_DID_NOT_HOLD = 3
 
@@ -150,7 +149,7 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
         leaderboard.print_table(groups, Console(file=sys.stdout, highlight=False))
         return ""
     buffer = StringIO()
-    leaderboard.print_table(groups, Console(file=buffer, width=_PLAIN_WIDTH, highlight=False))
+    leaderboard.print_table(groups, Console(file=buffer, width=120, highlight=False))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
 
 

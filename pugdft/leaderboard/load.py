@@ -43,11 +43,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 @without_garbage_collection()
 def collect(paths: Sequence[Path]) -> Collected:
-    """Read every run below ``paths`` once: record files of any name, or folders searched through links too.
-
-    Raises:
-        UserError: a path does not exist, or two files give one id different contents.
-    """
+    """Read every run below ``paths`` once: record files of any name, or folders, searched through links."""
     left_out: list[str] = []
     notes: list[str] = []
     found: dict[str, Loaded] = {}
@@ -133,8 +129,7 @@ class PerImage:
 def read_per_image(run: Loaded) -> PerImage | None:
     """Read the per-image scores of a completed run; None if it stored no predictions.
 
-    The file's sha256 is not compared, which would double the cost of a table: what is read must have the
-    test split's size and give exactly the record's metrics, and that says more.
+    They must give exactly the record's metrics. To compare the file's sha256 too would double a table's cost.
     """
     record = run.record
     artifact = record.artifacts.get(artifact_name("test"))

@@ -20,7 +20,6 @@ from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary
 from pugdft.leaderboard.grouping import chosen, shown
 
 NOTHING_MEASURED = "reported by others; nothing measured here"
-
 _BEST_EPOCH = "best test epoch"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -112,11 +111,7 @@ def reported_rows(folder: Path) -> tuple[ReportedPair, ...]:
 def select_rows(
     rows: Iterable[ReportedPair], groups: Sequence[Group], dataset: str | None, model: str | None
 ) -> list[ReportedPair]:
-    """Return the rows under the filters: of the measured groups' names, or of their own if there are none.
-
-    Raises:
-        UserError: nothing was measured, and a filter fits none of the rows, or several names.
-    """
+    """Return the rows under the filters: of the measured groups' names, or of their own if there are none."""
     kept = list(rows)
     for number, kind, key, wanted in ((0, "data set", "dataset", dataset), (1, "model", "model", model)):
         if wanted is not None:

@@ -36,8 +36,6 @@ _TOLERANCE = 1e-6  # the record's metrics are float64 of the same arrays
 _LOSS_TOLERANCE = 1e-3  # confidence and loss are two roundings of one softmax to float32
 _is_close = partial(math.isclose, rel_tol=_SAME, abs_tol=_SAME)
 
-# --- the record itself ---
-
 
 def record_faults(record: RunRecord) -> Iterator[ConfigIssue]:
     """Everything in a record that is missing, impossible, or at odds with the rest of it."""
@@ -231,11 +229,7 @@ class CheckedRecord:
 
 
 def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[CheckedRecord]:
-    """Check every record below ``paths``; ``note`` is called for folders without one.
-
-    Raises:
-        UserError: a path does not exist, or there is no record at all.
-    """
+    """Check every record below ``paths``, at least one; ``note`` is called for folders without any."""
     checked = [_check(file) for file in record_files(paths, note)]
     if not checked:
         raise UserError(f"no run record in {', '.join(map(str, paths))}")

@@ -19,10 +19,8 @@ from pugdft.leaderboard.entry import Entry, Group, Summary
 from pugdft.predictions import METRICS
 
 SCHEMA = "pugdft.leaderboard/1"
-
 # A spreadsheet takes a text that begins so for a formula, and runs it.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-
 _GROUP_FIELDS = ("dataset", "model", "protocol", "metric", "equal_passes", "equal_seconds")
 
 
@@ -69,9 +67,7 @@ def _columns_with_fields() -> list[Column]:
     return [column for column in columns(next(iter(METRICS))) if column.field]
 
 
-def _fields(
-    chosen: Sequence[Column], entry: Entry | None, *, flat: bool = False
-) -> Iterator[tuple[str, Any]]:
+def _fields(chosen: Sequence[Column], entry: Entry | None, flat: bool = False) -> Iterator[tuple[str, Any]]:
     """Names and values of columns, for JSON or flat for CSV; without an entry the names alone count."""
     for column in chosen:
         value = column.get(entry) if entry else None

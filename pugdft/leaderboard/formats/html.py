@@ -72,9 +72,6 @@ def _swatch(style: int, filled: bool) -> str:
     return svg_text(swatch(style, filled), f"swatch{style}{filled}")
 
 
-# --- tables ---
-
-
 def _table(group: Group, metric: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Collect rows, and by section those columns in which an entry has something."""
     entries = [row["entry"] for row in rows]
@@ -168,9 +165,6 @@ def spec_lines(spec: Mapping[str, Any]) -> list[str]:
     """Write the ``optimizer`` mapping as YAML, each line safe to show with its indentation."""
     lines = [line for line in yaml.dump(dict(spec)).split("\n") if line.strip()]
     return [line[: len(line) - len(line.lstrip(" "))] + printable(line) for line in lines]
-
-
-# --- the page ---
 
 
 def _page_view(groups: Sequence[Group]) -> dict[str, Any]:

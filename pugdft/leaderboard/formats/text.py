@@ -249,9 +249,9 @@ def _float(group: Group, number: int) -> str:
     if group.measured:
         rows = _measured_rows(group, chosen, escape_latex, r"\textbf{{{}}}", bold_figures=True)
         alignment = "".join("l" if column.is_text else "r" for column in chosen)
-        lines = [list(map(escape_latex, column.heading.split("\n"))) for column in chosen]
+        headings = [list(map(escape_latex, column.heading.split("\n"))) for column in chosen]
         stack = "\\shortstack[r]{{{}}}".format
-        names = [stack(r"\\".join(each)) if len(each) > 1 else each[0] for each in lines]
+        names = [stack(r"\\".join(each)) if len(each) > 1 else each[0] for each in headings]
         tables.append(_tabular(alignment, [names], rows))
     if group.reported:
         heading = f"\\multicolumn{{5}}{{l}}{{\\emph{{{escape_latex(verdicts.REPORTED_HEADING)}}}}}"
