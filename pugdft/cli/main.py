@@ -44,7 +44,7 @@ app = typer.Typer(
 app.command("finetune")(finetune.command)
 app.command("bench")(bench.command)
 app.command("tune")(tune.command)
-app.command("leaderboard", cls=leaderboard.Command)(leaderboard.command)
+app.command("leaderboard", cls=leaderboard.Command)(leaderboard.show)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)
 app.command("compare")(compare.command)
