@@ -7,15 +7,14 @@ import functools
 import hashlib
 import os
 import socket
-import stat
 import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pugdft.errors import UserError, printable
+from pugdft.errors import UserError, printable, reason, refuse
 
 
 def cache_folder() -> Path:
@@ -36,47 +35,32 @@ def cache_folder() -> Path:
 
 
 def cache_subfolder(name: str) -> Path:
-    """The folder ``name`` in the cache, made if it is not there.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """The folder ``name`` in the cache, made if it is not there; UserError if it cannot be made."""
     folder = cache_folder() / name
-    try:
+    advice = "Set PUGDFT_CACHE to a folder that can be written"
+    with refuse(OSError, lambda error: f"PUGDFT_CACHE: {folder} cannot be made: {reason(error)}. {advice}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"PUGDFT_CACHE: {folder} cannot be made: {error.strerror}. "
-            "Set PUGDFT_CACHE to a folder that can be written"
-        ) from None
     return folder
 
 
 def data_folder() -> Path:
     """``$PUGDFT_DATA`` or ``data`` in the cache: ``cifar10/`` here is used instead of the Hub's copy."""
-    if chosen := os.environ.get("PUGDFT_DATA"):
-        return expanded(chosen, "PUGDFT_DATA")
-    return cache_folder() / "data"
+    chosen = os.environ.get("PUGDFT_DATA")
+    return expanded(chosen, "PUGDFT_DATA") if chosen else cache_folder() / "data"
 
 
 def weights_folder() -> Path:
     """``$PUGDFT_WEIGHTS`` or ``weights`` in the cache: ``MODEL.TAG.safetensors`` here needs no Hub."""
-    if chosen := os.environ.get("PUGDFT_WEIGHTS"):
-        return expanded(chosen, "PUGDFT_WEIGHTS")
-    return cache_folder() / "weights"
+    chosen = os.environ.get("PUGDFT_WEIGHTS")
+    return expanded(chosen, "PUGDFT_WEIGHTS") if chosen else cache_folder() / "weights"
 
 
 def expanded(path: str, where: str) -> Path:
-    """A path with ``~`` and ``~name`` put in full; ``where`` opens the message if there is no such home.
-
-    Raises:
-        UserError: that user, or the current one, has no home folder.
-    """
-    try:
+    """Put ``~`` and ``~name`` of a path in full; UserError, opened by ``where``, if there is no such home."""
+    home = "".join(Path(path).parts[:1])
+    words = f"{where}: {home} is no home folder on this machine; give a full path"
+    with refuse(RuntimeError, lambda error: words):
         return Path(path).expanduser()
-    except RuntimeError:
-        home = Path(path).parts[0]
-        raise UserError(f"{where}: {home} is no home folder on this machine; give a full path") from None
 
 
 @functools.cache
@@ -92,14 +76,12 @@ def stay_offline_without_network() -> bool:
         return True
     if urllib.request.getproxies():
         return False
-    host = urllib.parse.urlparse(constants.ENDPOINT).hostname or ""
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported or started later
-        constants.HF_HUB_OFFLINE = True
-        return True
-    return False
+    with suppress(OSError):
+        socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname or "", 443)
+        return False
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported or started later
+    constants.HF_HUB_OFFLINE = True
+    return True
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -138,17 +120,13 @@ def file_inside(folder: Path, name: str) -> Path | None:
         UserError: the path leads out of the folder; ``name`` may come from a file that somebody else wrote.
     """
     file = folder / name
-    try:
+    with suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
         # The usual case, without a look at every folder above: a table reads thousands.
-        if os.path.basename(name) == name and stat.S_ISREG(os.lstat(file).st_mode):
+        if os.path.basename(name) == name and os.path.isfile(file) and not os.path.islink(file):
             return file
         file = file.resolve()
         if file.is_relative_to(folder.resolve()):
             return file if file.is_file() else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
-        pass
     raise UserError(
         f'"{printable(name)[:80]}" leads out of the record\'s folder; files are read from there only'
     )
@@ -176,23 +154,12 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path, folder: Path, operation: int) -> Iterator[int | None]:
-    """Hold a lock of the kernel (flock), which ends with its last holder: a killed command leaves none.
-
-    Raises:
-        UserError: the file system has no locks, as some network drives.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, operation)
-        except BlockingIOError:
-            yield None
-        except OSError as error:
-            raise UserError(
-                f"--output {folder}: this file system has no locks ({error.strerror}), which commands need "
-                "to share a folder; choose a folder on another file system"
-            ) from None
-        else:
-            yield descriptor
-    finally:
-        os.close(descriptor)
+    """Hold a lock of the kernel (flock), which ends with its last holder: a killed command leaves none."""
+    without = f"--output {folder}: this file system has no locks"
+    need = "which commands need to share a folder; choose a folder on another file system"
+    held = None
+    with path.open("ab") as file:
+        with refuse(OSError, lambda fault: f"{without} ({reason(fault)}), {need}"), suppress(BlockingIOError):
+            fcntl.flock(file, operation)
+            held = file.fileno()
+        yield held

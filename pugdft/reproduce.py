@@ -31,12 +31,11 @@ from pugdft.models import Backbone, build_model, model_faults
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, artifact_name, stored_predictions
 from pugdft.records import RECORD_NAME, Metrics, RunRecord, SplitMetrics, StoredRun, read_record
-from pugdft.training.callbacks import Observer
 from pugdft.training.performance import attention_of, pick, rounding_of
 from pugdft.training.record_writer import environment_facts
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import evaluation_parts, make_accelerator
-from pugdft.training.trainer import evaluate
+from pugdft.training.trainer import Observer, evaluate
 
 # Where all of these are equal, the same weights and images give the same bits.
 _DECIDES_BITS = (
@@ -470,7 +469,7 @@ def _tolerance(
     run: StoredRun, recipe: Recipe, accelerator: Accelerator, tolerant: bool, notes: list[str]
 ) -> Tolerance:
     precision, environment = recipe.train.precision, run.record.environment
-    here = environment_facts(accelerator.device, accelerator.num_processes, precision, {})
+    here = environment_facts(accelerator, precision)
     differences = _environment_differences(environment, here)
     if not differences and not tolerant:
         notes.append(

@@ -101,7 +101,7 @@ def rerun_command(
         new = open_run(folder)
     else:
         from pugdft.cli.progress import ProgressLog
-        from pugdft.training.callbacks import Observer
+        from pugdft.training.trainer import Observer
 
         is_main = is_main_process()
         new = rerun(

@@ -10,7 +10,8 @@ import pickle
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,14 +23,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pugdft.errors import UserError
+from pugdft.errors import UserError, reason
 from pugdft.paths import file_sha256, readable_mode, write_atomically
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import BestEpoch
-from pugdft.training.callbacks import Observer
 from pugdft.training.distributed import is_out_of_memory, require_same
 from pugdft.training.setup import RunComponents
-from pugdft.training.trainer import Position
+from pugdft.training.trainer import Observer, Position
 
 CHECKPOINT_NAME, PREVIOUS_NAME = "checkpoint", "checkpoint.previous"
 RESTART_LOG_NAME = "starts.json"
@@ -38,6 +38,12 @@ _NEW_NAME, _DAMAGED_NAME = f".{CHECKPOINT_NAME}.new", f"{CHECKPOINT_NAME}.damage
 _STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
 _STATE_KEYS = ("position", "history", "best_test", "totals", "sources", "processes")
 _FORMAT = 1  # one more whenever an older pugdft could not go on from a checkpoint
+_CHANGED = "is not what was written"
+# What the readers of JSON, safetensors, torch and npz raise for a file that is none.
+_UNREADABLE = (
+    ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,
+    SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def now() -> str:
@@ -61,13 +67,12 @@ class RestartLog:
     @classmethod
     def read(cls, folder: Path) -> RestartLog:
         """Read a folder's log; empty if it is missing or damaged."""
-        try:
+        log = cls(folder)
+        with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads((folder / RESTART_LOG_NAME).read_text(encoding="utf-8"))
-            starts = [dict(each) for each in content["starts"]]
-            size = content["micro_batch_size"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls(folder)
-        return cls(folder, starts, size if type(size) is int and size > 0 else None)
+            log.starts, size = [dict(each) for each in content["starts"]], content["micro_batch_size"]
+            log.micro_batch_size = size if type(size) is int and size > 0 else None
+        return log
 
     @property
     def first_start(self) -> str:
@@ -80,20 +85,10 @@ class RestartLog:
         is_whole = not self.starts or not self.starts[0].get("step")
         return self.starts[1:] if is_whole else self.starts
 
-    def add(self, step: int, **facts: Any) -> None:
-        """Add a start after ``step`` earlier updates."""
-        if self.micro_batch_size is not None:
-            facts["micro_batch_size"] = self.micro_batch_size
-        self.starts.append({"time": now(), "step": step, **facts})
-
     def write(self) -> None:
         """Write the log into its folder."""
         content = {"micro_batch_size": self.micro_batch_size, "starts": self.starts}
         write_atomically(self.folder / RESTART_LOG_NAME, json.dumps(content).encode())
-
-    def remove(self) -> None:
-        """Delete the file: the record has its content, or the run begins anew."""
-        (self.folder / RESTART_LOG_NAME).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -107,17 +102,13 @@ class Checkpoint:
     version: str
 
 
-class _Damaged(Exception):
-    """A checkpoint is not what was written; says what is wrong with it."""
-
-
 class OtherVersion(UserError):
     """A checkpoint was written by a version of pugdft that this one cannot go on from."""
 
-    def __init__(self, place: Path, writer: str, reason: str) -> None:
+    def __init__(self, place: Path, writer: str, why: str) -> None:
         super().__init__(
             f"{place}: was written by another version of pugdft ({writer}; this is {version('pugdft')}) and "
-            f"cannot be used here: {reason}. Install that version, or begin anew with --no-resume"
+            f"cannot be used here: {why}. Install that version, or begin anew with --no-resume"
         )
 
 
@@ -129,14 +120,13 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     temporary = path.with_name(f".{path.name}.new")
-    try:
-        safetensors.torch.save_file(tensors, temporary)
+    with ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
+        with _system_error(path):
+            safetensors.torch.save_file(tensors, temporary)
         temporary.chmod(readable_mode())  # safetensors makes private files
         _flush(temporary)
         temporary.replace(path)
-    except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
-        raise error if isinstance(error, OSError) else _as_os_error(path, error) from None
 
 
 def save_checkpoint(
@@ -151,15 +141,14 @@ def save_checkpoint(
     Raises:
         OSError: it cannot be written; what was there is still there.
     """
-    new = folder / _NEW_NAME
+    new, current, previous = (folder / name for name in (_NEW_NAME, CHECKPOINT_NAME, PREVIOUS_NAME))
     shutil.rmtree(new, ignore_errors=True)
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, new, ignore_errors=True)
         new.mkdir(parents=True)
         save_weights(model, new / _WEIGHTS)
-        try:
+        with _system_error(new / _OPTIMIZER):
             torch.save(optimizer, new / _OPTIMIZER)
-        except RuntimeError as error:  # how torch says that a file cannot be written
-            raise _as_os_error(new / _OPTIMIZER, error) from None
         for split, each in predictions.items():
             each.write(new / f"predictions_{split}.npz")
         digests = {path.name: file_sha256(path) for path in sorted(new.iterdir())}
@@ -167,15 +156,11 @@ def save_checkpoint(
         (new / _STATE).write_text(json.dumps({**content, "own_sha256": _digest(content)}))
         for path in (*new.iterdir(), new):
             _flush(path)
-        current, previous = folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME
         if current.exists():
             shutil.rmtree(previous, ignore_errors=True)
             current.rename(previous)
         new.rename(current)
         _flush(folder)
-    except OSError:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -188,92 +173,78 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         OtherVersion: it has another format.
     """
     faults = []
-    for name in (CHECKPOINT_NAME, PREVIOUS_NAME):
-        try:
-            found = _read(folder / name)
-        except _Damaged as error:
-            faults.append(f"{folder / name}: {error}")
+    for place in (folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME):
+        if not place.is_dir():
             continue
-        if found is not None:
-            return found, faults
+        try:
+            return _read(place), faults
+        except OtherVersion:
+            raise
+        except OSError as error:
+            faults.append(f"{place}: {Path(error.filename or place).name}: {reason(error)}")
+        except _UNREADABLE as error:
+            faults.append(f"{place}: cannot be read ({type(error).__name__})")
     return None, faults
 
 
 def put_damaged_aside(folder: Path) -> None:
-    """Rename the newest checkpoint if it is damaged: a save would put it in the place of the one before."""
-    current, aside = folder / CHECKPOINT_NAME, folder / _DAMAGED_NAME
-    try:
-        _read(current)
-    except _Damaged:
-        shutil.rmtree(aside, ignore_errors=True)
-        current.rename(aside)
+    """Rename the newest checkpoint, which is damaged: a save would put it in the place of the one before."""
+    aside = folder / _DAMAGED_NAME
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(FileNotFoundError):  # it is the one before that is damaged, and no newer one is there
+        (folder / CHECKPOINT_NAME).rename(aside)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete an output folder's checkpoints, after the files that replace them are on the disk."""
+    """Delete the checkpoints and the restart log of a run, after the files that replace them are on disk."""
     if folder.is_dir():
         _flush(folder)
     for name in (_NEW_NAME, _DAMAGED_NAME, PREVIOUS_NAME, CHECKPOINT_NAME):
         shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / RESTART_LOG_NAME).unlink(missing_ok=True)
 
 
-def _read(place: Path) -> Checkpoint | None:
-    """Read a checkpoint; None if there is none.
-
-    Raises:
-        _Damaged: a file is missing, has other bytes than were written, or cannot be read.
-        OtherVersion: it has another format.
-    """
-    if not place.is_dir():
-        return None
-    try:
-        content = json.loads((place / _STATE).read_text(encoding="utf-8"))
-        own_digest = content.pop("own_sha256")
-        if _digest(content) != own_digest:
-            raise _Damaged(f"{_STATE} is not what was written")
-        # Checkpoints from before there was a number have format 1, and do not say who wrote them.
-        number, writer = content.get("format", 1), str(content.get("pugdft", "an older one"))
-        if number != _FORMAT:
-            raise OtherVersion(place, writer, f"its format is {number}, not {_FORMAT}")
-        for file, digest in content["sha256"].items():
-            if Path(file).name != file or file_sha256(place / file) != digest:
-                raise _Damaged(f"{file} is not what was written")
-        splits = [
-            file.removeprefix("predictions_").removesuffix(".npz")
+def _read(place: Path) -> Checkpoint:
+    """Read a checkpoint; raises OtherVersion, OSError or one of ``_UNREADABLE``."""
+    content = json.loads((place / _STATE).read_text(encoding="utf-8"))
+    if content.pop("own_sha256") != _digest(content):
+        raise OSError(errno.EBADMSG, _CHANGED, _STATE)
+    # Checkpoints from before there was a number have format 1, and do not say who wrote them.
+    number, writer = content.get("format", 1), str(content.get("pugdft", "an older one"))
+    if number != _FORMAT:
+        raise OtherVersion(place, writer, f"its format is {number}, not {_FORMAT}")
+    for file, digest in content["sha256"].items():
+        if Path(file).name != file or file_sha256(place / file) != digest:
+            raise OSError(errno.EBADMSG, _CHANGED, file)
+    return Checkpoint(
+        safetensors.torch.load_file(place / _WEIGHTS),
+        torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu"),
+        content["state"],
+        {
+            file.removeprefix("predictions_").removesuffix(".npz"): read_predictions(place / file)
             for file in content["sha256"]
             if file.startswith("predictions_")
-        ]
-        return Checkpoint(
-            safetensors.torch.load_file(place / _WEIGHTS),
-            torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu"),
-            content["state"],
-            {split: read_predictions(place / f"predictions_{split}.npz") for split in splits},
-            writer,
-        )
-    except OtherVersion:
-        raise
-    except OSError as error:
-        raise _Damaged(f"{Path(error.filename or place).name}: {error.strerror or error}") from None
-    except (
-        ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,
-        SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        raise _Damaged(f"cannot be read ({type(error).__name__})") from None
+        },
+        writer,
+    )
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _as_os_error(path: Path, error: Exception) -> OSError:
-    """Find the system's error behind a library's, which has it in words only, if at all."""
-    words = str(error)
-    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-    number = next((each for each in known if os.strerror(each).lower() in words.lower()), 0)
-    if not number and shutil.disk_usage(path.parent).free < 1 << 20:
-        number = errno.ENOSPC
-    first_line = (words.splitlines() or [type(error).__name__])[0]
-    return OSError(number or errno.EIO, os.strerror(number) if number else first_line, str(path))
+@contextmanager
+def _system_error(path: Path) -> Iterator[None]:
+    """Raise the system's error behind a library's, which has it in words only, if at all."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+        number = next((each for each in known if os.strerror(each).lower() in str(error).lower()), 0)
+        if not number and shutil.disk_usage(path.parent).free < 1 << 20:
+            number = errno.ENOSPC
+        why = os.strerror(number) if number else reason(error)
+        raise OSError(number or errno.EIO, why, str(path)) from None
 
 
 def _flush(path: Path) -> None:
@@ -314,6 +285,7 @@ class CheckpointManager:
         self._folder, self._components = folder, components
         self._restart_log, self._observer = restart_log, observer
         self._saved_step: int | None = None
+        self._sources = {"images": components.store.sha256, "weights": components.backbone.weights_sha256}
 
     def resume(self) -> RunState:
         """Restore the newest whole checkpoint and log the start; a new state if there is none.
@@ -328,7 +300,7 @@ class CheckpointManager:
         accelerator, facts, state = self._components.accelerator, dict[str, Any](), RunState()
         require_same(
             accelerator,
-            -1 if checkpoint is None else checkpoint.state.get("position", {}).get("steps", -1),
+            -1 if checkpoint is None else checkpoint.state["position"]["steps"],
             f"{self._folder}: the processes of this run find different checkpoints here; --output has to be "
             "on a disk that all of them share",
         )
@@ -346,9 +318,12 @@ class CheckpointManager:
                     "it would have been, for BatchNorm averages over each process's images and sums are "
                     "taken in another order"
                 )
-        self._restart_log.add(self._saved_step or 0, **facts)
+        log = self._restart_log
+        if log.micro_batch_size is not None:
+            facts["micro_batch_size"] = log.micro_batch_size
+        log.starts.append({"time": now(), "step": self._saved_step or 0, **facts})
         if accelerator.is_main_process:
-            self._restart_log.write()
+            log.write()
         return state
 
     def save(self, state: RunState) -> None:
@@ -361,15 +336,16 @@ class CheckpointManager:
                 "history": state.history,
                 "best_test": state.best_test.model_dump() if state.best_test else None,
                 "totals": state.totals,
-                "sources": self._sources(),
+                "sources": self._sources,
                 "processes": accelerator.num_processes,
             }
-            model = components.backbone.model
             try:
-                save_checkpoint(self._folder, model, optimizer, content, state.predictions)
+                save_checkpoint(
+                    self._folder, components.backbone.model, optimizer, content, state.predictions
+                )
                 self._saved_step = state.position.steps
             except OSError as error:
-                where = f"{error.filename or self._folder}: {error.strerror or error}"
+                where = f"{error.filename or self._folder}: {reason(error)}"
                 stays = self.with_saved_step("; that of update {} stays")
                 self._observer.on_message(f"no checkpoint could be made: {where}{stays}")
         accelerator.wait_for_everyone()
@@ -384,45 +360,33 @@ class CheckpointManager:
         try:
             _require_keys(content, _STATE_KEYS)
             _require_keys(content["position"], (each.name for each in fields(Position)))
-            best = content["best_test"]
-            state = RunState(
+            for what, here in self._sources.items():
+                there = content["sources"][what]
+                if there != here:
+                    raise UserError(
+                        f"{self._folder}: the {what} have changed since this run began ({there[:12]}… "
+                        f"then, {here[:12]}… now); --no-resume starts anew"
+                    )
+            own, best = optimizer.state_dict(), content["best_test"]
+            _require_keys(checkpoint.optimizer, own)
+            _require_keys(checkpoint.optimizer["pugdft"], own["pugdft"])
+            self._components.backbone.model.load_state_dict(checkpoint.weights)
+            optimizer.load_state_dict(checkpoint.optimizer)
+            return RunState(
                 position=Position(**content["position"]),
                 history=content["history"],
                 best_test=BestEpoch(**best) if best else None,
                 predictions=checkpoint.predictions,
                 totals=content["totals"],
             )
-            there, here = content["sources"], self._sources()
-            changed = next((what for what in here if there[what] != here[what]), None)
-            if changed is None:
-                own = optimizer.state_dict()
-                _require_keys(checkpoint.optimizer, own)
-                _require_keys(checkpoint.optimizer["pugdft"], own["pugdft"])
-                self._components.backbone.model.load_state_dict(checkpoint.weights)
-                optimizer.load_state_dict(checkpoint.optimizer)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if is_out_of_memory(error):
+            if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
-            words = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-            reason = " ".join(words.split())[:300]
-            raise OtherVersion(self._folder / CHECKPOINT_NAME, checkpoint.version, reason) from None
-        if changed is not None:
-            raise UserError(
-                f"{self._folder}: the {changed} have changed since this run began ({there[changed][:12]}… "
-                f"then, {here[changed][:12]}… now); --no-resume starts anew"
-            )
-        return state
-
-    def _sources(self) -> dict[str, str]:
-        components = self._components
-        return {"images": components.store.sha256, "weights": components.backbone.weights_sha256}
+            words = reason(error) if type(error) is ValueError else f"{type(error).__name__}: {reason(error)}"
+            raise OtherVersion(self._folder / CHECKPOINT_NAME, checkpoint.version, words) from None
 
 
 def _require_keys(found: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Check that a part of a checkpoint has exactly the keys that this version writes.
-
-    Raises:
-        ValueError: it lacks some, or has more.
-    """
+    """Raise ValueError unless a part of a checkpoint has exactly the keys that this version writes."""
     if different := set(found) ^ set(known):
         raise ValueError(f"missing or unknown {', '.join(sorted(map(repr, different)))}")

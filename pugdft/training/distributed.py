@@ -1,4 +1,4 @@
-"""Runs of several processes: their environment variables, stop signals, and decisions made together."""
+"""Runs of several processes: environment variables, stop signals, errors, and decisions made together."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ _LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_R
 _NEEDED_BY_SEVERAL = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _TRUE, _FALSE = {"1", "true", "yes", "on", "y", "t"}, {"", "0", "false", "no", "off", "n", "f"}
 # Each of these would change the training without being in the recipe.
-_UNSUPPORTED = (
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_USE_FSDP",
-    "ACCELERATE_USE_MEGATRON_LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG",
+_UNSUPPORTED = tuple(
+    f"ACCELERATE_USE_{name}" for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 )
 
 
@@ -66,11 +63,7 @@ def check_variables() -> None:
 
 
 def must_use_cpu() -> bool:
-    """Tell whether Accelerate is told to use no accelerator.
-
-    Raises:
-        UserError: the variable says neither yes nor no.
-    """
+    """Tell whether Accelerate is told to use no accelerator."""
     return _is_on("ACCELERATE_USE_CPU")
 
 
@@ -84,8 +77,7 @@ def _is_on(name: str) -> bool:
 class StopSignal:
     """Remember SIGINT and SIGTERM inside a ``with`` instead of ending at once; a second SIGINT does end.
 
-    Attributes:
-        received: the number of the first signal, or 0.
+    ``received`` is the number of the first signal, or 0.
     """
 
     def __init__(self) -> None:
@@ -158,19 +150,15 @@ class SyncDecision:
 class RankSync:
     """Decide after each update, equally on all processes, whether to stop and whether to save.
 
-    Args:
-        accelerator: of the run.
-        stop_signal: of this process.
-        checkpoint_seconds: the longest time between two checkpoints.
+    ``checkpoint_seconds`` is the longest time between two checkpoints, ``steps`` the updates made before.
     """
 
-    def __init__(self, accelerator: Accelerator, stop_signal: StopSignal, checkpoint_seconds: float) -> None:
+    def __init__(
+        self, accelerator: Accelerator, stop_signal: StopSignal, checkpoint_seconds: float, steps: int
+    ) -> None:
         self._accelerator, self._stop_signal = accelerator, stop_signal
         self._checkpoint_seconds = checkpoint_seconds
         self._is_cheap = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-
-    def start(self, steps: int) -> None:
-        """Begin, or go on, after ``steps`` updates."""
         self._next_poll, self._last_poll = steps + 1, (steps, time.monotonic())
         self.note_saved()
 
@@ -209,15 +197,21 @@ class RankSync:
 Result = TypeVar("Result")
 
 
-def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
-    """End all processes if one of them has an error: the others would wait for it forever.
+def attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """Call ``work``; return its result, or the error that is to be raised on all processes."""
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
 
-    Raises:
-        Exception: this process's error. A process without one ends with an empty message.
+
+def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
+    """Raise this process's error; if another one has an error, end with an empty message.
+
+    Otherwise a process without an error would wait forever for one that has ended.
     """
     if accelerator.num_processes > 1:
-        code = 0 if error is None else 2 if isinstance(error, UserError) else 1
-        codes = accelerator.gather(torch.tensor([code], device=accelerator.device)).tolist()
+        codes = _gathered(accelerator, 0 if error is None else 2 if isinstance(error, UserError) else 1)
         # An error of the user is the same on the first process; any other one is of a single machine.
         by_user = codes[0] == 2
         if error is None and any(codes):
@@ -229,31 +223,20 @@ def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
 
 
 def on_first_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result | None:
-    """Return what ``work`` gives on the first process, None on the others, which wait for it.
-
-    Raises:
-        Exception: the first process's; the others end as well.
-    """
-    result: Result | None = None
-    error: Exception | None = None
-    try:
-        result = work() if accelerator.is_main_process else None
-    except Exception as problem:  # raised below, on all processes
-        error = problem
+    """Return what ``work`` gives on the first process, None on the others; its error ends all of them."""
+    result, error = attempt(work) if accelerator.is_main_process else (None, None)
     raise_together(accelerator, error)
     return result
 
 
 def require_same(accelerator: Accelerator, number: int, message: str) -> None:
-    """Check that all processes have the same number.
+    """Raise UserError with ``message`` unless all processes have the same number."""
+    if accelerator.num_processes > 1 and len(set(_gathered(accelerator, number))) > 1:
+        raise UserError(message)
 
-    Raises:
-        UserError: with ``message``, if they have not.
-    """
-    if accelerator.num_processes > 1:
-        numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
-        if len(set(numbers.tolist())) > 1:
-            raise UserError(message)
+
+def _gathered(accelerator: Accelerator, number: int) -> list[int]:
+    return list(accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist())
 
 
 def fix_reduction_order(model: nn.Module, image_size: int, device: torch.device) -> None:
@@ -262,12 +245,7 @@ def fix_reduction_order(model: nn.Module, image_size: int, device: torch.device)
     After its first backward pass DDP groups gradients anew, in the order in which they came. The sum of
     three or more numbers depends on the order, so the first update after a restart would differ in its last
     bits from that of the unbroken run. One pass over zeros, whose gradients are dropped, has DDP do so now.
-
-    Args:
-        model: as wrapped by Accelerate; does nothing unless it is DDP of three or more processes. It is left
-            in evaluation mode, so that BatchNorm's statistics do not see the pass.
-        image_size: side of its square inputs.
-        device: where it is.
+    Fewer processes need none. The model is left in evaluation mode, so that BatchNorm does not see the pass.
     """
     wrapped = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(wrapped, DistributedDataParallel) or torch.distributed.get_world_size() < 3:

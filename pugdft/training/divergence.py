@@ -13,14 +13,11 @@ from pugdft.optim import PerturbedOptimizer
 
 
 class BufferGuard:
-    """Restore a model's buffers after a pass that left values in them that are not finite.
+    """Restore a model's floating-point buffers after a pass that left values in them that are not finite.
 
     An update whose loss is not finite is skipped, but its forward pass has updated BatchNorm's statistics:
-    one NaN in a running mean would stay there and spoil every later evaluation.
-
-    Args:
-        model: its floating-point buffers are guarded, those that are finite now.
-        enabled: False does nothing.
+    one NaN in a running mean would stay there and spoil every later evaluation. Buffers that are not finite
+    at the start are left alone; with ``enabled=False``, all are.
     """
 
     def __init__(self, model: nn.Module, enabled: bool) -> None:
@@ -50,30 +47,16 @@ class Diverged(RunFailed):
 class DivergenceMonitor:
     """Stop a run that has skipped too many updates, or whose evaluation has no finite loss.
 
-    Args:
-        recipe: says how many updates may be skipped; in fp16 the loss scale skips some besides.
-        optimizer: counts the updates that it has skipped.
+    The recipe says how many updates may be skipped; in fp16 the loss scale skips some besides.
     """
 
-    def __init__(self, recipe: Recipe, optimizer: PerturbedOptimizer) -> None:
+    def __init__(self, recipe: Recipe, optimizer: PerturbedOptimizer, steps: int) -> None:
         self._allowed, self._is_fp16 = recipe.train.max_skipped_steps, recipe.train.precision == "fp16"
-        self._optimizer = optimizer
-
-    def start(self, steps: int) -> None:
-        """Begin, or go on, after ``steps`` updates."""
+        self._optimizer, self._skipped = optimizer, optimizer.num_skipped_steps
         self._last_made = self._steps = steps
-        self._skipped = self._optimizer.num_skipped_steps
 
     def check(self, steps: int, num_lost: float) -> None:
-        """Compare the counts with what is allowed; waits for the device.
-
-        Args:
-            steps: updates so far.
-            num_lost: how many of them had a loss that was not finite.
-
-        Raises:
-            Diverged: too many.
-        """
+        """Raise Diverged if too many of the updates so far had no finite loss; waits for the device."""
         skipped = self._optimizer.num_skipped_steps
         if steps - self._steps > skipped - self._skipped:
             self._last_made = steps
@@ -86,20 +69,12 @@ class DivergenceMonitor:
             raise Diverged(f"no gradient was finite after update {self._last_made}, whatever the loss scale")
 
     def check_evaluation(self, steps: int, losses: dict[str, float]) -> None:
-        """Check the losses of an evaluation, by split.
-
-        Raises:
-            Diverged: one is not finite.
-        """
+        """Raise Diverged if the loss of an evaluated split is not finite."""
         for split, loss in losses.items():
             if not math.isfinite(loss):
                 raise Diverged(f"the {split} loss is not finite after update {steps}")
 
     def check_end(self, steps: int) -> None:
-        """Check that a finished run made at least one of its updates.
-
-        Raises:
-            Diverged: it skipped all of them.
-        """
+        """Raise Diverged if a finished run skipped all of its updates."""
         if steps and self._optimizer.num_skipped_steps >= steps:
             raise Diverged(f"none of {steps} updates had a finite gradient")

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from operator import attrgetter
@@ -28,12 +28,10 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 256 * 2**20))
 # Tensors from 4 MiB on have blocks of their own, however many were freed before (glibc raises the limit by
 # itself, and then small long-lived blocks settle between large ones); the rest as glibc does by default.
+_KIB = 2**10
 _GIVE_BACK = (
-    (_MMAP_MAX, 65536),
-    (_MMAP_THRESHOLD, 4 * 2**20),
-    (_TRIM_THRESHOLD, 128 * 2**10),
-    (_TOP_PAD, 128 * 2**10),
-)
+    (_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 4096 * _KIB), (_TRIM_THRESHOLD, 128 * _KIB), (_TOP_PAD, 128 * _KIB)
+)  # fmt: skip
 
 
 def retain_freed_memory(retain: bool) -> bool:
@@ -41,20 +39,16 @@ def retain_freed_memory(retain: bool) -> bool:
 
     By default every tensor above 128 KiB is mapped anew at every step, and the kernel clears its pages at
     first touch: a third of the time of a small model's training step on two cores. The price of reuse is
-    fragmentation.
-
-    Memory that is returned is allocated in huge pages the next time, which the kernel clears about eight
-    times faster. torch reads that variable once, at a process's first tensor on the CPU.
+    fragmentation. Memory that is returned is allocated in huge pages the next time, which the kernel clears
+    about eight times faster; torch reads that variable once, at a process's first tensor on the CPU.
     """
     if not sys.platform.startswith("linux"):
         return False
     if not retain:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all(mallopt(parameter, value) == 1 for parameter, value in (_KEEP if retain else _GIVE_BACK))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library has none
+    settings = _KEEP if retain else _GIVE_BACK
+    return mallopt is not None and all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 
 # Beyond this side, attention's matrices may weigh more than what plain products gain on a CPU.
@@ -79,8 +73,7 @@ class Switches:
         return asdict(self)
 
     def __str__(self) -> str:
-        words = [f"{name} {str(value).lower()}" for name, value in self.as_dict().items()]
-        return ", ".join(words)
+        return ", ".join(f"{name} {str(value).lower()}" for name, value in self.as_dict().items())
 
 
 def pick(recipe: Recipe, device_type: str) -> Switches:
@@ -125,11 +118,10 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
 def attention_of(switches: Switches) -> Iterator[None]:
     """Within the context, have timm build models with or without fused attention."""
     before = timm.layers.use_fused_attn(), timm.layers.use_fused_attn(experimental=True)
-    timm.layers.set_fused_attn(switches.fused_attention, before[1] and switches.fused_attention)
-    try:
+    with ExitStack() as stack:
+        stack.callback(timm.layers.set_fused_attn, *before)
+        timm.layers.set_fused_attn(switches.fused_attention, before[1] and switches.fused_attention)
         yield
-    finally:
-        timm.layers.set_fused_attn(*before)
 
 
 def arrange(model: nn.Module, switches: Switches) -> None:
@@ -145,8 +137,8 @@ def arrange(model: nn.Module, switches: Switches) -> None:
 def compiled(model: nn.Module, switches: Switches) -> nn.Module:
     """Return the model for training steps: itself, or compiled for the shapes that it meets.
 
-    The parameters are the model's own, and so are the names in its state. Random numbers are drawn as
-    without compiling, so that only rounding differs.
+    Parameters and the names in its state are the model's own. Random numbers are drawn as without
+    compiling, so that only rounding differs.
     """
     if not switches.compile:
         return model
@@ -195,22 +187,16 @@ def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 # Names under ``torch.backends``; old ones first, for they set the new ones too.
 _ROUNDING_FLAGS = {
     "cuda": (
-        "cuda.matmul.allow_tf32",
-        "cudnn.allow_tf32",
-        "cuda.matmul.fp32_precision",
-        "cudnn.conv.fp32_precision",
-        "cudnn.rnn.fp32_precision",
+        "cuda.matmul.allow_tf32", "cudnn.allow_tf32",
+        "cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision",
     ),
     "cpu": ("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision"),
-}
+}  # fmt: skip
 
 
 @contextmanager
 def rounding_of(switches: Switches, device_type: str) -> Iterator[None]:
-    """Within the context, round products of fp32 numbers as the switches say.
-
-    Flags of a device that the run does not use are left as they are.
-    """
+    """Within the context, round products of fp32 numbers on this device as the switches say."""
     before = {}
     for path in _ROUNDING_FLAGS.get(device_type, ()):
         with suppress(AttributeError, RuntimeError):  # this torch has no such flag, or cannot tell it
@@ -230,11 +216,17 @@ def _set_flag(path: str, value: Any) -> None:
     setattr(attrgetter(owner)(torch.backends), name, value)
 
 
+def cpu_info(field: str) -> str | None:
+    """Read a field of the first processor in Linux's ``/proc/cpuinfo``; None where there is none."""
+    place = Path("/proc/cpuinfo")
+    lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else ()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), None)
+
+
 @cache
 def _blas_is_slow() -> bool:
     """Whether torch's BLAS is MKL on a processor that is not Intel's: it takes its slow kernels there."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    facts = Path("/proc/cpuinfo")
-    vendor = facts.read_text() if facts.is_file() else platform.processor()
+    vendor = cpu_info("vendor_id") or platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" not in vendor

@@ -6,7 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ class Profile:
         """Called after an update."""
 
     def table(self) -> str:
-        """Format the results for people; empty if nothing was measured."""
+        """Format the seconds of each part for people; empty if nothing was measured."""
         return ""
 
 
@@ -52,10 +52,6 @@ class MeasuredProfile(Profile):
 
     Spans are nested, and time belongs to the innermost one: the optimizer's share does not contain the
     passes that it asks for. On an accelerator each begin and end waits for the device, which costs speed.
-
-    Args:
-        folder: the run's.
-        device: that it computes on.
     """
 
     is_on = True
@@ -65,26 +61,34 @@ class MeasuredProfile(Profile):
         self.trace = folder / TRACE_NAME
         self._device = device
         self._open: list[str] = []
-        self._since = self._began = 0.0
-        self._whole = 0.0
+        self._since = self._whole = 0.0
         self._profiler: torch.profiler.profile | None = None
 
     @contextmanager
     def span(self, part: str) -> Iterator[None]:
-        """Around work that belongs to a part of the run; named in the trace too."""
         with self._counted(part), torch.profiler.record_function(f"pugdft.{part}"):
             yield
 
     @contextmanager
     def _counted(self, part: str) -> Iterator[None]:
-        self._turn(part)
-        try:
+        """Around work that belongs to a part, without a name in the trace."""
+        self._count_open()
+        self._open.append(part)
+        with ExitStack() as stack:
+            stack.callback(self._open.pop)
+            stack.callback(self._count_open)
             yield
-        finally:
-            self._turn(None)
+
+    def _count_open(self) -> None:
+        """Add the time since the last call to the innermost open part."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
 
     def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
-        """Iterate over ``items``, each made within a span."""
         while True:
             with self.span(part):
                 item = next(items, None)
@@ -94,7 +98,6 @@ class MeasuredProfile(Profile):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Measure the whole training: start and end the clock and the trace."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it warns of missing GPUs
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
@@ -105,17 +108,16 @@ class MeasuredProfile(Profile):
             on_trace_ready=self._write,
             acc_events=True,
         )
-        self._began = time.perf_counter()
+        began = time.perf_counter()
         try:
             with self._counted("trace"):
                 self._profiler.start()
             yield
         finally:
             self._stop()
-            self._whole += time.perf_counter() - self._began
+            self._whole += time.perf_counter() - began
 
     def after_step(self) -> None:
-        """Advance the trace; once it is written, stop the profiler, which then costs nothing."""
         if self._profiler is not None:
             with self._counted("trace"):
                 self._profiler.step()
@@ -123,35 +125,21 @@ class MeasuredProfile(Profile):
                 self._stop()
 
     def _stop(self) -> None:
+        """End the trace; from now on the profiler costs nothing."""
         if self._profiler is not None:
             with self._counted("trace"):
                 self._profiler.stop()
             self._profiler = None
 
     def table(self) -> str:
-        """Format seconds and shares of the run's parts, one line each, and the trace's path."""
         rows = [(part, self.seconds[part]) for part in PARTS]
         rows.append(("else", max(0.0, self._whole - sum(seconds for _, seconds in rows))))
         lines = [f"{'part':<12}{'seconds':>10}{'share':>8}"]
         whole = max(self._whole, 1e-9)
         lines += [f"{part:<12}{seconds:>10.2f}{seconds / whole:>8.1%}" for part, seconds in rows]
-        made = self.trace.is_file()
-        where = f"{self.trace} (ui.perfetto.dev or chrome://tracing)"
-        short = f"no trace: the run had fewer than {_WAIT + _WARM_UP + 1} updates"
-        return "\n".join([*lines, f"trace: {where}" if made else short])
-
-    def _turn(self, part: str | None) -> None:
-        """Add the time since the last turn to the open part, then enter a part, or leave one (None)."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-        if part is None:
-            self._open.pop()
-        else:
-            self._open.append(part)
+        where = f"trace: {self.trace} (ui.perfetto.dev or chrome://tracing)"
+        short = f"trace: no trace: the run had fewer than {_WAIT + _WARM_UP + 1} updates"
+        return "\n".join([*lines, where if self.trace.is_file() else short])
 
     def _write(self, profiler: Any) -> None:
         self.trace.parent.mkdir(parents=True, exist_ok=True)

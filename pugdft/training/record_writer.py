@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from pugdft.machine import git_revision
 from pugdft.paths import file_sha256
@@ -26,6 +27,7 @@ from pugdft.records import (
     write_record,
 )
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
+from pugdft.training.performance import cpu_info
 from pugdft.training.setup import RunComponents
 
 _PACKAGES = ("torch", "timm", "accelerate", "numpy")
@@ -39,28 +41,14 @@ def build_record(
     status: Status,
     error: str | None,
 ) -> RunRecord:
-    """Build the record of a run as it stands, without its artifacts.
-
-    Args:
-        identity: the record's id.
-        components: of the run.
-        state: how far it has come.
-        restart_log: of the run.
-        status: how it ended.
-        error: why, in words, if it was not completed.
-    """
+    """Build the record of a run as it stands, without its artifacts; ``error`` says why it did not finish."""
     recipe, position, optimizer = components.recipe, state.position, components.optimizer
     store, backbone, training = components.store, components.backbone, components.training
     evaluated = {split: each.metrics() for split, each in state.predictions.items()}
     metrics = Metrics(**evaluated, best_test=state.best_test) if evaluated else None
     sizes = {"train": len(training.images)}
     sizes |= {split: len(batches.images) for split, batches in components.evaluations.items()}
-    environment = environment_facts(
-        components.device,
-        components.accelerator.num_processes,
-        recipe.train.precision,
-        components.switches.as_dict(),
-    )
+    seconds, images_seen = position.train_seconds, position.steps * recipe.train.batch_size
     return RunRecord(
         id=identity,
         status=status,
@@ -87,9 +75,9 @@ def build_record(
             epochs=position.steps // max(1, training.steps_per_epoch),
             steps=position.steps,
             gradient_passes=position.gradient_passes,
-            train_seconds=round(position.train_seconds, 3),
+            train_seconds=round(seconds, 3),
             eval_seconds=round(position.eval_seconds, 3),
-            images_per_second=_per_second(position.steps * recipe.train.batch_size, position.train_seconds),
+            images_per_second=round(images_seen / seconds, 2) if seconds else 0.0,
             peak_memory_bytes=peak_memory_bytes(components.device),
         ),
         method=MethodFacts(
@@ -99,17 +87,14 @@ def build_record(
             skipped_steps=optimizer.num_skipped_steps,
         ),
         environment={
-            **environment,
+            **environment_facts(components.accelerator, recipe.train.precision),
+            "performance": components.switches.as_dict(),
             "micro_batch_size": training.micro_batch_size,
             "started": restart_log.first_start,
             "finished": now(),
         },
         restarts=restart_log.restarts,
     )
-
-
-def _per_second(images: int, seconds: float) -> float:
-    return round(images / seconds, 2) if seconds else 0.0
 
 
 def write_outcome(record: RunRecord, components: RunComponents, state: RunState, folder: Path) -> None:
@@ -135,11 +120,11 @@ def write_outcome(record: RunRecord, components: RunComponents, state: RunState,
     write_record(record, folder)
 
 
-def environment_facts(
-    device: torch.device, num_processes: int, precision: str, performance: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Collect the record's ``environment``, without the times."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+def environment_facts(accelerator: Accelerator, precision: str) -> dict[str, Any]:
+    """Collect what the record's ``environment`` says of versions and device."""
+    device = accelerator.device
+    # Another processor may round differently.
+    processor = cpu_info("model name") or platform.processor() or platform.machine()
     return {
         "pugdft": version("pugdft"),
         "git": git_revision(),
@@ -147,30 +132,21 @@ def environment_facts(
         **{package: version(package) for package in _PACKAGES},
         "platform": platform.system().lower(),
         "device": device.type,
-        "device_name": name,
-        "processes": num_processes,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "precision": precision,
-        "performance": dict(performance),
     }
-
-
-def _processor() -> str:
-    """Read the processor's model: another one may round differently."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak memory so far: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
     # Linux counts the process that started this one into ru_maxrss.
-    facts = Path("/proc/self/status")
-    for line in facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else ():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    text = status.read_text(encoding="utf-8") if status.is_file() else ""
+    if found := re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE):
+        return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

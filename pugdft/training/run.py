@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
@@ -21,17 +20,16 @@ from pugdft.config import yaml
 from pugdft.config.load import SectionCheck, load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.data.auto_augment import data_faults
-from pugdft.data.cache import Store
-from pugdft.errors import RunFailed, UserError
-from pugdft.models import Backbone, model_faults
+from pugdft.errors import RunFailed, UserError, reason, refuse
+from pugdft.models import model_faults
 from pugdft.optim import resolve_spec, spec_faults
 from pugdft.paths import write_atomically
-from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, SplitMetrics, Status, read_record
-from pugdft.training.callbacks import Observer
-from pugdft.training.checkpoint import CheckpointManager, RestartLog, RunState, remove_checkpoints
+from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
+from pugdft.training.checkpoint import CheckpointManager, RestartLog, remove_checkpoints
 from pugdft.training.distributed import (
     RankSync,
     StopSignal,
+    attempt,
     explain_failure,
     is_out_of_memory,
     on_first_process,
@@ -42,7 +40,7 @@ from pugdft.training.performance import rounding_of
 from pugdft.training.profiler import MeasuredProfile, Profile
 from pugdft.training.record_writer import build_record, write_outcome
 from pugdft.training.setup import RunComponents, assemble, load, make_accelerator, prepare_device
-from pugdft.training.trainer import Position, Totals, Trainer, evaluate, new_totals
+from pugdft.training.trainer import Observer, Position, Totals, Trainer, evaluate
 
 RECIPE_NAME = "recipe.yaml"
 _LONGEST_NAME = 64  # characters of a data set's name in a run's; the digest tells runs apart
@@ -104,16 +102,14 @@ def finetune(
     finished = _finished_record(folder, recipe)
     if resume and finished is not None:
         remove_checkpoints(folder)  # it may have been killed before it did that itself
-        RestartLog(folder).remove()
         observer.on_message("this run is complete already; --no-resume runs it again")
         return finished, folder / RECORD_NAME
     prepare_device(recipe)
     observer.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
     restart_log = RestartLog.read(folder) if resume else RestartLog(folder)
     restart_log.micro_batch_size = restart_log.micro_batch_size or micro_batch_size
-    accelerator, store, backbone = _load_and_connect(recipe, observer)
-    components = assemble(recipe, accelerator, store, backbone, restart_log.micro_batch_size)
-    del store, backbone
+    components = _components(recipe, observer, restart_log.micro_batch_size)
+    accelerator = components.accelerator
     observer.on_message(f"performance: {components.switches}")
     is_measured = profile and accelerator.is_main_process
     profiler = MeasuredProfile(folder, components.device) if is_measured else Profile()
@@ -122,7 +118,6 @@ def finetune(
     with lock or nullcontext(), rounding_of(components.switches, components.device.type):
         while True:
             run = Run(folder, components, restart_log, observer, profiler)
-            run.resume()
             status, error = run.train()
             smaller = components.smaller_micro_batch() if status == "oom" else None
             if smaller is None:
@@ -134,29 +129,27 @@ def finetune(
             accelerator.free_memory()
             components = assemble(recipe, accelerator, *load(recipe), smaller)
         record = run.finish(status, error)
-        if table := profiler.table():
-            observer.on_message(table)
-        return record, folder / RECORD_NAME
+    if table := profiler.table():
+        observer.on_message(table)
+    return record, folder / RECORD_NAME
 
 
-def _load_and_connect(recipe: Recipe, observer: Observer) -> tuple[Accelerator, Store, Backbone]:
-    """Load images and model, then connect the processes of the run."""
+def _components(recipe: Recipe, observer: Observer, micro_batch_size: int | None) -> RunComponents:
+    """Load images and model, then connect the processes of the run and assemble its parts."""
     # In this order: while one process decodes or downloads, the others wait for its file lock, which has no
     # time limit; a process group has one.
-    loaded: tuple[Store, Backbone] | None = None
-    error: Exception | None = None
-    try:
-        loaded = load(recipe, observer.on_message)
-    except Exception as problem:  # raised below, on all processes
-        error = problem
+    loaded, error = attempt(lambda: load(recipe, observer.on_message))
     accelerator = make_accelerator(recipe)
     raise_together(accelerator, error)
     assert loaded is not None
-    return accelerator, *loaded
+    return assemble(recipe, accelerator, *loaded, micro_batch_size)
 
 
 class Run:
-    """One run of a recipe in its folder: trains, evaluates, saves, and writes the record."""
+    """One run of a recipe in its folder: trains, evaluates, saves, and writes the record.
+
+    It goes on from the folder's newest whole checkpoint, if there is one.
+    """
 
     def __init__(
         self,
@@ -168,21 +161,18 @@ class Run:
     ) -> None:
         self.folder, self.components, self.recipe = folder, components, components.recipe
         self.restart_log, self.observer, self.profile = restart_log, observer, profile
-        self.state = RunState()
-        self.totals = new_totals(components.device)
+        accelerator, train = components.accelerator, self.recipe.train
         self.trainer = Trainer(components, self._after_step, profile)
         self.checkpoints = CheckpointManager(folder, components, restart_log, observer)
-        self.divergence = DivergenceMonitor(self.recipe, components.optimizer)
-        self.stop_signal = StopSignal()
-        seconds = 60 * self.recipe.train.checkpoint_minutes
-        self.rank_sync = RankSync(components.accelerator, self.stop_signal, seconds)
-
-    def resume(self) -> None:
-        """Go on from the folder's newest whole checkpoint, if there is one, and log the start."""
         self.state = self.checkpoints.resume()
-        if self.components.accelerator.is_main_process:
-            # The saved sums are those of all processes: one of them takes them over.
-            self.totals = new_totals(self.components.device, self.state.totals)
+        # The saved sums are those of all processes: one of them takes them over.
+        sums = self.state.totals if accelerator.is_main_process else [0.0] * 4
+        self.totals = Totals(components.device, sums)
+        steps = self.state.position.steps
+        self.divergence = DivergenceMonitor(self.recipe, components.optimizer, steps)
+        self.buffer_guard = BufferGuard(components.backbone.model, enabled=train.max_skipped_steps > 0)
+        self.stop_signal = StopSignal()
+        self.rank_sync = RankSync(accelerator, self.stop_signal, 60 * train.checkpoint_minutes, steps)
 
     def train(self) -> tuple[Status, str | None]:
         """Train to the end, or until something stops it; return how it ended and why.
@@ -190,25 +180,13 @@ class Run:
         Raises:
             RunFailed: something outside this process failed; the same command goes on.
         """
-        position, trainer = self.state.position, self.trainer
-        self.rank_sync.start(position.steps)
-        self.divergence.start(position.steps)
-        may_skip = self.recipe.train.max_skipped_steps > 0
-        self.buffer_guard = BufferGuard(self.components.backbone.model, may_skip)
+        trainer, position = self.trainer, self.state.position
         self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
             with self.stop_signal, self.profile.running():
-                while trainer.spent(position) < trainer.total or position.step_in_epoch:
-                    is_stopped = not self._train_epoch()
-                    if not is_stopped:
-                        self._finish_epoch()
-                        if trainer.spent(position) >= trainer.total:
-                            break
-                        is_stopped = self.rank_sync.poll_now(position.steps).stop
-                    self._save()
-                    if is_stopped:
-                        number = self.stop_signal.received
-                        return "interrupted", f"stopped by signal {number}; the same command goes on"
+                if not self._train_epochs():
+                    number = self.stop_signal.received
+                    return "interrupted", f"stopped by signal {number}; the same command goes on"
             self.divergence.check_end(position.steps)
             optimizer = self.components.optimizer
             if optimizer.method.perturbs and not optimizer.num_two_pass_steps:
@@ -235,18 +213,33 @@ class Run:
             RunFailed: it cannot be written; what was written before stays.
         """
         try:
-            return self._write_record(status, error)
+            record = self._write_record(status, error)
         except OSError as fault:
             words = "; with that mended, the same command goes on from update {}"
-            reason = f"{explain_failure(fault, 1)}{self.checkpoints.with_saved_step(words)}"
-            raise RunFailed(reason) from fault
+            raise RunFailed(
+                f"{explain_failure(fault, 1)}{self.checkpoints.with_saved_step(words)}"
+            ) from fault
+        # A process that ends with an error first takes the others down, this record with them.
+        self.components.accelerator.wait_for_everyone()
+        return record
 
-    def _train_epoch(self) -> bool:
-        self._since = time.perf_counter()
-        finished = self.trainer.train_epoch(self.state.position, self.totals)
-        self._check_finite()  # also waits for the device, so that its work is timed
-        self._take_time()
-        return finished
+    def _train_epochs(self) -> bool:
+        """Train, evaluate and save, epoch after epoch; return False if a signal stopped the run."""
+        trainer, position = self.trainer, self.state.position
+        while trainer.spent(position) < trainer.total or position.step_in_epoch:
+            self._since = time.perf_counter()
+            is_stopped = not trainer.train_epoch(position, self.totals)
+            self._check_finite()  # also waits for the device, so that its work is timed
+            self._take_time()
+            if not is_stopped:
+                self._finish_epoch()
+                if trainer.spent(position) >= trainer.total:
+                    break
+                is_stopped = self.rank_sync.poll_now(position.steps).stop
+            self._save()
+            if is_stopped:
+                return False
+        return True
 
     def _after_step(self, position: Position, totals: Totals) -> bool:
         self.buffer_guard.after_step()
@@ -292,17 +285,8 @@ class Run:
             "gradient_passes": position.gradient_passes,
             "train_seconds": round(position.train_seconds, 3),
         }
-        is_due = position.epoch % train.eval_every == 0 or self.trainer.spent(position) >= self.trainer.total
         needs_validation = optimizer.method.trigger.needs_validation
-        losses: dict[str, float] = {}
-        begin = time.perf_counter()
-        with self.profile.span("evaluation"):
-            for split in self.components.evaluations:
-                if is_due or (needs_validation and split == "validation"):
-                    metrics = self._evaluate(split)
-                    losses[split] = metrics.loss
-                    row |= {f"{split}_top1": metrics.top1, f"{split}_loss": metrics.loss}
-        position.eval_seconds += time.perf_counter() - begin
+        losses = self._evaluate(row, needs_validation)
         if needs_validation and images:
             optimizer.observe_epoch(row["train_loss"], row["validation_loss"], train.epochs)
         if "test_top1" in row and (state.best_test is None or row["test_top1"] > state.best_test.top1):
@@ -312,11 +296,21 @@ class Run:
         self.observer.on_epoch(row)
         self.divergence.check_evaluation(position.steps, losses)
 
-    def _evaluate(self, split: str) -> SplitMetrics:
-        run = self.components
-        predictions = evaluate(run.evaluation_model, run.evaluations[split], run.accelerator)
-        self.state.predictions[split] = predictions
-        return predictions.metrics()
+    def _evaluate(self, row: dict[str, Any], needs_validation: bool) -> dict[str, float]:
+        """Evaluate the splits whose turn it is, add their metrics to ``row``, return their losses."""
+        run, position, losses = self.components, self.state.position, {}
+        is_due = position.epoch % self.recipe.train.eval_every == 0
+        is_due = is_due or self.trainer.spent(position) >= self.trainer.total
+        begin = time.perf_counter()
+        with self.profile.span("evaluation"):
+            for split, batches in run.evaluations.items():
+                if is_due or (needs_validation and split == "validation"):
+                    predictions = evaluate(run.evaluation_model, batches, run.accelerator)
+                    metrics = predictions.metrics()
+                    self.state.predictions[split], losses[split] = predictions, metrics.loss
+                    row |= {f"{split}_top1": metrics.top1, f"{split}_loss": metrics.loss}
+        position.eval_seconds += time.perf_counter() - begin
+        return losses
 
     def _save(self) -> None:
         with self.profile.span("checkpoint"):
@@ -338,17 +332,16 @@ class Run:
 
     def _record_failure(self, error: BaseException) -> None:
         """Write a record if that still works; raise a message if the error is no bug of pugdft."""
-        reason = explain_failure(error, self.components.accelerator.num_processes)
-        try:
-            # The other processes may be gone: do not wait for them.
-            self._write_record("failed", reason or f"{type(error).__name__}: {error}", wait=False)
-        except Exception as another:
+        why = explain_failure(error, self.components.accelerator.num_processes)
+        # The other processes may be gone: do not wait for them.
+        _, another = attempt(lambda: self._write_record("failed", why or f"{type(error).__name__}: {error}"))
+        if another is not None:
             error.add_note(f"and no record could be written: {another}")
-        if reason is not None:
+        if why is not None:
             goes_on = self.checkpoints.with_saved_step("; the same command goes on from update {}")
-            raise RunFailed(f"{reason}{goes_on}") from error
+            raise RunFailed(f"{why}{goes_on}") from error
 
-    def _write_record(self, status: Status, error: str | None, wait: bool = True) -> RunRecord:
+    def _write_record(self, status: Status, error: str | None) -> RunRecord:
         components, state = self.components, self.state
         record = build_record(run_id(self.recipe), components, state, self.restart_log, status, error)
         if self.profile.is_on:
@@ -357,10 +350,6 @@ class Run:
             write_outcome(record, components, state, self.folder)
             if status == "completed":
                 remove_checkpoints(self.folder)
-                self.restart_log.remove()
-        if wait:
-            # A process that ends with an error first takes the others down, this record with them.
-            components.accelerator.wait_for_everyone()
         return record
 
 
@@ -377,11 +366,10 @@ def check(folder: Path, recipe: Recipe) -> None:
     path = folder / RECIPE_NAME
     if not path.is_file():
         return
-    try:
+    unreadable = f"{path}: is not a recipe; choose another --output, or move it away"
+    with refuse((OSError, UnicodeDecodeError, ValidationError), lambda error: unreadable):
         # A recipe of an older version lacks newer keys: their defaults are what it ran with.
         other = Recipe.model_validate(yaml.parse(path.read_text(encoding="utf-8"), str(path)))
-    except (OSError, UnicodeDecodeError, ValidationError):
-        raise UserError(f"{path}: is not a recipe; choose another --output, or move it away") from None
     if differences := differences_between(other.as_dict(), recipe.as_dict()):
         shown = "\n".join(f"  {line}" for line in differences)
         raise UserError(
@@ -398,23 +386,22 @@ def claim(folder: Path, recipe: Recipe, resume: bool = True) -> AbstractContextM
     Raises:
         UserError: it cannot be written, holds another recipe's run, or is in use by another process.
     """
-    try:
+    taken = f"{folder}: another process is running here; wait for it, or choose another --output"
+    with _usable(folder), refuse(Timeout, lambda error: taken):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0).acquire()
         check(folder, recipe)  # again: until now another process may have run another recipe here
         if not (folder / RECIPE_NAME).is_file():
             write_atomically(folder / RECIPE_NAME, yaml.dump(recipe.as_dict()).encode())
-    except Timeout:
-        raise UserError(
-            f"{folder}: another process is running here; wait for it, or choose another --output"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be used as the output folder: {error.strerror}") from None
     if not resume:
         (folder / RECORD_NAME).unlink(missing_ok=True)
         remove_checkpoints(folder)
-        RestartLog(folder).remove()
     return lock
+
+
+def _usable(folder: Path) -> AbstractContextManager[None]:
+    """Around the use of an output folder: turn the system's errors into a message."""
+    return refuse(OSError, lambda error: f"{folder}: cannot be used as the output folder: {reason(error)}")
 
 
 def differences_between(theirs: Any, ours: Any, where: str = "") -> list[str]:
@@ -430,21 +417,14 @@ def differences_between(theirs: Any, ours: Any, where: str = "") -> list[str]:
 
 
 def _finished_record(folder: Path, recipe: Recipe) -> RunRecord | None:
-    """Read the record of this run, if it is complete.
-
-    Raises:
-        UserError: the folder is another run's, or cannot be used.
-    """
-    try:
-        check(folder, recipe)
-    except OSError as error:  # a name that is too long
-        raise UserError(f"{folder}: cannot be used as the output folder: {error.strerror}") from None
+    """Read the record of this run, if it is complete; refuse a folder that is another run's."""
     path = folder / RECORD_NAME
-    try:
+    with _usable(folder):  # a name may be too long
+        check(folder, recipe)
+    record = None
+    with suppress(UserError):  # none, or none that can be read: the run writes another
         record = read_record(path)
-    except UserError:
-        return None
     # A run writes its recipe first: a record alone was put there by somebody.
-    if record.id != run_id(recipe) and not (folder / RECIPE_NAME).is_file():
+    if record is not None and record.id != run_id(recipe) and not (folder / RECIPE_NAME).is_file():
         raise UserError(f"{path}: is of another run ({record.id}); choose another --output, or move it away")
-    return record if record.status == "completed" else None
+    return record if record is not None and record.status == "completed" else None

@@ -33,7 +33,7 @@ from pugdft.data.loader import (
 from pugdft.data.rng import validation_split
 from pugdft.data.transforms import ToInput
 from pugdft.data.workers import ImageWorkers
-from pugdft.errors import UserError, counted
+from pugdft.errors import UserError, counted, refuse
 from pugdft.models import Backbone, averages_over_batch, build_model, cache_features, freeze_backbone
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
 from pugdft.optim.triggers import Always
@@ -54,8 +54,7 @@ def device_type() -> str:
 def prepare_device(recipe: Recipe) -> str:
     """Check that a recipe can be trained here, and make the settings that must precede the first tensor.
 
-    Returns:
-        The type of the device.
+    Returns the type of the device.
 
     Raises:
         UserError: the device cannot compute in the recipe's precision, or the environment is invalid.
@@ -70,11 +69,7 @@ def prepare_device(recipe: Recipe) -> str:
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Make Accelerate for the recipe's precision; a second run in one process may have another.
-
-    Raises:
-        UserError: see :func:`prepare_device`.
-    """
+    """Make Accelerate for the recipe's precision; a second run in one process may have another."""
     AcceleratorState._reset_state()
     precision = recipe.train.precision
     # Without an accelerator, Accelerate must be told so, or it takes many processes for one.
@@ -87,17 +82,11 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
 @dataclass(frozen=True)
 class AscentBatch:
-    """The part of each batch that ascent gradients are taken from.
+    """The part of each batch that ascent gradients are taken from."""
 
-    Attributes:
-        num_calls: ascents of an update; its last pass takes the whole batch.
-        images: of the global batch.
-        own_images: of this process's share.
-    """
-
-    num_calls: int
-    images: int
-    own_images: int
+    num_calls: int  # ascents of an update; its last pass takes the whole batch
+    images: int  # of the global batch
+    own_images: int  # of this process's share
 
     def of(self, micro_batches: list[Batch]) -> list[Batch]:
         """Return the first images of this process's share."""
@@ -153,10 +142,6 @@ class RunComponents:
 def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[Store, Backbone]:
     """Prepare the images and build the model with its weights; needs no other process.
 
-    Args:
-        recipe: the run's.
-        on_message: called with what a person may want to know of the images.
-
     Raises:
         UserError: the data or the weights cannot be used.
     """
@@ -177,16 +162,13 @@ def assemble(
     """Split and share the images, place the model, build the optimizer; all processes together.
 
     Args:
-        recipe: resolved.
-        accelerator, store, backbone: as made for it.
         micro_batch_size: images of a pass that fit into memory, if those asked for do not.
 
     Raises:
         UserError: the recipe does not fit the data.
     """
     train, device = recipe.train, accelerator.device
-    splits = _splits(recipe, store, device)
-    share = Share(accelerator.process_index, accelerator.num_processes)
+    splits, share, to_input = _inputs(recipe, accelerator, store, backbone)
     check_batch(recipe, len(splits["train"]), share.world)
     switches = pick(recipe, device.type)
     if train.freeze == "backbone":
@@ -207,7 +189,6 @@ def assemble(
             "data.validation: this trigger compares the training loss with that on held-out images: hold "
             "some out, such as data.validation=0.1 (the test split is never used for it)"
         )
-    to_input = _to_input(recipe, store, backbone, device)
     asked_size = train.micro_batch_size or -(-train.batch_size // share.world)
     pass_size = min(asked_size, micro_batch_size or asked_size)
     training = TrainingBatches(
@@ -235,32 +216,27 @@ def evaluation_parts(
     """Build the model and the images as a run of this recipe evaluates them, and nothing to train with.
 
     Args:
-        recipe, accelerator, store, backbone: as for :func:`assemble`.
         shrunk: the fraction of the images of a pass that fitted into memory.
 
     Raises:
         UserError: the recipe does not fit the data.
     """
-    device = accelerator.device
-    splits = _splits(recipe, store, device)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    to_input = _to_input(recipe, store, backbone, device)
-    arrange(backbone.model, pick(recipe, device.type))
+    splits, share, to_input = _inputs(recipe, accelerator, store, backbone)
+    arrange(backbone.model, pick(recipe, accelerator.device.type))
     model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
-    return model, _evaluation_batches(recipe, splits, to_input, device, share, shrunk)
+    return model, _evaluation_batches(recipe, splits, to_input, accelerator.device, share, shrunk)
 
 
-def _to_input(recipe: Recipe, store: Store, backbone: Backbone, device: torch.device) -> ToInput:
-    """Make the transform from stored pixels to the backbone's inputs."""
-    return ToInput(
-        store.images("train").shape[1],
-        recipe.data.image_size,
-        backbone.interpolation,
-        backbone.mean,
-        backbone.std,
-        device,
-        pick(recipe, device.type).channels_last,
-    )
+def _inputs(
+    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone
+) -> tuple[dict[str, Images], Share, ToInput]:
+    """Split the images, tell which are this process's, and make the transform to the backbone's inputs."""
+    stored_size, device = store.images("train").shape[1], accelerator.device
+    look = (backbone.interpolation, backbone.mean, backbone.std)
+    channels_last = pick(recipe, device.type).channels_last
+    to_input = ToInput(stored_size, recipe.data.image_size, *look, device, channels_last)
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    return _splits(recipe, store, device), share, to_input
 
 
 def _evaluation_batches(
@@ -285,36 +261,25 @@ def _evaluation_batches(
 
 
 def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Images]:
-    """Make ``train``, ``validation`` (maybe of no images) and ``test``; on the device where they fit.
-
-    Raises:
-        UserError: too many images are to be held out.
-    """
+    """Make ``train``, ``validation`` (maybe of no images) and ``test``; on the device where they fit."""
     pixels, labels = store.images("train"), store.labels("train")
-    try:
+    with refuse(ValueError, lambda error: f"data.validation: {error}"):  # too many are to be held out
         train, validation = validation_split(labels, recipe.data.validation, recipe.train.seed)
-    except ValueError as error:
-        raise UserError(f"data.validation: {error}") from None
     test_pixels, test_labels = store.images("test"), store.labels("test")
     budget = RESIDENT_SHARE * free_device_bytes(device)
     # Workers read the training images themselves.
     on_device = None if recipe.data.auto_augment else resident(pixels, device, budget)
     left = budget if on_device is None else budget - pixels.nbytes
+    test_on_device = resident(test_pixels, device, left)
     return {
         "train": Images(pixels, labels, train, on_device),
         "validation": Images(pixels, labels, validation, on_device),
-        "test": Images(
-            test_pixels, test_labels, np.arange(len(test_labels)), resident(test_pixels, device, left)
-        ),
+        "test": Images(test_pixels, test_labels, np.arange(len(test_labels)), test_on_device),
     }
 
 
 def _augmentation(recipe: Recipe, images: Images) -> Augmentation:
-    """Make the augmentation of whole batches of training images.
-
-    Raises:
-        UserError: the cutout is larger than the images.
-    """
+    """Make the augmentation of whole batches of training images."""
     data, side = recipe.data, images.pixels.shape[1]
     if data.cutout > side:
         raise UserError(f"data.cutout: {data.cutout} is more than the side of the stored images, {side}")
@@ -322,9 +287,7 @@ def _augmentation(recipe: Recipe, images: Images) -> Augmentation:
     return Augmentation(
         crop_padding=data.crop_padding,
         flip=data.flip,
-        resized_crop=ResizedCrop((crop.scale[0], crop.scale[1]), (crop.ratio[0], crop.ratio[1]))
-        if crop
-        else None,
+        resized_crop=ResizedCrop(**crop.model_dump()) if crop else None,
         cutout=data.cutout,
         mixup=data.mixup,
         cutmix=data.cutmix,
@@ -334,13 +297,12 @@ def _augmentation(recipe: Recipe, images: Images) -> Augmentation:
 
 def _workers(recipe: Recipe, images: Images, backbone: Backbone, device: torch.device) -> ImageWorkers | None:
     """Make the processes that read or augment single images; None if there is no such work."""
-    data = recipe.data
-    if data.auto_augment is None and not isinstance(images.pixels, ImageFiles):
-        return None
-    make = None
+    data, make = recipe.data, None
     if data.auto_augment is not None:
         side = images.pixels.shape[1]
         make = partial(auto_augmentation, data.auto_augment, side, backbone.mean, backbone.interpolation)
+    elif not isinstance(images.pixels, ImageFiles):
+        return None
     num_workers = data.workers
     if num_workers is None:
         # A share of the cores for each process of this machine; a CPU that trains has none to spare.
@@ -364,6 +326,7 @@ def _ascent_batch(recipe: Recipe, method: Method, share: Share) -> AscentBatch |
 
 
 def check_batch(recipe: Recipe, num_images: int, world: int) -> None:
+    """Refuse a batch of more images than there are, or of fewer than there are processes."""
     size = recipe.train.batch_size
     if size > num_images:
         raise UserError(

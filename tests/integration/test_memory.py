@@ -22,8 +22,8 @@ from pugdft.errors import RunFailed
 from pugdft.models import Backbone
 from pugdft.records import RunRecord
 from pugdft.training import setup as parts
-from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
+from pugdft.training.trainer import Observer
 
 Weights = dict[str, torch.Tensor]
 
@@ -162,7 +162,7 @@ _UNDER_A_LIMIT = """
 import json, resource, sys
 from pathlib import Path
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.callbacks import Observer
+from pugdft.training.trainer import Observer
 
 class Limit(Observer):
     def on_start(self, total, done, images):

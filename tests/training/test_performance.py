@@ -33,7 +33,7 @@ from pugdft.training.performance import (
 from pugdft.training.profiler import PARTS, TRACE_NAME, MeasuredProfile
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
-from pugdft.training.trainer import Position, Trainer, new_totals
+from pugdft.training.trainer import Position, Totals, Trainer
 
 SWITCHES = Switches(True, True, "ieee", False, False, False)
 CONVOLUTIONS = {"name": "test_resnet", "pretrained": False}
@@ -242,7 +242,7 @@ def parts_of(small: dict[str, Any], **given: Any) -> RunComponents:
 def trained(parts: RunComponents, epochs: int = 1) -> dict[str, torch.Tensor]:
     trainer = Trainer(parts, after_step=lambda position, totals: False, total=10**6)
     for epoch in range(epochs):
-        trainer.train_epoch(Position(epoch=epoch), new_totals(parts.device))
+        trainer.train_epoch(Position(epoch=epoch), Totals(parts.device))
     return parts.backbone.model.state_dict()
 
 

@@ -29,9 +29,7 @@ def test_weights_that_the_last_update_destroyed_are_no_completed_run(
 def fp16_run(skipped: int = 0) -> tuple[DivergenceMonitor, SimpleNamespace]:
     recipe: Any = SimpleNamespace(train=SimpleNamespace(max_skipped_steps=0, precision="fp16"))
     optimizer: Any = SimpleNamespace(num_skipped_steps=skipped)
-    monitor = DivergenceMonitor(recipe, optimizer)
-    monitor.start(skipped)
-    return monitor, optimizer
+    return DivergenceMonitor(recipe, optimizer, steps=skipped), optimizer
 
 
 def test_in_fp16_updates_may_be_skipped_but_not_all_of_a_hundred() -> None:
