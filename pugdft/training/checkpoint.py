@@ -172,7 +172,7 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     Raises:
         OtherVersion: it has another format.
     """
-    faults = []
+    faults: list[str] = []
     for place in (folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME):
         if not place.is_dir():
             continue

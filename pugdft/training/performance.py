@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -42,8 +41,6 @@ def retain_freed_memory(retain: bool) -> bool:
     fragmentation. Memory that is returned is allocated in huge pages the next time, which the kernel clears
     about eight times faster; torch reads that variable once, at a process's first tensor on the CPU.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     if not retain:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library has none
@@ -87,16 +84,14 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
     if matmul == "tf32" and on_cpu:
         raise UserError("train.performance.matmul: tf32 needs a GPU; on a CPU use ieee or bf16")
     if matmul != "ieee" and not on_cpu and (device_type != "cuda" or matmul == "bf16"):
-        raise UserError(
-            f"train.performance.matmul: {matmul} is not for {device_type}; train.precision=bf16 is"
-        )
+        words = f"{matmul} is not for {device_type}; train.precision=bf16 is"
+        raise UserError(f"train.performance.matmul: {words}")
     compiles = given.compile is True
     has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     is_exact_onednn = on_cpu and is_fp32 and matmul == "ieee" and not compiles and has_onednn
     if given.onednn_linear is True and not is_exact_onednn:
-        raise UserError(
-            "train.performance.onednn_linear: is for fp32 on a CPU, with matmul ieee and without compile"
-        )
+        words = "is for fp32 on a CPU, with matmul ieee and without compile"
+        raise UserError(f"train.performance.onednn_linear: {words}")
     if given.retain_memory is True and not on_cpu:
         raise UserError("train.performance.retain_memory: is for a CPU; torch does so by itself on others")
     few_tokens = recipe.data.image_size <= _LARGEST_PLAIN_ATTENTION
@@ -226,7 +221,5 @@ def cpu_info(field: str) -> str | None:
 @cache
 def _blas_is_slow() -> bool:
     """Whether torch's BLAS is MKL on a processor that is not Intel's: it takes its slow kernels there."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
     vendor = cpu_info("vendor_id") or platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" not in vendor

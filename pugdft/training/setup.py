@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -283,16 +283,9 @@ def _augmentation(recipe: Recipe, images: Images) -> Augmentation:
     data, side = recipe.data, images.pixels.shape[1]
     if data.cutout > side:
         raise UserError(f"data.cutout: {data.cutout} is more than the side of the stored images, {side}")
-    crop = data.random_resized_crop
-    return Augmentation(
-        crop_padding=data.crop_padding,
-        flip=data.flip,
-        resized_crop=ResizedCrop(**crop.model_dump()) if crop else None,
-        cutout=data.cutout,
-        mixup=data.mixup,
-        cutmix=data.cutmix,
-        auto_augment=data.auto_augment,
-    )
+    crop, names = data.random_resized_crop, {field.name for field in fields(Augmentation)}
+    resized_crop = ResizedCrop(**crop.model_dump()) if crop else None
+    return Augmentation(resized_crop=resized_crop, **data.model_dump(include=names))
 
 
 def _workers(recipe: Recipe, images: Images, backbone: Backbone, device: torch.device) -> ImageWorkers | None:

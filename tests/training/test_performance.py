@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 import timm
 import torch
 from conftest import pugdft
@@ -32,7 +33,7 @@ from pugdft.training.performance import (
 )
 from pugdft.training.profiler import PARTS, TRACE_NAME, MeasuredProfile
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
+from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Position, Totals, Trainer
 
 SWITCHES = Switches(True, True, "ieee", False, False, False)
@@ -235,8 +236,7 @@ def test_onednn_s_linear_layers_may_be_written_into(shape: tuple[int, ...]) -> N
 
 def parts_of(small: dict[str, Any], **given: Any) -> RunComponents:
     small["train"]["performance"] = given
-    recipe = read_recipe(small)
-    return assemble(recipe, make_accelerator(recipe), *load(recipe))
+    return small_runs.parts_of(small)
 
 
 def trained(parts: RunComponents, epochs: int = 1) -> dict[str, torch.Tensor]:
