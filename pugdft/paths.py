@@ -18,17 +18,11 @@ from pugdft.errors import UserError, printable, reason, refuse
 
 
 def cache_folder() -> Path:
-    """``$PUGDFT_CACHE``, or ``pugdft`` under ``$XDG_CACHE_HOME`` or ``~/.cache``; it may not exist yet.
-
-    Raises:
-        UserError: something else than a folder is there, or there is no home folder.
-    """
-    if chosen := os.environ.get("PUGDFT_CACHE"):
-        folder = expanded(chosen, "PUGDFT_CACHE")
-    elif chosen := os.environ.get("XDG_CACHE_HOME"):
-        folder = expanded(chosen, "XDG_CACHE_HOME") / "pugdft"
-    else:
-        folder = expanded("~/.cache", "PUGDFT_CACHE is not set") / "pugdft"
+    """``$PUGDFT_CACHE``, or ``pugdft`` under ``$XDG_CACHE_HOME`` or ``~/.cache``; it may not exist yet."""
+    folder = _chosen("PUGDFT_CACHE")
+    if folder is None:
+        parent = _chosen("XDG_CACHE_HOME") or expanded("~/.cache", "PUGDFT_CACHE is not set")
+        folder = parent / "pugdft"
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"PUGDFT_CACHE: {folder} is not a folder")
     return folder
@@ -45,14 +39,17 @@ def cache_subfolder(name: str) -> Path:
 
 def data_folder() -> Path:
     """``$PUGDFT_DATA`` or ``data`` in the cache: ``cifar10/`` here is used instead of the Hub's copy."""
-    chosen = os.environ.get("PUGDFT_DATA")
-    return expanded(chosen, "PUGDFT_DATA") if chosen else cache_folder() / "data"
+    return _chosen("PUGDFT_DATA") or cache_folder() / "data"
 
 
 def weights_folder() -> Path:
     """``$PUGDFT_WEIGHTS`` or ``weights`` in the cache: ``MODEL.TAG.safetensors`` here needs no Hub."""
-    chosen = os.environ.get("PUGDFT_WEIGHTS")
-    return expanded(chosen, "PUGDFT_WEIGHTS") if chosen else cache_folder() / "weights"
+    return _chosen("PUGDFT_WEIGHTS") or cache_folder() / "weights"
+
+
+def _chosen(variable: str) -> Path | None:
+    """The folder that an environment variable names, if it is set."""
+    return expanded(os.environ[variable], variable) if os.environ.get(variable) else None
 
 
 def expanded(path: str, where: str) -> Path:
@@ -67,15 +64,14 @@ def expanded(path: str, where: str) -> Path:
 def stay_offline_without_network() -> bool:
     """Tell the Hub's client to use its cache alone if the Hub's name does not resolve; True if so.
 
-    Its client otherwise tries again for half a minute before it says that there is no network. Behind a
-    proxy names need not resolve here, so nothing is concluded then.
+    Its client otherwise tries for half a minute before it says that there is no network.
     """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return True
     if urllib.request.getproxies():
-        return False
+        return False  # behind a proxy, names need not resolve here
     with suppress(OSError):
         socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname or "", 443)
         return False
@@ -116,8 +112,7 @@ def file_sha256(path: Path) -> str:
 def file_inside(folder: Path, name: str) -> Path | None:
     """The regular file that ``name`` leads to inside ``folder``; None if there is none.
 
-    Raises:
-        UserError: the path leads out of the folder; ``name`` may come from a file that somebody else wrote.
+    A way out of the folder is refused: ``name`` may come from a file that somebody else wrote.
     """
     file = folder / name
     with suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,6 @@ RESTART_LOG_NAME = "starts.json"
 
 _NEW_NAME, _DAMAGED_NAME = f".{CHECKPOINT_NAME}.new", f"{CHECKPOINT_NAME}.damaged"
 _STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
-_STATE_KEYS = ("position", "history", "best_test", "totals", "sources", "processes")
 _FORMAT = 1  # one more whenever an older pugdft could not go on from a checkpoint
 _CHANGED = "is not what was written"
 # What the readers of JSON, safetensors, torch and npz raise for a file that is none.
@@ -53,16 +52,12 @@ def now() -> str:
 
 @dataclass
 class RestartLog:
-    """The starts of the run in a folder, kept in a file until the run is finished.
-
-    Attributes:
-        starts: of each, the time, the update that it went on from, and what was different.
-        micro_batch_size: images of a forward pass and process, if memory did not hold more.
-    """
+    """The starts of the run in a folder, kept in a file until the run is finished."""
 
     folder: Path
+    # Of each, the time, the update that it went on from, and what was different.
     starts: list[dict[str, Any]] = field(default_factory=list)
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = None  # images of a pass and process, if memory did not hold more
 
     @classmethod
     def read(cls, folder: Path) -> RestartLog:
@@ -113,11 +108,7 @@ class OtherVersion(UserError):
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model as ``.safetensors`` that ``timm.create_model(..., checkpoint_path=…)`` loads.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write the model as ``.safetensors`` that ``timm.create_model(..., checkpoint_path=…)`` loads."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     temporary = path.with_name(f".{path.name}.new")
     with ExitStack() as stack:
@@ -130,16 +121,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    optimizer: dict[str, Any],
-    state: dict[str, Any],
-    predictions: Mapping[str, Predictions],
+    folder: Path, model: nn.Module, optimizer: Any, state: dict[str, Any], predictions: dict[str, Predictions]
 ) -> None:
     """Write ``folder/checkpoint``; the one before becomes ``checkpoint.previous`` once this one is whole.
 
-    Raises:
-        OSError: it cannot be written; what was there is still there.
+    After an OSError, what was there is still there.
     """
     new, current, previous = (folder / name for name in (_NEW_NAME, CHECKPOINT_NAME, PREVIOUS_NAME))
     shutil.rmtree(new, ignore_errors=True)
@@ -164,13 +150,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Read the newest whole checkpoint of an output folder.
+    """Read the newest whole checkpoint of a run's folder; raises OtherVersion if it has another format.
 
-    Returns:
-        The checkpoint or None, and a message for each newer one that is damaged.
-
-    Raises:
-        OtherVersion: it has another format.
+    Returns it, or None, and a message for each newer one that is damaged.
     """
     faults: list[str] = []
     for place in (folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME):
@@ -189,10 +171,9 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def put_damaged_aside(folder: Path) -> None:
     """Rename the newest checkpoint, which is damaged: a save would put it in the place of the one before."""
-    aside = folder / _DAMAGED_NAME
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(folder / _DAMAGED_NAME, ignore_errors=True)
     with suppress(FileNotFoundError):  # it is the one before that is damaged, and no newer one is there
-        (folder / CHECKPOINT_NAME).rename(aside)
+        (folder / CHECKPOINT_NAME).rename(folder / _DAMAGED_NAME)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -216,17 +197,11 @@ def _read(place: Path) -> Checkpoint:
     for file, digest in content["sha256"].items():
         if Path(file).name != file or file_sha256(place / file) != digest:
             raise OSError(errno.EBADMSG, _CHANGED, file)
-    return Checkpoint(
-        safetensors.torch.load_file(place / _WEIGHTS),
-        torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu"),
-        content["state"],
-        {
-            file.removeprefix("predictions_").removesuffix(".npz"): read_predictions(place / file)
-            for file in content["sha256"]
-            if file.startswith("predictions_")
-        },
-        writer,
-    )
+    weights = safetensors.torch.load_file(place / _WEIGHTS)
+    optimizer = torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu")
+    splits = [file[12:-4] for file in content["sha256"] if file.startswith("predictions_")]
+    predictions = {split: read_predictions(place / f"predictions_{split}.npz") for split in splits}
+    return Checkpoint(weights, optimizer, content["state"], predictions, writer)
 
 
 def _digest(content: Any) -> str:
@@ -262,17 +237,13 @@ def _flush(path: Path) -> None:
 
 @dataclass
 class RunState:
-    """The part of a checkpoint that is neither weights nor optimizer state.
-
-    Attributes:
-        predictions: of the newest evaluation, by split.
-        totals: the sums of the epoch's :class:`Totals` over all processes, as of the last save.
-    """
+    """The part of a checkpoint that is neither weights nor optimizer state."""
 
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
     best_test: BestEpoch | None = None
-    predictions: dict[str, Predictions] = field(default_factory=dict)
+    predictions: dict[str, Predictions] = field(default_factory=dict)  # of the newest evaluation, by split
+    # The sums of the epoch's Totals over all processes, as of the last save.
     totals: list[float] = field(default_factory=lambda: [0.0] * 4)
 
 
@@ -290,9 +261,8 @@ class CheckpointManager:
     def resume(self) -> RunState:
         """Restore the newest whole checkpoint and log the start; a new state if there is none.
 
-        Raises:
-            UserError: it was made with other images, initial weights or another version of pugdft, or not
-                all processes find it.
+        Raises UserError if it is of other images, initial weights or another version of pugdft, or if not
+        all processes find it.
         """
         checkpoint, faults = load_checkpoint(self._folder)
         for fault in faults:
@@ -329,26 +299,27 @@ class CheckpointManager:
     def save(self, state: RunState) -> None:
         """Make a checkpoint, all processes together; only report it if the disk does not take it."""
         components, accelerator = self._components, self._components.accelerator
-        optimizer = components.optimizer.state_dict()
+        model, optimizer = components.backbone.model, components.optimizer.state_dict()
         if accelerator.is_main_process:
-            content = {
-                "position": asdict(state.position),
-                "history": state.history,
-                "best_test": state.best_test.model_dump() if state.best_test else None,
-                "totals": state.totals,
-                "sources": self._sources,
-                "processes": accelerator.num_processes,
-            }
             try:
-                save_checkpoint(
-                    self._folder, components.backbone.model, optimizer, content, state.predictions
-                )
+                save_checkpoint(self._folder, model, optimizer, self._content(state), state.predictions)
                 self._saved_step = state.position.steps
             except OSError as error:
                 where = f"{error.filename or self._folder}: {reason(error)}"
                 stays = self.with_saved_step("; that of update {} stays")
                 self._observer.on_message(f"no checkpoint could be made: {where}{stays}")
         accelerator.wait_for_everyone()
+
+    def _content(self, state: RunState) -> dict[str, Any]:
+        """Return what a checkpoint's ``state.json`` says of a run."""
+        return {
+            "position": asdict(state.position),
+            "history": state.history,
+            "best_test": state.best_test.model_dump() if state.best_test else None,
+            "totals": state.totals,
+            "sources": self._sources,
+            "processes": self._components.accelerator.num_processes,
+        }
 
     def with_saved_step(self, words: str) -> str:
         """Format ``words`` with the newest checkpoint's update; empty if there is no checkpoint."""
@@ -358,8 +329,8 @@ class CheckpointManager:
         """Load a checkpoint into model and optimizer; check that it belongs to this run and version."""
         content, optimizer = checkpoint.state, self._components.optimizer
         try:
-            _require_keys(content, _STATE_KEYS)
-            _require_keys(content["position"], (each.name for each in fields(Position)))
+            _require_keys(content, self._content(RunState()))
+            _require_keys(content["position"], asdict(Position()))
             for what, here in self._sources.items():
                 there = content["sources"][what]
                 if there != here:
@@ -372,12 +343,9 @@ class CheckpointManager:
             _require_keys(checkpoint.optimizer["pugdft"], own["pugdft"])
             self._components.backbone.model.load_state_dict(checkpoint.weights)
             optimizer.load_state_dict(checkpoint.optimizer)
+            position, best_test = Position(**content["position"]), BestEpoch(**best) if best else None
             return RunState(
-                position=Position(**content["position"]),
-                history=content["history"],
-                best_test=BestEpoch(**best) if best else None,
-                predictions=checkpoint.predictions,
-                totals=content["totals"],
+                position, content["history"], best_test, checkpoint.predictions, content["totals"]
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if isinstance(error, UserError) or is_out_of_memory(error):

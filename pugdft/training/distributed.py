@@ -7,9 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,20 +20,11 @@ from pugdft.errors import RunFailed, UserError
 
 # The numbers that a launcher sets, and the least value of each.
 _LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
-_NEEDED_BY_SEVERAL = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _TRUE, _FALSE = {"1", "true", "yes", "on", "y", "t"}, {"", "0", "false", "no", "off", "n", "f"}
-# Each of these would change the training without being in the recipe.
-_UNSUPPORTED = tuple(
-    f"ACCELERATE_USE_{name}" for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
-)
 
 
 def check_variables() -> None:
-    """Check the environment variables of launchers and of Accelerate.
-
-    Raises:
-        UserError: one has an invalid value, is missing, or asks for something that no recipe can say.
-    """
+    """Refuse variables of launchers and of Accelerate that are wrong, missing, or not for a recipe to say."""
     for name, least in _LAUNCHER_NUMBERS.items():
         value = os.environ.get(name)
         if value is not None and not (value.isdecimal() and int(value) >= least):
@@ -43,7 +33,7 @@ def check_variables() -> None:
                 "(torchrun, accelerate launch, --num-processes); without one, unset it"
             )
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    missing = [name for name in _NEEDED_BY_SEVERAL if name not in os.environ]
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world > 1 and missing:
         raise UserError(
             f"WORLD_SIZE: {world} says that this is one of several processes, but {', '.join(missing)} "
@@ -51,7 +41,9 @@ def check_variables() -> None:
         )
     if world > 1 and int(os.environ["RANK"]) >= world:
         raise UserError(f"RANK: {os.environ['RANK']} is no number of {world} processes, which begin at 0")
-    for name in _UNSUPPORTED:
+    # Each of these would change the training without being in the recipe.
+    for what in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        name = f"ACCELERATE_USE_{what}"
         if _is_on(name):
             raise UserError(f"{name}: is not supported; unset it (Accelerate's config may have set it)")
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
@@ -75,13 +67,10 @@ def _is_on(name: str) -> bool:
 
 
 class StopSignal:
-    """Remember SIGINT and SIGTERM inside a ``with`` instead of ending at once; a second SIGINT does end.
-
-    ``received`` is the number of the first signal, or 0.
-    """
+    """Remember SIGINT and SIGTERM inside a ``with`` instead of ending at once; a second SIGINT does end."""
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = 0  # the number of the first signal
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -134,12 +123,10 @@ def explain_failure(error: BaseException, num_processes: int) -> str | None:
 
 
 # Polling waits for the other processes and for the accelerator's work: once in so many seconds or updates.
-_SECONDS = 2.0
-_STEPS = 50
+_SECONDS, _STEPS = 2.0, 50
 
 
-@dataclass(frozen=True)
-class SyncDecision:
+class SyncDecision(NamedTuple):
     """What all processes do after an update; ``polled`` says whether they were asked at all."""
 
     stop: bool = False
@@ -148,16 +135,11 @@ class SyncDecision:
 
 
 class RankSync:
-    """Decide after each update, equally on all processes, whether to stop and whether to save.
+    """Decide after each update, equally on all processes, whether to stop and whether to save."""
 
-    ``checkpoint_seconds`` is the longest time between two checkpoints, ``steps`` the updates made before.
-    """
-
-    def __init__(
-        self, accelerator: Accelerator, stop_signal: StopSignal, checkpoint_seconds: float, steps: int
-    ) -> None:
-        self._accelerator, self._stop_signal = accelerator, stop_signal
-        self._checkpoint_seconds = checkpoint_seconds
+    def __init__(self, accelerator: Accelerator, stop_signal: StopSignal, minutes: float, steps: int) -> None:
+        """``minutes``: the longest time between two checkpoints; ``steps``: updates made before."""
+        self._accelerator, self._stop_signal, self._save_seconds = accelerator, stop_signal, 60 * minutes
         self._is_cheap = accelerator.device.type == "cpu" and accelerator.num_processes == 1
         self._next_poll, self._last_poll = steps + 1, (steps, time.monotonic())
         self.note_saved()
@@ -191,7 +173,7 @@ class RankSync:
         return SyncDecision(stop > 0, save > 0)
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._saved >= self._checkpoint_seconds
+        return time.monotonic() - self._saved >= self._save_seconds
 
 
 Result = TypeVar("Result")
@@ -206,10 +188,7 @@ def attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None
 
 
 def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
-    """Raise this process's error; if another one has an error, end with an empty message.
-
-    Otherwise a process without an error would wait forever for one that has ended.
-    """
+    """Raise this process's error, or an empty one if another process has one: else it would wait forever."""
     if accelerator.num_processes > 1:
         codes = _gathered(accelerator, 0 if error is None else 2 if isinstance(error, UserError) else 1)
         # An error of the user is the same on the first process; any other one is of a single machine.
@@ -242,10 +221,9 @@ def _gathered(accelerator: Accelerator, number: int) -> list[int]:
 def fix_reduction_order(model: nn.Module, image_size: int, device: torch.device) -> None:
     """Make DDP sum gradients in the same order in every update, the first one after a restart included.
 
-    After its first backward pass DDP groups gradients anew, in the order in which they came. The sum of
-    three or more numbers depends on the order, so the first update after a restart would differ in its last
-    bits from that of the unbroken run. One pass over zeros, whose gradients are dropped, has DDP do so now.
-    Fewer processes need none. The model is left in evaluation mode, so that BatchNorm does not see the pass.
+    After its first backward pass DDP groups gradients anew, in the order in which they came. The sum of three
+    or more numbers depends on the order, so the first update after a restart would differ in its last bits.
+    One pass over zeros has DDP do so now, in evaluation mode, so that BatchNorm does not see it.
     """
     wrapped = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(wrapped, DistributedDataParallel) or torch.distributed.get_world_size() < 3:

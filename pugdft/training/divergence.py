@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
@@ -15,9 +13,8 @@ from pugdft.optim import PerturbedOptimizer
 class BufferGuard:
     """Restore a model's floating-point buffers after a pass that left values in them that are not finite.
 
-    An update whose loss is not finite is skipped, but its forward pass has updated BatchNorm's statistics:
-    one NaN in a running mean would stay there and spoil every later evaluation. Buffers that are not finite
-    at the start are left alone; with ``enabled=False``, all are.
+    An update without a finite loss is skipped, but its forward pass has updated BatchNorm's statistics: one
+    NaN would spoil every later evaluation. Buffers that are not finite at the start are left alone.
     """
 
     def __init__(self, model: nn.Module, enabled: bool) -> None:
@@ -36,8 +33,7 @@ class BufferGuard:
             buffer.copy_(saved)
 
 
-# fp16's loss scale halves at each overflow: from its start to its floor these are 30.
-_MOST_IN_A_ROW = 100
+_MOST_IN_A_ROW = 100  # fp16's loss scale halves at each overflow: from its start to its floor these are 30
 
 
 class Diverged(RunFailed):
@@ -45,10 +41,7 @@ class Diverged(RunFailed):
 
 
 class DivergenceMonitor:
-    """Stop a run that has skipped too many updates, or whose evaluation has no finite loss.
-
-    The recipe says how many updates may be skipped; in fp16 the loss scale skips some besides.
-    """
+    """Stop a run that skips more updates than the recipe allows; fp16's loss scale skips some besides."""
 
     def __init__(self, recipe: Recipe, optimizer: PerturbedOptimizer, steps: int) -> None:
         self._allowed, self._is_fp16 = recipe.train.max_skipped_steps, recipe.train.precision == "fp16"
@@ -67,12 +60,6 @@ class DivergenceMonitor:
             raise Diverged(f"the training loss or its gradient is not finite at update {steps}")
         if self._is_fp16 and steps - self._last_made >= _MOST_IN_A_ROW:
             raise Diverged(f"no gradient was finite after update {self._last_made}, whatever the loss scale")
-
-    def check_evaluation(self, steps: int, losses: dict[str, float]) -> None:
-        """Raise Diverged if the loss of an evaluated split is not finite."""
-        for split, loss in losses.items():
-            if not math.isfinite(loss):
-                raise Diverged(f"the {split} loss is not finite after update {steps}")
 
     def check_end(self, steps: int) -> None:
         """Raise Diverged if a finished run skipped all of its updates."""

@@ -37,20 +37,17 @@ def retain_freed_memory(retain: bool) -> bool:
     """Ask glibc to reuse freed memory, or to return it to the system; False where that is not glibc.
 
     By default every tensor above 128 KiB is mapped anew at every step, and the kernel clears its pages at
-    first touch: a third of the time of a small model's training step on two cores. The price of reuse is
-    fragmentation. Memory that is returned is allocated in huge pages the next time, which the kernel clears
-    about eight times faster; torch reads that variable once, at a process's first tensor on the CPU.
+    first touch: a third of the time of a small model's step on two cores. Reuse costs fragmentation.
     """
     if not retain:
+        # Huge pages, which the kernel clears about eight times faster. torch reads this at its first tensor.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library has none
     settings = _KEEP if retain else _GIVE_BACK
     return mallopt is not None and all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 
-# Beyond this side, attention's matrices may weigh more than what plain products gain on a CPU.
-_LARGEST_PLAIN_ATTENTION = 256
-
+_LARGEST_PLAIN_ATTENTION = 256  # the side beyond which attention's matrices may cost more than they gain
 _COMPILER = "inductor"
 
 
@@ -65,20 +62,12 @@ class Switches:
     compile: bool
     retain_memory: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for the record."""
-        return asdict(self)
-
     def __str__(self) -> str:
-        return ", ".join(f"{name} {str(value).lower()}" for name, value in self.as_dict().items())
+        return ", ".join(f"{name} {str(value).lower()}" for name, value in asdict(self).items())
 
 
 def pick(recipe: Recipe, device_type: str) -> Switches:
-    """Decide the switches of a recipe on a device; ``auto`` is what was measured fastest there.
-
-    Raises:
-        UserError: a switch that the recipe sets is not for this device.
-    """
+    """Decide a recipe's switches on a device, or refuse them; ``auto`` is what was measured fastest there."""
     given, on_cpu, is_fp32 = recipe.train.performance, device_type == "cpu", recipe.train.precision == "fp32"
     matmul = "ieee" if given.matmul == "auto" else given.matmul
     if matmul == "tf32" and on_cpu:
@@ -130,13 +119,10 @@ def arrange(model: nn.Module, switches: Switches) -> None:
 
 
 def compiled(model: nn.Module, switches: Switches) -> nn.Module:
-    """Return the model for training steps: itself, or compiled for the shapes that it meets.
-
-    Parameters and the names in its state are the model's own. Random numbers are drawn as without
-    compiling, so that only rounding differs.
-    """
+    """Return the model for training steps: itself, or compiled for the shapes that it meets."""
     if not switches.compile:
         return model
+    # Random numbers are drawn as without compiling, so that only rounding differs.
     options: dict[str, Any] = {"fallback_random": True} if _COMPILER == "inductor" else {}
     module: nn.Module = torch.compile(model, dynamic=False, backend=_COMPILER, options=options or None)  # type: ignore[assignment]
     return module
@@ -192,23 +178,20 @@ _ROUNDING_FLAGS = {
 @contextmanager
 def rounding_of(switches: Switches, device_type: str) -> Iterator[None]:
     """Within the context, round products of fp32 numbers on this device as the switches say."""
-    before = {}
+    before = []
     for path in _ROUNDING_FLAGS.get(device_type, ()):
+        place, _, name = path.rpartition(".")
         with suppress(AttributeError, RuntimeError):  # this torch has no such flag, or cannot tell it
-            before[path] = attrgetter(path)(torch.backends)
+            owner = attrgetter(place)(torch.backends)
+            before.append((owner, name, getattr(owner, name)))
     try:
-        for path in before:
+        for owner, name, _ in before:
             # torch has an old and a new name for each and refuses to read one after the other was set.
-            _set_flag(path, switches.matmul == "tf32" if path.endswith("allow_tf32") else switches.matmul)
+            setattr(owner, name, switches.matmul == "tf32" if name == "allow_tf32" else switches.matmul)
         yield
     finally:
-        for path, value in before.items():
-            _set_flag(path, value)
-
-
-def _set_flag(path: str, value: Any) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(attrgetter(owner)(torch.backends), name, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def cpu_info(field: str) -> str | None:

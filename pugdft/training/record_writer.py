@@ -6,6 +6,7 @@ import platform
 import re
 import resource
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,65 +14,55 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from pugdft import records
+from pugdft.config.schema import Recipe
 from pugdft.machine import git_revision
 from pugdft.paths import file_sha256
-from pugdft.records import (
-    Artifact,
-    Cost,
-    DataFacts,
-    MethodFacts,
-    Metrics,
-    ModelFacts,
-    RunRecord,
-    Status,
-    write_record,
-)
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
 from pugdft.training.performance import cpu_info
 from pugdft.training.setup import RunComponents
 
-_PACKAGES = ("torch", "timm", "accelerate", "numpy")
+_LONGEST_NAME = 64  # characters of a data set's name in a run's; the digest tells runs apart
+
+
+def run_id(recipe: Recipe) -> str:
+    """Name a run, such as ``resnet18-cifar10-pugd-s0-1a2b3c4d``: unique by the recipe's digest."""
+    data = Path(recipe.data.name).name[:_LONGEST_NAME]
+    method, seed = str(recipe.optimizer["name"]), f"s{recipe.train.seed}"
+    parts = (recipe.model.name, data, method, seed, recipe.digest()[:8])
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
 
 def build_record(
-    identity: str,
-    components: RunComponents,
-    state: RunState,
-    restart_log: RestartLog,
-    status: Status,
-    error: str | None,
-) -> RunRecord:
+    components: RunComponents, state: RunState, log: RestartLog, status: records.Status, error: str | None
+) -> records.RunRecord:
     """Build the record of a run as it stands, without its artifacts; ``error`` says why it did not finish."""
     recipe, position, optimizer = components.recipe, state.position, components.optimizer
     store, backbone, training = components.store, components.backbone, components.training
     evaluated = {split: each.metrics() for split, each in state.predictions.items()}
-    metrics = Metrics(**evaluated, best_test=state.best_test) if evaluated else None
     sizes = {"train": len(training.images)}
     sizes |= {split: len(batches.images) for split, batches in components.evaluations.items()}
     seconds, images_seen = position.train_seconds, position.steps * recipe.train.batch_size
-    return RunRecord(
-        id=identity,
+    digests = training.digests()
+    return records.RunRecord(
+        id=run_id(recipe),
         status=status,
         error=error,
         recipe=recipe.as_dict(),
         seed=recipe.train.seed,
-        data=DataFacts(
-            name=store.name,
-            classes=len(store.classes),
-            sizes=sizes,
-            sha256=store.sha256,
-            **training.digests(),
+        data=records.DataFacts(
+            name=store.name, classes=len(store.classes), sizes=sizes, sha256=store.sha256, **digests
         ),
-        model=ModelFacts(
+        model=records.ModelFacts(
             name=recipe.model.name,
             pretrained_tag=backbone.tag,
             weights_sha256=backbone.weights_sha256,
             head_sha256=backbone.head_sha256,
             parameters=backbone.num_parameters,
         ),
-        metrics=metrics,
+        metrics=records.Metrics(**evaluated, best_test=state.best_test) if evaluated else None,
         history=state.history,
-        cost=Cost(
+        cost=records.Cost(
             epochs=position.steps // max(1, training.steps_per_epoch),
             steps=position.steps,
             gradient_passes=position.gradient_passes,
@@ -80,7 +71,7 @@ def build_record(
             images_per_second=round(images_seen / seconds, 2) if seconds else 0.0,
             peak_memory_bytes=peak_memory_bytes(components.device),
         ),
-        method=MethodFacts(
+        method=records.MethodFacts(
             two_pass_fraction=optimizer.num_two_pass_steps / max(1, optimizer.num_steps),
             mean_perturbation_norm=optimizer.diagnostics.mean_perturbation_norm(),
             mean_gradient_cosine=optimizer.diagnostics.mean_gradient_cosine(),
@@ -88,21 +79,19 @@ def build_record(
         ),
         environment={
             **environment_facts(components.accelerator, recipe.train.precision),
-            "performance": components.switches.as_dict(),
+            "performance": asdict(components.switches),
             "micro_batch_size": training.micro_batch_size,
-            "started": restart_log.first_start,
+            "started": log.first_start,
             "finished": now(),
         },
-        restarts=restart_log.restarts,
+        restarts=log.restarts,
     )
 
 
-def write_outcome(record: RunRecord, components: RunComponents, state: RunState, folder: Path) -> None:
-    """Write predictions and weights into the run's folder, and last the record that points at them.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+def write_outcome(
+    record: records.RunRecord, components: RunComponents, state: RunState, folder: Path
+) -> None:
+    """Write predictions and weights into the run's folder, and last the record that points at them."""
     paths = {}
     for split, each in state.predictions.items():
         name = "predictions" if split == "test" else f"predictions_{split}"
@@ -114,10 +103,9 @@ def write_outcome(record: RunRecord, components: RunComponents, state: RunState,
         paths["model"] = "model.safetensors"
     elif record.status != "completed" and (folder / CHECKPOINT_NAME / "state.json").is_file():
         paths["checkpoint"] = f"{CHECKPOINT_NAME}/state.json"
-    record.artifacts = {
-        name: Artifact(path=path, sha256=file_sha256(folder / path)) for name, path in paths.items()
-    }
-    write_record(record, folder)
+    digests = {name: file_sha256(folder / path) for name, path in paths.items()}
+    record.artifacts = {name: records.Artifact(path=paths[name], sha256=digests[name]) for name in paths}
+    records.write_record(record, folder)
 
 
 def environment_facts(accelerator: Accelerator, precision: str) -> dict[str, Any]:
@@ -129,7 +117,7 @@ def environment_facts(accelerator: Accelerator, precision: str) -> dict[str, Any
         "pugdft": version("pugdft"),
         "git": git_revision(),
         "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
+        **{package: version(package) for package in ("torch", "timm", "accelerate", "numpy")},
         "platform": platform.system().lower(),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,

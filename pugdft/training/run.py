@@ -6,10 +6,11 @@ record of a finished run.
 
 from __future__ import annotations
 
-import re
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +26,27 @@ from pugdft.models import model_faults
 from pugdft.optim import resolve_spec, spec_faults
 from pugdft.paths import write_atomically
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
+from pugdft.training import distributed
 from pugdft.training.checkpoint import CheckpointManager, RestartLog, remove_checkpoints
-from pugdft.training.distributed import (
-    RankSync,
-    StopSignal,
-    attempt,
-    explain_failure,
-    is_out_of_memory,
-    on_first_process,
-    raise_together,
-)
 from pugdft.training.divergence import BufferGuard, Diverged, DivergenceMonitor
 from pugdft.training.performance import rounding_of
-from pugdft.training.profiler import MeasuredProfile, Profile
-from pugdft.training.record_writer import build_record, write_outcome
+from pugdft.training.profiler import Profile
+from pugdft.training.record_writer import build_record, run_id, write_outcome
 from pugdft.training.setup import RunComponents, assemble, load, make_accelerator, prepare_device
 from pugdft.training.trainer import Observer, Position, Totals, Trainer, evaluate
 
 RECIPE_NAME = "recipe.yaml"
-_LONGEST_NAME = 64  # characters of a data set's name in a run's; the digest tells runs apart
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, check it against torch's and timm's names too, and write every optimizer option out.
 
-    Args:
-        source: path, bundled name, or mapping.
-        overrides: ``KEY=VALUE`` texts.
-
-    Raises:
-        UserError: with every fault of the file and the overrides.
+    ``source`` is a path, a bundled name, or a mapping; ``overrides`` are ``KEY=VALUE`` texts. Raises one
+    UserError with every fault of both.
     """
     checks: dict[str, SectionCheck] = {"optimizer": spec_faults, "model": model_faults, "data": data_faults}
     recipe = load_recipe(source, overrides, checks)
     return recipe.model_copy(update={"optimizer": resolve_spec(recipe.optimizer)})
-
-
-def run_id(recipe: Recipe) -> str:
-    """Name a run, such as ``resnet18-cifar10-pugd-s0-1a2b3c4d``: unique by the recipe's digest."""
-    data = Path(recipe.data.name).name[:_LONGEST_NAME]
-    method, seed = str(recipe.optimizer["name"]), f"s{recipe.train.seed}"
-    parts = (recipe.model.name, data, method, seed, recipe.digest()[:8])
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
 
 def finetune(
@@ -78,16 +58,14 @@ def finetune(
     profile: bool = False,
     micro_batch_size: int | None = None,
 ) -> tuple[RunRecord, Path]:
-    """Fine-tune as the recipe says and write a record.
+    """Fine-tune as the recipe, from :func:`read_recipe`, says and write a record.
 
     A finished run of the same recipe in the same folder is returned as it is; an unfinished one goes on
     from its checkpoint. Once training has begun, a record is written whatever happens.
 
     Args:
-        recipe: from :func:`read_recipe`.
         output: the run's folder; by default ``runs/ID``.
         resume: False begins anew.
-        observer: is told of the progress.
         profile: measure where the time goes, and write a trace into the folder.
         micro_batch_size: images of a pass to begin with, if more are known not to fit into memory.
 
@@ -108,62 +86,53 @@ def finetune(
     observer.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
     restart_log = RestartLog.read(folder) if resume else RestartLog(folder)
     restart_log.micro_batch_size = restart_log.micro_batch_size or micro_batch_size
-    components = _components(recipe, observer, restart_log.micro_batch_size)
-    accelerator = components.accelerator
+    # In this order: while one process decodes or downloads, the others wait for its file lock, which has no
+    # time limit; a process group has one.
+    loaded, error = distributed.attempt(lambda: load(recipe, observer.on_message))
+    accelerator = make_accelerator(recipe)
+    distributed.raise_together(accelerator, error)
+    assert loaded is not None
+    components = assemble(recipe, accelerator, *loaded, restart_log.micro_batch_size)
     observer.on_message(f"performance: {components.switches}")
-    is_measured = profile and accelerator.is_main_process
-    profiler = MeasuredProfile(folder, components.device) if is_measured else Profile()
+    profiler = Profile(folder if profile and accelerator.is_main_process else None, components.device)
     # The folder is claimed only now: an error found until here leaves nothing behind.
-    lock = on_first_process(accelerator, lambda: claim(folder, recipe, resume))
+    lock = distributed.on_first_process(accelerator, lambda: claim(folder, recipe, resume))
     with lock or nullcontext(), rounding_of(components.switches, components.device.type):
         while True:
+            del loaded  # so that a model that does not fit into memory can go
             run = Run(folder, components, restart_log, observer, profiler)
-            status, error = run.train()
+            status, why = run.train()
             smaller = components.smaller_micro_batch() if status == "oom" else None
             if smaller is None:
                 break
-            observer.on_message(f"{error}; trying again with {smaller}")
+            observer.on_message(f"{why}; trying again with {smaller}")
             restart_log.micro_batch_size = smaller
             # Free the model and all that refers to it before another is made.
             del run, components
             accelerator.free_memory()
-            components = assemble(recipe, accelerator, *load(recipe), smaller)
-        record = run.finish(status, error)
-    if table := profiler.table():
-        observer.on_message(table)
+            loaded = load(recipe)
+            components = assemble(recipe, accelerator, *loaded, smaller)
+        record = run.finish(status, why)
+    if profiler.is_on:
+        observer.on_message(profiler.table())
     return record, folder / RECORD_NAME
 
 
-def _components(recipe: Recipe, observer: Observer, micro_batch_size: int | None) -> RunComponents:
-    """Load images and model, then connect the processes of the run and assemble its parts."""
-    # In this order: while one process decodes or downloads, the others wait for its file lock, which has no
-    # time limit; a process group has one.
-    loaded, error = attempt(lambda: load(recipe, observer.on_message))
-    accelerator = make_accelerator(recipe)
-    raise_together(accelerator, error)
-    assert loaded is not None
-    return assemble(recipe, accelerator, *loaded, micro_batch_size)
-
-
+@dataclass
 class Run:
-    """One run of a recipe in its folder: trains, evaluates, saves, and writes the record.
+    """One run of a recipe in its folder, from the newest whole checkpoint on, to the record."""
 
-    It goes on from the folder's newest whole checkpoint, if there is one.
-    """
+    folder: Path
+    components: RunComponents
+    restart_log: RestartLog
+    observer: Observer
+    profile: Profile
 
-    def __init__(
-        self,
-        folder: Path,
-        components: RunComponents,
-        restart_log: RestartLog,
-        observer: Observer,
-        profile: Profile,
-    ) -> None:
-        self.folder, self.components, self.recipe = folder, components, components.recipe
-        self.restart_log, self.observer, self.profile = restart_log, observer, profile
+    def __post_init__(self) -> None:
+        components, self.recipe = self.components, self.components.recipe
         accelerator, train = components.accelerator, self.recipe.train
-        self.trainer = Trainer(components, self._after_step, profile)
-        self.checkpoints = CheckpointManager(folder, components, restart_log, observer)
+        self.trainer = Trainer(components, self._after_step, self.profile)
+        self.checkpoints = CheckpointManager(self.folder, components, self.restart_log, self.observer)
         self.state = self.checkpoints.resume()
         # The saved sums are those of all processes: one of them takes them over.
         sums = self.state.totals if accelerator.is_main_process else [0.0] * 4
@@ -171,15 +140,12 @@ class Run:
         steps = self.state.position.steps
         self.divergence = DivergenceMonitor(self.recipe, components.optimizer, steps)
         self.buffer_guard = BufferGuard(components.backbone.model, enabled=train.max_skipped_steps > 0)
-        self.stop_signal = StopSignal()
-        self.rank_sync = RankSync(accelerator, self.stop_signal, 60 * train.checkpoint_minutes, steps)
+        self.stop_signal = distributed.StopSignal()
+        minutes = train.checkpoint_minutes
+        self.rank_sync = distributed.RankSync(accelerator, self.stop_signal, minutes, steps)
 
     def train(self) -> tuple[Status, str | None]:
-        """Train to the end, or until something stops it; return how it ended and why.
-
-        Raises:
-            RunFailed: something outside this process failed; the same command goes on.
-        """
+        """Train to the end, or until something stops it; return how it ended and why."""
         trainer, position = self.trainer, self.state.position
         self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
@@ -198,7 +164,7 @@ class Run:
         except KeyboardInterrupt:
             return "interrupted", "stopped by a second Ctrl-C; the same command goes on from the checkpoint"
         except BaseException as error:
-            if is_out_of_memory(error):
+            if distributed.is_out_of_memory(error):
                 return self._out_of_memory(error)
             self._record_failure(error)
             raise
@@ -207,18 +173,14 @@ class Run:
             self.observer.on_end()
 
     def finish(self, status: Status, error: str | None) -> RunRecord:
-        """Write the record at the end of the training.
-
-        Raises:
-            RunFailed: it cannot be written; what was written before stays.
-        """
+        """Write the record at the end of the training; if it cannot be written, what was before stays."""
         try:
             record = self._write_record(status, error)
         except OSError as fault:
-            words = "; with that mended, the same command goes on from update {}"
-            raise RunFailed(
-                f"{explain_failure(fault, 1)}{self.checkpoints.with_saved_step(words)}"
-            ) from fault
+            words = self.checkpoints.with_saved_step(
+                "; with that mended, the same command goes on from update {}"
+            )
+            raise RunFailed(f"{distributed.explain_failure(fault, 1)}{words}") from fault
         # A process that ends with an error first takes the others down, this record with them.
         self.components.accelerator.wait_for_everyone()
         return record
@@ -274,8 +236,7 @@ class Run:
         state, train, optimizer = self.state, self.recipe.train, self.components.optimizer
         position = state.position
         loss, correct, images, _ = self._reduced_totals()
-        position.epoch += 1
-        position.step_in_epoch = 0
+        position.epoch, position.step_in_epoch = position.epoch + 1, 0
         row: dict[str, Any] = {
             "epoch": position.epoch,
             "steps": position.steps,
@@ -292,9 +253,10 @@ class Run:
         if "test_top1" in row and (state.best_test is None or row["test_top1"] > state.best_test.top1):
             state.best_test = BestEpoch(top1=row["test_top1"], epoch=position.epoch)
         state.history.append(row)
-        self.totals.reset()
+        self.totals.sums[:3] = 0
         self.observer.on_epoch(row)
-        self.divergence.check_evaluation(position.steps, losses)
+        if lost := [split for split, loss in losses.items() if not math.isfinite(loss)]:
+            raise Diverged(f"the {lost[0]} loss is not finite after update {position.steps}")
 
     def _evaluate(self, row: dict[str, Any], needs_validation: bool) -> dict[str, float]:
         """Evaluate the splits whose turn it is, add their metrics to ``row``, return their losses."""
@@ -332,9 +294,10 @@ class Run:
 
     def _record_failure(self, error: BaseException) -> None:
         """Write a record if that still works; raise a message if the error is no bug of pugdft."""
-        why = explain_failure(error, self.components.accelerator.num_processes)
+        why = distributed.explain_failure(error, self.components.accelerator.num_processes)
+        text = why or f"{type(error).__name__}: {error}"
         # The other processes may be gone: do not wait for them.
-        _, another = attempt(lambda: self._write_record("failed", why or f"{type(error).__name__}: {error}"))
+        _, another = distributed.attempt(lambda: self._write_record("failed", text))
         if another is not None:
             error.add_note(f"and no record could be written: {another}")
         if why is not None:
@@ -343,7 +306,7 @@ class Run:
 
     def _write_record(self, status: Status, error: str | None) -> RunRecord:
         components, state = self.components, self.state
-        record = build_record(run_id(self.recipe), components, state, self.restart_log, status, error)
+        record = build_record(components, state, self.restart_log, status, error)
         if self.profile.is_on:
             record.environment["profiled"] = True
         if components.accelerator.is_main_process:
@@ -354,14 +317,10 @@ class Run:
 
 
 def check(folder: Path, recipe: Recipe) -> None:
-    """Check that ``folder`` is free for this recipe, or already this recipe's; changes nothing.
-
-    Raises:
-        UserError: it holds the run of another recipe, or a folder where a run's file goes.
-    """
+    """Refuse a folder that holds another recipe's run, or a folder where a run's file goes."""
     for name in (RECORD_NAME, "predictions.npz", "model.safetensors", RECIPE_NAME):
-        if (folder / name).is_dir():
-            where = folder / name
+        where = folder / name
+        if where.is_dir():
             raise UserError(f"{where}: is a folder, where a run writes a file; choose another --output")
     path = folder / RECIPE_NAME
     if not path.is_file():
@@ -382,9 +341,6 @@ def claim(folder: Path, recipe: Recipe, resume: bool = True) -> AbstractContextM
     """Make ``folder`` this recipe's, locked until the end of a ``with`` over the returned lock.
 
     Unless this run resumes it, an earlier run's record and checkpoints are deleted.
-
-    Raises:
-        UserError: it cannot be written, holds another recipe's run, or is in use by another process.
     """
     taken = f"{folder}: another process is running here; wait for it, or choose another --output"
     with _usable(folder), refuse(Timeout, lambda error: taken):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,21 +16,11 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from pugdft.config.schema import Recipe
+from pugdft.data import loader
 from pugdft.data.augment import Augmentation, ResizedCrop
 from pugdft.data.auto_augment import auto_augmentation
 from pugdft.data.cache import ImageFiles, Store, cores, prepare
 from pugdft.data.datasets import open_source
-from pugdft.data.loader import (
-    RESIDENT_SHARE,
-    Batch,
-    EvaluationBatches,
-    Images,
-    Share,
-    TrainingBatches,
-    free_device_bytes,
-    is_pinned_for,
-    resident,
-)
 from pugdft.data.rng import validation_split
 from pugdft.data.transforms import ToInput
 from pugdft.data.workers import ImageWorkers
@@ -52,12 +43,9 @@ def device_type() -> str:
 
 
 def prepare_device(recipe: Recipe) -> str:
-    """Check that a recipe can be trained here, and make the settings that must precede the first tensor.
+    """Check that a recipe can be trained here, make the settings that must precede the first tensor.
 
     Returns the type of the device.
-
-    Raises:
-        UserError: the device cannot compute in the recipe's precision, or the environment is invalid.
     """
     check_variables()
     kind = device_type()
@@ -88,7 +76,7 @@ class AscentBatch:
     images: int  # of the global batch
     own_images: int  # of this process's share
 
-    def of(self, micro_batches: list[Batch]) -> list[Batch]:
+    def of(self, micro_batches: list[loader.Batch]) -> list[loader.Batch]:
         """Return the first images of this process's share."""
         parts, left = [], self.own_images
         for inputs, targets in micro_batches:
@@ -100,24 +88,19 @@ class AscentBatch:
 
 @dataclass(frozen=True)
 class RunComponents:
-    """Everything that a run is made of.
-
-    Attributes:
-        model: wrapped by Accelerate for its device, precision and processes.
-        evaluations: ``test``, unless the recipe forbids it, and ``validation``, if it holds out images.
-        ascent: None takes every gradient from the whole batch.
-    """
+    """Everything that a run is made of."""
 
     recipe: Recipe
     accelerator: Accelerator
     store: Store
     backbone: Backbone
-    model: nn.Module
+    model: nn.Module  # wrapped by Accelerate for its device, precision and processes
     optimizer: PerturbedOptimizer
-    training: TrainingBatches
-    evaluations: dict[str, EvaluationBatches]
+    training: loader.TrainingBatches
+    # test, unless the recipe forbids it, and validation, if it holds out images
+    evaluations: dict[str, loader.EvaluationBatches]
     switches: Switches
-    ascent: AscentBatch | None = None
+    ascent: AscentBatch | None = None  # None takes every gradient from the whole batch
 
     @property
     def device(self) -> torch.device:
@@ -140,11 +123,7 @@ class RunComponents:
 
 
 def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[Store, Backbone]:
-    """Prepare the images and build the model with its weights; needs no other process.
-
-    Raises:
-        UserError: the data or the weights cannot be used.
-    """
+    """Prepare the images and build the model with its weights; needs no other process."""
     data = recipe.data
     store = prepare(open_source(data.name), data.image_size, data.storage, on_message)
     with attention_of(pick(recipe, device_type())):
@@ -153,23 +132,18 @@ def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tup
 
 
 def assemble(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    store: Store,
-    backbone: Backbone,
-    micro_batch_size: int | None = None,
+    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, at_most: int | None = None
 ) -> RunComponents:
     """Split and share the images, place the model, build the optimizer; all processes together.
 
-    Args:
-        micro_batch_size: images of a pass that fit into memory, if those asked for do not.
-
-    Raises:
-        UserError: the recipe does not fit the data.
+    ``at_most``: images of a pass that fit into memory, if those asked for do not.
     """
-    train, device = recipe.train, accelerator.device
-    splits, share, to_input = _inputs(recipe, accelerator, store, backbone)
-    check_batch(recipe, len(splits["train"]), share.world)
+    train, device, world = recipe.train, accelerator.device, accelerator.num_processes
+    asked_size = train.micro_batch_size or -(-train.batch_size // world)
+    pass_size = min(asked_size, at_most or asked_size)
+    inputs = _inputs(recipe, accelerator, store, backbone, pass_size / asked_size)
+    images, share = inputs.splits["train"], inputs.share
+    check_batch(recipe, len(images), world)
     switches = pick(recipe, device.type)
     if train.freeze == "backbone":
         freeze_backbone(backbone.model)
@@ -184,111 +158,101 @@ def assemble(
         closure_accumulates=True,
         loss_scale=LossScale() if train.precision == "fp16" else None,
     )
-    if optimizer.method.trigger.needs_validation and not len(splits["validation"]):
+    if optimizer.method.trigger.needs_validation and not len(inputs.splits["validation"]):
         raise UserError(
             "data.validation: this trigger compares the training loss with that on held-out images: hold "
             "some out, such as data.validation=0.1 (the test split is never used for it)"
         )
-    asked_size = train.micro_batch_size or -(-train.batch_size // share.world)
-    pass_size = min(asked_size, micro_batch_size or asked_size)
-    training = TrainingBatches(
-        images=splits["train"],
-        to_input=to_input,
+    side = images.pixels.shape[1]
+    if recipe.data.cutout > side:
+        raise UserError(
+            f"data.cutout: {recipe.data.cutout} is more than the side of the stored images, {side}"
+        )
+    crop, names = recipe.data.random_resized_crop, {field.name for field in fields(Augmentation)}
+    training = loader.TrainingBatches(
+        images=images,
+        to_input=inputs.to_input,
         device=device,
         share=share,
         batch_size=train.batch_size,
         micro_batch_size=pass_size,
-        augmentation=_augmentation(recipe, splits["train"]),
+        augmentation=Augmentation(
+            resized_crop=ResizedCrop(**crop.model_dump()) if crop else None,
+            **recipe.data.model_dump(include=names),
+        ),
         seed=train.seed,
-        workers=_workers(recipe, splits["train"], backbone, device),
+        workers=_workers(recipe, images, backbone, device),
     )
-    evaluations = _evaluation_batches(recipe, splits, to_input, device, share, pass_size / asked_size)
     ascent = _ascent_batch(recipe, optimizer.method, share)
     fix_reduction_order(model, recipe.data.image_size, device)
     return RunComponents(
-        recipe, accelerator, store, backbone, model, optimizer, training, evaluations, switches, ascent
+        recipe, accelerator, store, backbone, model, optimizer, training, inputs.evaluations, switches, ascent
     )
 
 
 def evaluation_parts(
     recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, shrunk: float = 1.0
-) -> tuple[nn.Module, dict[str, EvaluationBatches]]:
+) -> tuple[nn.Module, dict[str, loader.EvaluationBatches]]:
     """Build the model and the images as a run of this recipe evaluates them, and nothing to train with.
 
-    Args:
-        shrunk: the fraction of the images of a pass that fitted into memory.
-
-    Raises:
-        UserError: the recipe does not fit the data.
+    ``shrunk``: the fraction of the images of a pass that fitted into memory.
     """
-    splits, share, to_input = _inputs(recipe, accelerator, store, backbone)
+    evaluations = _inputs(recipe, accelerator, store, backbone, shrunk).evaluations
     arrange(backbone.model, pick(recipe, accelerator.device.type))
     model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
-    return model, _evaluation_batches(recipe, splits, to_input, accelerator.device, share, shrunk)
+    return model, evaluations
+
+
+class _Inputs(NamedTuple):
+    splits: dict[str, loader.Images]  # train, validation (maybe of no images) and test
+    share: loader.Share
+    to_input: ToInput
+    evaluations: dict[str, loader.EvaluationBatches]
 
 
 def _inputs(
-    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone
-) -> tuple[dict[str, Images], Share, ToInput]:
-    """Split the images, tell which are this process's, and make the transform to the backbone's inputs."""
-    stored_size, device = store.images("train").shape[1], accelerator.device
+    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, shrunk: float
+) -> _Inputs:
+    """Split the images, tell which are this process's, and make the batches to evaluate."""
+    stored_size, device, train = store.images("train").shape[1], accelerator.device, recipe.train
     look = (backbone.interpolation, backbone.mean, backbone.std)
     channels_last = pick(recipe, device.type).channels_last
     to_input = ToInput(stored_size, recipe.data.image_size, *look, device, channels_last)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    return _splits(recipe, store, device), share, to_input
-
-
-def _evaluation_batches(
-    recipe: Recipe,
-    splits: dict[str, Images],
-    to_input: ToInput,
-    device: torch.device,
-    share: Share,
-    shrunk: float,
-) -> dict[str, EvaluationBatches]:
-    """Make the batches of each split that is evaluated; ``shrunk``: see :func:`evaluation_parts`."""
-    train = recipe.train
+    share = loader.Share(accelerator.process_index, accelerator.num_processes)
+    splits = _splits(recipe, store, device)
     # A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
     usual = 64 if device.type == "cpu" else 256
     asked_size = train.eval_batch_size or max(usual, -(-train.batch_size // share.world))
     batch_size = max(1, int(asked_size * shrunk))
-    return {
-        name: EvaluationBatches(images, to_input, device, share, batch_size)
+    evaluations = {
+        name: loader.EvaluationBatches(images, to_input, device, share, batch_size)
         for name, images in splits.items()
         if name != "train" and len(images) and (name != "test" or train.evaluate == "all")
     }
+    return _Inputs(splits, share, to_input, evaluations)
 
 
-def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Images]:
+def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, loader.Images]:
     """Make ``train``, ``validation`` (maybe of no images) and ``test``; on the device where they fit."""
     pixels, labels = store.images("train"), store.labels("train")
     with refuse(ValueError, lambda error: f"data.validation: {error}"):  # too many are to be held out
         train, validation = validation_split(labels, recipe.data.validation, recipe.train.seed)
     test_pixels, test_labels = store.images("test"), store.labels("test")
-    budget = RESIDENT_SHARE * free_device_bytes(device)
+    budget = loader.RESIDENT_SHARE * loader.free_device_bytes(device)
     # Workers read the training images themselves.
-    on_device = None if recipe.data.auto_augment else resident(pixels, device, budget)
+    on_device = None if recipe.data.auto_augment else loader.resident(pixels, device, budget)
     left = budget if on_device is None else budget - pixels.nbytes
-    test_on_device = resident(test_pixels, device, left)
+    test_on_device = loader.resident(test_pixels, device, left)
     return {
-        "train": Images(pixels, labels, train, on_device),
-        "validation": Images(pixels, labels, validation, on_device),
-        "test": Images(test_pixels, test_labels, np.arange(len(test_labels)), test_on_device),
+        "train": loader.Images(pixels, labels, train, on_device),
+        "validation": loader.Images(pixels, labels, validation, on_device),
+        "test": loader.Images(test_pixels, test_labels, np.arange(len(test_labels)), test_on_device),
     }
 
 
-def _augmentation(recipe: Recipe, images: Images) -> Augmentation:
-    """Make the augmentation of whole batches of training images."""
-    data, side = recipe.data, images.pixels.shape[1]
-    if data.cutout > side:
-        raise UserError(f"data.cutout: {data.cutout} is more than the side of the stored images, {side}")
-    crop, names = data.random_resized_crop, {field.name for field in fields(Augmentation)}
-    resized_crop = ResizedCrop(**crop.model_dump()) if crop else None
-    return Augmentation(resized_crop=resized_crop, **data.model_dump(include=names))
-
-
-def _workers(recipe: Recipe, images: Images, backbone: Backbone, device: torch.device) -> ImageWorkers | None:
+def _workers(
+    recipe: Recipe, images: loader.Images, backbone: Backbone, device: torch.device
+) -> ImageWorkers | None:
     """Make the processes that read or augment single images; None if there is no such work."""
     data, make = recipe.data, None
     if data.auto_augment is not None:
@@ -300,10 +264,10 @@ def _workers(recipe: Recipe, images: Images, backbone: Backbone, device: torch.d
     if num_workers is None:
         # A share of the cores for each process of this machine; a CPU that trains has none to spare.
         num_workers = 0 if device.type == "cpu" else max(1, min(_MOST_WORKERS, cores() - 1))
-    return ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, is_pinned_for(device))
+    return ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, loader.is_pinned_for(device))
 
 
-def _ascent_batch(recipe: Recipe, method: Method, share: Share) -> AscentBatch | None:
+def _ascent_batch(recipe: Recipe, method: Method, share: loader.Share) -> AscentBatch | None:
     """Make the part of a batch for ascent gradients; None if it is the whole batch, or nothing ascends."""
     train = recipe.train
     # Two images a process at least: one alone has no variance for BatchNorm.

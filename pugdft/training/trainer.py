@@ -40,15 +40,12 @@ class Position:
 
 
 class Totals:
-    """This process's sums over the clean passes of an epoch, kept on the device.
-
-    Attributes:
-        sums: of the passes whose loss is finite: loss times images, correct images, images. Fourth, the
-            number of passes whose loss was not finite, since the run began. In fp64, so that a restart,
-            which begins with the sums of a checkpoint, rounds nothing.
-    """
+    """This process's sums over the clean passes of an epoch, kept on the device."""
 
     def __init__(self, device: torch.device, sums: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> None:
+        # Of the passes whose loss is finite: loss times images, correct images, images. Fourth, the number of
+        # passes whose loss was not finite, since the run began. In fp64, so that a restart, which begins with
+        # the sums of a checkpoint, rounds nothing.
         self.sums = torch.tensor(sums, dtype=_sum_dtype(device), device=device)
 
     def add(self, loss: Tensor, correct: Tensor, num_images: int) -> None:
@@ -57,10 +54,6 @@ class Totals:
         values = torch.stack([loss, correct, torch.full_like(loss, num_images)]).to(self.sums.dtype)
         self.sums[:3] += torch.where(finite, values, 0)
         self.sums[3] += ~finite
-
-    def reset(self) -> None:
-        """Begin another epoch."""
-        self.sums[:3] = 0
 
     def means(self) -> tuple[float, float]:
         """Return the mean loss and top-1 so far; waits for the device."""
@@ -106,10 +99,9 @@ def lr_factor(name: str, step: float, total_steps: int, warmup_steps: int = 0) -
 
 
 class Trainer:
-    """Makes a run's updates.
+    """Make a run's updates. After each, ``after_step`` gets the totals so far; if it is true, the epoch ends.
 
-    After each, it calls ``after_step`` with the totals so far; True stops the epoch. ``total`` is the length
-    of the run in updates or gradient passes, by default the recipe's.
+    ``total`` is the length of the run in updates or gradient passes, by default the recipe's.
     """
 
     def __init__(
