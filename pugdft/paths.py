@@ -11,7 +11,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pugdft.errors import UserError, printable, reason, refuse
@@ -62,10 +62,7 @@ def expanded(path: str, where: str) -> Path:
 
 @functools.cache
 def stay_offline_without_network() -> bool:
-    """Tell the Hub's client to use its cache alone if the Hub's name does not resolve; True if so.
-
-    Its client otherwise tries for half a minute before it says that there is no network.
-    """
+    """Stop the Hub's client from trying for half a minute if the Hub's name does not resolve; True if so."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -84,16 +81,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``; a reader or a crash sees the old file or the new one, no mixture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
+    with ExitStack() as stack:
+        stack.callback(Path(name).unlink, missing_ok=True)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, readable_mode())  # mkstemp makes private files
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def readable_mode() -> int:
@@ -110,10 +105,7 @@ def file_sha256(path: Path) -> str:
 
 
 def file_inside(folder: Path, name: str) -> Path | None:
-    """The regular file that ``name`` leads to inside ``folder``; None if there is none.
-
-    A way out of the folder is refused: ``name`` may come from a file that somebody else wrote.
-    """
+    """The file inside ``folder`` that ``name``, which a stranger may have written, leads to, if any."""
     file = folder / name
     with suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
         # The usual case, without a look at every folder above: a table reads thousands.
@@ -127,8 +119,7 @@ def file_inside(folder: Path, name: str) -> Path | None:
     )
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[int | None]:
+def claimed(folder: Path) -> AbstractContextManager[int | None]:
     """Hold the lock of a cell's folder; yields its descriptor, or None if another process has it.
 
     A child that inherits the descriptor goes on holding the lock after its parent was killed, so a cell
@@ -136,21 +127,13 @@ def claimed(folder: Path) -> Iterator[int | None]:
     """
     locks = folder.parent / ".claims"
     locks.mkdir(exist_ok=True)
-    with _lock(locks / folder.name, folder.parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as descriptor:
-        yield descriptor
+    return locked(locks / folder.name, folder.parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for the lock on the file ``path``, and hold it until the end of the ``with``."""
-    with _lock(path, path.parent, fcntl.LOCK_EX):
-        yield
-
-
-@contextmanager
-def _lock(path: Path, folder: Path, operation: int) -> Iterator[int | None]:
-    """Hold a lock of the kernel (flock), which ends with its last holder: a killed command leaves none."""
-    without = f"--output {folder}: this file system has no locks"
+def locked(path: Path, folder: Path | None = None, operation: int = fcntl.LOCK_EX) -> Iterator[int | None]:
+    """Wait for the kernel's lock (flock) on a file and hold it; a killed command leaves none."""
+    without = f"--output {folder or path.parent}: this file system has no locks"
     need = "which commands need to share a folder; choose a folder on another file system"
     held = None
     with path.open("ab") as file:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pugdft.cli.launch import end_with_the_launcher, is_main_process, launch
 from pugdft.cli.output import given_path
 from pugdft.config import yaml
-
-
-class ProgressFormat(StrEnum):
-    """The form of the progress on stderr."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def command(
@@ -43,8 +35,8 @@ def command(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     progress: Annotated[
-        ProgressFormat, typer.Option(help="On stderr: text for people, JSON lines for programs.")
-    ] = ProgressFormat.TEXT,
+        Literal["text", "json"], typer.Option(help="On stderr: text for people, JSON lines for programs.")
+    ] = "text",
 ) -> None:
     """Fine-tune a backbone as a recipe says.
 
@@ -67,11 +59,11 @@ def command(
         options = ["--output", str(output)] if output else []
         options += ["--no-resume"] if no_resume else []
         options += ["--profile"] if profile else []
-        options += ["--progress", progress.value]
+        options += ["--progress", progress]
         raise typer.Exit(launch(num_processes, ["finetune", recipe, *texts, *options]))
     from pugdft.cli.progress import JsonProgress, ProgressLog, print_summary
 
-    is_main, is_text = is_main_process(), progress is ProgressFormat.TEXT
+    is_main, is_text = is_main_process(), progress == "text"
     observer = (ProgressLog() if is_text else JsonProgress()) if is_main else None
     record, path = finetune(resolved, output, resume=not no_resume, observer=observer, profile=profile)
     if is_main:

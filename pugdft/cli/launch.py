@@ -12,7 +12,6 @@ from contextlib import suppress
 from pugdft.machine import usable_cores
 
 _LAUNCHER = "PUGDFT_LAUNCHER"
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def is_main_process() -> bool:
@@ -56,15 +55,12 @@ def launch(num_processes: int, arguments: list[str]) -> int:
 
 
 def end_with_the_launcher() -> None:
-    """End this process, started by ``launch``, as soon as the launcher is gone, even if it was killed.
-
-    Otherwise the processes would train on unnoticed and keep their folder locked.
-    """
+    """End this process, started by ``launch``, when the launcher is gone; it would train on unnoticed."""
     launcher = os.environ.get(_LAUNCHER, "")
 
     def watch() -> None:
         while os.getppid() == int(launcher):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(0.5)
         os._exit(1)
 
     if launcher.isdigit() and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -81,10 +77,8 @@ def end_one_of_several(code: int) -> None:
 
 
 def _leave_at_a_second_ctrl_c() -> None:
-    """Exit at the second Ctrl-C, for which torch's launcher does not; its processes end with this one.
-
-    The launcher replaces our signal handlers, so this reads the signal numbers from Python's wakeup pipe.
-    """
+    """Exit at the second Ctrl-C, for which torch's launcher does not; its processes end with this one."""
+    # The launcher replaces our signal handlers, so this reads the signal numbers from Python's wakeup pipe.
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

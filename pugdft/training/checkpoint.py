@@ -6,10 +6,7 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -27,22 +24,17 @@ from pugdft.errors import UserError, reason
 from pugdft.paths import file_sha256, readable_mode, write_atomically
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import BestEpoch
-from pugdft.training.distributed import is_out_of_memory, require_same
+from pugdft.training.distributed import gathered, is_out_of_memory
 from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Observer, Position
 
-CHECKPOINT_NAME, PREVIOUS_NAME = "checkpoint", "checkpoint.previous"
-RESTART_LOG_NAME = "starts.json"
-
+CHECKPOINT_NAME, PREVIOUS_NAME, RESTART_LOG_NAME = "checkpoint", "checkpoint.previous", "starts.json"
 _NEW_NAME, _DAMAGED_NAME = f".{CHECKPOINT_NAME}.new", f"{CHECKPOINT_NAME}.damaged"
 _STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
 _FORMAT = 1  # one more whenever an older pugdft could not go on from a checkpoint
 _CHANGED = "is not what was written"
-# What the readers of JSON, safetensors, torch and npz raise for a file that is none.
-_UNREADABLE = (
-    ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,
-    SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+# What content of another form raises; other damage is found by its digest before it is read.
+_UNFIT = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 def now() -> str:
@@ -70,15 +62,9 @@ class RestartLog:
         return log
 
     @property
-    def first_start(self) -> str:
-        """The time in UTC at which the run was first started."""
-        return str(self.starts[0].get("time", "")) if self.starts else now()
-
-    @property
     def restarts(self) -> list[dict[str, Any]]:
         """All starts that went on from an earlier one, even if the entry of the first one was lost."""
-        is_whole = not self.starts or not self.starts[0].get("step")
-        return self.starts[1:] if is_whole else self.starts
+        return [each for number, each in enumerate(self.starts) if number or each.get("step")]
 
     def write(self) -> None:
         """Write the log into its folder."""
@@ -123,10 +109,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: Any, state: dict[str, Any], predictions: dict[str, Predictions]
 ) -> None:
-    """Write ``folder/checkpoint``; the one before becomes ``checkpoint.previous`` once this one is whole.
-
-    After an OSError, what was there is still there.
-    """
+    """Write ``folder/checkpoint``; once it is whole, the one before is ``checkpoint.previous``."""
     new, current, previous = (folder / name for name in (_NEW_NAME, CHECKPOINT_NAME, PREVIOUS_NAME))
     shutil.rmtree(new, ignore_errors=True)
     with ExitStack() as stack:
@@ -150,10 +133,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Read the newest whole checkpoint of a run's folder; raises OtherVersion if it has another format.
-
-    Returns it, or None, and a message for each newer one that is damaged.
-    """
+    """Read a folder's newest whole checkpoint, if any; describe each newer one that is damaged."""
     faults: list[str] = []
     for place in (folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME):
         if not place.is_dir():
@@ -164,7 +144,7 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             raise
         except OSError as error:
             faults.append(f"{place}: {Path(error.filename or place).name}: {reason(error)}")
-        except _UNREADABLE as error:
+        except _UNFIT as error:
             faults.append(f"{place}: cannot be read ({type(error).__name__})")
     return None, faults
 
@@ -186,7 +166,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _read(place: Path) -> Checkpoint:
-    """Read a checkpoint; raises OtherVersion, OSError or one of ``_UNREADABLE``."""
+    """Read a checkpoint; raises OtherVersion, OSError or one of ``_UNFIT``."""
     content = json.loads((place / _STATE).read_text(encoding="utf-8"))
     if content.pop("own_sha256") != _digest(content):
         raise OSError(errno.EBADMSG, _CHANGED, _STATE)
@@ -199,8 +179,8 @@ def _read(place: Path) -> Checkpoint:
             raise OSError(errno.EBADMSG, _CHANGED, file)
     weights = safetensors.torch.load_file(place / _WEIGHTS)
     optimizer = torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu")
-    splits = [file[12:-4] for file in content["sha256"] if file.startswith("predictions_")]
-    predictions = {split: read_predictions(place / f"predictions_{split}.npz") for split in splits}
+    files = [place / file for file in content["sha256"] if file.startswith("predictions_")]
+    predictions = {file.stem.removeprefix("predictions_"): read_predictions(file) for file in files}
     return Checkpoint(weights, optimizer, content["state"], predictions, writer)
 
 
@@ -247,48 +227,42 @@ class RunState:
     totals: list[float] = field(default_factory=lambda: [0.0] * 4)
 
 
+@dataclass
 class CheckpointManager:
     """Saves and restores the checkpoints of one run: the state of its components, and a log of its starts."""
 
-    def __init__(
-        self, folder: Path, components: RunComponents, restart_log: RestartLog, observer: Observer
-    ) -> None:
-        self._folder, self._components = folder, components
-        self._restart_log, self._observer = restart_log, observer
-        self._saved_step: int | None = None
-        self._sources = {"images": components.store.sha256, "weights": components.backbone.weights_sha256}
+    folder: Path
+    components: RunComponents
+    restart_log: RestartLog
+    observer: Observer
+    _saved_step: int | None = None
 
     def resume(self) -> RunState:
-        """Restore the newest whole checkpoint and log the start; a new state if there is none.
-
-        Raises UserError if it is of other images, initial weights or another version of pugdft, or if not
-        all processes find it.
-        """
-        checkpoint, faults = load_checkpoint(self._folder)
+        """Restore the newest whole checkpoint, if it is of this run, and log the start."""
+        checkpoint, faults = load_checkpoint(self.folder)
         for fault in faults:
-            self._observer.on_message(f"a checkpoint is damaged and is left out: {fault}")
-        accelerator, facts, state = self._components.accelerator, dict[str, Any](), RunState()
-        require_same(
-            accelerator,
-            -1 if checkpoint is None else checkpoint.state["position"]["steps"],
-            f"{self._folder}: the processes of this run find different checkpoints here; --output has to be "
-            "on a disk that all of them share",
-        )
+            self.observer.on_message(f"a checkpoint is damaged and is left out: {fault}")
+        accelerator, facts, state = self.components.accelerator, dict[str, Any](), RunState()
+        if len(set(gathered(accelerator, checkpoint.state["position"]["steps"] if checkpoint else -1))) > 1:
+            raise UserError(
+                f"{self.folder}: the processes of this run find different checkpoints here; --output has to "
+                "be on a disk that all of them share"
+            )
         if faults and accelerator.is_main_process:
-            put_damaged_aside(self._folder)
+            put_damaged_aside(self.folder)
         if checkpoint is not None:
             state = self._restore(checkpoint)
             self._saved_step = state.position.steps
-            self._observer.on_message(f"going on from update {self._saved_step}")
+            self.observer.on_message(f"going on from update {self._saved_step}")
             before, processes = checkpoint.state["processes"], accelerator.num_processes
             if before != processes:
                 facts = {"processes": processes}
-                self._observer.on_message(
+                self.observer.on_message(
                     f"it began with {before} processes and goes on with {processes}: the result is not what "
                     "it would have been, for BatchNorm averages over each process's images and sums are "
                     "taken in another order"
                 )
-        log = self._restart_log
+        log = self.restart_log
         if log.micro_batch_size is not None:
             facts["micro_batch_size"] = log.micro_batch_size
         log.starts.append({"time": now(), "step": self._saved_step or 0, **facts})
@@ -298,27 +272,28 @@ class CheckpointManager:
 
     def save(self, state: RunState) -> None:
         """Make a checkpoint, all processes together; only report it if the disk does not take it."""
-        components, accelerator = self._components, self._components.accelerator
+        components, accelerator = self.components, self.components.accelerator
         model, optimizer = components.backbone.model, components.optimizer.state_dict()
         if accelerator.is_main_process:
             try:
-                save_checkpoint(self._folder, model, optimizer, self._content(state), state.predictions)
+                save_checkpoint(self.folder, model, optimizer, self._content(state), state.predictions)
                 self._saved_step = state.position.steps
             except OSError as error:
-                where = f"{error.filename or self._folder}: {reason(error)}"
+                where = f"{error.filename or self.folder}: {reason(error)}"
                 stays = self.with_saved_step("; that of update {} stays")
-                self._observer.on_message(f"no checkpoint could be made: {where}{stays}")
+                self.observer.on_message(f"no checkpoint could be made: {where}{stays}")
         accelerator.wait_for_everyone()
 
     def _content(self, state: RunState) -> dict[str, Any]:
         """Return what a checkpoint's ``state.json`` says of a run."""
+        components = self.components
         return {
             "position": asdict(state.position),
             "history": state.history,
             "best_test": state.best_test.model_dump() if state.best_test else None,
             "totals": state.totals,
-            "sources": self._sources,
-            "processes": self._components.accelerator.num_processes,
+            "sources": {"images": components.store.sha256, "weights": components.backbone.weights_sha256},
+            "processes": components.accelerator.num_processes,
         }
 
     def with_saved_step(self, words: str) -> str:
@@ -327,31 +302,32 @@ class CheckpointManager:
 
     def _restore(self, checkpoint: Checkpoint) -> RunState:
         """Load a checkpoint into model and optimizer; check that it belongs to this run and version."""
-        content, optimizer = checkpoint.state, self._components.optimizer
+        content, optimizer = checkpoint.state, self.components.optimizer
         try:
-            _require_keys(content, self._content(RunState()))
-            _require_keys(content["position"], asdict(Position()))
-            for what, here in self._sources.items():
+            known = self._content(RunState())
+            _require_keys(content, known)
+            _require_keys(content["position"], known["position"])
+            for what, here in known["sources"].items():
                 there = content["sources"][what]
                 if there != here:
                     raise UserError(
-                        f"{self._folder}: the {what} have changed since this run began ({there[:12]}… "
+                        f"{self.folder}: the {what} have changed since this run began ({there[:12]}… "
                         f"then, {here[:12]}… now); --no-resume starts anew"
                     )
             own, best = optimizer.state_dict(), content["best_test"]
             _require_keys(checkpoint.optimizer, own)
             _require_keys(checkpoint.optimizer["pugdft"], own["pugdft"])
-            self._components.backbone.model.load_state_dict(checkpoint.weights)
+            self.components.backbone.model.load_state_dict(checkpoint.weights)
             optimizer.load_state_dict(checkpoint.optimizer)
             position, best_test = Position(**content["position"]), BestEpoch(**best) if best else None
             return RunState(
                 position, content["history"], best_test, checkpoint.predictions, content["totals"]
             )
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except _UNFIT as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
             words = reason(error) if type(error) is ValueError else f"{type(error).__name__}: {reason(error)}"
-            raise OtherVersion(self._folder / CHECKPOINT_NAME, checkpoint.version, words) from None
+            raise OtherVersion(self.folder / CHECKPOINT_NAME, checkpoint.version, words) from None
 
 
 def _require_keys(found: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -190,7 +190,7 @@ def attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None
 def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
     """Raise this process's error, or an empty one if another process has one: else it would wait forever."""
     if accelerator.num_processes > 1:
-        codes = _gathered(accelerator, 0 if error is None else 2 if isinstance(error, UserError) else 1)
+        codes = gathered(accelerator, 0 if error is None else 2 if isinstance(error, UserError) else 1)
         # An error of the user is the same on the first process; any other one is of a single machine.
         by_user = codes[0] == 2
         if error is None and any(codes):
@@ -201,20 +201,8 @@ def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
         raise error
 
 
-def on_first_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result | None:
-    """Return what ``work`` gives on the first process, None on the others; its error ends all of them."""
-    result, error = attempt(work) if accelerator.is_main_process else (None, None)
-    raise_together(accelerator, error)
-    return result
-
-
-def require_same(accelerator: Accelerator, number: int, message: str) -> None:
-    """Raise UserError with ``message`` unless all processes have the same number."""
-    if accelerator.num_processes > 1 and len(set(_gathered(accelerator, number))) > 1:
-        raise UserError(message)
-
-
-def _gathered(accelerator: Accelerator, number: int) -> list[int]:
+def gathered(accelerator: Accelerator, number: int) -> list[int]:
+    """Return the numbers of all processes."""
     return list(accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist())
 
 

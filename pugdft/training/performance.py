@@ -69,20 +69,18 @@ class Switches:
 def pick(recipe: Recipe, device_type: str) -> Switches:
     """Decide a recipe's switches on a device, or refuse them; ``auto`` is what was measured fastest there."""
     given, on_cpu, is_fp32 = recipe.train.performance, device_type == "cpu", recipe.train.precision == "fp32"
-    matmul = "ieee" if given.matmul == "auto" else given.matmul
+    where, matmul = "train.performance", "ieee" if given.matmul == "auto" else given.matmul
     if matmul == "tf32" and on_cpu:
-        raise UserError("train.performance.matmul: tf32 needs a GPU; on a CPU use ieee or bf16")
+        raise UserError(f"{where}.matmul: tf32 needs a GPU; on a CPU use ieee or bf16")
     if matmul != "ieee" and not on_cpu and (device_type != "cuda" or matmul == "bf16"):
-        words = f"{matmul} is not for {device_type}; train.precision=bf16 is"
-        raise UserError(f"train.performance.matmul: {words}")
+        raise UserError(f"{where}.matmul: {matmul} is not for {device_type}; train.precision=bf16 is")
     compiles = given.compile is True
     has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     is_exact_onednn = on_cpu and is_fp32 and matmul == "ieee" and not compiles and has_onednn
     if given.onednn_linear is True and not is_exact_onednn:
-        words = "is for fp32 on a CPU, with matmul ieee and without compile"
-        raise UserError(f"train.performance.onednn_linear: {words}")
+        raise UserError(f"{where}.onednn_linear: is for fp32 on a CPU, with matmul ieee and without compile")
     if given.retain_memory is True and not on_cpu:
-        raise UserError("train.performance.retain_memory: is for a CPU; torch does so by itself on others")
+        raise UserError(f"{where}.retain_memory: is for a CPU; torch does so by itself on others")
     few_tokens = recipe.data.image_size <= _LARGEST_PLAIN_ATTENTION
 
     def decide(value: bool | str, automatic: bool) -> bool:

@@ -81,7 +81,7 @@ def build_record(
             **environment_facts(components.accelerator, recipe.train.precision),
             "performance": asdict(components.switches),
             "micro_batch_size": training.micro_batch_size,
-            "started": log.first_start,
+            "started": str(log.starts[0].get("time", "")),
             "finished": now(),
         },
         restarts=log.restarts,

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
+from torch import nn
 
 from pugdft.config import yaml
 from pugdft.config.load import SectionCheck, load_recipe
@@ -23,12 +25,11 @@ from pugdft.config.schema import Recipe
 from pugdft.data.auto_augment import data_faults
 from pugdft.errors import RunFailed, UserError, reason, refuse
 from pugdft.models import model_faults
-from pugdft.optim import resolve_spec, spec_faults
+from pugdft.optim import PerturbedOptimizer, resolve_spec, spec_faults
 from pugdft.paths import write_atomically
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
 from pugdft.training import distributed
 from pugdft.training.checkpoint import CheckpointManager, RestartLog, remove_checkpoints
-from pugdft.training.divergence import BufferGuard, Diverged, DivergenceMonitor
 from pugdft.training.performance import rounding_of
 from pugdft.training.profiler import Profile
 from pugdft.training.record_writer import build_record, run_id, write_outcome
@@ -39,11 +40,7 @@ RECIPE_NAME = "recipe.yaml"
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, check it against torch's and timm's names too, and write every optimizer option out.
-
-    ``source`` is a path, a bundled name, or a mapping; ``overrides`` are ``KEY=VALUE`` texts. Raises one
-    UserError with every fault of both.
-    """
+    """Read a recipe and ``KEY=VALUE`` overrides, check torch's and timm's names too, write options out."""
     checks: dict[str, SectionCheck] = {"optimizer": spec_faults, "model": model_faults, "data": data_faults}
     recipe = load_recipe(source, overrides, checks)
     return recipe.model_copy(update={"optimizer": resolve_spec(recipe.optimizer)})
@@ -96,7 +93,10 @@ def finetune(
     observer.on_message(f"performance: {components.switches}")
     profiler = Profile(folder if profile and accelerator.is_main_process else None, components.device)
     # The folder is claimed only now: an error found until here leaves nothing behind.
-    lock = distributed.on_first_process(accelerator, lambda: claim(folder, recipe, resume))
+    lock, error = None, None
+    if accelerator.is_main_process:
+        lock, error = distributed.attempt(lambda: claim(folder, recipe, resume))
+    distributed.raise_together(accelerator, error)
     with lock or nullcontext(), rounding_of(components.switches, components.device.type):
         while True:
             del loaded  # so that a model that does not fit into memory can go
@@ -177,10 +177,9 @@ class Run:
         try:
             record = self._write_record(status, error)
         except OSError as fault:
-            words = self.checkpoints.with_saved_step(
-                "; with that mended, the same command goes on from update {}"
-            )
-            raise RunFailed(f"{distributed.explain_failure(fault, 1)}{words}") from fault
+            words = "; with that mended, the same command goes on from update {}"
+            goes_on = self.checkpoints.with_saved_step(words)
+            raise RunFailed(f"{distributed.explain_failure(fault, 1)}{goes_on}") from fault
         # A process that ends with an error first takes the others down, this record with them.
         self.components.accelerator.wait_for_everyone()
         return record
@@ -338,10 +337,7 @@ def check(folder: Path, recipe: Recipe) -> None:
 
 
 def claim(folder: Path, recipe: Recipe, resume: bool = True) -> AbstractContextManager[Any]:
-    """Make ``folder`` this recipe's, locked until the end of a ``with`` over the returned lock.
-
-    Unless this run resumes it, an earlier run's record and checkpoints are deleted.
-    """
+    """Make ``folder`` this recipe's, locked until the end of a ``with`` over the returned lock."""
     taken = f"{folder}: another process is running here; wait for it, or choose another --output"
     with _usable(folder), refuse(Timeout, lambda error: taken):
         folder.mkdir(parents=True, exist_ok=True)
@@ -349,7 +345,7 @@ def claim(folder: Path, recipe: Recipe, resume: bool = True) -> AbstractContextM
         check(folder, recipe)  # again: until now another process may have run another recipe here
         if not (folder / RECIPE_NAME).is_file():
             write_atomically(folder / RECIPE_NAME, yaml.dump(recipe.as_dict()).encode())
-    if not resume:
+    if not resume:  # nothing of the earlier run may be taken for this one's
         (folder / RECORD_NAME).unlink(missing_ok=True)
         remove_checkpoints(folder)
     return lock
@@ -384,3 +380,60 @@ def _finished_record(folder: Path, recipe: Recipe) -> RunRecord | None:
     if record is not None and record.id != run_id(recipe) and not (folder / RECIPE_NAME).is_file():
         raise UserError(f"{path}: is of another run ({record.id}); choose another --output, or move it away")
     return record if record is not None and record.status == "completed" else None
+
+
+class BufferGuard:
+    """Restore a model's floating-point buffers after a pass that left values in them that are not finite.
+
+    An update without a finite loss is skipped, but its forward pass has updated BatchNorm's statistics: one
+    NaN would spoil every later evaluation. Buffers that are not finite at the start are left alone.
+    """
+
+    def __init__(self, model: nn.Module, enabled: bool) -> None:
+        buffers = model.buffers() if enabled else ()
+        self._buffers = [b for b in buffers if b.is_floating_point() and bool(torch.isfinite(b).all())]
+        self._saved = [each.clone() for each in self._buffers]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Save all buffers, or restore all of them. Does not wait for the device."""
+        if not self._buffers:
+            return
+        is_finite = torch.stack([torch.isfinite(each).all() for each in self._buffers]).all()
+        for buffer, saved in zip(self._buffers, self._saved, strict=True):
+            torch.where(is_finite, buffer, saved, out=saved)
+            buffer.copy_(saved)
+
+
+_MOST_IN_A_ROW = 100  # fp16's loss scale halves at each overflow: from its start to its floor these are 30
+
+
+class Diverged(RunFailed):
+    """Too many updates had no finite loss or gradient, or an evaluation had no finite loss."""
+
+
+class DivergenceMonitor:
+    """Stop a run that skips more updates than the recipe allows; fp16's loss scale skips some besides."""
+
+    def __init__(self, recipe: Recipe, optimizer: PerturbedOptimizer, steps: int) -> None:
+        self._allowed, self._is_fp16 = recipe.train.max_skipped_steps, recipe.train.precision == "fp16"
+        self._optimizer, self._skipped = optimizer, optimizer.num_skipped_steps
+        self._last_made = self._steps = steps
+
+    def check(self, steps: int, num_lost: float) -> None:
+        """Raise Diverged if too many of the updates so far had no finite loss; waits for the device."""
+        skipped = self._optimizer.num_skipped_steps
+        if steps - self._steps > skipped - self._skipped:
+            self._last_made = steps
+        self._steps, self._skipped = steps, skipped
+        if not self._is_fp16:
+            num_lost = max(num_lost, skipped)
+        if num_lost > self._allowed:
+            raise Diverged(f"the training loss or its gradient is not finite at update {steps}")
+        if self._is_fp16 and steps - self._last_made >= _MOST_IN_A_ROW:
+            raise Diverged(f"no gradient was finite after update {self._last_made}, whatever the loss scale")
+
+    def check_end(self, steps: int) -> None:
+        """Raise Diverged if a finished run skipped all of its updates."""
+        if steps and self._optimizer.num_skipped_steps >= steps:
+            raise Diverged(f"none of {steps} updates had a finite gradient")

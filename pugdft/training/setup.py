@@ -16,14 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from pugdft.config.schema import Recipe
-from pugdft.data import loader
-from pugdft.data.augment import Augmentation, ResizedCrop
-from pugdft.data.auto_augment import auto_augmentation
-from pugdft.data.cache import ImageFiles, Store, cores, prepare
-from pugdft.data.datasets import open_source
-from pugdft.data.rng import validation_split
-from pugdft.data.transforms import ToInput
-from pugdft.data.workers import ImageWorkers
+from pugdft.data import augment, auto_augment, cache, datasets, loader, rng, transforms, workers
 from pugdft.errors import UserError, counted, refuse
 from pugdft.models import Backbone, averages_over_batch, build_model, cache_features, freeze_backbone
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
@@ -43,10 +36,7 @@ def device_type() -> str:
 
 
 def prepare_device(recipe: Recipe) -> str:
-    """Check that a recipe can be trained here, make the settings that must precede the first tensor.
-
-    Returns the type of the device.
-    """
+    """Check that a recipe can be trained here, prepare for the first tensor; return the type of the device."""
     check_variables()
     kind = device_type()
     if kind == "cpu":
@@ -92,7 +82,7 @@ class RunComponents:
 
     recipe: Recipe
     accelerator: Accelerator
-    store: Store
+    store: cache.Store
     backbone: Backbone
     model: nn.Module  # wrapped by Accelerate for its device, precision and processes
     optimizer: PerturbedOptimizer
@@ -122,25 +112,22 @@ class RunComponents:
         return half if smallest <= half < size else None
 
 
-def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[Store, Backbone]:
+def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[cache.Store, Backbone]:
     """Prepare the images and build the model with its weights; needs no other process."""
     data = recipe.data
-    store = prepare(open_source(data.name), data.image_size, data.storage, on_message)
+    store = cache.prepare(datasets.open_source(data.name), data.image_size, data.storage, on_message)
     with attention_of(pick(recipe, device_type())):
         backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed)
     return store, backbone
 
 
 def assemble(
-    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, at_most: int | None = None
+    recipe: Recipe, accelerator: Accelerator, store: cache.Store, backbone: Backbone, fits: int | None = None
 ) -> RunComponents:
-    """Split and share the images, place the model, build the optimizer; all processes together.
-
-    ``at_most``: images of a pass that fit into memory, if those asked for do not.
-    """
+    """Split and share the images, place the model, build the optimizer; all processes together."""
     train, device, world = recipe.train, accelerator.device, accelerator.num_processes
     asked_size = train.micro_batch_size or -(-train.batch_size // world)
-    pass_size = min(asked_size, at_most or asked_size)
+    pass_size = min(asked_size, fits or asked_size)  # more may not fit into memory
     inputs = _inputs(recipe, accelerator, store, backbone, pass_size / asked_size)
     images, share = inputs.splits["train"], inputs.share
     check_batch(recipe, len(images), world)
@@ -168,7 +155,7 @@ def assemble(
         raise UserError(
             f"data.cutout: {recipe.data.cutout} is more than the side of the stored images, {side}"
         )
-    crop, names = recipe.data.random_resized_crop, {field.name for field in fields(Augmentation)}
+    crop, names = recipe.data.random_resized_crop, {field.name for field in fields(augment.Augmentation)}
     training = loader.TrainingBatches(
         images=images,
         to_input=inputs.to_input,
@@ -176,8 +163,8 @@ def assemble(
         share=share,
         batch_size=train.batch_size,
         micro_batch_size=pass_size,
-        augmentation=Augmentation(
-            resized_crop=ResizedCrop(**crop.model_dump()) if crop else None,
+        augmentation=augment.Augmentation(
+            resized_crop=augment.ResizedCrop(**crop.model_dump()) if crop else None,
             **recipe.data.model_dump(include=names),
         ),
         seed=train.seed,
@@ -191,12 +178,9 @@ def assemble(
 
 
 def evaluation_parts(
-    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, shrunk: float = 1.0
+    recipe: Recipe, accelerator: Accelerator, store: cache.Store, backbone: Backbone, shrunk: float = 1.0
 ) -> tuple[nn.Module, dict[str, loader.EvaluationBatches]]:
-    """Build the model and the images as a run of this recipe evaluates them, and nothing to train with.
-
-    ``shrunk``: the fraction of the images of a pass that fitted into memory.
-    """
+    """Build what a run evaluates; ``shrunk`` is the fraction of a pass that fitted into memory."""
     evaluations = _inputs(recipe, accelerator, store, backbone, shrunk).evaluations
     arrange(backbone.model, pick(recipe, accelerator.device.type))
     model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
@@ -206,18 +190,18 @@ def evaluation_parts(
 class _Inputs(NamedTuple):
     splits: dict[str, loader.Images]  # train, validation (maybe of no images) and test
     share: loader.Share
-    to_input: ToInput
+    to_input: transforms.ToInput
     evaluations: dict[str, loader.EvaluationBatches]
 
 
 def _inputs(
-    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, shrunk: float
+    recipe: Recipe, accelerator: Accelerator, store: cache.Store, backbone: Backbone, shrunk: float
 ) -> _Inputs:
     """Split the images, tell which are this process's, and make the batches to evaluate."""
     stored_size, device, train = store.images("train").shape[1], accelerator.device, recipe.train
     look = (backbone.interpolation, backbone.mean, backbone.std)
     channels_last = pick(recipe, device.type).channels_last
-    to_input = ToInput(stored_size, recipe.data.image_size, *look, device, channels_last)
+    to_input = transforms.ToInput(stored_size, recipe.data.image_size, *look, device, channels_last)
     share = loader.Share(accelerator.process_index, accelerator.num_processes)
     splits = _splits(recipe, store, device)
     # A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
@@ -232,11 +216,11 @@ def _inputs(
     return _Inputs(splits, share, to_input, evaluations)
 
 
-def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, loader.Images]:
+def _splits(recipe: Recipe, store: cache.Store, device: torch.device) -> dict[str, loader.Images]:
     """Make ``train``, ``validation`` (maybe of no images) and ``test``; on the device where they fit."""
     pixels, labels = store.images("train"), store.labels("train")
     with refuse(ValueError, lambda error: f"data.validation: {error}"):  # too many are to be held out
-        train, validation = validation_split(labels, recipe.data.validation, recipe.train.seed)
+        train, validation = rng.validation_split(labels, recipe.data.validation, recipe.train.seed)
     test_pixels, test_labels = store.images("test"), store.labels("test")
     budget = loader.RESIDENT_SHARE * loader.free_device_bytes(device)
     # Workers read the training images themselves.
@@ -252,19 +236,20 @@ def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, loa
 
 def _workers(
     recipe: Recipe, images: loader.Images, backbone: Backbone, device: torch.device
-) -> ImageWorkers | None:
+) -> workers.ImageWorkers | None:
     """Make the processes that read or augment single images; None if there is no such work."""
     data, make = recipe.data, None
     if data.auto_augment is not None:
-        side = images.pixels.shape[1]
-        make = partial(auto_augmentation, data.auto_augment, side, backbone.mean, backbone.interpolation)
-    elif not isinstance(images.pixels, ImageFiles):
+        look = (images.pixels.shape[1], backbone.mean, backbone.interpolation)
+        make = partial(auto_augment.auto_augmentation, data.auto_augment, *look)
+    elif not isinstance(images.pixels, cache.ImageFiles):
         return None
     num_workers = data.workers
     if num_workers is None:
         # A share of the cores for each process of this machine; a CPU that trains has none to spare.
-        num_workers = 0 if device.type == "cpu" else max(1, min(_MOST_WORKERS, cores() - 1))
-    return ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, loader.is_pinned_for(device))
+        num_workers = 0 if device.type == "cpu" else max(1, min(_MOST_WORKERS, cache.cores() - 1))
+    is_pinned = loader.is_pinned_for(device)
+    return workers.ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, is_pinned)
 
 
 def _ascent_batch(recipe: Recipe, method: Method, share: loader.Share) -> AscentBatch | None:

@@ -1,8 +1,7 @@
 """The training loop: one epoch of updates, one evaluation. It never asks which optimizer it has.
 
 :meth:`Trainer.train_epoch` hands the optimizer a closure that runs forward and backward over one global
-batch; the optimizer calls it as often as its method needs. Loss and accuracy are those of the first, clean
-call; they stay on the device until somebody reads them.
+batch; the optimizer calls it as often as its method needs. Loss and accuracy are those of the first call.
 """
 
 from __future__ import annotations
@@ -94,15 +93,11 @@ def lr_factor(name: str, step: float, total_steps: int, warmup_steps: int = 0) -
         return (step + 1) / warmup_steps
     if name == "constant":
         return 1.0
-    assert name == "cosine"
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
 class Trainer:
-    """Make a run's updates. After each, ``after_step`` gets the totals so far; if it is true, the epoch ends.
-
-    ``total`` is the length of the run in updates or gradient passes, by default the recipe's.
-    """
+    """Make a run's updates; after each, ``after_step`` gets the totals so far, and true stops the epoch."""
 
     def __init__(
         self,
@@ -114,6 +109,7 @@ class Trainer:
         self.components, self.after_step = components, after_step
         self.profile = profile or Profile()
         train, steps = components.recipe.train, components.training.steps_per_epoch
+        # The length of the run in updates or gradient passes.
         self.total = total or min(train.epochs * steps, train.max_steps or train.epochs * steps)
         self._warmup_steps = round(components.recipe.schedule.warmup_epochs * steps)
         self._base_lrs = [group["lr"] for group in components.optimizer.param_groups]

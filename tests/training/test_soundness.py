@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from pugdft.optim import LossScale
-from pugdft.training.divergence import Diverged, DivergenceMonitor
-from pugdft.training.run import finetune, read_recipe
+from pugdft.training.run import Diverged, DivergenceMonitor, finetune, read_recipe
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.3])
