@@ -36,7 +36,7 @@ def device_type() -> str:
 
 
 def prepare_device(recipe: Recipe) -> str:
-    """Check that a recipe can be trained here, prepare for the first tensor; return the type of the device."""
+    """Check that a recipe can be trained here, prepare for the first tensor; return the type of device."""
     check_variables()
     kind = device_type()
     if kind == "cpu":
