@@ -27,9 +27,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 256 * 2**20))
 # Tensors from 4 MiB on have blocks of their own, however many were freed before (glibc raises the limit by
 # itself, and then small long-lived blocks settle between large ones); the rest as glibc does by default.
-_KIB = 2**10
 _GIVE_BACK = (
-    (_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 4096 * _KIB), (_TRIM_THRESHOLD, 128 * _KIB), (_TOP_PAD, 128 * _KIB)
+    (_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 4 * 2**20), (_TRIM_THRESHOLD, 2**17), (_TOP_PAD, 2**17)
 )  # fmt: skip
 
 
@@ -192,9 +191,9 @@ def rounding_of(switches: Switches, device_type: str) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def cpu_info(field: str) -> str | None:
-    """Read a field of the first processor in Linux's ``/proc/cpuinfo``; None where there is none."""
-    place = Path("/proc/cpuinfo")
+def proc_field(file: str, field: str) -> str | None:
+    """Read the first field of this name in a file of Linux's ``/proc``; None where there is none."""
+    place = Path("/proc") / file
     lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else ()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), None)
 
@@ -202,5 +201,5 @@ def cpu_info(field: str) -> str | None:
 @cache
 def _blas_is_slow() -> bool:
     """Whether torch's BLAS is MKL on a processor that is not Intel's: it takes its slow kernels there."""
-    vendor = cpu_info("vendor_id") or platform.processor()
+    vendor = proc_field("cpuinfo", "vendor_id") or platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" not in vendor

@@ -19,7 +19,7 @@ from pugdft.config.schema import Recipe
 from pugdft.machine import git_revision
 from pugdft.paths import file_sha256
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
-from pugdft.training.performance import cpu_info
+from pugdft.training.performance import proc_field
 from pugdft.training.setup import RunComponents
 
 _LONGEST_NAME = 64  # characters of a data set's name in a run's; the digest tells runs apart
@@ -112,7 +112,7 @@ def environment_facts(accelerator: Accelerator, precision: str) -> dict[str, Any
     """Collect what the record's ``environment`` says of versions and device."""
     device = accelerator.device
     # Another processor may round differently.
-    processor = cpu_info("model name") or platform.processor() or platform.machine()
+    processor = proc_field("cpuinfo", "model name") or platform.processor() or platform.machine()
     return {
         "pugdft": version("pugdft"),
         "git": git_revision(),
@@ -131,10 +131,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak memory so far: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
     # Linux counts the process that started this one into ru_maxrss.
-    text = status.read_text(encoding="utf-8") if status.is_file() else ""
-    if found := re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE):
-        return int(found[1]) * 1024
+    if found := proc_field("self/status", "VmHWM"):
+        return int(found.removesuffix("kB")) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -198,12 +198,25 @@ def _inputs(
     recipe: Recipe, accelerator: Accelerator, store: cache.Store, backbone: Backbone, shrunk: float
 ) -> _Inputs:
     """Split the images, tell which are this process's, and make the batches to evaluate."""
-    stored_size, device, train = store.images("train").shape[1], accelerator.device, recipe.train
+    device, data, train = accelerator.device, recipe.data, recipe.train
+    pixels, labels = store.images("train"), store.labels("train")
     look = (backbone.interpolation, backbone.mean, backbone.std)
     channels_last = pick(recipe, device.type).channels_last
-    to_input = transforms.ToInput(stored_size, recipe.data.image_size, *look, device, channels_last)
+    to_input = transforms.ToInput(pixels.shape[1], data.image_size, *look, device, channels_last)
     share = loader.Share(accelerator.process_index, accelerator.num_processes)
-    splits = _splits(recipe, store, device)
+    with refuse(ValueError, lambda error: f"data.validation: {error}"):  # too many are to be held out
+        own, held_out = rng.validation_split(labels, data.validation, train.seed)
+    test_pixels, test_labels = store.images("test"), store.labels("test")
+    budget = loader.RESIDENT_SHARE * loader.free_device_bytes(device)
+    # Images go to the device if they fit there; but workers read the training images themselves.
+    on_device = None if data.auto_augment else loader.resident(pixels, device, budget)
+    left = budget if on_device is None else budget - pixels.nbytes
+    test_on_device = loader.resident(test_pixels, device, left)
+    splits = {
+        "train": loader.Images(pixels, labels, own, on_device),
+        "validation": loader.Images(pixels, labels, held_out, on_device),
+        "test": loader.Images(test_pixels, test_labels, np.arange(len(test_labels)), test_on_device),
+    }
     # A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
     usual = 64 if device.type == "cpu" else 256
     asked_size = train.eval_batch_size or max(usual, -(-train.batch_size // share.world))
@@ -214,24 +227,6 @@ def _inputs(
         if name != "train" and len(images) and (name != "test" or train.evaluate == "all")
     }
     return _Inputs(splits, share, to_input, evaluations)
-
-
-def _splits(recipe: Recipe, store: cache.Store, device: torch.device) -> dict[str, loader.Images]:
-    """Make ``train``, ``validation`` (maybe of no images) and ``test``; on the device where they fit."""
-    pixels, labels = store.images("train"), store.labels("train")
-    with refuse(ValueError, lambda error: f"data.validation: {error}"):  # too many are to be held out
-        train, validation = rng.validation_split(labels, recipe.data.validation, recipe.train.seed)
-    test_pixels, test_labels = store.images("test"), store.labels("test")
-    budget = loader.RESIDENT_SHARE * loader.free_device_bytes(device)
-    # Workers read the training images themselves.
-    on_device = None if recipe.data.auto_augment else loader.resident(pixels, device, budget)
-    left = budget if on_device is None else budget - pixels.nbytes
-    test_on_device = loader.resident(test_pixels, device, left)
-    return {
-        "train": loader.Images(pixels, labels, train, on_device),
-        "validation": loader.Images(pixels, labels, validation, on_device),
-        "test": loader.Images(test_pixels, test_labels, np.arange(len(test_labels)), test_on_device),
-    }
 
 
 def _workers(
