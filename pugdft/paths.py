@@ -62,7 +62,7 @@ def expanded(path: str, where: str) -> Path:
 
 @functools.cache
 def stay_offline_without_network() -> bool:
-    """Stop the Hub's client from trying for half a minute if the Hub's name does not resolve; True if so."""
+    """Keep the Hub's client from trying for half a minute if the Hub's name does not resolve; True if so."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -120,11 +120,8 @@ def file_inside(folder: Path, name: str) -> Path | None:
 
 
 def claimed(folder: Path) -> AbstractContextManager[int | None]:
-    """Hold the lock of a cell's folder; yields its descriptor, or None if another process has it.
-
-    A child that inherits the descriptor goes on holding the lock after its parent was killed, so a cell
-    still at work is never started a second time.
-    """
+    """Hold the lock of a cell's folder; yields its descriptor, or None if another process has it."""
+    # A child that inherits the descriptor holds the lock on after its parent was killed: no cell runs twice.
     locks = folder.parent / ".claims"
     locks.mkdir(exist_ok=True)
     return locked(locks / folder.name, folder.parent, fcntl.LOCK_EX | fcntl.LOCK_NB)

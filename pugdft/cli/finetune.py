@@ -73,8 +73,7 @@ def command(
         sys.stdout.flush()
     if record.status == "interrupted":
         raise typer.Exit(143 if "signal 15" in (record.error or "") else 130)
-    if record.status == "completed":
-        return
-    if is_main:
-        print(f"pugdft: the run ended as {record.status}: {record.error}", file=sys.stderr)
-    raise typer.Exit(1)
+    if record.status != "completed":
+        if is_main:
+            print(f"pugdft: the run ended as {record.status}: {record.error}", file=sys.stderr)
+        raise typer.Exit(1)

@@ -320,9 +320,8 @@ class CheckpointManager:
             self.components.backbone.model.load_state_dict(checkpoint.weights)
             optimizer.load_state_dict(checkpoint.optimizer)
             position, best_test = Position(**content["position"]), BestEpoch(**best) if best else None
-            return RunState(
-                position, content["history"], best_test, checkpoint.predictions, content["totals"]
-            )
+            history, totals = content["history"], content["totals"]
+            return RunState(position, history, best_test, checkpoint.predictions, totals)
         except _UNFIT as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise

@@ -102,23 +102,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explain_failure(error: BaseException, num_processes: int) -> str | None:
     """Explain an error in one sentence; None for what may be a bug, whose traceback is needed."""
     text = str(error)
-    first_line = (text.splitlines() or [""])[0]
+    first_line = (text.splitlines() or [""])[0][:200]
     if isinstance(error, UserError | RunFailed):
         return text
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        return f"a process that reads images was killed, perhaps for its memory ({first_line[:200]})"
+        return f"a process that reads images was killed, perhaps for its memory ({first_line})"
     if isinstance(error, ValueError) and "more than 1 value per channel" in text:
         return (
             "BatchNorm has nothing to average over in a pass of one image, whose features are 1 × 1: give "
             "train.batch_size or train.micro_batch_size more images a process, or set train.batch_norm=fixed"
         )
-    lost = isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(word in text.lower() for word in _LOST_PEER)
-    )
-    if num_processes > 1 and lost:
-        return f"another process of this run has ended or cannot be reached ({first_line[:200]})"
+    says_so = isinstance(error, RuntimeError) and any(word in text.lower() for word in _LOST_PEER)
+    if num_processes > 1 and (says_so or isinstance(error, torch.distributed.DistError)):
+        return f"another process of this run has ended or cannot be reached ({first_line})"
     return None
 
 

@@ -117,13 +117,9 @@ class Profile:
         whole = max(self._whole, 1e-9)
         where = f"trace: {self.trace} (ui.perfetto.dev or chrome://tracing)"
         short = f"trace: no trace: the run had fewer than {_WAIT + _WARM_UP + 1} updates"
-        return "\n".join(
-            [
-                f"{'part':<12}{'seconds':>10}{'share':>8}",
-                *(f"{part:<12}{seconds:>10.2f}{seconds / whole:>8.1%}" for part, seconds in rows),
-                where if self.trace.is_file() else short,
-            ]
-        )
+        lines = [f"{part:<12}{seconds:>10.2f}{seconds / whole:>8.1%}" for part, seconds in rows]
+        heading = f"{'part':<12}{'seconds':>10}{'share':>8}"
+        return "\n".join([heading, *lines, where if self.trace.is_file() else short])
 
     def _write(self, profiler: Any) -> None:
         self.trace.parent.mkdir(parents=True, exist_ok=True)

@@ -232,8 +232,7 @@ class Run:
 
     def _finish_epoch(self) -> None:
         """Evaluate if it is time, add a row to the history, begin the next epoch."""
-        state, train, optimizer = self.state, self.recipe.train, self.components.optimizer
-        position = state.position
+        state, position, optimizer = self.state, self.state.position, self.components.optimizer
         loss, correct, images, _ = self._reduced_totals()
         position.epoch, position.step_in_epoch = position.epoch + 1, 0
         row: dict[str, Any] = {
@@ -248,7 +247,7 @@ class Run:
         needs_validation = optimizer.method.trigger.needs_validation
         losses = self._evaluate(row, needs_validation)
         if needs_validation and images:
-            optimizer.observe_epoch(row["train_loss"], row["validation_loss"], train.epochs)
+            optimizer.observe_epoch(row["train_loss"], row["validation_loss"], self.recipe.train.epochs)
         if "test_top1" in row and (state.best_test is None or row["test_top1"] > state.best_test.top1):
             state.best_test = BestEpoch(top1=row["test_top1"], epoch=position.epoch)
         state.history.append(row)
@@ -260,8 +259,8 @@ class Run:
     def _evaluate(self, row: dict[str, Any], needs_validation: bool) -> dict[str, float]:
         """Evaluate the splits whose turn it is, add their metrics to ``row``, return their losses."""
         run, position, losses = self.components, self.state.position, {}
-        is_due = position.epoch % self.recipe.train.eval_every == 0
-        is_due = is_due or self.trainer.spent(position) >= self.trainer.total
+        is_end = self.trainer.spent(position) >= self.trainer.total
+        is_due = is_end or position.epoch % self.recipe.train.eval_every == 0
         begin = time.perf_counter()
         with self.profile.span("evaluation"):
             for split, batches in run.evaluations.items():
@@ -330,10 +329,8 @@ def check(folder: Path, recipe: Recipe) -> None:
         other = Recipe.model_validate(yaml.parse(path.read_text(encoding="utf-8"), str(path)))
     if differences := differences_between(other.as_dict(), recipe.as_dict()):
         shown = "\n".join(f"  {line}" for line in differences)
-        raise UserError(
-            f"{folder}: holds the run of another recipe:\n{shown}\n"
-            "Choose another --output, or move that run away."
-        )
+        remedy = "Choose another --output, or move that run away."
+        raise UserError(f"{folder}: holds the run of another recipe:\n{shown}\n{remedy}")
 
 
 def claim(folder: Path, recipe: Recipe, resume: bool = True) -> AbstractContextManager[Any]:
