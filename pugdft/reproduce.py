@@ -32,12 +32,11 @@ from pugdft.models import build_model, model_faults
 from pugdft.paths import file_sha256
 from pugdft.predictions import METRICS, Predictions, artifact_name, stored_predictions
 from pugdft.records import RECORD_NAME, RunRecord, SplitMetrics, StoredRun, read_record
-from pugdft.training.callbacks import Observer
 from pugdft.training.performance import attention_of, pick, rounding_of
 from pugdft.training.record_writer import environment_facts
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import evaluation_parts, make_accelerator
-from pugdft.training.trainer import evaluate
+from pugdft.training.trainer import Observer, evaluate
 
 # Where all of these are equal, the same weights and images give the same bits.
 _DECIDES_BITS = (
@@ -396,7 +395,7 @@ def _tolerance(
 ) -> Tolerance:
     """How far this evaluation may be from the record's, which the notes explain."""
     precision = recipe.train.precision
-    here = environment_facts(accelerator.device, accelerator.num_processes, precision, {})
+    here = environment_facts(accelerator, precision)
     differences = _environment_differences(record.environment, here)
     if not differences and not tolerant:
         how = "bit for bit: versions and device are the record's (--tolerant allows for rounding)"

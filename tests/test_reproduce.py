@@ -38,9 +38,9 @@ from pugdft.reproduce import (
     verify,
 )
 from pugdft.training import trainer as loop
-from pugdft.training.callbacks import Observer
 from pugdft.training.checkpoint import RESTART_LOG_NAME
 from pugdft.training.run import finetune, read_recipe
+from pugdft.training.trainer import Observer
 
 RECIPE: dict[str, Any] = {
     "model": {"name": "test_vit", "pretrained": False},
