@@ -62,8 +62,8 @@ def test_a_bench_file_says_what_the_command_line_says(recipe_file: Path, tmp_pat
     )
     matrix = build_matrix([str(path)])
     assert (matrix.recipes, matrix.seeds, matrix.budget) == (
-        (str(recipe_file), "quickstart"),
-        (0, 1),
+        [str(recipe_file), "quickstart"],
+        [0, 1],
         "passes",
     )
     cells = plan_cells(
@@ -77,17 +77,17 @@ def test_a_bench_file_says_what_the_command_line_says(recipe_file: Path, tmp_pat
 
 def test_the_command_line_goes_over_the_bench_file(recipe_file: Path, tmp_path: Path) -> None:
     path = bench_file(tmp_path, recipes=[recipe_file.name], seeds=[3, 5], overrides=["train.epochs=1"])
-    assert build_matrix([str(path)]).seeds == (3, 5)
+    assert build_matrix([str(path)]).seeds == [3, 5]
     matrix = build_matrix([str(path), "train.epochs=2"], "adamw", "7", "epochs")
     assert [entry.text for entry in matrix.entries] == ["adamw"]
-    assert (matrix.seeds, matrix.budget) == ((7,), "epochs")
-    assert matrix.overrides == ("train.epochs=1", "train.epochs=2"), "the later one counts"
+    assert (matrix.seeds, matrix.budget) == ([7], "epochs")
+    assert matrix.overrides == ["train.epochs=1", "train.epochs=2"], "the later one counts"
 
 
 def test_several_recipes_and_overrides_stand_in_any_order() -> None:
     matrix = build_matrix(["train.epochs=1", "quickstart", "vit_cifar100", "data.flip=false"], "sgd,sam")
-    assert matrix.recipes == ("quickstart", "vit_cifar100")
-    assert matrix.overrides == ("train.epochs=1", "data.flip=false")
+    assert matrix.recipes == ["quickstart", "vit_cifar100"]
+    assert matrix.overrides == ["train.epochs=1", "data.flip=false"]
 
 
 @pytest.mark.parametrize(

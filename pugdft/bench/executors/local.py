@@ -1,7 +1,7 @@
 """Run cells on this machine, one after another, each in a process of its own.
 
-Processes cost a few seconds of start-up a cell; in return a crash, a leak or a setting of one run cannot
-affect another. Several commands may share a folder: each runs the cells that no other is running.
+A process costs a few seconds of start-up; in return a crash, a leak or a setting of one run cannot affect
+another. Several commands may share a folder: each runs the cells that no other is running.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
-from pugdft.errors import UserError
+from pugdft.errors import UserError, reason, refuse
 from pugdft.paths import claimed, write_atomically
 from pugdft.records import RECORD_NAME, RunRecord, read_record
 
@@ -67,21 +67,28 @@ def prepare_output(folder: Path) -> None:
     Raises:
         UserError: it cannot be made, or nothing can be written there.
     """
-    try:
+
+    def say(error: OSError) -> str:
+        cause = "a file is in the way" if isinstance(error, FileExistsError) else reason(error)
+        return f"--output {folder}: cannot be used as the folder of runs: {cause}"
+
+    with refuse(OSError, say):
         (folder / _RECIPES).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder / _RECIPES):
-            pass
-    except OSError as error:
-        reason = "a file is in the way" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"--output {folder}: cannot be used as the folder of runs: {reason}") from None
+        for each in (folder, folder / _RECIPES):
+            tempfile.TemporaryFile(dir=each).close()
 
 
 def cell_record(cell: BenchCell) -> RunRecord | None:
     """A cell's record, whatever its status; None if there is none that can be read."""
-    try:
+    with suppress(UserError):
         return read_record(cell.folder / RECORD_NAME)
-    except UserError:
-        return None
+    return None
+
+
+def cell_status(cell: BenchCell) -> str:
+    """The status of a cell's record, or ``missing``."""
+    record = cell_record(cell)
+    return record.status if record else "missing"
 
 
 def cell_top1(cell: BenchCell) -> float | None:
@@ -90,12 +97,6 @@ def cell_top1(cell: BenchCell) -> float | None:
     if record is None or record.status != "completed" or not record.metrics or not record.metrics.test:
         return None
     return record.metrics.test.top1
-
-
-def cell_status(cell: BenchCell) -> str:
-    """The status of a cell's record, or ``missing``."""
-    record = cell_record(cell)
-    return record.status if record else "missing"
 
 
 def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options | None = None) -> int:
@@ -124,17 +125,12 @@ def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options | N
         elif code == USER_MISTAKE or code in INTERRUPTED:
             return code
     for cell in elsewhere if options.wait else ():
-        # Should the other command be killed, the cell becomes free, and this one runs it.
+        # If the other command is killed, the cell becomes free, and this one runs it.
         while (code := _run_if_free(cell, watcher, options, began)) is None:
             time.sleep(_LOOK_AGAIN_SECONDS)
         if code == USER_MISTAKE or code in INTERRUPTED:
             return code
     return 0
-
-
-def incomplete(cells: Sequence[BenchCell]) -> list[tuple[BenchCell, str, Path]]:
-    """Cells without a completed record: their status and folder."""
-    return [(cell, status, cell.folder) for cell in cells if (status := cell_status(cell)) != "completed"]
 
 
 def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: float) -> int | None:
@@ -153,7 +149,7 @@ def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: flo
 
 
 def _is_settled(cell: BenchCell, status: str, options: Options, began: float) -> bool:
-    """Whether a cell needs no run: one that failed before is tried once more, but not by every command."""
+    """Whether a cell needs no run. One that failed is tried again, but not if a command just tried it."""
     if status in ("missing", "interrupted"):
         return False
     # A cell that diverged would diverge again.
@@ -166,9 +162,8 @@ def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -
     path = cell.folder.parent / _RECIPES / f"{cell.folder.name}.yaml"
     write_atomically(path, yaml.dump(cell.recipe.as_dict()).encode())
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
-    command += ["--progress", "json"]
-    command += ["--num-processes", str(options.num_processes)] if options.num_processes > 1 else []
-    # Its result line is not this command's result; its messages go through the watcher.
+    command += ["--progress", "json", "--num-processes", str(options.num_processes)]
+    # The cell's stdout is its record's path, which is no result of this command; stderr goes to the watcher.
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -191,21 +186,14 @@ def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -
 
 def _listen(stream: IO[str], cell: BenchCell, watcher: Watcher) -> None:
     for line in stream:
-        event = _event(line)
+        event: dict[str, Any] | None = None
+        if line.startswith('{"event": '):
+            with suppress(ValueError):
+                event = json.loads(line)
         if event is None:
             watcher.on_line(cell, line.rstrip("\n"))
         elif event["event"] == "progress":
             watcher.on_progress(cell, event["done"], event["total"], event["seconds_left"])
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    if not line.startswith('{"event": '):
-        return None
-    try:
-        event: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return event
 
 
 @contextmanager
