@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -183,45 +183,34 @@ class BenchCell:
     source: str = ""
 
 
-def plan_cells(
-    recipes: Sequence[str],
-    overrides: Sequence[str],
-    entries: Sequence[Entry],
-    seeds: Sequence[int],
-    output: Path,
-    budget: str | None = None,
-) -> list[BenchCell]:
+def plan_cells(matrix: Matrix, output: Path) -> list[BenchCell]:
     """Plan the cells, seed by seed, so that an early end leaves whole comparisons.
 
     Args:
-        recipes: files or bundled names.
-        overrides: ``KEY=VALUE`` for all of them.
-        entries: the optimizers.
-        seeds: the seeds.
+        matrix: its budget ``passes`` gives every optimizer the gradient passes that each recipe's own would
+            spend, ``epochs`` the recipe's epochs; None leaves the recipes as they are.
         output: folder of the cells' folders.
-        budget: ``passes`` gives every optimizer the gradient passes that each recipe's own would spend,
-            ``epochs`` the recipe's epochs; None leaves the recipes as they are.
 
     Raises:
         UserError: a fault of a recipe; the faults of the recipes with each of the optimizers; two
             optimizers that come to the same run.
     """
-    templates = [(source, _with_budget(read_recipe(source, overrides), budget)) for source in recipes]
+    recipes = [(source, read_recipe(source, matrix.overrides)) for source in matrix.recipes]
+    templates = [(source, _with_budget(recipe, matrix.budget)) for source, recipe in recipes]
     cells: list[BenchCell] = []
-    for seed in seeds:
+    for seed in matrix.seeds:
         of_seed: dict[Path, BenchCell] = {}
         faults: list[ConfigIssue] = []
-        for source, template in templates:
-            for entry in entries:
-                with collect(faults, f'"{entry.text}"'):
-                    # The cost of tuning the recipe's own optimizer does not count for another.
-                    is_own = entry.text == template.optimizer["name"]
-                    tuning = entry.tuning or (template.as_dict().get("tuning") if is_own else None)
-                    spec = entry.spec(template.optimizer)
-                    cell = make_cell(entry.text, template, spec, seed, output, tuning, source)
-                    same = of_seed.setdefault(cell.folder, cell)
-                    if same is not cell:
-                        raise UserError(f'is the same run as "{same.optimizer}"')
+        for (source, template), entry in product(templates, matrix.entries):
+            with collect(faults, f'"{entry.text}"'):
+                # The cost of tuning the recipe's own optimizer does not count for another.
+                is_own = entry.text == template.optimizer["name"]
+                tuning = entry.tuning or (template.as_dict().get("tuning") if is_own else None)
+                spec = entry.spec(template.optimizer)
+                cell = make_cell(entry.text, template, spec, seed, output, tuning, source)
+                same = of_seed.setdefault(cell.folder, cell)
+                if same is not cell:
+                    raise UserError(f'is the same run as "{same.optimizer}"')
         if faults:
             raise FaultsError("--optimizers", list(dict.fromkeys(faults)))
         cells += of_seed.values()

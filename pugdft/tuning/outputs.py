@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
-from pugdft.errors import UserError
+from pugdft.errors import UserError, refuse
 from pugdft.paths import locked, write_atomically
 from pugdft.training.run import differences_between
 from pugdft.tuning.space import Search
-from pugdft.tuning.trials import Finished, Say, Tuned
+from pugdft.tuning.trials import Outcome, Say, Tuned
 
 SCHEMA = "pugdft.tuning/1"
 TUNING_NAME, BENCH_NAME, RECIPE_NAME = "tuning.yaml", "bench.yaml", "recipe.yaml"
@@ -41,7 +41,7 @@ class Question:
 
     recipe: Recipe
     search: Search
-    seeds: tuple[int, ...]
+    seeds: Sequence[int]
     validation: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,22 +53,6 @@ class Question:
             "seeds": list(self.seeds),
             "validation": self.validation,
         }
-
-
-class _Choice(BaseModel):
-    optimizer: dict[str, Any]
-
-
-class _Budget(BaseModel):
-    trials: int
-
-
-class _Evidence(BaseModel):
-    """What another command needs of an optimizer's entry in ``tuning.yaml``."""
-
-    label: str
-    choice: _Choice | None
-    tuning: _Budget
 
 
 def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
@@ -103,13 +87,12 @@ def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
         raise UserError(
             f"{folder}: holds another search:\n{shown}\nChoose another --output, or move that one away."
         )
-    found: Any = given.get("optimizers")
-    try:
-        TypeAdapter(list[_Evidence]).validate_python(found, strict=True)
-    except ValidationError:
-        message = "optimizers: are not as a search writes them; choose another --output"
-        raise UserError(f"{path}: {message}") from None
-    return list(found)
+    message = f"{path}: optimizers: are not as a search writes them; choose another --output"
+    with refuse((TypeError, LookupError, ValueError), lambda error: message):
+        found: list[dict[str, Any]] = list(given["optimizers"])
+        _bench_entries(found)
+        _trials_of_scored(found)
+    return found
 
 
 def claim_folder(folder: Path, question: Question) -> None:
@@ -150,42 +133,56 @@ def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say:
         if not is_whole:
             return None
         write_atomically(folder / RECIPE_NAME, yaml.dump(question.recipe.as_dict()).encode())
-        bench = {"recipes": [RECIPE_NAME], "optimizers": _entries(found, say), "seeds": _FINAL_SEEDS}
+        entries = _bench_entries(found.values())
+        bench = {"recipes": [RECIPE_NAME], "optimizers": entries, "seeds": _FINAL_SEEDS}
         write_atomically(path, (_BENCH_HEADER + yaml.dump(bench)).encode())
+    scored = _trials_of_scored(found.values())
+    if unscored := [label for label in found if label not in scored]:
+        say(f"not in {BENCH_NAME}, since no trial of an earlier command has a score: {', '.join(unscored)}")
+    if len(set(scored.values())) > 1:
+        counts = ", ".join(f"{label} {number}" for label, number in scored.items())
+        say(f"{BENCH_NAME}: runs of each optimizer's search, which differ: {counts}")
     return path
 
 
-def _entries(found: Mapping[str, Mapping[str, Any]], say: Say) -> list[dict[str, Any]]:
-    """The optimizers of the bench file."""
-    chosen = {label: each for label, each in found.items() if each["choice"] is not None}
-    if unscored := [label for label in found if label not in chosen]:
-        say(f"not in {BENCH_NAME}, since no trial of an earlier command has a score: {', '.join(unscored)}")
-    runs = {label: each["tuning"]["trials"] for label, each in chosen.items()}
-    if len(set(runs.values())) > 1:
-        counts = ", ".join(f"{label} {number}" for label, number in runs.items())
-        say(f"{BENCH_NAME}: runs of each optimizer's search, which differ: {counts}")
+def _bench_entries(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The optimizers of the bench file; two spellings of one optimizer come to one entry."""
     entries: list[dict[str, Any]] = []
-    specs: list[Mapping[str, Any]] = []  # two spellings of one optimizer come to one entry
-    for each in chosen.values():
-        spec = each["choice"]["optimizer"]
-        if spec not in specs:
+    specs: list[Mapping[str, Any]] = []
+    for each in found:
+        if each["choice"] is not None and (spec := each["choice"]["optimizer"]) not in specs:
             specs.append(spec)
             entries.append({**spec, "tuning": each["tuning"]})
     return entries
 
 
+def _trials_of_scored(found: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Label to number of trials, of the optimizers with a score."""
+    trials = ((str(each["label"]), int(each["tuning"]["trials"]), each["choice"]) for each in found)
+    return {label: number for label, number, choice in trials if choice is not None}
+
+
 def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
     choice: dict[str, Any] | None = None
     if tuned.spec is not None:
-        choice = {
-            "optimizer": dict(tuned.spec),
-            "options": dict(tuned.options),
-            "validation_top1": tuned.outcome.top1 if tuned.outcome else None,
-            "validation_loss": tuned.outcome.loss if tuned.outcome else None,
+        choice = {"optimizer": dict(tuned.spec), "options": dict(tuned.options), **_scores(tuned.outcome)}
+    trials = [
+        {
+            "number": number,
+            **({"stage": each.stage} if each.stage else {}),
+            "optimizer": each.trial.label,
+            "options": dict(each.trial.options),
+            "seeds": list(question.seeds),
+            **_scores(each.outcome),
+            "status": each.outcome.status,
+            "runs": list(each.trial.runs),
+            "gradient_passes": float(each.outcome.gradient_passes),
         }
+        for number, each in enumerate(tuned.trials, 1)
+    ]
     return {
         "label": tuned.label,
-        "trials": [_trial(number, each, question) for number, each in enumerate(tuned.trials, 1)],
+        "trials": trials,
         "choice": choice,
         "at_edge": dict(tuned.at_edge),
         "remarks": list(tuned.remarks),
@@ -197,17 +194,8 @@ def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
     }
 
 
-def _trial(number: int, finished: Finished, question: Question) -> dict[str, Any]:
-    trial, outcome = finished.trial, finished.outcome
+def _scores(outcome: Outcome | None) -> dict[str, float | None]:
     return {
-        "number": number,
-        **({"stage": finished.stage} if finished.stage else {}),
-        "optimizer": trial.label,
-        "options": dict(trial.options),
-        "seeds": list(question.seeds),
-        "validation_top1": outcome.top1,
-        "validation_loss": outcome.loss,
-        "status": outcome.status,
-        "runs": list(trial.runs),
-        "gradient_passes": float(outcome.gradient_passes),
+        "validation_top1": outcome.top1 if outcome else None,
+        "validation_loss": outcome.loss if outcome else None,
     }

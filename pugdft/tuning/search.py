@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pugdft.bench.executors.local import prepare_output
-from pugdft.bench.grid import parse_seeds, plan_cells
+from pugdft.bench.grid import Matrix, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config.schema import Recipe
-from pugdft.errors import FaultsError, UserError
+from pugdft.errors import FaultsError, UserError, refuse
 from pugdft.training.run import read_recipe
 from pugdft.tuning.outputs import Question, check_folder, claim_folder, write_outputs
 from pugdft.tuning.space import (
@@ -25,7 +25,7 @@ from pugdft.tuning.space import (
     space_faults,
     with_option,
 )
-from pugdft.tuning.trials import Finished, Say, Trial, Trials, Tuned
+from pugdft.tuning.trials import Say, Trial, Trials, Tuned
 
 TRIALS_FOLDER, STUDY_FOLDER = "trials", "study"
 
@@ -64,10 +64,13 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
         StoppedError: a run ended for a mistake of the user or an interruption.
     """
     search = _search(request)
-    seeds = tuple(parse_seeds(request.seeds))
+    seeds = parse_seeds(request.seeds)
     recipe, template = _recipes(request, say)
-    cells = plan_cells([request.recipe], request.overrides, parse_optimizers(request.optimizers), [0], Path())
-    optimizers = [Untuned(cell.optimizer, cell.recipe.optimizer) for cell in cells]
+    entries = parse_optimizers(request.optimizers)
+    matrix = Matrix.model_construct(
+        recipes=[request.recipe], overrides=request.overrides, entries=entries, seeds=[0]
+    )
+    optimizers = [Untuned(cell.optimizer, cell.recipe.optimizer) for cell in plan_cells(matrix, Path())]
     if faults := space_faults(search.dimensions, optimizers):
         raise FaultsError(f"--search {request.search}", faults)
     folder = request.output / TRIALS_FOLDER
@@ -101,24 +104,25 @@ def _search(request: TuneRequest) -> Search:
                 "--search general takes a number"
             )
         return search
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise UserError(
+
+    def say(error: ImportError) -> str:
+        return (
             f'a general search needs Optuna, which cannot be imported ({error}): pip install "pugdft[tune]". '
             "The greedy search, --search greedy, needs nothing further."
-        ) from None
+        )
+
+    with refuse(ImportError, say):
+        import optuna  # noqa: F401
     return search if request.trials is None else search.model_copy(update={"trials": request.trials})
 
 
 def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
     """The final comparison's recipe, and the trials'."""
-    recipe = read_recipe(request.recipe, request.overrides).model_copy(update={"tuning": None})
-    if recipe.train.evaluate != "all":
+    data = read_recipe(request.recipe, request.overrides).as_dict() | {"tuning": None}
+    if data["train"]["evaluate"] != "all":
         say("train.evaluate: validation is for the trials; the final comparison is judged on the test split")
-        train = recipe.train.model_copy(update={"evaluate": "all"})
-        recipe = recipe.model_copy(update={"train": train})
-    data = recipe.as_dict()
+        data["train"]["evaluate"] = "all"
+    recipe = read_recipe(data)
     data["train"]["evaluate"] = "validation"
     if not recipe.data.validation:
         data["data"]["validation"] = _HELD_OUT
@@ -145,8 +149,7 @@ class GreedyPlan:
         number = 0
         have_run: set[bool] = set()  # the base alone, the optimizer itself: neither's trials are the other's
         for grid in self.grids:
-            values = grid.values
-            number += len(values) - (grid.alone in have_run and grid.start in values)
+            number += len(grid.values) - (grid.alone in have_run and grid.start in grid.values)
             have_run.add(grid.alone)
         return number
 
@@ -184,14 +187,14 @@ def search_greedily(plans: Sequence[GreedyPlan], trials: Trials) -> list[Tuned]:
     """
     states = [_GreedyState(plan, trials) for plan in plans]
     for number in range(max(len(plan.grids) for plan in plans)):
-        stages = [state.stage(number) for state in states]
+        open_states = [state for state in states if number < len(state.plan.grids)]
+        stages = [state.stage(state.plan.grids[number]) for state in open_states]
         distinct = {trial.runs: trial for stage in stages for trial in stage}
         settled = sum(map(trials.is_settled, distinct.values()))
         trials.say(f"stage {number + 1}: {len(distinct)} trials, {settled} finished before")
         trials.run(list(distinct.values()), f"stage {number + 1}: ")
-        for state, stage in zip(states, stages, strict=True):
-            if stage:
-                state.choose(state.plan.grids[number], stage)
+        for state, stage in zip(open_states, stages, strict=True):
+            state.choose(state.plan.grids[number], stage)
     return [state.tuned() for state in states]
 
 
@@ -202,16 +205,12 @@ class _GreedyState:
         self.plan, self._trials = plan, trials
         self._spec = dict(plan.optimizer.spec)
         self._found: dict[str, Any] = {}
-        self._at_edge: dict[str, str] = {}
         self._remarks: list[str] = []
         self._best: Trial | None = None  # of the optimizer itself
-        self._history: dict[tuple[str, ...], tuple[Trial, str]] = {}
+        self._tried: list[tuple[Trial, str]] = []
 
-    def stage(self, number: int) -> list[Trial]:
-        """The trials of a grid; none if the optimizer has fewer grids."""
-        if number >= len(self.plan.grids):
-            return []
-        grid = self.plan.grids[number]
+    def stage(self, grid: SearchAxis) -> list[Trial]:
+        """The trials of a grid."""
         label, spec, found = self.plan.optimizer.label, self._spec, self._found
         if grid.alone:
             spec = spec["base"]
@@ -221,8 +220,7 @@ class _GreedyState:
             self._trials.make(label, {**found, grid.option: value}, with_option(spec, grid.option, value))
             for value in grid.values
         ]
-        for trial in stage:
-            self._history.setdefault(trial.runs, (trial, grid.option))
+        self._tried += [(trial, grid.option) for trial in stage]
         return stage
 
     def choose(self, grid: SearchAxis, stage: Sequence[Trial]) -> None:
@@ -238,22 +236,11 @@ class _GreedyState:
         value = best.options.get(grid.option, grid.start)
         self._spec = with_option(self._spec, grid.option, value)
         self._found[grid.option] = value
-        if edge := grid.edge(value):
-            self._at_edge[grid.option] = edge
 
     def tuned(self) -> Tuned:
         """The result of the search."""
-        finished = tuple(
-            Finished(trial, self._trials.outcome(trial), option) for trial, option in self._history.values()
-        )
-        is_own = any(not grid.alone for grid in self.plan.grids)
+        label, grids = self.plan.optimizer.label, self.plan.grids
+        is_own = any(not grid.alone for grid in grids)
         is_found = self._best is not None if is_own else bool(self._found)
-        return Tuned(
-            self.plan.optimizer.label,
-            self._spec if is_found else None,
-            self._found,
-            self._trials.outcome(self._best) if self._best else None,
-            finished,
-            self._at_edge,
-            tuple(self._remarks),
-        )
+        spec = self._spec if is_found else None
+        return self._trials.tuned(label, grids, self._tried, self._best, spec, self._found, self._remarks)

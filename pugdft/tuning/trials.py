@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pugdft.bench.executors.local import INTERRUPTED, USER_MISTAKE, Options, Watcher, cell_record, run_cells
-from pugdft.bench.grid import BenchCell, passes_per_update
+from pugdft.bench.grid import BenchCell, make_cell
 from pugdft.config.schema import Recipe
 from pugdft.records import RunRecord
-from pugdft.training.run import read_recipe, run_id
+from pugdft.tuning.space import SearchAxis
 
 Say = Callable[[str], None]
 """Takes a line for people."""
@@ -60,7 +60,7 @@ class Outcome:
 
     Attributes:
         status: ``completed`` if every run is; else of the first that is not.
-        top1: mean on the held-out images; None unless every run completed: then there is no score.
+        top1: mean on the held-out images; None, which is no score, unless every run completed.
         loss: likewise.
         gradient_passes: of all runs together.
     """
@@ -70,21 +70,10 @@ class Outcome:
     loss: float | None
     gradient_passes: float
 
-    @property
-    def text(self) -> str:
-        """In a few words."""
-        if self.top1 is None:
-            return f"{self.status}, no score"
-        return f"validation top-1 {self.top1:.2%}, loss {self.loss:.4f}"
-
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial with its outcome.
-
-    Attributes:
-        stage: the option that it was for, in a greedy search.
-    """
+    """A trial with its outcome; in a greedy search, ``stage`` is the option that it was for."""
 
     trial: Trial
     outcome: Outcome
@@ -138,27 +127,20 @@ class Trials:
     def __init__(
         self, template: Recipe, seeds: Sequence[int], folder: Path, num_processes: int, say: Say
     ) -> None:
-        self.seeds, self.say = tuple(seeds), say
-        self._template, self._folder, self._num_processes = template, folder, num_processes
-        self._records: dict[Path, RunRecord] = {}
-        # Runs that ended here without a record, such as killed ones: this command does not try them twice.
-        self.unrecorded: set[Path] = set()
+        self.say = say
+        self._template, self._seeds, self._folder = template, seeds, folder
+        self._num_processes = num_processes
+        # None: the run ended here without a record, as when it is killed. This command does not run it again.
+        self._ended: dict[Path, RunRecord | None] = {}
 
     def make(self, label: str, options: Mapping[str, Any], spec: Mapping[str, Any]) -> Trial:
-        """The trial of an optimizer.
+        """Make the trial of an optimizer.
 
         Raises:
             UserError: the options do not go together.
         """
-        cells = []
-        for seed in self.seeds:
-            data = self._template.as_dict()
-            data["optimizer"] = dict(spec)
-            data["train"]["seed"] = seed
-            recipe = read_recipe(data)
-            passes = passes_per_update(recipe.optimizer)
-            cells.append(BenchCell(label, seed, recipe, self._folder / run_id(recipe), passes, label))
-        return Trial(label, dict(options), spec, tuple(cells))
+        cells = tuple(make_cell(label, self._template, spec, seed, self._folder) for seed in self._seeds)
+        return Trial(label, dict(options), spec, cells)
 
     def run(self, trials: Sequence[Trial], prefix: str = "", wait: bool = True) -> bool:
         """Run the cells without a result; with ``wait``, also wait for those that other commands run.
@@ -180,22 +162,21 @@ class Trials:
         """Whether every run of it has ended, so that this command will not run it."""
         return all(map(self._is_settled, trial.cells))
 
-    def is_lost(self, trial: Trial) -> bool:
-        """Whether a run of it ended here without a record: the next command tries it again."""
-        return any(cell.folder in self.unrecorded for cell in trial.cells)
-
     def outcome(self, trial: Trial) -> Outcome:
         """Return the result of a finished trial."""
         records = [record for cell in trial.cells if (record := self._record(cell))]
         passes = sum(record.cost.gradient_passes for record in records)
         scores = [each.metrics.validation for each in records if each.metrics and each.metrics.validation]
-        bad = next((each.status for each in records if each.status != "completed"), "failed")
-        if len(scores) < len(trial.cells) or any(each.status != "completed" for each in records):
-            return Outcome(bad, None, None, passes)
-        top1 = math.fsum(each.top1 for each in scores) / len(scores)
-        return Outcome("completed", top1, math.fsum(each.loss for each in scores) / len(scores), passes)
+        bad = next((each.status for each in records if each.status != "completed"), "")
+        if bad or len(scores) < len(trial.cells):
+            return Outcome(bad or "failed", None, None, passes)
+        top1, loss = (
+            math.fsum(values) / len(scores)
+            for values in zip(*((each.top1, each.loss) for each in scores), strict=True)
+        )
+        return Outcome("completed", top1, loss, passes)
 
-    def best(self, trials: Sequence[Trial]) -> Trial | None:
+    def best(self, trials: Iterable[Trial]) -> Trial | None:
         """The trial of the best top-1, then the lowest loss, then the earliest; None if none has a score."""
 
         def rank(trial: Trial) -> tuple[float, float]:
@@ -206,17 +187,46 @@ class Trials:
         scored = [trial for trial in trials if self.outcome(trial).top1 is not None]
         return min(scored, key=rank, default=None)
 
+    def tuned(
+        self,
+        label: str,
+        axes: Iterable[SearchAxis],
+        tried: Iterable[tuple[Trial, str]],
+        best: Trial | None,
+        spec: Mapping[str, Any] | None,
+        options: Mapping[str, Any],
+        remarks: Iterable[str] = (),
+    ) -> Tuned:
+        """Make the result of an optimizer's search; ``tried`` are trials with their stage, in their order."""
+        distinct: dict[tuple[str, ...], Finished] = {}
+        for trial, stage in tried:
+            distinct.setdefault(trial.runs, Finished(trial, self.outcome(trial), stage))
+        edges = {axis.option: axis.edge(options[axis.option]) for axis in axes if axis.option in options}
+        return Tuned(
+            label,
+            spec,
+            options,
+            self.outcome(best) if best else None,
+            tuple(distinct.values()),
+            {option: edge for option, edge in edges.items() if edge},
+            tuple(remarks),
+        )
+
+    def note_lost(self, cell: BenchCell) -> None:
+        """A run has ended without a record."""
+        self._ended[cell.folder] = None
+
     def _is_settled(self, cell: BenchCell) -> bool:
-        return cell.folder in self.unrecorded or self._record(cell) is not None
+        return self._record(cell) is not None or cell.folder in self._ended
 
     def _record(self, cell: BenchCell) -> RunRecord | None:
         """The record of a run that has ended."""
-        if cell.folder not in self._records:
+        if self._ended.get(cell.folder) is None:
             record = cell_record(cell)
             if record is None or record.status not in _SETTLED:
                 return None
-            self._records[cell.folder] = record
-        return self._records[cell.folder]
+            self._ended[cell.folder] = record
+        return self._ended[cell.folder]
 
 
 class _TrialWatcher(Watcher):
@@ -232,21 +242,26 @@ class _TrialWatcher(Watcher):
         self._lines = [*self._lines[-19:], line]
 
     def on_state(self, cell: BenchCell, state: str) -> None:
-        trial = self._trial_of[cell.folder]
+        trial, say = self._trial_of[cell.folder], self._trials.say
         text = f"{self._prefix}{trial.label}: {options_text(trial.options)}"
         if state == "running":
             self._lines, self.has_run = [], True
-        elif state == "elsewhere":
+            return
+        if state == "elsewhere":
             if self._wait:
-                self._trials.say(f"{text}: waiting for another command that runs it")
-        else:
-            if state == "missing":
-                self._trials.unrecorded.add(cell.folder)
-            if state not in ("completed", "interrupted"):
-                for line in self._lines:
-                    self._trials.say(f"  {line}")
-            if self._trials.is_settled(trial):
-                self._trials.say(f"{text}: {self._trials.outcome(trial).text}")
+                say(f"{text}: waiting for another command that runs it")
+            return
+        if state == "missing":
+            self._trials.note_lost(cell)
+        if state not in ("completed", "interrupted"):
+            for line in self._lines:
+                say(f"  {line}")
+        if self._trials.is_settled(trial):
+            outcome = self._trials.outcome(trial)
+            score = f"{outcome.status}, no score"
+            if outcome.top1 is not None:
+                score = f"validation top-1 {outcome.top1:.2%}, loss {outcome.loss:.4f}"
+            say(f"{text}: {score}")
 
 
 def options_text(options: Mapping[str, Any]) -> str:
