@@ -174,7 +174,7 @@ class GreedyPlan:
 
 def plan_greedy(search: GreedySearch, optimizers: Sequence[Untuned]) -> list[GreedyPlan]:
     """The grids of every optimizer, with the same number of trials where the search asks for it."""
-    plans = [GreedyPlan(each, tuple(axes_of(search.dimensions, each.spec))) for each in optimizers]
+    plans = [GreedyPlan(each, tuple(axes_of(search.dimensions, each))) for each in optimizers]
     most = max(plan.num_trials for plan in plans)
     return [plan.refined(most) for plan in plans] if search.equalize else plans
 

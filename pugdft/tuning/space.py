@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from pugdft.bench.grid import method_of, read_section
+from pugdft.bench.optimizer_spec import method_defaults
 from pugdft.config import yaml
-from pugdft.config.load import recipe_folder, schema_faults
+from pugdft.config.load import recipe_folder
 from pugdft.config.schema import Number, Section
 from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match
 from pugdft.optim import spec_faults
-from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, build_method
+from pugdft.optim.base import BASES, GROUP_OPTIONS
+from pugdft.optim.build import base_defaults
 from pugdft.optim.combine import Identity
 from pugdft.optim.methods import METHODS
-from pugdft.optim.options import keyword_defaults
 
 _BASE = "base."
-# A best value this close to a bound, as a share of the range, may have a better one beyond the bound.
-_NEAR = 0.05
+_NEAR = 0.05  # share of a range; beyond a bound that is this close to the best value may lie a better one
 _LONGEST_SHOWN = 80
 
 # --- search files ----------------------------------------------------------------------------------------
@@ -79,12 +79,14 @@ def _positive(span: NumberRange) -> NumberRange:
 
 
 def _kind(given: Any) -> str | None:
-    """Which alternative of :data:`Where` a value of a file is, or has become."""
-    if isinstance(given, Mapping):
-        return "<times>" if "times" in given else "<range>"
-    if isinstance(given, NumberRange | Multiples):
-        return "<range>" if isinstance(given, NumberRange) else "<times>"
+    """Name the alternative of :data:`Where` that a value of a file, or an object made of it, belongs to."""
+    if isinstance(given, Mapping | Section):
+        return "<times>" if "times" in dict(given) else "<range>"
     return "<list>" if isinstance(given, list) else None
+
+
+def _by_kind(expected: str) -> Discriminator:
+    return Discriminator(_kind, custom_error_type="kind", custom_error_message=expected)
 
 
 class Multiples(Section):
@@ -92,11 +94,7 @@ class Multiples(Section):
 
     times: Annotated[
         Annotated[Factors, Tag("<list>")] | Annotated[NumberRange, AfterValidator(_positive), Tag("<range>")],
-        Discriminator(
-            _kind,
-            custom_error_type="kind",
-            custom_error_message="a list, or {low: …, high: …, log: true}",
-        ),
+        _by_kind("a list, or {low: …, high: …, log: true}"),
     ]
 
 
@@ -104,11 +102,7 @@ Where = Annotated[
     Annotated[Points, Tag("<list>")]
     | Annotated[NumberRange, Tag("<range>")]
     | Annotated[Multiples, Tag("<times>")],
-    Discriminator(
-        _kind,
-        custom_error_type="kind",
-        custom_error_message="a list, {low: …, high: …, log: true}, or {times: …} with one of them",
-    ),
+    _by_kind("a list, {low: …, high: …, log: true}, or {times: …} with one of them"),
 ]
 
 
@@ -174,17 +168,17 @@ class GreedySearch(_Search):
         return self
 
     @property
-    def dimensions(self) -> tuple[SearchAxis, ...]:
+    def dimensions(self) -> list[SearchAxis]:
         """Every option that is searched."""
-        return tuple(
+        return [
             SearchAxis(
                 stage.option,
                 tuple(stage.times or stage.values or ()),
-                stage.times is not None,
+                times=stage.times is not None,
                 alone=stage.searched == "base",
             )
             for stage in self.stages
-        )
+        ]
 
 
 class GeneralSearch(_Search):
@@ -202,14 +196,14 @@ class GeneralSearch(_Search):
     space: Annotated[dict[Option, Where], Field(min_length=1)]
 
     @property
-    def dimensions(self) -> tuple[SearchAxis, ...]:
+    def dimensions(self) -> list[SearchAxis]:
         """Every option that is searched."""
         axes = []
         for option, where in self.space.items():
             given = where.times if isinstance(where, Multiples) else where
             points = given if isinstance(given, NumberRange) else tuple(given)
-            axes.append(SearchAxis(option, points, isinstance(where, Multiples)))
-        return tuple(axes)
+            axes.append(SearchAxis(option, points, times=isinstance(where, Multiples)))
+        return axes
 
 
 Search = GreedySearch | GeneralSearch
@@ -224,8 +218,7 @@ def read_search(source: str) -> Search:
     """Read a search from a file or a bundled one's name.
 
     Raises:
-        UserError: there is no such file.
-        FaultsError: with every fault of the file.
+        UserError: there is no such file, or with every fault of the file.
     """
     bundled = bundled_searches()
     # Unlike pathlib's, os.path's test is false for a name that is too long for any file.
@@ -241,13 +234,9 @@ def read_search(source: str) -> Search:
     if kind not in ("greedy", "general"):
         shown = json.dumps(kind, default=str)[:_LONGEST_SHOWN]
         problem = "is required" if kind is None else f"must be greedy or general, not {shown}"
-        fault = ConfigIssue("search", f"{problem}: greedy, with stages, or general, with a space")
-        raise FaultsError(str(path), [fault])
+        raise UserError(f"{path}: search: {problem}: greedy, with stages, or general, with a space")
     schema: type[GreedySearch] | type[GeneralSearch] = GreedySearch if kind == "greedy" else GeneralSearch
-    try:
-        search = schema.model_validate(data)
-    except ValidationError as error:
-        raise FaultsError(str(path), schema_faults(error, schema)) from None
+    search = read_section(schema, data, str(path))
     search._title = path.stem if path in bundled.values() else path.name
     return search
 
@@ -261,6 +250,16 @@ class Untuned:
 
     label: str
     spec: Mapping[str, Any]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option of the optimizer and, as ``base.lr``, of its base, with its value."""
+        is_method = self.spec["name"] in METHODS
+        base = self.spec["base"] if is_method else self.spec
+        values = {**base_defaults(base["name"]), **GROUP_OPTIONS, **base}
+        options = {f"{_BASE}{key}": value for key, value in values.items() if key != "name"}
+        own = {**method_defaults(self.spec["name"]), **self.spec} if is_method else {}
+        return options | {key: value for key, value in own.items() if key not in ("name", "base")}
 
 
 @dataclass(frozen=True)
@@ -310,6 +309,14 @@ class SearchAxis:
             return "lower" if share < _NEAR else "upper" if share > 1 - _NEAR else ""
         return "lower" if value == low else "upper" if value == high else ""
 
+    @property
+    def can_refine(self) -> bool:
+        """Whether it is a list of two numbers or more, for an option that is no count."""
+        if isinstance(self.where, NumberRange) or len(self.where) < 2:
+            return False
+        is_count = isinstance(self.start, int) and not isinstance(self.start, bool)
+        return not is_count and all(map(_is_number, self.where))
+
     def refined(self) -> SearchAxis:
         """With one point more, in the middle of the widest gap of the list."""
         assert isinstance(self.where, tuple)
@@ -320,28 +327,16 @@ class SearchAxis:
         middle = _rounded(back((scale(points[gap]) + scale(points[gap + 1])) / 2), 4)
         return replace(self, where=(*self.where, middle))
 
-    @property
-    def can_refine(self) -> bool:
-        """Whether it is a list of two numbers or more, for an option that is no count."""
-        if isinstance(self.where, NumberRange) or len(self.where) < 2:
-            return False
-        counts = isinstance(self.start, int) and not isinstance(self.start, bool)
-        return not counts and all(_is_number(point) for point in self.where)
 
-
-def axes_of(dimensions: Sequence[SearchAxis], spec: Mapping[str, Any]) -> list[SearchAxis]:
+def axes_of(dimensions: Sequence[SearchAxis], optimizer: Untuned) -> list[SearchAxis]:
     """The dimensions that an optimizer has, around its own values."""
-    is_method = spec["name"] in METHODS
-    base = _base_options(spec)
-    untuned = {f"{_BASE}{key}": value for key, value in base.items()}
-    if is_method:
-        untuned |= _method_options(spec["name"])
-        untuned |= {key: value for key, value in spec.items() if key not in ("name", "base")}
-    may_be_alone = is_method and not _has_own_lr(spec)
+    spec, options = optimizer.spec, optimizer.options
+    # Unit gradients leave the gradient's length out of the step, so the base's lr says nothing of theirs.
+    may_be_alone = spec["name"] in METHODS and isinstance(method_of(spec).normalize, Identity)
     return [
-        replace(each, start=untuned[each.option], alone=each.alone and may_be_alone)
+        replace(each, start=options[each.option], alone=each.alone and may_be_alone)
         for each in dimensions
-        if each.option in untuned
+        if each.option in options
     ]
 
 
@@ -353,26 +348,20 @@ def with_option(spec: Mapping[str, Any], option: str, value: Any) -> dict[str, A
     return {**spec, key: value}
 
 
-def _has_own_lr(spec: Mapping[str, Any]) -> bool:
-    """Whether the gradient's length is not in a method's step, so that the base's lr says nothing of it."""
-    options = {key: value for key, value in spec.items() if key not in ("name", "base")}
-    return not isinstance(build_method(spec["name"], options).normalize, Identity)
-
-
 def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]) -> list[ConfigIssue]:
     """Check a search against its optimizers: options that none has, values that are refused."""
-    known = {f"{_BASE}{key}" for base in BASES.values() for key in keyword_defaults(base)}
-    known |= {f"{_BASE}{key}" for each in optimizers for key in _base_options(each.spec)}
-    known |= {option for name in METHODS for option in _method_options(name)}
+    known = {f"{_BASE}{key}" for base in BASES for key in base_defaults(base)}
+    known |= {option for name in METHODS for option in method_defaults(name)}
+    known |= {option for each in optimizers for option in each.options}
     faults = [
-        ConfigIssue(option, f"no optimizer has this option.{close_match(option, known)}")
-        for option in (dimension.option for dimension in dimensions)
-        if option not in known
+        ConfigIssue(each.option, f"no optimizer has this option.{close_match(each.option, known)}")
+        for each in dimensions
+        if each.option not in known
     ]
     if faults:
         return faults
     for optimizer in optimizers:
-        axes = axes_of(dimensions, optimizer.spec)
+        axes = axes_of(dimensions, optimizer)
         if not axes:
             faults.append(ConfigIssue("", f'"{optimizer.label}" has none of the options that are searched'))
         for axis in axes:
@@ -386,23 +375,8 @@ def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]
     return list(dict.fromkeys(faults))
 
 
-def _method_options(name: str) -> dict[str, Any]:
-    return {**ALGORITHM_OPTIONS, **keyword_defaults(METHODS[name])}
-
-
-def _base_options(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the base with its untuned value."""
-    base = spec["base"] if spec["name"] in METHODS else spec
-    constructor = find_base(base["name"])
-    assert constructor is not None
-    given = {key: value for key, value in base.items() if key != "name"}
-    return {**keyword_defaults(constructor), **GROUP_OPTIONS, **given}
-
-
 def _can_scale(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return "schedule" in value
-    return _is_number(value) and value != 0
+    return "schedule" in value if isinstance(value, Mapping) else _is_number(value) and value != 0
 
 
 def _scaled(value: Any, factor: float) -> Any:

@@ -53,7 +53,7 @@ class _Study:
 
     def __init__(self, search: GeneralSearch, optimizer: Untuned, trials: Trials, folder: Path) -> None:
         self._search, self._optimizer, self._trials = search, optimizer, trials
-        self._axes = {axis.option: axis for axis in axes_of(search.dimensions, optimizer.spec)}
+        self._axes = {axis.option: axis for axis in axes_of(search.dimensions, optimizer)}
         digest = hashlib.sha256(json.dumps(optimizer.spec, sort_keys=True).encode()).hexdigest()
         self._path = folder / f"{optimizer.spec['name']}-{digest[:8]}.json"
         self._made: list[Trial] = []
