@@ -1,12 +1,15 @@
-"""Paths and durations on the command line, and a stderr whose reader or disk may be gone."""
+"""What commands share: paths, durations, lines on stderr, and a stderr whose reader or disk may be gone."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import typer
+
+from pugdft.errors import undriven
 
 
 class LossyStream:
@@ -39,6 +42,11 @@ def given_path(text: str | Path) -> Path:
     if not str(text):
         raise typer.BadParameter("is empty: expected a path")
     return Path(text)
+
+
+def say(line: str) -> None:
+    """Print a line for people on stderr."""
+    print(undriven(line), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

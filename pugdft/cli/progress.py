@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pugdft.cli.output import duration
+from pugdft.cli.output import duration, say
 from pugdft.errors import counted, undriven
 from pugdft.records import RunRecord
 from pugdft.training.callbacks import Observer
@@ -42,7 +42,7 @@ class JsonProgress(_TimedObserver):
 
     def on_message(self, text: str) -> None:
         """Print a line for people."""
-        print(undriven(text), file=sys.stderr, flush=True)
+        say(text)
 
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
         """Print the progress; never reads ``totals``, so that nothing waits for the device."""
@@ -132,37 +132,25 @@ class ProgressLog(_TimedObserver):
 
 def print_summary(record: RunRecord) -> None:
     """Print the run as a table on stderr."""
-    console = Console(stderr=True, highlight=False)
     table = Table(title=f"{record.id}: {record.status}", show_header=False, title_justify="left")
-    for name, value in _summary(record):
-        table.add_row(name, value)
-    console.print(table, markup=False)
-
-
-def _summary(record: RunRecord) -> list[tuple[str, str]]:
-    rows = []
-    if record.metrics:
-        if test := record.metrics.test:
-            rows += [
-                ("test top-1 (last epoch)", f"{test.top1:.2%}"),
-                ("test top-5", f"{test.top5:.2%}"),
-                ("test loss", f"{test.loss:.4f}"),
-                ("calibration error", f"{test.ece:.4f}"),
-            ]
-        if record.metrics.validation:
-            rows.append(("validation top-1", f"{record.metrics.validation.top1:.2%}"))
-        if best := record.metrics.best_test:
-            rows.append(("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})"))
-    cost, method = record.cost, record.method
-    rows += [
-        ("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})"),
-        ("gradient passes", f"{cost.gradient_passes:,.0f}"),
-        ("training time", f"{duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"),
-        ("evaluation time", duration(cost.eval_seconds)),
-        ("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB"),
-        ("two-pass updates", f"{method.two_pass_fraction:.0%}"),
-    ]
+    metrics, cost, method = record.metrics, record.cost, record.method
+    if metrics and (test := metrics.test):
+        table.add_row("test top-1 (last epoch)", f"{test.top1:.2%}")
+        table.add_row("test top-5", f"{test.top5:.2%}")
+        table.add_row("test loss", f"{test.loss:.4f}")
+        table.add_row("calibration error", f"{test.ece:.4f}")
+    if metrics and metrics.validation:
+        table.add_row("validation top-1", f"{metrics.validation.top1:.2%}")
+    if metrics and (best := metrics.best_test):
+        table.add_row("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})")
+    table.add_row("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})")
+    table.add_row("gradient passes", f"{cost.gradient_passes:,.0f}")
+    speed = f"{cost.images_per_second:.0f} images/s"
+    table.add_row("training time", f"{duration(cost.train_seconds)} ({speed})")
+    table.add_row("evaluation time", duration(cost.eval_seconds))
+    table.add_row("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB")
+    table.add_row("two-pass updates", f"{method.two_pass_fraction:.0%}")
     if method.mean_perturbation_norm is not None and method.mean_gradient_cosine is not None:
-        rows.append(("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}"))
-        rows.append(("mean cos(g, g*)", f"{method.mean_gradient_cosine:.3f}"))
-    return rows
+        table.add_row("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}")
+        table.add_row("mean cos(g, g*)", f"{method.mean_gradient_cosine:.3f}")
+    Console(stderr=True, highlight=False).print(table, markup=False)
