@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from statistics import variance
 from typing import Any
 
 from pugdft.bench.executors.local import cell_status, cell_top1
@@ -227,11 +228,10 @@ def _spread(cells: Sequence[BenchCell]) -> float | None:
     squares, freedom = 0.0, 0
     for of_recipe in scores.values():
         for first, second in combinations(of_recipe.values(), 2):
-            differences = [first[seed] - second[seed] for seed in first.keys() & second.keys()]
-            if differences:
-                centre = math.fsum(differences) / len(differences)
-                squares += math.fsum((each - centre) ** 2 for each in differences)
+            differences = [first[seed] - second[seed] for seed in first if seed in second]
+            if len(differences) > 1:
                 freedom += len(differences) - 1
+                squares += variance(differences) * (len(differences) - 1)
     return math.sqrt(squares / freedom) if freedom else None
 
 

@@ -65,39 +65,27 @@ class OptimizerEntry:
         kept = recipe_base
         if base_name != recipe_base["name"]:
             kept = {key: recipe_base[key] for key in ("lr",) if key in recipe_base}
-        own, for_base = self._divided(base_name)
+        own_names = method_defaults(self.name)
+        own = {key: value for key, value in self.options.items() if key in own_names}
+        for_base = {key: value for key, value in self.options.items() if key not in own_names}
+        twice = f"stands twice: before and after +{self.base}"
+        faults = [ConfigIssue(f'"{key}"', twice) for key in for_base if key in self.base_options]
+        for_base |= self.base_options
+        if base_name in BASES:  # the options of other classes are checked with the recipe
+            base_names = {**base_defaults(base_name), **GROUP_OPTIONS}
+            lists = {self.name: own_names} if own_names else {}
+            lists[base_name] = base_names
+            known = "; ".join(f"{name} has {', '.join(options)}" for name, options in lists.items())
+            for key in (key for key in for_base if key not in base_names):
+                hint = close_match(key, [*own_names, *base_names])
+                faults.append(ConfigIssue(f'"{key}"', f"unknown option: {known}.{hint}"))
+        if faults:
+            raise FaultsError("", faults)
         base = {**kept, "name": base_name, **for_base}
         if not is_method:
             return base
         method = recipe_spec if self.name == recipe_spec["name"] else {}
         return {**method, "name": self.name, **own, "base": base}
-
-    def _divided(self, base_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The method's options and the base's."""
-        own_names = method_defaults(self.name)
-        own = {key: value for key, value in self.options.items() if key in own_names}
-        for_base = {key: value for key, value in self.options.items() if key not in own_names}
-        faults = [
-            ConfigIssue(f'"{key}"', f"stands twice: before and after +{self.base}")
-            for key in for_base
-            if key in self.base_options
-        ]
-        for_base |= self.base_options
-        if base_name in BASES:  # the options of other classes are checked with the recipe
-            base_names = base_defaults(base_name) | GROUP_OPTIONS
-            lists = {self.name: own_names} if own_names else {}
-            lists[base_name] = base_names
-            known = "; ".join(f"{name} has {', '.join(options)}" for name, options in lists.items())
-            faults += [
-                ConfigIssue(
-                    f'"{key}"', f"unknown option: {known}.{close_match(key, [*own_names, *base_names])}"
-                )
-                for key in for_base
-                if key not in base_names
-            ]
-        if faults:
-            raise FaultsError("", faults)
-        return own, for_base
 
 
 @dataclass(frozen=True)
@@ -140,7 +128,7 @@ def method_defaults(name: str) -> dict[str, Any]:
     """Every option of a method with its default; nothing for a base."""
     if name not in METHODS:
         return {}
-    return keyword_defaults(METHODS[name]) | (ALGORITHM_OPTIONS if takes_two_passes(name) else {})
+    return {**keyword_defaults(METHODS[name]), **(ALGORITHM_OPTIONS if takes_two_passes(name) else {})}
 
 
 def parse_optimizers(text: str) -> list[OptimizerEntry]:

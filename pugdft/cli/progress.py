@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from pugdft.cli.output import duration, say
@@ -63,9 +63,9 @@ class JsonProgress(_TimedObserver):
 class ProgressLog(_TimedObserver):
     """Progress on stderr: live on a terminal, a plain line every ten seconds elsewhere."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False)
         self._live: Progress | None = None
         self._done = 0.0
         self._images_per_step = 0
@@ -81,14 +81,8 @@ class ProgressLog(_TimedObserver):
         self._shown, self._done = self._begin, done
         self._images_per_step, self._first_step = images_per_step, -1
         if self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[facts]}"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-            )
+            amount, facts = "{task.completed}/{task.total}", "{task.fields[facts]}"
+            columns = ("{task.description}", BarColumn(), amount, facts, TimeRemainingColumn(), "left")
             self._live = Progress(*columns, console=self._console)
             self._task = self._live.add_task("starting", total=total, completed=int(done), facts="")
             self._live.start()
@@ -145,8 +139,8 @@ def print_summary(record: RunRecord) -> None:
         table.add_row("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})")
     table.add_row("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})")
     table.add_row("gradient passes", f"{cost.gradient_passes:,.0f}")
-    speed = f"{cost.images_per_second:.0f} images/s"
-    table.add_row("training time", f"{duration(cost.train_seconds)} ({speed})")
+    speed = f"({cost.images_per_second:.0f} images/s)"
+    table.add_row("training time", f"{duration(cost.train_seconds)} {speed}")
     table.add_row("evaluation time", duration(cost.eval_seconds))
     table.add_row("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB")
     table.add_row("two-pass updates", f"{method.two_pass_fraction:.0%}")

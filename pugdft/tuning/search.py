@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from pugdft.errors import FaultsError, UserError, refuse
 from pugdft.training.run import read_recipe
 from pugdft.tuning.outputs import Question, check_folder, claim_folder, write_outputs
 from pugdft.tuning.space import (
-    GeneralSearch,
     GreedySearch,
     Search,
     SearchAxis,
@@ -26,8 +25,6 @@ from pugdft.tuning.space import (
     with_option,
 )
 from pugdft.tuning.trials import Say, Trial, Trials, Tuned
-
-TRIALS_FOLDER, STUDY_FOLDER = "trials", "study"
 
 _HELD_OUT = 0.1
 
@@ -66,33 +63,23 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
     search = _search(request)
     seeds = parse_seeds(request.seeds)
     recipe, template = _recipes(request, say)
-    entries = parse_optimizers(request.optimizers)
-    matrix = Matrix.model_construct(
-        recipes=[request.recipe], overrides=request.overrides, entries=entries, seeds=[0]
-    )
+    entries, overrides = parse_optimizers(request.optimizers), list(request.overrides)
+    matrix = Matrix.model_construct(recipes=[request.recipe], overrides=overrides, entries=entries, seeds=[0])
     optimizers = [Untuned(cell.optimizer, cell.recipe.optimizer) for cell in plan_cells(matrix, Path())]
     if faults := space_faults(search.dimensions, optimizers):
         raise FaultsError(f"--search {request.search}", faults)
-    folder = request.output / TRIALS_FOLDER
-    question = Question(recipe, search, seeds, template.data.validation)
-    check_folder(request.output, question)
-    prepare_output(folder)
-    claim_folder(request.output, question)
-    trials = Trials(template, seeds, folder, request.num_processes, say)
-    if isinstance(search, GeneralSearch):
+    output, question = request.output, Question(recipe, search, seeds, template.data.validation)
+    check_folder(output, question)
+    prepare_output(output / "trials")
+    claim_folder(output, question)
+    trials = Trials(template, seeds, output / "trials", request.num_processes, say)
+    if isinstance(search, GreedySearch):
+        tuned = search_greedily(search, optimizers, trials)
+    else:
         from pugdft.tuning.study import search_generally
 
-        say(f"{search.title}: {search.trials} trials of each optimizer")
-        study_folder = request.output / STUDY_FOLDER
-        study_folder.mkdir(exist_ok=True)
-        tuned = search_generally(search, optimizers, trials, study_folder)
-    else:
-        plans = plan_greedy(search, optimizers)
-        counts = ", ".join(f"{plan.optimizer.label} {plan.num_trials}" for plan in plans)
-        unequal = len({plan.num_trials for plan in plans}) > 1
-        say(f"{search.title}: trials of each optimizer{', which differ' if unequal else ''}: {counts}")
-        tuned = search_greedily(plans, trials)
-    return tuned, write_outputs(request.output, question, tuned, say)
+        tuned = search_generally(search, optimizers, trials, output / "study")
+    return tuned, write_outputs(output, question, tuned, say)
 
 
 def _search(request: TuneRequest) -> Search:
@@ -136,12 +123,41 @@ def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
 # --- the greedy search -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class GreedyPlan:
-    """One optimizer's grids, in their order."""
+def search_greedily(search: GreedySearch, optimizers: Sequence[Untuned], trials: Trials) -> list[Tuned]:
+    """Search every optimizer, stage by stage, so that several commands share the work.
 
-    optimizer: Untuned
-    grids: tuple[SearchAxis, ...]
+    Raises:
+        StoppedError: a run ended for a mistake of the user or an interruption.
+    """
+    states = [_GreedyState(search, each, trials) for each in optimizers]
+    if search.equalize:
+        most = max(state.num_trials for state in states)
+        for state in states:
+            state.refine(most)
+    counts = ", ".join(f"{state.label} {state.num_trials}" for state in states)
+    unequal = ", which differ" if len({state.num_trials for state in states}) > 1 else ""
+    trials.say(f"{search.title}: trials of each optimizer{unequal}: {counts}")
+    for number in range(max(len(state.grids) for state in states)):
+        stages = [(state, state.stage(number)) for state in states if number < len(state.grids)]
+        distinct = {trial.runs: trial for _, stage in stages for trial in stage}
+        settled = sum(map(trials.is_settled, distinct.values()))
+        trials.say(f"stage {number + 1}: {len(distinct)} trials, {settled} finished before")
+        trials.run(list(distinct.values()), f"stage {number + 1}: ")
+        for state, stage in stages:
+            state.choose(state.grids[number], stage)
+    return [state.tuned() for state in states]
+
+
+class _GreedyState:
+    """One optimizer's grids, in their order, and what their stages have found so far."""
+
+    def __init__(self, search: GreedySearch, optimizer: Untuned, trials: Trials) -> None:
+        self.label, self.grids = optimizer.label, axes_of(search.dimensions, optimizer)
+        self._trials, self._spec = trials, dict(optimizer.spec)
+        self._found: dict[str, Any] = {}
+        self._remarks: list[str] = []
+        self._best: Trial | None = None  # of the optimizer itself
+        self._tried: list[tuple[Trial, str]] = []
 
     @property
     def num_trials(self) -> int:
@@ -153,65 +169,22 @@ class GreedyPlan:
             have_run.add(grid.alone)
         return number
 
-    def refined(self, num_trials: int) -> GreedyPlan:
-        """With further points, until it has so many trials.
+    def refine(self, num_trials: int) -> None:
+        """Add points, until it has so many trials.
 
         The last list of numbers that runs the method itself gets them, since a base's grid is shared with
         other methods.
         """
         candidates = [number for number, grid in enumerate(self.grids) if grid.can_refine]
-        if not candidates:
-            return self
-        chosen = max(candidates, key=lambda number: (not self.grids[number].alone, number))
-        plan = self
-        # One by one: a middle that is the untuned value is no trial more.
-        while plan.num_trials < num_trials:
-            grids = list(plan.grids)
-            grids[chosen] = grids[chosen].refined()
-            plan = replace(plan, grids=tuple(grids))
-        return plan
+        if candidates:
+            chosen = max(candidates, key=lambda number: (not self.grids[number].alone, number))
+            # One by one: a middle that is the untuned value is no further trial.
+            while self.num_trials < num_trials:
+                self.grids[chosen] = self.grids[chosen].refined()
 
-
-def plan_greedy(search: GreedySearch, optimizers: Sequence[Untuned]) -> list[GreedyPlan]:
-    """The grids of every optimizer, with the same number of trials where the search asks for it."""
-    plans = [GreedyPlan(each, tuple(axes_of(search.dimensions, each))) for each in optimizers]
-    most = max(plan.num_trials for plan in plans)
-    return [plan.refined(most) for plan in plans] if search.equalize else plans
-
-
-def search_greedily(plans: Sequence[GreedyPlan], trials: Trials) -> list[Tuned]:
-    """Search every optimizer, stage by stage, so that several commands share the work.
-
-    Raises:
-        StoppedError: a run ended for a mistake of the user or an interruption.
-    """
-    states = [_GreedyState(plan, trials) for plan in plans]
-    for number in range(max(len(plan.grids) for plan in plans)):
-        open_states = [state for state in states if number < len(state.plan.grids)]
-        stages = [state.stage(state.plan.grids[number]) for state in open_states]
-        distinct = {trial.runs: trial for stage in stages for trial in stage}
-        settled = sum(map(trials.is_settled, distinct.values()))
-        trials.say(f"stage {number + 1}: {len(distinct)} trials, {settled} finished before")
-        trials.run(list(distinct.values()), f"stage {number + 1}: ")
-        for state, stage in zip(open_states, stages, strict=True):
-            state.choose(state.plan.grids[number], stage)
-    return [state.tuned() for state in states]
-
-
-class _GreedyState:
-    """What the stages of one optimizer have found so far."""
-
-    def __init__(self, plan: GreedyPlan, trials: Trials) -> None:
-        self.plan, self._trials = plan, trials
-        self._spec = dict(plan.optimizer.spec)
-        self._found: dict[str, Any] = {}
-        self._remarks: list[str] = []
-        self._best: Trial | None = None  # of the optimizer itself
-        self._tried: list[tuple[Trial, str]] = []
-
-    def stage(self, grid: SearchAxis) -> list[Trial]:
+    def stage(self, number: int) -> list[Trial]:
         """The trials of a grid."""
-        label, spec, found = self.plan.optimizer.label, self._spec, self._found
+        grid, label, spec, found = self.grids[number], self.label, self._spec, self._found
         if grid.alone:
             spec = spec["base"]
             label = spec["name"]
@@ -225,7 +198,7 @@ class _GreedyState:
 
     def choose(self, grid: SearchAxis, stage: Sequence[Trial]) -> None:
         """Take the best value of the grid; the value found before stays if it is no worse."""
-        # A base's score says nothing of the method's, so the two are never held against each other.
+        # A base's score says nothing of the method's, so the two are never compared.
         before = [self._best] if self._best and not grid.alone else []
         best = self._trials.best([*before, *stage])
         if best is None:
@@ -239,8 +212,9 @@ class _GreedyState:
 
     def tuned(self) -> Tuned:
         """The result of the search."""
-        label, grids = self.plan.optimizer.label, self.plan.grids
-        is_own = any(not grid.alone for grid in grids)
-        is_found = self._best is not None if is_own else bool(self._found)
+        only_base = all(grid.alone for grid in self.grids)
+        is_found = bool(self._found) if only_base else self._best is not None
         spec = self._spec if is_found else None
-        return self._trials.tuned(label, grids, self._tried, self._best, spec, self._found, self._remarks)
+        return self._trials.tuned(
+            self.label, self.grids, self._tried, self._best, spec, self._found, self._remarks
+        )

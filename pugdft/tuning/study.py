@@ -33,12 +33,14 @@ def search_generally(
         search: with the number of trials.
         optimizers: each has at least one of the options.
         trials: runs them.
-        folder: of the files with the chosen options; it exists.
+        folder: for the files with the chosen options.
 
     Raises:
         StoppedError: a run ended for a mistake of the user or an interruption.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trials.say(f"{search.title}: {search.trials} trials of each optimizer")
+    folder.mkdir(exist_ok=True)
     studies = [_Study(search, each, trials, folder) for each in optimizers]
     while True:
         if any(each.run_open(wait=False) for each in studies):

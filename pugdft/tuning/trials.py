@@ -21,11 +21,7 @@ _SETTLED = ("completed", "diverged", "failed", "oom")
 
 
 class StoppedError(Exception):
-    """A trial's run ended for a mistake of the user or an interruption: nothing more is started.
-
-    Attributes:
-        code: the run's exit code.
-    """
+    """A run ended with ``code`` for a mistake of the user or an interruption: nothing more is started."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -40,7 +36,7 @@ class Trial:
         label: of the optimizer that runs: a method, or its base alone.
         options: those that are searched, with their values.
         spec: the optimizer with these options.
-        cells: a run for each seed.
+        cells: one for each seed.
     """
 
     label: str
@@ -131,7 +127,7 @@ class Trials:
         self._template, self._seeds, self._folder = template, seeds, folder
         self._num_processes = num_processes
         # None: the run ended here without a record, as when it is killed. This command does not run it again.
-        self._ended: dict[Path, RunRecord | None] = {}
+        self.ended: dict[Path, RunRecord | None] = {}
 
     def make(self, label: str, options: Mapping[str, Any], spec: Mapping[str, Any]) -> Trial:
         """Make the trial of an optimizer.
@@ -212,21 +208,17 @@ class Trials:
             tuple(remarks),
         )
 
-    def note_lost(self, cell: BenchCell) -> None:
-        """A run has ended without a record."""
-        self._ended[cell.folder] = None
-
     def _is_settled(self, cell: BenchCell) -> bool:
-        return self._record(cell) is not None or cell.folder in self._ended
+        return self._record(cell) is not None or cell.folder in self.ended
 
     def _record(self, cell: BenchCell) -> RunRecord | None:
         """The record of a run that has ended."""
-        if self._ended.get(cell.folder) is None:
+        if self.ended.get(cell.folder) is None:
             record = cell_record(cell)
             if record is None or record.status not in _SETTLED:
                 return None
-            self._ended[cell.folder] = record
-        return self._ended[cell.folder]
+            self.ended[cell.folder] = record
+        return self.ended[cell.folder]
 
 
 class _TrialWatcher(Watcher):
@@ -252,7 +244,7 @@ class _TrialWatcher(Watcher):
                 say(f"{text}: waiting for another command that runs it")
             return
         if state == "missing":
-            self._trials.note_lost(cell)
+            self._trials.ended[cell.folder] = None
         if state not in ("completed", "interrupted"):
             for line in self._lines:
                 say(f"  {line}")

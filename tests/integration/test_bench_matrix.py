@@ -34,7 +34,11 @@ BASE = {"name": "sgd", "lr": 0.05}
 
 
 def cells_of(
-    recipe: Path, optimizers: str, budget: Budget | None = None, seeds: str = "0", overrides: Sequence[str] = ()
+    recipe: Path,
+    optimizers: str,
+    budget: Budget | None = None,
+    seeds: str = "0",
+    overrides: Sequence[str] = (),
 ) -> list[BenchCell]:
     matrix = build_matrix([str(recipe), *overrides], optimizers, seeds, budget)
     return plan_cells(matrix, recipe.parent / "runs")

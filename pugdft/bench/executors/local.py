@@ -48,17 +48,11 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are run.
+    """How cells are run."""
 
-    Attributes:
-        num_processes: of each cell.
-        retry: run those that diverged once more.
-        wait: at the end, wait for the cells that other commands are running.
-    """
-
-    num_processes: int = 1
-    retry: bool = False
-    wait: bool = True
+    num_processes: int = 1  # of each cell
+    retry: bool = False  # run those that diverged once more
+    wait: bool = True  # at the end, for the cells that other commands are running
 
 
 def prepare_output(folder: Path) -> None:
@@ -139,23 +133,18 @@ def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: flo
         if descriptor is None:
             return None
         status = cell_status(cell)
-        if _is_settled(cell, status, options, began):
+        # A cell that diverged would diverge again. One that failed is tried again, but not if another command
+        # has tried it since this one began.
+        is_settled = status == "completed" or (status == "diverged" and not options.retry)
+        if not is_settled and status not in ("missing", "interrupted"):
+            is_settled = (cell.folder / RECORD_NAME).stat().st_mtime >= began
+        if is_settled:
             watcher.on_state(cell, status)
             return 0
         watcher.on_state(cell, "running")
         code = _run(cell, watcher, options, descriptor)
         watcher.on_state(cell, "stopped" if code == USER_MISTAKE else cell_status(cell))
         return code
-
-
-def _is_settled(cell: BenchCell, status: str, options: Options, began: float) -> bool:
-    """Whether a cell needs no run. One that failed is tried again, but not if a command just tried it."""
-    if status in ("missing", "interrupted"):
-        return False
-    # A cell that diverged would diverge again.
-    if status == "completed" or (status == "diverged" and not options.retry):
-        return True
-    return (cell.folder / RECORD_NAME).stat().st_mtime >= began  # another command tried it meanwhile
 
 
 def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -> int:
