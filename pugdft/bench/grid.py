@@ -118,7 +118,7 @@ def build_matrix(
     files = {source: data for source in sources if (data := _bench_data(source)) is not None}
     if files and len(sources) > 1:
         name = next(iter(files))
-        raise UserError(f"{name}: is a bench file, which names its recipes itself: give nothing else")
+        raise UserError(f"{name}: is a bench file and names its own recipes: give no others beside it")
     given = Matrix(recipes=sources) if sources else Matrix()
     for source, data in files.items():
         given = read_section(Matrix, data, source)
@@ -128,7 +128,7 @@ def build_matrix(
     if optimizers is not None:
         options["entries"] = parse_optimizers(optimizers)
     elif not given.entries:
-        hint = f"; {sources[0]} is no bench file, which has the key optimizers" if sources else ""
+        hint = f"; {sources[0]} is not a bench file (no key optimizers)" if sources else ""
         raise UserError(f"--optimizers: is required, such as --optimizers 'sgd,sam[rho=0.1],pugd'{hint}")
     if seeds is not None:
         options["seeds"] = parse_seeds(seeds)
@@ -148,7 +148,7 @@ def read_section(schema: type[_AnySection], data: Any, source: str) -> _AnySecti
 
 
 def _bench_data(source: str) -> Mapping[str, Any] | None:
-    """The content of a bench file: it has the key ``optimizers``, while a recipe has ``optimizer``."""
+    """The content of a bench file, which has the key ``optimizers``; None for a recipe, which has not."""
     if not os.path.isfile(source):  # pathlib's raises where a name is too long
         return None
     data = yaml.parse(yaml.read_text(Path(source)), source)
@@ -156,7 +156,7 @@ def _bench_data(source: str) -> Mapping[str, Any] | None:
 
 
 def _beside(path: Path, recipe: str) -> str:
-    """A recipe's file beside the bench file, or the name as it is, which is found from here or bundled."""
+    """A recipe's file beside the bench file; else the name as it is, of a file or a bundled recipe."""
     neighbour = path.parent / recipe
     if os.path.isfile(neighbour):
         return str(neighbour)
@@ -253,7 +253,7 @@ def passes_per_update(spec: Mapping[str, Any], ascent_batch: float = 1.0) -> flo
 
 
 def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
-    """Give the recipe's length in gradient passes, or in epochs, at the cost of its own optimizer."""
+    """Convert the recipe's length to gradient passes or to epochs, at the cost of its own optimizer."""
     if budget is None or budget == recipe.train.budget:
         return recipe
     factor = passes_per_update(recipe.optimizer, recipe.train.ascent_batch)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pugdft.bench.executors.local import INTERRUPTED, USER_MISTAKE, Options, Watcher, cell_record, run_cells
+from pugdft.bench.executors.local import Options, Watcher, cell_record, run_cells
 from pugdft.bench.grid import BenchCell, make_cell
 from pugdft.config.schema import Recipe
 from pugdft.records import RunRecord
@@ -126,7 +126,7 @@ class Trials:
         self.say = say
         self._template, self._seeds, self._folder = template, seeds, folder
         self._num_processes = num_processes
-        # None: the run ended here without a record, as when it is killed. This command does not run it again.
+        # None: the run ended without a record, such as a killed one. This command does not run it again.
         self.ended: dict[Path, RunRecord | None] = {}
 
     def make(self, label: str, options: Mapping[str, Any], spec: Mapping[str, Any]) -> Trial:
@@ -149,8 +149,7 @@ class Trials:
         """
         cells = [cell for trial in trials for cell in trial.cells if not self._is_settled(cell)]
         watcher = _TrialWatcher(self, trials, prefix, wait)
-        code = run_cells(cells, watcher, Options(self._num_processes, wait=wait))
-        if code == USER_MISTAKE or code in INTERRUPTED:
+        if code := run_cells(cells, watcher, Options(self._num_processes, wait=wait)):
             raise StoppedError(code)
         return watcher.has_run
 

@@ -27,8 +27,8 @@ from pugdft.paths import claimed, write_atomically
 from pugdft.records import RECORD_NAME, RunRecord, read_record
 
 USER_MISTAKE = 2
-INTERRUPTED = (130, 143)
 
+_STOPPING = (USER_MISTAKE, 130, 143)  # interrupted, terminated
 _RECIPES = "recipes"
 _LOOK_AGAIN_SECONDS = 1.0
 
@@ -116,13 +116,13 @@ def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options | N
         if code is None:
             watcher.on_state(cell, "elsewhere")
             elsewhere.append(cell)
-        elif code == USER_MISTAKE or code in INTERRUPTED:
+        elif code in _STOPPING:
             return code
     for cell in elsewhere if options.wait else ():
         # If the other command is killed, the cell becomes free, and this one runs it.
         while (code := _run_if_free(cell, watcher, options, began)) is None:
             time.sleep(_LOOK_AGAIN_SECONDS)
-        if code == USER_MISTAKE or code in INTERRUPTED:
+        if code in _STOPPING:
             return code
     return 0
 
