@@ -27,24 +27,15 @@ _RECORD_BYTES = 20_000
 
 @dataclass(frozen=True)
 class Probe:
-    """The cost of a cell on this machine.
+    """The cost of a cell on this machine."""
 
-    Attributes:
-        start_seconds: from the start of the process to the first update, data and weights included.
-        seconds_per_pass: of one gradient pass over a batch, with its share of the optimizer.
-        evaluation_seconds: of all evaluated splits once.
-        steps_per_epoch: updates.
-        weights_bytes, optimizer_bytes: of the model and of the optimizer's state.
-        test_images: in all evaluated splits.
-    """
-
-    start_seconds: float
-    seconds_per_pass: float
-    evaluation_seconds: float
-    steps_per_epoch: int
-    weights_bytes: int
-    optimizer_bytes: int
-    test_images: int
+    start_seconds: float  # from the start of the process to the first update, data and weights included
+    seconds_per_pass: float  # of one gradient pass over a batch, with its share of the optimizer
+    evaluation_seconds: float  # of all evaluated splits once
+    steps_per_epoch: int  # updates
+    weights_bytes: int  # of the model
+    optimizer_bytes: int  # of the optimizer's state
+    test_images: int  # in all evaluated splits
 
 
 def probe(recipe: Recipe) -> Probe:
@@ -107,27 +98,18 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PlanLine:
-    """The cells of one optimizer under one recipe.
-
-    Attributes:
-        finished: cells with a completed record.
-        passes_are_bound: only the run itself can tell its passes; every step is taken to perturb.
-        updates, passes: of one cell; None without a probe, as what follows.
-        seconds: of the cells that are left.
-        disk_bytes: what the cells that are left will write and keep.
-        problem: why the cells that are left cannot run here, if they cannot.
-    """
+    """The cells of one optimizer under one recipe."""
 
     source: str
     optimizer: str
     cells: int
-    finished: int
-    passes_are_bound: bool
-    updates: int | None = None
+    finished: int  # cells with a completed record
+    passes_are_bound: bool  # only the run itself can tell its passes; every step is taken to perturb
+    updates: int | None = None  # of one cell; None without a probe, as what follows
     passes: int | None = None
-    seconds: float | None = None
-    disk_bytes: int | None = None
-    problem: str = ""
+    seconds: float | None = None  # of the cells that are left
+    disk_bytes: int | None = None  # what the cells that are left will write and keep
+    problem: str = ""  # why the cells that are left cannot run here
 
 
 @dataclass(frozen=True)

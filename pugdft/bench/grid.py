@@ -166,21 +166,14 @@ def _beside(path: Path, recipe: str) -> str:
 
 @dataclass(frozen=True)
 class BenchCell:
-    """One run of a comparison.
+    """One run of a comparison."""
 
-    Attributes:
-        optimizer: the entry as it was written.
-        passes_per_update: gradient passes of an update, averaged; if only the run itself can tell, as if
-            every step perturbed.
-        source: the recipe's file or name.
-    """
-
-    optimizer: str
+    optimizer: str  # the entry as it was written
     seed: int
     recipe: Recipe
     folder: Path
-    passes_per_update: float = 1.0
-    source: str = ""
+    passes_per_update: float = 1.0  # averaged; an upper bound if only the run itself can tell
+    source: str = ""  # the recipe's file or name
 
 
 def plan_cells(matrix: Matrix, output: Path) -> list[BenchCell]:

@@ -32,21 +32,13 @@ _CLOSING = {"[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """One entry of ``--optimizers``.
+    """One entry of ``--optimizers``."""
 
-    Attributes:
-        text: as it was written.
-        name: of a method, or of a base alone.
-        options: those after the name, of the method or its base.
-        base: the name after the plus, if there is one.
-        base_options: those after the base.
-    """
-
-    text: str = field(compare=False)
-    name: str
-    options: Mapping[str, Any]
-    base: str | None
-    base_options: Mapping[str, Any]
+    text: str = field(compare=False)  # as it was written
+    name: str  # of a method, or of a base alone
+    options: Mapping[str, Any]  # those after the name, of the method or its base
+    base: str | None  # the name after the plus, if there is one
+    base_options: Mapping[str, Any]  # those after the base
     tuning: Mapping[str, Any] | None = None
 
     def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,16 +82,11 @@ class OptimizerEntry:
 
 @dataclass(frozen=True)
 class GivenEntry:
-    """An entry of a bench file: an ``optimizer`` mapping as in a recipe.
+    """An entry of a bench file: an ``optimizer`` mapping as in a recipe."""
 
-    Attributes:
-        text: the mapping as an entry of ``--optimizers``, for messages and tables.
-        tuning: what finding its options has cost, if the file says so.
-    """
-
-    text: str
+    text: str  # the mapping as an entry of ``--optimizers``, for messages and tables
     mapping: Mapping[str, Any]
-    tuning: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None  # what finding its options has cost, if the file says so
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any]) -> GivenEntry:

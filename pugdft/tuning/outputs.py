@@ -32,17 +32,12 @@ _BENCH_HEADER = """\
 
 @dataclass(frozen=True)
 class Question:
-    """What is searched, and on which images it is judged: a folder answers one question.
+    """What is searched, and on which images it is judged: a folder answers one question."""
 
-    Attributes:
-        recipe: of the final comparison.
-        validation: fraction of the train split that the trials hold out.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # of the final comparison
     search: Search
     seeds: Sequence[int]
-    validation: float
+    validation: float  # fraction of the train split that the trials hold out
 
     def as_dict(self) -> dict[str, Any]:
         """As in ``tuning.yaml``."""

@@ -264,21 +264,13 @@ class Untuned:
 
 @dataclass(frozen=True)
 class SearchAxis:
-    """One searched option: as the search gives it, then for one optimizer.
+    """One searched option: as the search gives it, then for one optimizer."""
 
-    Attributes:
-        option: ``rho`` of a method, ``base.lr`` of its base.
-        where: a list of points, or a range.
-        times: the points or bounds multiply the untuned value.
-        start: the optimizer's untuned value.
-        alone: the search runs the base optimizer alone.
-    """
-
-    option: str
-    where: tuple[Any, ...] | NumberRange
-    times: bool
-    start: Any = None
-    alone: bool = False
+    option: str  # ``rho`` of a method, ``base.lr`` of its base
+    where: tuple[Any, ...] | NumberRange  # a list of points, or a range
+    times: bool  # the points or bounds multiply the untuned value
+    start: Any = None  # the optimizer's untuned value
+    alone: bool = False  # the search runs the base optimizer alone
 
     def value(self, point: Any) -> Any:
         """The option's value at a point of the list or range."""

@@ -30,19 +30,12 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """A choice of options.
+    """A choice of options."""
 
-    Attributes:
-        label: of the optimizer that runs: a method, or its base alone.
-        options: those that are searched, with their values.
-        spec: the optimizer with these options.
-        cells: one for each seed.
-    """
-
-    label: str
-    options: Mapping[str, Any]
-    spec: Mapping[str, Any]
-    cells: tuple[BenchCell, ...]
+    label: str  # of the optimizer that runs: a method, or its base alone
+    options: Mapping[str, Any]  # those that are searched, with their values
+    spec: Mapping[str, Any]  # the optimizer with these options
+    cells: tuple[BenchCell, ...]  # one for each seed
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -52,19 +45,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a trial over its seeds.
+    """The result of a trial over its seeds."""
 
-    Attributes:
-        status: ``completed`` if every run is; else of the first that is not.
-        top1: mean on the held-out images; None, which is no score, unless every run completed.
-        loss: likewise.
-        gradient_passes: of all runs together.
-    """
-
-    status: str
-    top1: float | None
-    loss: float | None
-    gradient_passes: float
+    status: str  # ``completed`` if every run is; else of the first that is not
+    top1: float | None  # mean on the held-out images; None unless every run completed
+    loss: float | None  # likewise
+    gradient_passes: float  # of all runs together
 
 
 @dataclass(frozen=True)
@@ -78,25 +64,15 @@ class Finished:
 
 @dataclass(frozen=True)
 class Tuned:
-    """An optimizer after the search.
+    """An optimizer after the search."""
 
-    Attributes:
-        label: as it was written.
-        spec: with the options that were found; None if no trial has a score.
-        options: those that were searched, as they were found.
-        outcome: of the trial that was chosen; None if only the base was searched.
-        trials: all that the choice rests on, in their order, each once.
-        at_edge: option to ``lower`` or ``upper``: the end of what was searched at which its value lies.
-        remarks: what else a reader must know.
-    """
-
-    label: str
-    spec: Mapping[str, Any] | None
-    options: Mapping[str, Any]
-    outcome: Outcome | None
-    trials: tuple[Finished, ...]
-    at_edge: Mapping[str, str]
-    remarks: tuple[str, ...] = ()
+    label: str  # as it was written
+    spec: Mapping[str, Any] | None  # with the options that were found; None if no trial has a score
+    options: Mapping[str, Any]  # those that were searched, as they were found
+    outcome: Outcome | None  # of the trial that was chosen; None if only the base was searched
+    trials: tuple[Finished, ...]  # all that the choice rests on, in their order, each once
+    at_edge: Mapping[str, str]  # option to the end, lower or upper, at which its value lies
+    remarks: tuple[str, ...] = ()  # what else a reader must know
 
     @property
     def num_runs(self) -> int:
