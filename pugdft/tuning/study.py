@@ -1,15 +1,16 @@
-"""The general search: all options of an optimizer together, chosen by Optuna.
+"""The general search: all options of an optimizer together, by Optuna, in a journal that commands share.
 
-A file of each optimizer keeps the options that were chosen, trial by trial; results are read from the runs'
-records. Commands that share the folder choose one after another, under a lock. So a killed command loses
-nothing: the next one finds the trial's options in the file, and its runs go on in their folders.
+Optuna's journal holds the options of every trial, and the results that the sampler learns from. What tables
+show is read from the runs' records. So a killed command loses nothing: the next one finds the trial's options
+in the journal, and its runs go on in their folders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.trial import TrialState, create_trial
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import TrialState
 
-from pugdft.paths import locked, write_atomically
+from pugdft.paths import locked
 from pugdft.tuning.space import GeneralSearch, NumberRange, SearchAxis, Untuned, axes_of, with_option
 from pugdft.tuning.trials import Trial, Trials, Tuned
 
@@ -29,19 +32,18 @@ def search_generally(
 ) -> list[Tuned]:
     """Search every optimizer, trial by trial in turn, so that an early end leaves equal budgets.
 
-    Args:
-        search: with the number of trials.
-        optimizers: each has at least one of the options.
-        trials: runs them.
-        folder: for the files with the chosen options.
-
     Raises:
         StoppedError: a run ended for a mistake of the user or an interruption.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trials.say(f"{search.title}: {search.trials} trials of each optimizer")
     folder.mkdir(exist_ok=True)
-    studies = [_Study(search, each, trials, folder) for each in optimizers]
+    lock, journal = folder / "lock", str(folder / "journal")
+    with locked(lock):
+        storage = JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal)))
+        # A crash of the machine may leave half a line, to which Optuna would append the next one.
+        os.truncate(journal, Path(journal).read_bytes().rfind(b"\n") + 1)
+        studies = [_Study(search, each, trials, storage, lock) for each in optimizers]
     while True:
         if any(each.run_open(wait=False) for each in studies):
             continue
@@ -51,19 +53,26 @@ def search_generally(
 
 
 class _Study:
-    """One optimizer's trials."""
+    """One optimizer's trials. Commands write to the journal one after another, under ``lock``."""
 
-    def __init__(self, search: GeneralSearch, optimizer: Untuned, trials: Trials, folder: Path) -> None:
-        self._search, self._optimizer, self._trials = search, optimizer, trials
+    def __init__(
+        self, search: GeneralSearch, optimizer: Untuned, trials: Trials, storage: JournalStorage, lock: Path
+    ) -> None:
+        self._search, self._optimizer, self._trials, self._lock = search, optimizer, trials, lock
         self._axes = {axis.option: axis for axis in axes_of(search.dimensions, optimizer)}
+        self._made: dict[int, Trial] = {}  # by Optuna's number
         digest = hashlib.sha256(json.dumps(optimizer.spec, sort_keys=True).encode()).hexdigest()
-        self._path = folder / f"{optimizer.spec['name']}-{digest[:8]}.json"
-        self._made: list[Trial] = []
+        name = f"{optimizer.spec['name']}-{digest[:8]}"
+        self._study = optuna.create_study(
+            storage=storage, study_name=name, direction="maximize", load_if_exists=True
+        )
 
     def chosen(self) -> list[Trial]:
         """Trials whose options are chosen; of a search that was once longer, as many as asked for now."""
-        self._made += map(self._trial, self._points()[len(self._made) :])
-        return self._made[: self._search.trials]
+        for asked in self._study.get_trials(deepcopy=False):
+            if asked.number not in self._made and self._axes.keys() <= asked.params.keys():
+                self._made[asked.number] = self._trial(asked.params)
+        return list(self._made.values())[: self._search.trials]
 
     def run_open(self, wait: bool) -> bool:
         """Run the trials without a result; ``wait`` also for those that other commands are running.
@@ -76,15 +85,42 @@ class _Study:
             if not self._trials.is_settled(trial):
                 prefix = f"trial {number} of {self._search.trials}: "
                 has_run |= self._trials.run([trial], prefix, wait) or wait
+        self._tell_results()
         return has_run
 
+    def _tell_results(self) -> None:
+        """Write to the journal what the sampler does not know yet."""
+        with locked(self._lock):
+            self.chosen()
+            for asked in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                trial = self._made.get(asked.number)
+                if trial is None:  # its command was killed while it chose the options
+                    self._study.tell(asked.number, state=TrialState.FAIL)
+                elif all(self._trials.ended.get(cell.folder) for cell in trial.cells):
+                    outcome = self._trials.outcome(trial)
+                    # The sampler ignores failed trials, but should learn that these options diverge.
+                    value = 0.0 if outcome.status == "diverged" else outcome.top1
+                    state = TrialState.FAIL if value is None else TrialState.COMPLETE
+                    self._study.tell(asked.number, value, state)
+
     def choose(self) -> bool:
-        """Choose the options of a further trial; False if all are chosen."""
-        with locked(self._path.with_name("lock")):
-            if len(self.chosen()) == self._search.trials:
+        """Choose the options of a further trial; False if all are chosen.
+
+        The first trial is the untuned optimizer, if the search has it. The sampler is seeded by the number
+        of trials, so the choice does not depend on how often the search was interrupted.
+        """
+        with locked(self._lock):
+            chosen = self.chosen()
+            if len(chosen) == self._search.trials:
                 return False
-            points = self._points()
-            write_atomically(self._path, json.dumps([*points, self._next(points)]).encode())
+            known = self._study.get_trials(deepcopy=False)
+            untuned = {option: _untuned(axis) for option, axis in self._axes.items()}
+            is_enqueued = any(each.state == TrialState.WAITING for each in known)
+            if not chosen and not is_enqueued and None not in untuned.values():
+                self._study.enqueue_trial(untuned)
+            seed = int(np.random.SeedSequence((self._search.seed, len(known))).generate_state(1)[0])
+            self._study.sampler = (TPESampler if self._search.sampler == "tpe" else RandomSampler)(seed=seed)
+            self._study.ask({option: _distribution(axis) for option, axis in self._axes.items()})
             return True
 
     def tuned(self) -> Tuned:
@@ -95,33 +131,7 @@ class _Study:
         tried = [(trial, "") for trial in chosen]
         return self._trials.tuned(self._optimizer.label, self._axes.values(), tried, best, spec, options)
 
-    def _points(self) -> list[dict[str, Any]]:
-        """Of each trial: option to its number in a range or its place in a list."""
-        points: list[dict[str, Any]] = json.loads(self._path.read_bytes()) if self._path.is_file() else []
-        return points
-
-    def _next(self, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The first trial is the untuned optimizer, if the search has it; the sampler chooses the others.
-
-        The sampler is seeded by the trial's number. So the choice depends on the trials before alone, and
-        not on how often the search was interrupted.
-        """
-        untuned = {option: _untuned(axis) for option, axis in self._axes.items()}
-        if not points and None not in untuned.values():
-            return untuned
-        seed = int(np.random.SeedSequence((self._search.seed, len(points))).generate_state(1)[0])
-        sampler = (TPESampler if self._search.sampler == "tpe" else RandomSampler)(seed=seed)
-        study = optuna.create_study(sampler=sampler, direction="maximize")
-        space = {option: _distribution(axis) for option, axis in self._axes.items()}
-        for each, trial in zip(points, self._made, strict=True):
-            outcome = self._trials.outcome(trial)
-            # The sampler ignores failed trials, but should learn that these options diverge.
-            value = 0.0 if outcome.status == "diverged" else outcome.top1
-            state = TrialState.FAIL if value is None else TrialState.COMPLETE
-            study.add_trial(create_trial(state=state, value=value, params=each, distributions=space))
-        return dict(study.ask(space).params)
-
-    def _trial(self, points: dict[str, Any]) -> Trial:
+    def _trial(self, points: Mapping[str, Any]) -> Trial:
         options, spec = {}, self._optimizer.spec
         for option, axis in self._axes.items():
             point = points[option]

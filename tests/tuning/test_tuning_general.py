@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Any
+from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from tuning_runs import SMALL_GREEDY, Runs, Search, general, response
 
 from pugdft.errors import UserError
+from pugdft.tuning.trials import StoppedError
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -56,31 +60,48 @@ def test_lists_ranges_and_multiples_make_the_options_of_trials(search: Search, r
     assert all(0.01 <= each["rho"] <= 1 for each in tried)
 
 
-def test_the_sampler_learns_that_options_diverge(
-    search: Search, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[list[float | None]] = []
-    ask = optuna.Study.ask
+def journal(search: Search) -> Path:
+    return search.output / "study" / "journal"
 
-    def asked(study: optuna.Study, *arguments: Any) -> optuna.Trial:
-        told.append([trial.value for trial in study.trials])
-        return ask(study, *arguments)
 
-    monkeypatch.setattr(optuna.Study, "ask", asked)
-    runs.response = lambda spec, seed: (
-        ("diverged" if spec["lr"] > 0.03 else "failed") if len(runs.started) < 4 else response(spec)
-    )
+def told(search: Search) -> list[optuna.trial.FrozenTrial]:
+    """What Optuna and its dashboard read from the journal."""
+    storage = JournalStorage(JournalFileBackend(str(journal(search))))
+    (study,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=study, storage=storage).trials
+
+
+def test_optuna_finds_every_result_in_its_journal(search: Search, runs: Runs) -> None:
+    ends = {1: "diverged", 3: "failed"}  # of the n-th run
+    runs.response = lambda spec, seed: ends.get(len(runs.started)) or response(spec)
     search("sgd", general(5))
-    assert [len(each) for each in told] == [1, 2, 3, 4], "the first trial is the untuned optimizer"
-    learned = [0.0 if cell.recipe.optimizer["lr"] > 0.03 else None for cell in runs.started[:3]]
-    assert told[-1][:3] == learned
-    assert told[-1][3] not in (0.0, None)
+    scores = [response(cell.recipe.optimizer)[0] for cell in runs.started]
+    # The sampler ignores failed trials, but should learn that options diverge.
+    assert [trial.value for trial in told(search)] == [0.0, scores[1], None, *scores[3:]]
+    assert told(search)[2].state == optuna.trial.TrialState.FAIL
+    assert told(search)[0].params == {"base.lr": 1.0}, "the untuned optimizer"
 
 
-def test_a_command_killed_while_it_writes_leaves_the_trials_before(search: Search, runs: Runs) -> None:
+def test_a_command_killed_while_it_asked_the_sampler_costs_no_trial(search: Search, runs: Runs) -> None:
+    runs.exit_codes = {2: 130}
+    with pytest.raises(StoppedError):
+        search("sam", general(4))
+    lines = journal(search).read_text().splitlines(keepends=True)
+    # A new trial with the first of its two options.
+    torn = [line for line in lines if '"param_name":"base.lr"' in line][-1]
+    created = next(line for line in reversed(lines) if json.loads(line)["op_code"] == 4)
+    number = sum(json.loads(line)["op_code"] == 4 for line in lines)
+    torn = json.dumps({**json.loads(torn), "trial_id": number}) + "\n"
+    journal(search).write_text("".join(lines) + created + torn)
+    (sam,) = search("sam", general(4))
+    assert sam.num_runs == len(search.records) == 4
+    assert all(trial.state.is_finished() for trial in told(search))
+
+
+def test_a_journal_with_a_half_written_last_line_is_mended(search: Search, runs: Runs) -> None:
     search("sam", general(3))
-    (chosen,) = (search.output / "study").glob("*.json")
-    (chosen.parent / f".{chosen.name}.torn").write_text('[{"rho": 0.')
+    with journal(search).open("a") as file:
+        file.write('{"op_code":4,"worker')
     (sam,) = search("sam", general(5))
     assert (sam.num_runs, len(runs.started)) == (5, 5)
 
