@@ -32,7 +32,7 @@ _BENCH_HEADER = """\
 
 @dataclass(frozen=True)
 class Question:
-    """What is searched, and on which images it is judged: a folder answers one question."""
+    """What is searched, and on which images: a folder answers one question."""
 
     recipe: Recipe  # of the final comparison
     search: Search
@@ -51,15 +51,9 @@ class Question:
 
 
 def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
-    """Check that ``folder`` is free for this question, or already this question's; changes nothing.
+    """Return what earlier commands have found, as in ``tuning.yaml``; refuse a folder of another search.
 
     The optimizers and the number of trials may change: a longer search continues a shorter one.
-
-    Returns:
-        What earlier commands of this question have found, as in ``tuning.yaml``.
-
-    Raises:
-        UserError: it holds another search, or somebody else's files where a search writes its own.
     """
     path = folder / TUNING_NAME
     if not path.is_file():
@@ -76,7 +70,7 @@ def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
         theirs["recipe"] = Recipe.model_validate(theirs["recipe"]).as_dict()
     for each in (ours, theirs):
         if isinstance(each["search"], Mapping):
-            each["search"] = {key: value for key, value in each["search"].items() if key != "trials"}
+            each["search"] = {**each["search"], "trials": None}
     if differences := differences_between(theirs, ours):
         shown = "\n".join(f"  {line}" for line in differences)
         raise UserError(
@@ -86,16 +80,12 @@ def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
     with refuse((TypeError, LookupError, ValueError), lambda error: message):
         found: list[dict[str, Any]] = list(given["optimizers"])
         _bench_entries(found)
-        _trials_of_scored(found)
+        _scored(found)
     return found
 
 
 def claim_folder(folder: Path, question: Question) -> None:
-    """Write down the question, unless it is written there.
-
-    Raises:
-        UserError: as in :func:`check_folder`, if another command was quicker; the file system has no locks.
-    """
+    """Write the question to a free folder; refuse one that another search has claimed meanwhile."""
     path = folder / TUNING_NAME
     with locked(folder / _LOCK):
         check_folder(folder, question)
@@ -106,14 +96,7 @@ def claim_folder(folder: Path, question: Question) -> None:
 def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say: Say) -> Path | None:
     """Write what was found; what other commands found for further optimizers stays.
 
-    Args:
-        folder: of the search.
-        question: what was searched.
-        tuned: the optimizers that this command was asked for.
-        say: called with what a reader of the bench file must know.
-
-    Returns:
-        The bench file's path; None, and no bench file, if one of ``tuned`` has no trial with a score.
+    Returns the bench file's path, or None and no bench file if one of ``tuned`` has no trial with a score.
     """
     path = folder / BENCH_NAME
     with locked(folder / _LOCK):
@@ -131,7 +114,7 @@ def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say:
         entries = _bench_entries(found.values())
         bench = {"recipes": [RECIPE_NAME], "optimizers": entries, "seeds": _FINAL_SEEDS}
         write_atomically(path, (_BENCH_HEADER + yaml.dump(bench)).encode())
-    scored = _trials_of_scored(found.values())
+    scored = _scored(found.values())
     if unscored := [label for label in found if label not in scored]:
         say(f"not in {BENCH_NAME}, since no trial of an earlier command has a score: {', '.join(unscored)}")
     if len(set(scored.values())) > 1:
@@ -151,16 +134,13 @@ def _bench_entries(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return entries
 
 
-def _trials_of_scored(found: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+def _scored(found: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Label to number of trials, of the optimizers with a score."""
-    trials = ((str(each["label"]), int(each["tuning"]["trials"]), each["choice"]) for each in found)
-    return {label: number for label, number, choice in trials if choice is not None}
+    return {str(each["label"]): int(each["tuning"]["trials"]) for each in found if each["choice"] is not None}
 
 
 def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
-    choice: dict[str, Any] | None = None
-    if tuned.spec is not None:
-        choice = {"optimizer": dict(tuned.spec), "options": dict(tuned.options), **_scores(tuned.outcome)}
+    choice = {"optimizer": tuned.spec, "options": dict(tuned.options), **_scores(tuned.outcome)}
     trials = [
         {
             "number": number,
@@ -178,7 +158,7 @@ def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
     return {
         "label": tuned.label,
         "trials": trials,
-        "choice": choice,
+        "choice": choice if tuned.spec is not None else None,
         "at_edge": dict(tuned.at_edge),
         "remarks": list(tuned.remarks),
         "tuning": {
@@ -190,7 +170,5 @@ def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
 
 
 def _scores(outcome: Outcome | None) -> dict[str, float | None]:
-    return {
-        "validation_top1": outcome.top1 if outcome else None,
-        "validation_loss": outcome.loss if outcome else None,
-    }
+    top1, loss = (outcome.top1, outcome.loss) if outcome else (None, None)
+    return {"validation_top1": top1, "validation_loss": loss}

@@ -13,17 +13,8 @@ from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config.schema import Recipe
 from pugdft.errors import FaultsError, UserError, refuse
 from pugdft.training.run import read_recipe
-from pugdft.tuning.outputs import Question, check_folder, claim_folder, write_outputs
-from pugdft.tuning.space import (
-    GreedySearch,
-    Search,
-    SearchAxis,
-    Untuned,
-    axes_of,
-    read_search,
-    space_faults,
-    with_option,
-)
+from pugdft.tuning import outputs, space
+from pugdft.tuning.space import GreedySearch, SearchAxis, Untuned, with_option
 from pugdft.tuning.trials import Say, Trial, Trials, Tuned
 
 _HELD_OUT = 0.1
@@ -49,15 +40,10 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
     The same request continues an interrupted search, shares the trials of one that another command has
     started, and finds a finished one as it is.
 
-    Args:
-        request: what to search.
-        say: called with messages about the progress.
-
     Returns:
         What was found for each optimizer, and the bench file; None if one has no trial with a score.
 
     Raises:
-        UserError: a mistake in the arguments or files.
         StoppedError: a run ended for a mistake of the user or an interruption.
     """
     search = _search(request)
@@ -66,12 +52,12 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
     entries, overrides = parse_optimizers(request.optimizers), list(request.overrides)
     matrix = Matrix.model_construct(recipes=[request.recipe], overrides=overrides, entries=entries, seeds=[0])
     optimizers = [Untuned(cell.optimizer, cell.recipe.optimizer) for cell in plan_cells(matrix, Path())]
-    if faults := space_faults(search.dimensions, optimizers):
+    if faults := space.space_faults(search.dimensions, optimizers):
         raise FaultsError(f"--search {request.search}", faults)
-    output, question = request.output, Question(recipe, search, seeds, template.data.validation)
-    check_folder(output, question)
+    output, question = request.output, outputs.Question(recipe, search, seeds, template.data.validation)
+    outputs.check_folder(output, question)
     prepare_output(output / "trials")
-    claim_folder(output, question)
+    outputs.claim_folder(output, question)
     trials = Trials(template, seeds, output / "trials", request.num_processes, say)
     if isinstance(search, GreedySearch):
         tuned = search_greedily(search, optimizers, trials)
@@ -79,11 +65,11 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
         from pugdft.tuning.study import search_generally
 
         tuned = search_generally(search, optimizers, trials, output / "study")
-    return tuned, write_outputs(output, question, tuned, say)
+    return tuned, outputs.write_outputs(output, question, tuned, say)
 
 
-def _search(request: TuneRequest) -> Search:
-    search = read_search(request.search)
+def _search(request: TuneRequest) -> space.Search:
+    search = space.read_search(request.search)
     if isinstance(search, GreedySearch):
         if request.trials is not None:
             raise UserError(
@@ -92,13 +78,11 @@ def _search(request: TuneRequest) -> Search:
             )
         return search
 
-    def say(error: ImportError) -> str:
-        return (
-            f'a general search needs Optuna, which cannot be imported ({error}): pip install "pugdft[tune]". '
-            "The greedy search, --search greedy, needs nothing further."
-        )
-
-    with refuse(ImportError, say):
+    message = (
+        'a general search needs Optuna, which cannot be imported ({}): pip install "pugdft[tune]". '
+        "The greedy search, --search greedy, needs nothing further."
+    )
+    with refuse(ImportError, message.format):
         import optuna  # noqa: F401
     return search if request.trials is None else search.model_copy(update={"trials": request.trials})
 
@@ -124,11 +108,7 @@ def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
 
 
 def search_greedily(search: GreedySearch, optimizers: Sequence[Untuned], trials: Trials) -> list[Tuned]:
-    """Search every optimizer, stage by stage, so that several commands share the work.
-
-    Raises:
-        StoppedError: a run ended for a mistake of the user or an interruption.
-    """
+    """Search every optimizer, stage by stage, so that several commands share the work."""
     states = [_GreedyState(search, each, trials) for each in optimizers]
     if search.equalize:
         most = max(state.num_trials for state in states)
@@ -152,7 +132,7 @@ class _GreedyState:
     """One optimizer's grids, in their order, and what their stages have found so far."""
 
     def __init__(self, search: GreedySearch, optimizer: Untuned, trials: Trials) -> None:
-        self.label, self.grids = optimizer.label, axes_of(search.dimensions, optimizer)
+        self.label, self.grids = optimizer.label, space.axes_of(search.dimensions, optimizer)
         self._trials, self._spec = trials, dict(optimizer.spec)
         self._found: dict[str, Any] = {}
         self._remarks: list[str] = []
@@ -170,10 +150,9 @@ class _GreedyState:
         return number
 
     def refine(self, num_trials: int) -> None:
-        """Add points, until it has so many trials.
+        """Add points until it has so many trials: to the last list that runs the method itself, if any.
 
-        The last list of numbers that runs the method itself gets them, since a base's grid is shared with
-        other methods.
+        A base's list is shared with other methods.
         """
         candidates = [number for number, grid in enumerate(self.grids) if grid.can_refine]
         if candidates:
@@ -214,7 +193,5 @@ class _GreedyState:
         """The result of the search."""
         only_base = all(grid.alone for grid in self.grids)
         is_found = bool(self._found) if only_base else self._best is not None
-        spec = self._spec if is_found else None
-        return self._trials.tuned(
-            self.label, self.grids, self._tried, self._best, spec, self._found, self._remarks
-        )
+        found = (self._best, self._spec if is_found else None, self._found, self._remarks)
+        return self._trials.tuned(self.label, self.grids, self._tried, *found)

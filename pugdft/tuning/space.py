@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,8 +26,9 @@ from pugdft.optim.combine import Identity
 from pugdft.optim.methods import METHODS
 
 _BASE = "base."
-_NEAR = 0.05  # share of a range; beyond a bound that is this close to the best value may lie a better one
+_NEAR = 0.05  # share of a range: beyond a bound this close to the best value, a better one may lie
 _LONGEST_SHOWN = 80
+
 
 # --- search files ----------------------------------------------------------------------------------------
 
@@ -42,18 +44,22 @@ def _check_points(points: list[Any]) -> list[Any]:
     faults = []
     for number, point in enumerate(points):
         if isinstance(point, float) and not math.isfinite(point):
-            faults.append(ConfigIssue("", f"must be finite, not {json.dumps(point)}"))
+            faults.append(f"must be finite, not {json.dumps(point)}")
         elif any(other == point and type(other) is type(point) for other in points[:number]):
-            faults.append(ConfigIssue("", f"{json.dumps(point, default=str)[:_LONGEST_SHOWN]} stands twice"))
-    if faults:
-        raise FaultsError("", faults)
+            faults.append(f"{json.dumps(point, default=str)[:_LONGEST_SHOWN]} stands twice")
+    _refuse([("", fault) for fault in faults])
     return points
+
+
+def _refuse(faults: Sequence[tuple[str, str]]) -> None:
+    """Raise the faults, each a place in the file and a message, if there are any."""
+    if faults:
+        raise FaultsError("", list(starmap(ConfigIssue, faults)))
 
 
 Option = Annotated[str, AfterValidator(_check_option)]
 Points = Annotated[list[Any], Field(min_length=1), AfterValidator(_check_points)]
 Factors = Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=1), AfterValidator(_check_points)]
-Count = Annotated[int, Field(le=100_000)]
 
 
 class NumberRange(Section):
@@ -118,12 +124,10 @@ class SearchStage(Section):
     def _check(self) -> SearchStage:
         faults = []
         if (self.values is None) == (self.times is None):
-            faults.append(ConfigIssue("", "expected either values or times, with a list"))
+            faults.append(("", "expected either values or times, with a list"))
         if self.searched == "base" and not self.option.startswith(_BASE):
-            message = f"base searches options of the base, such as base.lr, not {self.option}"
-            faults.append(ConfigIssue("with", message))
-        if faults:
-            raise FaultsError("", faults)
+            faults.append(("with", f"base searches options of the base, such as base.lr, not {self.option}"))
+        _refuse(faults)
         return self
 
 
@@ -141,14 +145,10 @@ class _Search(Section):
 
 
 class GreedySearch(_Search):
-    """One option after another.
-
-    Attributes:
-        equalize: shorter searches get finer grids until all optimizers have the same number of trials.
-    """
+    """One option after another."""
 
     search: Literal["greedy"]
-    equalize: bool = True
+    equalize: bool = True  # shorter searches get finer grids until all optimizers have as many trials
     stages: Annotated[list[SearchStage], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -157,42 +157,33 @@ class GreedySearch(_Search):
         for number, stage in enumerate(self.stages):
             before = self.stages[:number]
             if stage.option in [other.option for other in before]:
-                faults.append(ConfigIssue(f"stages.{number}.option", f'"{stage.option}" stands twice'))
+                faults.append((f"stages.{number}.option", f'"{stage.option}" stands twice'))
             # What the base finds would change a method that was scored with another base.
             own = [other.option for other in before if other.searched == "method"]
             if stage.searched == "base" and own:
                 message = f"base must come before stages with the method ({own[0]})"
-                faults.append(ConfigIssue(f"stages.{number}.with", message))
-        if faults:
-            raise FaultsError("", faults)
+                faults.append((f"stages.{number}.with", message))
+        _refuse(faults)
         return self
 
     @property
     def dimensions(self) -> list[SearchAxis]:
         """Every option that is searched."""
-        return [
-            SearchAxis(
-                stage.option,
-                tuple(stage.times or stage.values or ()),
-                times=stage.times is not None,
-                alone=stage.searched == "base",
-            )
-            for stage in self.stages
-        ]
+        axes = []
+        for stage in self.stages:
+            points = tuple(stage.times or stage.values or ())
+            is_alone = stage.searched == "base"
+            axes.append(SearchAxis(stage.option, points, stage.times is not None, alone=is_alone))
+        return axes
 
 
 class GeneralSearch(_Search):
-    """All options together, by Optuna.
-
-    Attributes:
-        trials: of each optimizer.
-        seed: of the sampler.
-    """
+    """All options together, by Optuna."""
 
     search: Literal["general"]
     sampler: Literal["tpe", "random"] = "tpe"
-    trials: Annotated[Count, Field(ge=1)] = 30
-    seed: Annotated[Count, Field(ge=0)] = 0
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 30  # of each optimizer
+    seed: Annotated[int, Field(ge=0, le=100_000)] = 0  # of the sampler
     space: Annotated[dict[Option, Where], Field(min_length=1)]
 
     @property
@@ -215,11 +206,7 @@ def bundled_searches() -> dict[str, Path]:
 
 
 def read_search(source: str) -> Search:
-    """Read a search from a file or a bundled one's name.
-
-    Raises:
-        UserError: there is no such file, or with every fault of the file.
-    """
+    """Read a search from a file or a bundled one's name; every fault of the file is reported."""
     bundled = bundled_searches()
     # Unlike pathlib's, os.path's test is false for a name that is too long for any file.
     path = Path(source) if source and os.path.isfile(source) else bundled.get(source)
@@ -235,8 +222,7 @@ def read_search(source: str) -> Search:
         shown = json.dumps(kind, default=str)[:_LONGEST_SHOWN]
         problem = "is required" if kind is None else f"must be greedy or general, not {shown}"
         raise UserError(f"{path}: search: {problem}: greedy, with stages, or general, with a space")
-    schema: type[GreedySearch] | type[GeneralSearch] = GreedySearch if kind == "greedy" else GeneralSearch
-    search = read_section(schema, data, str(path))
+    search: Search = read_section(GreedySearch if kind == "greedy" else GeneralSearch, data, str(path))
     search._title = path.stem if path in bundled.values() else path.name
     return search
 
@@ -304,10 +290,9 @@ class SearchAxis:
     @property
     def can_refine(self) -> bool:
         """Whether it is a list of two numbers or more, for an option that is no count."""
-        if isinstance(self.where, NumberRange) or len(self.where) < 2:
-            return False
-        is_count = isinstance(self.start, int) and not isinstance(self.start, bool)
-        return not is_count and all(map(_is_number, self.where))
+        is_count = type(self.start) is int
+        is_list = isinstance(self.where, tuple) and len(self.where) > 1
+        return is_list and not is_count and all(map(_is_number, self.points))
 
     def refined(self) -> SearchAxis:
         """With one point more, in the middle of the widest gap of the list."""
@@ -345,10 +330,9 @@ def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]
     known = {f"{_BASE}{key}" for base in BASES for key in base_defaults(base)}
     known |= {option for name in METHODS for option in method_defaults(name)}
     known |= {option for each in optimizers for option in each.options}
+    missing = [each.option for each in dimensions if each.option not in known]
     faults = [
-        ConfigIssue(each.option, f"no optimizer has this option.{close_match(each.option, known)}")
-        for each in dimensions
-        if each.option not in known
+        ConfigIssue(each, f"no optimizer has this option.{close_match(each, known)}") for each in missing
     ]
     if faults:
         return faults
@@ -358,17 +342,17 @@ def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]
             faults.append(ConfigIssue("", f'"{optimizer.label}" has none of the options that are searched'))
         for axis in axes:
             where = f'{axis.option} of "{optimizer.label}"'
-            if axis.times and not _can_scale(axis.start):
-                problem = f"is {axis.start!r} untuned, which has no multiples: leave out times"
+            start = axis.start
+            can_scale = (
+                "schedule" in start if isinstance(start, Mapping) else _is_number(start) and start != 0
+            )
+            if axis.times and not can_scale:
+                problem = f"is {start!r} untuned, which has no multiples: leave out times"
                 faults.append(ConfigIssue(where, problem))
                 continue
             refused = [spec_faults(with_option(optimizer.spec, axis.option, value)) for value in axis.values]
             faults += [ConfigIssue(where, str(fault)) for each in refused for fault in each]
     return list(dict.fromkeys(faults))
-
-
-def _can_scale(value: Any) -> bool:
-    return "schedule" in value if isinstance(value, Mapping) else _is_number(value) and value != 0
 
 
 def _scaled(value: Any, factor: float) -> Any:
@@ -377,9 +361,8 @@ def _scaled(value: Any, factor: float) -> Any:
         return _rounded(value * factor, 6)
     # isin and icos are the reciprocals of what lies between their bounds.
     factor = 1 / factor if value["schedule"] in ("isin", "icos") else factor
-    return {
-        key: number if key == "schedule" else _rounded(number * factor, 6) for key, number in value.items()
-    }
+    numbers = {key: number for key, number in value.items() if key != "schedule"}
+    return {**value, **{key: _rounded(number * factor, 6) for key, number in numbers.items()}}
 
 
 def _rounded(value: Any, digits: int) -> Any:

@@ -30,11 +30,7 @@ from pugdft.tuning.trials import Trial, Trials, Tuned
 def search_generally(
     search: GeneralSearch, optimizers: Sequence[Untuned], trials: Trials, folder: Path
 ) -> list[Tuned]:
-    """Search every optimizer, trial by trial in turn, so that an early end leaves equal budgets.
-
-    Raises:
-        StoppedError: a run ended for a mistake of the user or an interruption.
-    """
+    """Search every optimizer, trial by trial in turn, so that an early end leaves equal budgets."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trials.say(f"{search.title}: {search.trials} trials of each optimizer")
     folder.mkdir(exist_ok=True)
@@ -75,11 +71,7 @@ class _Study:
         return list(self._made.values())[: self._search.trials]
 
     def run_open(self, wait: bool) -> bool:
-        """Run the trials without a result; ``wait`` also for those that other commands are running.
-
-        Returns:
-            Whether this command has run or waited for any.
-        """
+        """Run trials without a result, or ``wait`` for those of other commands; returns whether it did."""
         has_run = False
         for number, trial in enumerate(self.chosen(), 1):
             if not self._trials.is_settled(trial):

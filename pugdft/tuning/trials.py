@@ -14,8 +14,7 @@ from pugdft.config.schema import Recipe
 from pugdft.records import RunRecord
 from pugdft.tuning.space import SearchAxis
 
-Say = Callable[[str], None]
-"""Takes a line for people."""
+Say = Callable[[str], None]  # takes a line for people
 
 _SETTLED = ("completed", "diverged", "failed", "oom")
 
@@ -45,7 +44,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a trial over its seeds."""
+    """What a trial came to over its seeds."""
 
     status: str  # ``completed`` if every run is; else of the first that is not
     top1: float | None  # mean on the held-out images; None unless every run completed
@@ -86,39 +85,23 @@ class Tuned:
 
 
 class Trials:
-    """Makes trials, runs them and reads their results.
-
-    Args:
-        template: the recipe of every trial but for optimizer and seed.
-        seeds: a trial is run with each.
-        folder: of the runs' folders; it exists.
-        num_processes: of each run.
-        say: called when a trial ends.
-    """
+    """Make trials of ``template``, a recipe but for optimizer and seed; run them and read their results."""
 
     def __init__(
         self, template: Recipe, seeds: Sequence[int], folder: Path, num_processes: int, say: Say
     ) -> None:
-        self.say = say
+        self.say, self._num_processes = say, num_processes
         self._template, self._seeds, self._folder = template, seeds, folder
-        self._num_processes = num_processes
         # None: the run ended without a record, such as a killed one. This command does not run it again.
         self.ended: dict[Path, RunRecord | None] = {}
 
     def make(self, label: str, options: Mapping[str, Any], spec: Mapping[str, Any]) -> Trial:
-        """Make the trial of an optimizer.
-
-        Raises:
-            UserError: the options do not go together.
-        """
+        """Make the trial of an optimizer; refuse options that do not go together."""
         cells = tuple(make_cell(label, self._template, spec, seed, self._folder) for seed in self._seeds)
         return Trial(label, dict(options), spec, cells)
 
     def run(self, trials: Sequence[Trial], prefix: str = "", wait: bool = True) -> bool:
-        """Run the cells without a result; with ``wait``, also wait for those that other commands run.
-
-        Returns:
-            Whether this command ran any of them.
+        """Run cells without a result, or ``wait`` for those of other commands; returns whether any ran here.
 
         Raises:
             StoppedError: after a mistake of the user or an interruption.
@@ -141,11 +124,8 @@ class Trials:
         bad = next((each.status for each in records if each.status != "completed"), "")
         if bad or len(scores) < len(trial.cells):
             return Outcome(bad or "failed", None, None, passes)
-        top1, loss = (
-            math.fsum(values) / len(scores)
-            for values in zip(*((each.top1, each.loss) for each in scores), strict=True)
-        )
-        return Outcome("completed", top1, loss, passes)
+        top1, loss = (math.fsum(getattr(each, name) for each in scores) for name in ("top1", "loss"))
+        return Outcome("completed", top1 / len(scores), loss / len(scores), passes)
 
     def best(self, trials: Iterable[Trial]) -> Trial | None:
         """The trial of the best top-1, then the lowest loss, then the earliest; None if none has a score."""
@@ -173,15 +153,9 @@ class Trials:
         for trial, stage in tried:
             distinct.setdefault(trial.runs, Finished(trial, self.outcome(trial), stage))
         edges = {axis.option: axis.edge(options[axis.option]) for axis in axes if axis.option in options}
-        return Tuned(
-            label,
-            spec,
-            options,
-            self.outcome(best) if best else None,
-            tuple(distinct.values()),
-            {option: edge for option, edge in edges.items() if edge},
-            tuple(remarks),
-        )
+        at_edge = {option: edge for option, edge in edges.items() if edge}
+        outcome = self.outcome(best) if best else None
+        return Tuned(label, spec, options, outcome, tuple(distinct.values()), at_edge, tuple(remarks))
 
     def _is_settled(self, cell: BenchCell) -> bool:
         return self._record(cell) is not None or cell.folder in self.ended
@@ -197,7 +171,7 @@ class Trials:
 
 
 class _TrialWatcher(Watcher):
-    """Says each trial's outcome when its last run has ended, and the last lines of a run that went wrong."""
+    """Say a trial's outcome when its last run has ended, and the last lines of a run that went wrong."""
 
     def __init__(self, trials: Trials, watched: Sequence[Trial], prefix: str, wait: bool) -> None:
         self._trials, self._prefix, self._wait = trials, prefix, wait
@@ -233,10 +207,10 @@ class _TrialWatcher(Watcher):
 
 def options_text(options: Mapping[str, Any]) -> str:
     """``base.lr=0.01 rho=0.1``."""
-    return " ".join(f"{key}={_value_text(value)}" for key, value in options.items())
 
+    def value_text(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key}: {value_text(each)}" for key, each in value.items()) + "}"
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
-def _value_text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_value_text(each)}" for key, each in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return " ".join(f"{key}={value_text(value)}" for key, value in options.items())

@@ -30,7 +30,7 @@ USER_MISTAKE = 2
 
 _STOPPING = (USER_MISTAKE, 130, 143)  # interrupted, terminated
 _RECIPES = "recipes"
-_LOOK_AGAIN_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS, _POLL_SECONDS = 1.0, 0.05
 
 
 class Watcher:
@@ -165,7 +165,9 @@ def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -
     listener = threading.Thread(target=_listen, args=(process.stderr, cell, watcher), daemon=True)
     listener.start()
     with _forwarded_signals(process) as received:
-        code = process.wait()
+        # wait() would miss a signal that comes just before it blocks, and not look again until the cell ends.
+        while (code := process.poll()) is None:
+            time.sleep(_POLL_SECONDS)
     listener.join(timeout=10)  # a grandchild may hold the pipe open
     if received:
         return 128 + received[0]  # also if the cell had just completed
