@@ -19,6 +19,7 @@ from pugdft.bench.executors.local import cell_status, cell_top1
 from pugdft.bench.grid import BenchCell, method_of
 from pugdft.config.schema import Recipe
 from pugdft.errors import ConfigIssue, UserError, collect
+from pugdft.training.run import read_recipe
 
 _WARM_UP, _TIMED, _EVAL_IMAGES = 2, 3, 200
 _BYTES_PER_PREDICTION = 14  # label, prediction, top-5, confidence and loss, compressed
@@ -39,22 +40,17 @@ class Probe:
 
 
 def probe(recipe: Recipe) -> Probe:
-    """Measure a few updates of a recipe in a process of its own.
-
-    Raises:
-        UserError: the recipe cannot run here; the message is the run's.
-    """
+    """Measure a few updates of a recipe in a process of its own; refuse one that cannot run here."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "pugdft.bench.estimate"]
     done = subprocess.run(command, input=json.dumps(recipe.as_dict()), capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(
-            f"the probe of {recipe.model.name} with {recipe.optimizer['name']} failed: {lines[-1]}"
-        )
+        subject = f"{recipe.model.name} with {recipe.optimizer['name']}"
+        raise UserError(f"the probe of {subject} failed: {lines[-1]}")
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     measured = facts.pop("measured_seconds")
-    return Probe(start_seconds=time.perf_counter() - begin - measured, **facts)
+    return Probe(time.perf_counter() - begin - measured, **facts)
 
 
 def _measure(recipe: Recipe) -> dict[str, Any]:
@@ -114,30 +110,20 @@ class PlanLine:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A plan with its price.
-
-    Attributes:
-        checkpoint_bytes: what the largest cell needs in addition while it runs.
-        free_bytes: on the disk of the output folder.
-        spread: standard deviation of paired differences between finished cells, None if there are too few.
-        detectable: the smallest true difference of two optimizers that this many seeds find with a power of
-            0.8, as a multiple of that deviation; None for one seed.
-    """
+    """A plan with its price."""
 
     lines: tuple[PlanLine, ...]
-    checkpoint_bytes: int
-    free_bytes: int
+    checkpoint_bytes: int  # what the largest cell needs in addition while it runs
+    free_bytes: int  # on the disk of the output folder
     num_seeds: int
     num_pairs: int
-    spread: float | None
-    detectable: float | None
+    spread: float | None  # standard deviation of paired differences of finished cells; None if too few
+    # The smallest true difference that so many seeds find with a power of 0.8, as a multiple of ``spread``.
+    detectable: float | None  # None for one seed
 
 
 def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe], Probe]) -> Estimate:
-    """Probe one cell of each optimizer and recipe that has unfinished ones, and add up.
-
-    If a recipe cannot run here, its lines hold the problem; the other lines hold their price.
-    """
+    """Probe an unfinished cell of each optimizer and recipe, and add up; lines that cannot run say why."""
     from pugdft.leaderboard.power import Plan
 
     rows: dict[tuple[str, str], list[BenchCell]] = {}
@@ -159,22 +145,15 @@ def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe]
                 line = _priced(line, left[0], facts)
         if faults:
             problems[source] = "\n".join(map(str, faults))
-        if left and source in problems and line.seconds is None:
-            line = replace(line, problem=problems[source])
-        lines.append(line)
+        has_no_price = left and line.seconds is None
+        lines.append(replace(line, problem=problems[source]) if has_no_price else line)
     num_seeds = len({cell.seed for cell in cells})
     # Within one table every two optimizers are a pair to be told apart.
     num_pairs = max(1, math.comb(len({cell.optimizer for cell in cells}), 2))
     existing = next(each for each in (output, *output.absolute().parents) if each.exists())
-    return Estimate(
-        lines=tuple(lines),
-        checkpoint_bytes=checkpoint,
-        free_bytes=shutil.disk_usage(existing).free,
-        num_seeds=num_seeds,
-        num_pairs=num_pairs,
-        spread=_spread(cells),
-        detectable=Plan(1.0, num_pairs=num_pairs).detectable_difference(num_seeds) if num_seeds > 1 else None,
-    )
+    detectable = Plan(1.0, num_pairs=num_pairs).detectable_difference(num_seeds) if num_seeds > 1 else None
+    free = shutil.disk_usage(existing).free
+    return Estimate(tuple(lines), checkpoint, free, num_seeds, num_pairs, _spread(cells), detectable)
 
 
 def _priced(line: PlanLine, cell: BenchCell, facts: Probe) -> PlanLine:
@@ -194,38 +173,28 @@ def _priced(line: PlanLine, cell: BenchCell, facts: Probe) -> PlanLine:
 
 def _cost_key(recipe: Recipe) -> str:
     """What decides the speed: everything but the seed and the length."""
-    data = recipe.as_dict()
-    for key in ("seed", "epochs", "max_steps", "budget"):
-        data["train"].pop(key, None)
-    data.pop("tuning", None)
+    data = {**recipe.as_dict(), "tuning": None}
+    data["train"] |= dict.fromkeys(("seed", "epochs", "max_steps", "budget"))
     return json.dumps(data, sort_keys=True)
 
 
 def _spread(cells: Sequence[BenchCell]) -> float | None:
     """The pooled standard deviation of paired top-1 differences between finished cells of one recipe."""
-    scores: dict[str, dict[str, dict[int, float]]] = {}
+    scores: dict[tuple[str, str], dict[int, float]] = {}
     for cell in cells:
         if (top1 := cell_top1(cell)) is not None:
-            scores.setdefault(cell.source, {}).setdefault(cell.optimizer, {})[cell.seed] = top1
+            scores.setdefault((cell.source, cell.optimizer), {})[cell.seed] = top1
     squares, freedom = 0.0, 0
-    for of_recipe in scores.values():
-        for first, second in combinations(of_recipe.values(), 2):
-            differences = [first[seed] - second[seed] for seed in first if seed in second]
-            if len(differences) > 1:
-                freedom += len(differences) - 1
-                squares += variance(differences) * (len(differences) - 1)
+    for ((source, _), first), ((other, _), second) in combinations(scores.items(), 2):
+        differences = [first[seed] - second[seed] for seed in first if seed in second and source == other]
+        if len(differences) > 1:
+            freedom += len(differences) - 1
+            squares += variance(differences) * (len(differences) - 1)
     return math.sqrt(squares / freedom) if freedom else None
 
 
-def _main() -> None:
-    from pugdft.training.run import read_recipe
-
+if __name__ == "__main__":
     try:
-        facts = _measure(read_recipe(json.load(sys.stdin)))
+        print(json.dumps(_measure(read_recipe(json.load(sys.stdin)))))
     except UserError as error:
         sys.exit(" ".join(str(error).split()))
-    print(json.dumps(facts))
-
-
-if __name__ == "__main__":
-    _main()

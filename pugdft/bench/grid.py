@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Val
 
 from pugdft.bench.optimizer_spec import GivenEntry, OptimizerEntry, parse_optimizers
 from pugdft.config import yaml
-from pugdft.config.load import find_recipe, schema_faults
+from pugdft.config.load import schema_faults
 from pugdft.config.schema import Recipe, Section
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, refuse
 from pugdft.optim.build import build_method
@@ -32,11 +32,7 @@ _AnySection = TypeVar("_AnySection", bound=Section)
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read ``0-4`` or ``0,2,7`` as numbers.
-
-    Raises:
-        UserError: neither.
-    """
+    """Read ``0-4`` or ``0,2,7`` as numbers."""
     with refuse(UserError, lambda error: f"--seeds: {error}"):
         return _read_seeds(text)
 
@@ -77,25 +73,17 @@ def _read_entries(given: Any) -> Sequence[Entry]:
 class Matrix(Section):
     """Recipes × optimizers × seeds: a ``bench`` YAML, or the same from the command line."""
 
-    recipes: Annotated[list[str], Field(min_length=1)] = Field(
-        ["quickstart"], description="files, beside this one or from here, or bundled names"
-    )
+    # Files, beside this one or from here, or bundled names.
+    recipes: Annotated[list[str], Field(min_length=1)] = Field(["quickstart"])
+    # As in --optimizers, or mappings as a recipe's optimizer, each with its tuning.
     entries: Annotated[
         list[Annotated[Any, PlainValidator(_read_entries)]],
-        Field(min_length=1),
+        Field(min_length=1, alias="optimizers"),
         AfterValidator(lambda lists: list(chain.from_iterable(lists))),
-    ] = Field(
-        default_factory=list,
-        alias="optimizers",
-        description="entries as in --optimizers, or mappings as a recipe's optimizer, each with its tuning",
-    )
-    seeds: Annotated[list[int], BeforeValidator(_read_seeds)] = Field(
-        [0, 1, 2], description="as in --seeds, or a list"
-    )
-    budget: Budget | None = Field(
-        None, description="what every optimizer gets the same amount of; by default as the recipes say"
-    )
-    overrides: list[str] = Field(default_factory=list, description="KEY=VALUE, laid over every recipe")
+    ] = Field([])
+    seeds: Annotated[list[int], BeforeValidator(_read_seeds)] = Field([0, 1, 2])  # as in --seeds, or a list
+    budget: Budget | None = None  # what every optimizer gets the same amount of; else as the recipes say
+    overrides: list[str] = Field([])  # KEY=VALUE, laid over every recipe
 
 
 def build_matrix(
@@ -106,25 +94,20 @@ def build_matrix(
 ) -> Matrix:
     """Build the matrix of a command; its options replace those of a bench file.
 
-    Args:
-        arguments: recipes or one bench file, and ``KEY=VALUE`` overrides, in any order.
-        optimizers, seeds, budget: the options of the same name.
-
-    Raises:
-        UserError: nothing to compare, a file that is neither, faults in the entries.
+    ``arguments`` are recipes or one bench file, and ``KEY=VALUE`` overrides, in any order.
     """
-    overrides = [text for text in arguments if "=" in text]
     sources = [text for text in arguments if "=" not in text]
     files = {source: data for source in sources if (data := _bench_data(source)) is not None}
     if files and len(sources) > 1:
         name = next(iter(files))
         raise UserError(f"{name}: is a bench file and names its own recipes: give no others beside it")
     given = Matrix(recipes=sources) if sources else Matrix()
+    options: dict[str, Any] = {}
     for source, data in files.items():
         given = read_section(Matrix, data, source)
-        recipes = [_beside(Path(source), recipe) for recipe in given.recipes]
-        given = given.model_copy(update={"recipes": recipes})
-    options: dict[str, Any] = {"overrides": [*given.overrides, *overrides]}
+        beside = [(recipe, str(Path(source).parent / recipe)) for recipe in given.recipes]
+        options["recipes"] = [path if os.path.isfile(path) else recipe for recipe, path in beside]
+    options["overrides"] = [*given.overrides, *(text for text in arguments if "=" in text)]
     if optimizers is not None:
         options["entries"] = parse_optimizers(optimizers)
     elif not given.entries:
@@ -138,30 +121,16 @@ def build_matrix(
 
 
 def read_section(schema: type[_AnySection], data: Any, source: str) -> _AnySection:
-    """Check the content of the file ``source`` against its schema.
-
-    Raises:
-        UserError: with every fault.
-    """
+    """Check the content of the file ``source`` against its schema; every fault is reported."""
     with refuse(ValidationError, lambda error: str(FaultsError(source, schema_faults(error, schema)))):
         return schema.model_validate(data)
 
 
 def _bench_data(source: str) -> Mapping[str, Any] | None:
     """The content of a bench file, which has the key ``optimizers``; None for a recipe, which has not."""
-    if not os.path.isfile(source):  # pathlib's raises where a name is too long
-        return None
-    data = yaml.parse(yaml.read_text(Path(source)), source)
+    # pathlib's test of a file raises where a name is too long
+    data = yaml.parse(yaml.read_text(Path(source)), source) if os.path.isfile(source) else None
     return data if isinstance(data, Mapping) and "optimizers" in data else None
-
-
-def _beside(path: Path, recipe: str) -> str:
-    """A recipe's file beside the bench file; else the name as it is, of a file or a bundled recipe."""
-    neighbour = path.parent / recipe
-    if os.path.isfile(neighbour):
-        return str(neighbour)
-    find_recipe(recipe)
-    return recipe
 
 
 @dataclass(frozen=True)
@@ -179,14 +148,11 @@ class BenchCell:
 def plan_cells(matrix: Matrix, output: Path) -> list[BenchCell]:
     """Plan the cells, seed by seed, so that an early end leaves whole comparisons.
 
-    Args:
-        matrix: its budget ``passes`` gives every optimizer the gradient passes that each recipe's own would
-            spend, ``epochs`` the recipe's epochs; None leaves the recipes as they are.
-        output: folder of the cells' folders.
+    The budget ``passes`` gives every optimizer the gradient passes that each recipe's own would spend,
+    ``epochs`` the recipe's epochs; None leaves the recipes as they are.
 
     Raises:
-        UserError: a fault of a recipe; the faults of the recipes with each of the optimizers; two
-            optimizers that come to the same run.
+        UserError: faults of recipes with optimizers; two optimizers that come to the same run.
     """
     recipes = [(source, read_recipe(source, matrix.overrides)) for source in matrix.recipes]
     templates = [(source, _with_budget(recipe, matrix.budget)) for source, recipe in recipes]
@@ -219,11 +185,7 @@ def make_cell(
     tuning: Mapping[str, Any] | None = None,
     source: str = "",
 ) -> BenchCell:
-    """Make the cell of an optimizer and a seed under a recipe.
-
-    Raises:
-        UserError: the optimizer does not fit the recipe.
-    """
+    """Make the cell of an optimizer and a seed under a recipe; refuse an optimizer that does not fit it."""
     data = {**template.as_dict(), "optimizer": dict(spec), "tuning": tuning}
     data["train"]["seed"] = seed
     recipe = read_recipe(data)
@@ -254,9 +216,7 @@ def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
     length: dict[str, Any] = {"epochs": max(1, round(recipe.train.epochs * factor)), "budget": budget}
     if recipe.train.max_steps:
         length["max_steps"] = max(1, round(recipe.train.max_steps * factor))
+    train = recipe.train.model_copy(update=length)
     warmup = {"warmup_epochs": recipe.schedule.warmup_epochs * factor}
-    sections = {
-        "train": recipe.train.model_copy(update=length),
-        "schedule": recipe.schedule.model_copy(update=warmup),
-    }
-    return recipe.model_copy(update=sections)
+    schedule = recipe.schedule.model_copy(update=warmup)
+    return recipe.model_copy(update={"train": train, "schedule": schedule})

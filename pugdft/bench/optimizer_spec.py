@@ -42,21 +42,17 @@ class OptimizerEntry:
     tuning: Mapping[str, Any] | None = None
 
     def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
-        """This entry's ``optimizer`` mapping, given the recipe's.
+        """This entry's ``optimizer`` mapping, given the recipe's; refuse options that nothing here has.
 
         A method keeps the recipe's base. The recipe's method options go only to the same method; others
         start from their preset's defaults, so that one method's radius never reaches another. A base takes
         the options of the recipe's base if it is the same one, else its defaults with the recipe's lr.
-
-        Raises:
-            FaultsError: an option that neither the method nor the base has.
         """
         recipe_base = recipe_spec.get("base", recipe_spec)
         is_method = self.name in METHODS
         base_name = (self.base if is_method else self.name) or recipe_base["name"]
-        kept = recipe_base
-        if base_name != recipe_base["name"]:
-            kept = {key: recipe_base[key] for key in ("lr",) if key in recipe_base}
+        is_same = base_name == recipe_base["name"]
+        kept = {key: value for key, value in recipe_base.items() if is_same or key == "lr"}
         own_names = method_defaults(self.name)
         own = {key: value for key, value in self.options.items() if key in own_names}
         for_base = {key: value for key, value in self.options.items() if key not in own_names}
@@ -90,11 +86,7 @@ class GivenEntry:
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any]) -> GivenEntry:
-        """Take ``mapping`` apart.
-
-        Raises:
-            FaultsError: it has no name.
-        """
+        """Take ``mapping`` apart; refuse one without a name."""
         own = {key: value for key, value in mapping.items() if key != "tuning"}
         if not isinstance(own.get("name"), str):
             known = ", ".join(optimizer_names())
@@ -119,11 +111,7 @@ def method_defaults(name: str) -> dict[str, Any]:
 
 
 def parse_optimizers(text: str) -> list[OptimizerEntry]:
-    """Read the entries of a list, in its order.
-
-    Raises:
-        FaultsError: entries that cannot be read, unknown names, the same entry twice.
-    """
+    """Read the entries of a list, in its order; every fault is reported."""
     faults: list[ConfigIssue] = []
     parts: list[str] = []
     with collect(faults, f'"{text}"'):
@@ -150,9 +138,8 @@ def _parse_entry(text: str) -> OptimizerEntry:
     if name and name not in METHODS and find_base(name) is None:
         faults.append(ConfigIssue("", unknown("optimizer", name, optimizer_names())))
     elif name and base is not None and name not in METHODS:
-        faults.append(
-            ConfigIssue("", f'"{name}" is itself a base optimizer: only a method, as in sam+adamw, takes one')
-        )
+        problem = f'"{name}" is itself a base optimizer: only a method, as in sam+adamw, takes one'
+        faults.append(ConfigIssue("", problem))
     elif base and find_base(base) is None:
         faults.append(ConfigIssue("", unknown("base optimizer", base, BASES)))
     if faults:
@@ -187,11 +174,7 @@ def _parse_part(text: str, faults: list[ConfigIssue]) -> tuple[str, dict[str, An
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split ``text`` at the separators outside of all brackets and braces.
-
-    Raises:
-        UserError: a bracket or brace without its partner.
-    """
+    """Split ``text`` at the separators outside of all brackets and braces, which must have partners."""
     parts, awaited = [""], [""]
     for character in text:
         if character in _CLOSING:

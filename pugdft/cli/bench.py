@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pugdft.cli.output import given_path
+from pugdft.cli.output import given_path, say
 
 
 class Budget(StrEnum):
@@ -94,7 +93,7 @@ def command(
         except UserError as error:
             if not left:
                 raise
-            print(f"pugdft: {error}", file=sys.stderr)
+            say(f"pugdft: {error}")
     for cell, status in left:
-        print(f"incomplete: {cell.optimizer} seed {cell.seed}: {status} ({cell.folder})", file=sys.stderr)
+        say(f"incomplete: {cell.optimizer} seed {cell.seed}: {status} ({cell.folder})")
     raise typer.Exit(code or (4 if left else 0))

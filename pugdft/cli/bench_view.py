@@ -67,8 +67,7 @@ class LiveView(PlainView):
         self._texts = {cell.folder: _marked(cell, states[cell.folder]) for cell in cells}
         self._open = {folder for folder, state in states.items() if state != "completed"}
         self._current: BenchCell | None = None
-        self._left = self._begin = 0.0
-        self._spent_seconds = self._spent_passes = 0.0
+        self._left = self._begin = self._spent_seconds = self._spent_passes = 0.0
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> LiveView:
@@ -139,13 +138,11 @@ def print_plan(plan: Estimate, console: Console) -> None:
     for heading in ("cells", "finished", "updates", "gradient passes", "time left", "disk"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in plan.lines:
-        bound = "≤ " if line.passes_are_bound else ""
-        cost = [
-            f"{line.updates:,}" if line.updates is not None else "",
-            f"{bound}{line.passes:,}" if line.passes is not None else "",
-            duration(line.seconds) if line.seconds is not None else "",
-            _megabytes(line.disk_bytes) if line.disk_bytes is not None else "",
-        ]
+        cost = [""] * 4
+        if line.updates is not None:
+            bound = "≤ " if line.passes_are_bound else ""
+            cost = [f"{line.updates:,}", f"{bound}{line.passes:,}"]
+            cost += [duration(line.seconds or 0.0), _megabytes(line.disk_bytes or 0)]
         names = (line.source, line.optimizer)[not several :]
         table.add_row(*map(Text, names), str(line.cells), str(line.finished), *cost)
     console.print(table)
@@ -175,11 +172,11 @@ def _plan_lines(plan: Estimate) -> list[str]:
         f"least {plan.detectable:.1f} times the spread of paired differences over seeds. The choice of test "
         "images adds to that spread, and more seeds do not reduce its part."
     )
-    spread = "If that spread is 0.3 points (it is not known before some cells are finished)"
+    points, spread = 0.3, "If that spread is 0.3 points (it is not known before some cells are finished)"
     if plan.spread is not None:
-        spread = f"The finished cells' differences spread by {100 * plan.spread:.2f} points"
-    smallest = 100 * plan.detectable * (0.003 if plan.spread is None else plan.spread)
-    return [*lines, f"{spread}: at least {smallest:.2f} points of top-1."]
+        points = 100 * plan.spread
+        spread = f"The finished cells' differences spread by {points:.2f} points"
+    return [*lines, f"{spread}: at least {plan.detectable * points:.2f} points of top-1."]
 
 
 def _marked(cell: BenchCell, state: str) -> str:

@@ -13,11 +13,7 @@ from pugdft.errors import undriven
 
 
 class LossyStream:
-    """A text stream that drops what its target cannot take: its reader is gone, or the disk is full.
-
-    Args:
-        stream: the target; everything but ``write`` and ``flush`` is its own.
-    """
+    """A text stream that drops what its target cannot take: its reader is gone, or the disk is full."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

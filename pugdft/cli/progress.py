@@ -24,14 +24,11 @@ _LOG_SECONDS = 10.0
 class _TimedObserver(Observer):
     """Measures how fast updates or gradient passes go, to tell the time left."""
 
-    def __init__(self) -> None:
-        self._total = 0
-        self._first = self._begin = self._shown = 0.0
+    _shown = 0.0
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Start the clock."""
-        self._total, self._first = total, done
-        self._begin = time.monotonic()
+        self._total, self._first, self._begin = total, done, time.monotonic()
 
     def _seconds_left(self, done: float) -> float:
         return (self._total - done) * (time.monotonic() - self._begin) / max(1, done - self._first)
@@ -64,12 +61,8 @@ class ProgressLog(_TimedObserver):
     """Progress on stderr: live on a terminal, a plain line every ten seconds elsewhere."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._console = Console(stderr=True, highlight=False)
         self._live: Progress | None = None
-        self._done = 0.0
-        self._images_per_step = 0
-        self._first_step = -1
 
     def on_message(self, text: str) -> None:
         """Print one line."""
@@ -139,8 +132,8 @@ def print_summary(record: RunRecord) -> None:
         table.add_row("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})")
     table.add_row("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})")
     table.add_row("gradient passes", f"{cost.gradient_passes:,.0f}")
-    speed = f"({cost.images_per_second:.0f} images/s)"
-    table.add_row("training time", f"{duration(cost.train_seconds)} {speed}")
+    train = f"{duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"
+    table.add_row("training time", train)
     table.add_row("evaluation time", duration(cost.eval_seconds))
     table.add_row("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB")
     table.add_row("two-pass updates", f"{method.two_pass_fraction:.0%}")

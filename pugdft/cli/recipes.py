@@ -34,7 +34,7 @@ def list_recipes() -> None:
     names = bundled_recipes()
     width = max(map(len, names))
     for name in names:
-        first = _read(name)[1].splitlines()[0]
+        first, *_ = _read(name)[1].splitlines()
         typer.echo(f"{name:<{width}}  {first.removeprefix('#').strip()}")
 
 
@@ -56,12 +56,10 @@ def copy_recipe(
     path = target / source.name if os.path.isdir(target) else target
 
     def say(error: OSError) -> str:
-        is_there = isinstance(error, FileExistsError)
-        return f"{path}: " + (
-            "exists already; choose another name" if is_there else f"cannot be written: {reason(error)}"
-        )
+        exists = isinstance(error, FileExistsError)
+        return "exists already; choose another name" if exists else f"cannot be written: {reason(error)}"
 
-    with refuse(OSError, say), path.open("x", encoding="utf-8") as file:
+    with refuse(OSError, lambda error: f"{path}: {say(error)}"), path.open("x", encoding="utf-8") as file:
         file.write(text)
     typer.echo(str(path))
 

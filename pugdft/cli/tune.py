@@ -13,8 +13,6 @@ from pugdft.cli.output import given_path, say
 if TYPE_CHECKING:
     from pugdft.tuning.trials import Tuned
 
-_PLAIN_WIDTH = 120
-
 
 def command(
     recipe: Annotated[
@@ -84,9 +82,8 @@ def _print_table(tuned: Sequence[Tuned]) -> None:
         texts = {option: options_text({option: value}) for option, value in each.options.items()}
         remarks = list(each.remarks)
         for option, edge in each.at_edge.items():
-            remarks.append(
-                f"{texts[option]} lies at the {edge} end of what was searched: the best may lie beyond it"
-            )
+            place = f"at the {edge} end of what was searched"
+            remarks.append(f"{texts[option]} lies {place}: the best may lie beyond it")
             texts[option] += " (at the edge)"
         if each.spec is None:
             remarks.append("no trial has a score, so nothing can be chosen")
@@ -101,4 +98,4 @@ def _print_table(tuned: Sequence[Tuned]) -> None:
             f"{len(each.trials):,}" + (f" × {num_seeds} seeds" if num_seeds > 1 else ""),
             f"{each.gradient_passes:,.0f}",
         )
-    Console(width=_PLAIN_WIDTH, color_system=None, highlight=False, markup=False).print(table)
+    Console(width=120, color_system=None, highlight=False, markup=False).print(table)

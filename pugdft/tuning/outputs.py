@@ -155,17 +155,14 @@ def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
         }
         for number, each in enumerate(tuned.trials, 1)
     ]
+    passes = float(tuned.gradient_passes)
     return {
         "label": tuned.label,
         "trials": trials,
         "choice": choice if tuned.spec is not None else None,
         "at_edge": dict(tuned.at_edge),
         "remarks": list(tuned.remarks),
-        "tuning": {
-            "trials": tuned.num_runs,
-            "gradient_passes": float(tuned.gradient_passes),
-            "search": question.search.title,
-        },
+        "tuning": {"trials": tuned.num_runs, "gradient_passes": passes, "search": question.search.title},
     }
 
 

@@ -71,13 +71,12 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
 def _search(request: TuneRequest) -> space.Search:
     search = space.read_search(request.search)
     if isinstance(search, GreedySearch):
-        if request.trials is not None:
-            raise UserError(
-                f"--trials: {search.title} is a greedy search, whose grids say how many trials it takes; "
-                "--search general takes a number"
-            )
-        return search
-
+        if request.trials is None:
+            return search
+        raise UserError(
+            f"--trials: {search.title} is a greedy search, whose grids say how many trials it takes; "
+            "--search general takes a number"
+        )
     message = (
         'a general search needs Optuna, which cannot be imported ({}): pip install "pugdft[tune]". '
         "The greedy search, --search greedy, needs nothing further."
@@ -168,10 +167,10 @@ class _GreedyState:
             spec = spec["base"]
             label = spec["name"]
             found = {option: value for option, value in found.items() if option.startswith("base.")}
-        stage = [
-            self._trials.make(label, {**found, grid.option: value}, with_option(spec, grid.option, value))
-            for value in grid.values
-        ]
+        stage = []
+        for value in grid.values:
+            options = {**found, grid.option: value}
+            stage.append(self._trials.make(label, options, with_option(spec, grid.option, value)))
         self._tried += [(trial, grid.option) for trial in stage]
         return stage
 

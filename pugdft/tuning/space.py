@@ -222,7 +222,8 @@ def read_search(source: str) -> Search:
         shown = json.dumps(kind, default=str)[:_LONGEST_SHOWN]
         problem = "is required" if kind is None else f"must be greedy or general, not {shown}"
         raise UserError(f"{path}: search: {problem}: greedy, with stages, or general, with a space")
-    search: Search = read_section(GreedySearch if kind == "greedy" else GeneralSearch, data, str(path))
+    schema: type[Search] = GreedySearch if kind == "greedy" else GeneralSearch
+    search = read_section(schema, data, str(path))
     search._title = path.stem if path in bundled.values() else path.name
     return search
 

@@ -56,11 +56,7 @@ class Options:
 
 
 def prepare_output(folder: Path) -> None:
-    """Make the folder of the cells, and check that it can be written, before anything runs.
-
-    Raises:
-        UserError: it cannot be made, or nothing can be written there.
-    """
+    """Make the folder of the cells, and check that it can be written, before anything runs."""
 
     def say(error: OSError) -> str:
         cause = "a file is in the way" if isinstance(error, FileExistsError) else reason(error)
@@ -88,27 +84,21 @@ def cell_status(cell: BenchCell) -> str:
 def cell_top1(cell: BenchCell) -> float | None:
     """The test top-1 of a completed cell, None for any other."""
     record = cell_record(cell)
-    if record is None or record.status != "completed" or not record.metrics or not record.metrics.test:
-        return None
-    return record.metrics.test.top1
+    if record and record.status == "completed" and record.metrics and record.metrics.test:
+        return record.metrics.test.top1
+    return None
 
 
-def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options | None = None) -> int:
+def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options = Options()) -> int:
     """Run every cell that has no result and that no other command is running, then wait for those of others.
 
     After a cell that diverged or failed, the next one runs. A mistake of the user stops everything: all cells
     share it, and the cell has printed the message.
 
-    Args:
-        cells: the plan.
-        watcher: is told of every change.
-        options: how they are run.
-
     Returns:
         0; or the exit code of the cell after which nothing more was started: 2 for a mistake of the user,
         130 or 143 for an interruption.
     """
-    options = options or Options()
     elsewhere: list[BenchCell] = []
     began = time.time()
     for cell in cells:
@@ -153,14 +143,8 @@ def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
     command += ["--progress", "json", "--num-processes", str(options.num_processes)]
     # The cell's stdout is its record's path, which is no result of this command; stderr goes to the watcher.
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        pass_fds=(descriptor,),
-    )
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "errors": "replace"}
+    process = subprocess.Popen(command, text=True, pass_fds=(descriptor,), **streams)
     assert process.stderr is not None
     listener = threading.Thread(target=_listen, args=(process.stderr, cell, watcher), daemon=True)
     listener.start()
@@ -177,11 +161,11 @@ def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -
 
 def _listen(stream: IO[str], cell: BenchCell, watcher: Watcher) -> None:
     for line in stream:
-        event: dict[str, Any] | None = None
+        event: dict[str, Any] = {}
         if line.startswith('{"event": '):
             with suppress(ValueError):
                 event = json.loads(line)
-        if event is None:
+        if not event:
             watcher.on_line(cell, line.rstrip("\n"))
         elif event["event"] == "progress":
             watcher.on_progress(cell, event["done"], event["total"], event["seconds_left"])
