@@ -34,7 +34,6 @@ class PlainView(Watcher):
         self._several = len({cell.source for cell in cells}) > 1
 
     def on_state(self, cell: BenchCell, state: str) -> None:
-        """Print one line; after a user's mistake, the whole message of the cell."""
         if state == "stopped":
             self._say(self._lines)
             return
@@ -50,8 +49,7 @@ class PlainView(Watcher):
             self._say([f"  {line}" for line in self._lines[-5:]])
 
     def on_line(self, cell: BenchCell, line: str) -> None:
-        """Keep the line; it is shown only if the cell fails."""
-        self._lines.append(line)
+        self._lines.append(line)  # shown only if the cell fails
 
     def _say(self, lines: Sequence[str]) -> None:
         if lines:
@@ -79,7 +77,6 @@ class LiveView(PlainView):
         self._live.stop()
 
     def on_state(self, cell: BenchCell, state: str) -> None:
-        """Redraw; print the cell's last lines where it failed."""
         if state == "running":
             self._lines, self._current, self._begin, self._left = [], cell, time.monotonic(), 0.0
         else:
@@ -94,7 +91,6 @@ class LiveView(PlainView):
         self._draw()
 
     def on_progress(self, cell: BenchCell, done: int, total: int, seconds_left: float) -> None:
-        """Redraw the cell's share and time left."""
         self._left = seconds_left
         self._texts[cell.folder] = f"{100 * done // max(1, total)} % {duration(seconds_left)}"
         self._draw()

@@ -22,13 +22,11 @@ class LossyStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write ``text`` if possible; returns its length in any case."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush if possible."""
         with suppress(OSError):
             self._stream.flush()
 

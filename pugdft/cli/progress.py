@@ -27,7 +27,6 @@ class _TimedObserver(Observer):
     _shown = 0.0
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
-        """Start the clock."""
         self._total, self._first, self._begin = total, done, time.monotonic()
 
     def _seconds_left(self, done: float) -> float:
@@ -38,11 +37,10 @@ class JsonProgress(_TimedObserver):
     """``{"event": "progress", "done": …, "total": …, "seconds_left": …}`` twice a second, and epochs."""
 
     def on_message(self, text: str) -> None:
-        """Print a line for people."""
         say(text)
 
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
-        """Print the progress; never reads ``totals``, so that nothing waits for the device."""
+        # Never reads totals, so nothing waits for the device.
         if time.monotonic() - self._shown < _SECONDS:
             return
         self._shown = time.monotonic()
@@ -50,7 +48,6 @@ class JsonProgress(_TimedObserver):
         self._print(event="progress", done=done, total=self._total, seconds_left=left)
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """Print the history's row."""
         self._print(event="epoch", **row)
 
     def _print(self, **event: Any) -> None:
@@ -65,11 +62,9 @@ class ProgressLog(_TimedObserver):
         self._live: Progress | None = None
 
     def on_message(self, text: str) -> None:
-        """Print one line."""
         self._console.print(undriven(text), markup=False, soft_wrap=True)
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
-        """Start the clock and the bar."""
         super().on_start(total, done, images_per_step)
         self._shown, self._done = self._begin, done
         self._images_per_step, self._first_step = images_per_step, -1
@@ -81,7 +76,6 @@ class ProgressLog(_TimedObserver):
             self._live.start()
 
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
-        """Show the state from time to time; only then does this wait for the device."""
         self._done = done
         if self._first_step < 0:
             self._first_step = position.steps - 1
@@ -89,7 +83,7 @@ class ProgressLog(_TimedObserver):
         if elapsed < (_SECONDS if self._live else _LOG_SECONDS):
             return
         self._shown = time.monotonic()
-        loss, top1 = totals.means()
+        loss, top1 = totals.means()  # waits for the device
         speed = (position.steps - self._first_step) * self._images_per_step / (self._shown - self._begin)
         facts = f"loss {loss:.3f}  train top-1 {top1:.1%}  {speed:.0f} images/s"
         if self._live:
@@ -100,7 +94,6 @@ class ProgressLog(_TimedObserver):
             self.on_message(f"epoch {position.epoch + 1}  {done:g}/{self._total}  {facts}  {left} left")
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """Print one line an epoch."""
         if self._live:
             self._live.update(self._task, completed=self._done)
         tested = [split for split in ("test", "validation") if f"{split}_top1" in row]
@@ -111,7 +104,6 @@ class ProgressLog(_TimedObserver):
         self.on_message(f"epoch {row['epoch']} done: {train}{test}")
 
     def on_end(self) -> None:
-        """Leave the terminal as it was."""
         if self._live:
             self._live.stop()
             self._live = None

@@ -103,9 +103,6 @@ def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
     return recipe, read_recipe(data)
 
 
-# --- the greedy search -----------------------------------------------------------------------------------
-
-
 def search_greedily(search: GreedySearch, optimizers: Sequence[Untuned], trials: Trials) -> list[Tuned]:
     """Search every optimizer, stage by stage, so that several commands share the work."""
     states = [_GreedyState(search, each, trials) for each in optimizers]
@@ -192,5 +189,7 @@ class _GreedyState:
         """The result of the search."""
         only_base = all(grid.alone for grid in self.grids)
         is_found = bool(self._found) if only_base else self._best is not None
-        found = (self._best, self._spec if is_found else None, self._found, self._remarks)
-        return self._trials.tuned(self.label, self.grids, self._tried, *found)
+        spec = self._spec if is_found else None
+        outcome = self._trials.outcome(self._best) if self._best else None
+        tried, at_edge = self._trials.finished(self._tried), space.edges_of(self.grids, self._found)
+        return Tuned(self.label, spec, self._found, outcome, tried, at_edge, tuple(self._remarks))

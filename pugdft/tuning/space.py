@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 from pathlib import Path
@@ -28,9 +28,6 @@ from pugdft.optim.methods import METHODS
 _BASE = "base."
 _NEAR = 0.05  # share of a range: beyond a bound this close to the best value, a better one may lie
 _LONGEST_SHOWN = 80
-
-
-# --- search files ----------------------------------------------------------------------------------------
 
 
 def _check_option(option: str) -> str:
@@ -228,9 +225,6 @@ def read_search(source: str) -> Search:
     return search
 
 
-# --- one optimizer's axes --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Untuned:
     """An optimizer before the search: as it was written, and what it would run with."""
@@ -311,11 +305,14 @@ def axes_of(dimensions: Sequence[SearchAxis], optimizer: Untuned) -> list[Search
     spec, options = optimizer.spec, optimizer.options
     # Unit gradients leave the gradient's length out of the step, so the base's lr says nothing of theirs.
     may_be_alone = spec["name"] in METHODS and isinstance(method_of(spec).normalize, Identity)
-    return [
-        replace(each, start=options[each.option], alone=each.alone and may_be_alone)
-        for each in dimensions
-        if each.option in options
-    ]
+    own = [each for each in dimensions if each.option in options]
+    return [replace(each, start=options[each.option], alone=each.alone and may_be_alone) for each in own]
+
+
+def edges_of(axes: Iterable[SearchAxis], options: Mapping[str, Any]) -> dict[str, str]:
+    """Option to the end, lower or upper, of what was searched, where its value lies there."""
+    edges = {axis.option: axis.edge(options[axis.option]) for axis in axes if axis.option in options}
+    return {option: edge for option, edge in edges.items() if edge}
 
 
 def with_option(spec: Mapping[str, Any], option: str, value: Any) -> dict[str, Any]:

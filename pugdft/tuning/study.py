@@ -23,7 +23,15 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from pugdft.paths import locked
-from pugdft.tuning.space import GeneralSearch, NumberRange, SearchAxis, Untuned, axes_of, with_option
+from pugdft.tuning.space import (
+    GeneralSearch,
+    NumberRange,
+    SearchAxis,
+    Untuned,
+    axes_of,
+    edges_of,
+    with_option,
+)
 from pugdft.tuning.trials import Trial, Trials, Tuned
 
 
@@ -117,11 +125,13 @@ class _Study:
 
     def tuned(self) -> Tuned:
         """The result of the search."""
-        chosen = self.chosen()
-        best = self._trials.best(chosen)
-        spec, options = (best.spec, best.options) if best else (None, {})
-        tried = [(trial, "") for trial in chosen]
-        return self._trials.tuned(self._optimizer.label, self._axes.values(), tried, best, spec, options)
+        tried = self._trials.finished((trial, "") for trial in self.chosen())
+        best = self._trials.best(each.trial for each in tried)
+        if best is None:
+            return Tuned(self._optimizer.label, None, {}, None, tried, {})
+        edges = edges_of(self._axes.values(), best.options)
+        outcome = self._trials.outcome(best)
+        return Tuned(self._optimizer.label, best.spec, best.options, outcome, tried, edges)
 
     def _trial(self, points: Mapping[str, Any]) -> Trial:
         options, spec = {}, self._optimizer.spec

@@ -12,7 +12,6 @@ from pugdft.bench.executors.local import Options, Watcher, cell_record, run_cell
 from pugdft.bench.grid import BenchCell, make_cell
 from pugdft.config.schema import Recipe
 from pugdft.records import RunRecord
-from pugdft.tuning.space import SearchAxis
 
 Say = Callable[[str], None]  # takes a line for people
 
@@ -138,36 +137,23 @@ class Trials:
         scored = [trial for trial in trials if self.outcome(trial).top1 is not None]
         return min(scored, key=rank, default=None)
 
-    def tuned(
-        self,
-        label: str,
-        axes: Iterable[SearchAxis],
-        tried: Iterable[tuple[Trial, str]],
-        best: Trial | None,
-        spec: Mapping[str, Any] | None,
-        options: Mapping[str, Any],
-        remarks: Iterable[str] = (),
-    ) -> Tuned:
-        """Make the result of an optimizer's search; ``tried`` are trials with their stage, in their order."""
+    def finished(self, tried: Iterable[tuple[Trial, str]]) -> tuple[Finished, ...]:
+        """Each trial once with its outcome; ``tried`` are trials with their stage, in their order."""
         distinct: dict[tuple[str, ...], Finished] = {}
         for trial, stage in tried:
             distinct.setdefault(trial.runs, Finished(trial, self.outcome(trial), stage))
-        edges = {axis.option: axis.edge(options[axis.option]) for axis in axes if axis.option in options}
-        at_edge = {option: edge for option, edge in edges.items() if edge}
-        outcome = self.outcome(best) if best else None
-        return Tuned(label, spec, options, outcome, tuple(distinct.values()), at_edge, tuple(remarks))
+        return tuple(distinct.values())
 
     def _is_settled(self, cell: BenchCell) -> bool:
         return self._record(cell) is not None or cell.folder in self.ended
 
     def _record(self, cell: BenchCell) -> RunRecord | None:
         """The record of a run that has ended."""
-        if self.ended.get(cell.folder) is None:
-            record = cell_record(cell)
-            if record is None or record.status not in _SETTLED:
-                return None
-            self.ended[cell.folder] = record
-        return self.ended[cell.folder]
+        record = self.ended.get(cell.folder) or cell_record(cell)
+        if record is None or record.status not in _SETTLED:
+            return None
+        self.ended[cell.folder] = record
+        return record
 
 
 class _TrialWatcher(Watcher):

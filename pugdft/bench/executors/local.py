@@ -92,12 +92,8 @@ def cell_top1(cell: BenchCell) -> float | None:
 def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options = Options()) -> int:
     """Run every cell that has no result and that no other command is running, then wait for those of others.
 
-    After a cell that diverged or failed, the next one runs. A mistake of the user stops everything: all cells
-    share it, and the cell has printed the message.
-
-    Returns:
-        0; or the exit code of the cell after which nothing more was started: 2 for a mistake of the user,
-        130 or 143 for an interruption.
+    After a cell that diverged or failed, the next one runs. A mistake of the user, which all cells share and
+    the cell has told, stops everything, as an interruption does: it returns the code, 2, 130 or 143, else 0.
     """
     elsewhere: list[BenchCell] = []
     began = time.time()
@@ -178,9 +174,6 @@ def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     A terminal itself sends Ctrl-C to the cell; a second one would end it without a checkpoint.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
     by_terminal = sys.stdin is not None and sys.stdin.isatty()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -188,7 +181,9 @@ def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         if number == signal.SIGTERM or not by_terminal:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_main = threading.current_thread() is threading.main_thread()  # no other may have handlers
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield received
     finally:
