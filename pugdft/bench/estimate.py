@@ -150,8 +150,8 @@ def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe]
     num_seeds = len({cell.seed for cell in cells})
     # Within one table every two optimizers are a pair to be told apart.
     num_pairs = max(1, math.comb(len({cell.optimizer for cell in cells}), 2))
-    existing = next(each for each in (output, *output.absolute().parents) if each.exists())
     detectable = Plan(1.0, num_pairs=num_pairs).detectable_difference(num_seeds) if num_seeds > 1 else None
+    existing = next(each for each in (output, *output.absolute().parents) if each.exists())
     free = shutil.disk_usage(existing).free
     return Estimate(tuple(lines), checkpoint, free, num_seeds, num_pairs, _spread(cells), detectable)
 
@@ -160,10 +160,9 @@ def _priced(line: PlanLine, cell: BenchCell, facts: Probe) -> PlanLine:
     """Add length, time and disk, from a probe of one of the line's cells."""
     train = cell.recipe.train
     total = min(train.epochs * facts.steps_per_epoch, train.max_steps or train.epochs * facts.steps_per_epoch)
+    updates, passes = total, round(total * cell.passes_per_update)
     if train.budget == "passes":
         updates, passes = math.ceil(total / cell.passes_per_update), total
-    else:
-        updates, passes = total, round(total * cell.passes_per_update)
     evaluations = math.ceil(math.ceil(updates / facts.steps_per_epoch) / train.eval_every)
     one = facts.start_seconds + passes * facts.seconds_per_pass + evaluations * facts.evaluation_seconds
     kept = facts.weights_bytes + facts.test_images * _BYTES_PER_PREDICTION + _RECORD_BYTES

@@ -149,10 +149,7 @@ def plan_cells(matrix: Matrix, output: Path) -> list[BenchCell]:
     """Plan the cells, seed by seed, so that an early end leaves whole comparisons.
 
     The budget ``passes`` gives every optimizer the gradient passes that each recipe's own would spend,
-    ``epochs`` the recipe's epochs; None leaves the recipes as they are.
-
-    Raises:
-        UserError: faults of recipes with optimizers; two optimizers that come to the same run.
+    ``epochs`` the recipe's epochs. Optimizers that come to the same run are refused.
     """
     recipes = [(source, read_recipe(source, matrix.overrides)) for source in matrix.recipes]
     templates = [(source, _with_budget(recipe, matrix.budget)) for source, recipe in recipes]

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def command(
     recipe: Annotated[
-        str,
-        typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.", show_default=False),
+        str, typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.", show_default=False)
     ],
     overrides: Annotated[
         list[str] | None,

@@ -57,9 +57,9 @@ def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
     """
     path = folder / TUNING_NAME
     if not path.is_file():
-        for name in (BENCH_NAME, RECIPE_NAME):
-            if (folder / name).exists():
-                raise UserError(f"{folder / name}: exists and is not of a search; choose another --output")
+        for foreign in (folder / BENCH_NAME, folder / RECIPE_NAME):
+            if foreign.exists():
+                raise UserError(f"{foreign}: exists and is not of a search; choose another --output")
         return []
     given = yaml.parse(yaml.read_text(path), str(path))
     if not isinstance(given, Mapping) or given.get("schema") != SCHEMA:
@@ -72,10 +72,9 @@ def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
         if isinstance(each["search"], Mapping):
             each["search"] = {**each["search"], "trials": None}
     if differences := differences_between(theirs, ours):
-        shown = "\n".join(f"  {line}" for line in differences)
-        raise UserError(
-            f"{folder}: holds another search:\n{shown}\nChoose another --output, or move that one away."
-        )
+        shown = "".join(f"\n  {line}" for line in differences)
+        advice = "Choose another --output, or move that one away."
+        raise UserError(f"{folder}: holds another search:{shown}\n{advice}")
     message = f"{path}: optimizers: are not as a search writes them; choose another --output"
     with refuse((TypeError, LookupError, ValueError), lambda error: message):
         found: list[dict[str, Any]] = list(given["optimizers"])

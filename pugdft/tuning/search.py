@@ -38,13 +38,8 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
     """Choose the options of every optimizer on held-out images, and write the comparison that follows.
 
     The same request continues an interrupted search, shares the trials of one that another command has
-    started, and finds a finished one as it is.
-
-    Returns:
-        What was found for each optimizer, and the bench file; None if one has no trial with a score.
-
-    Raises:
-        StoppedError: a run ended for a mistake of the user or an interruption.
+    started, and finds a finished one as it is. Returns what was found for each optimizer, and the bench file,
+    or None if one has no trial with a score. Raises StoppedError as :meth:`Trials.run`.
     """
     search = _search(request)
     seeds = parse_seeds(request.seeds)
@@ -73,10 +68,8 @@ def _search(request: TuneRequest) -> space.Search:
     if isinstance(search, GreedySearch):
         if request.trials is None:
             return search
-        raise UserError(
-            f"--trials: {search.title} is a greedy search, whose grids say how many trials it takes; "
-            "--search general takes a number"
-        )
+        kind = f"{search.title} is a greedy search, whose grids say how many trials it takes"
+        raise UserError(f"--trials: {kind}; --search general takes a number")
     message = (
         'a general search needs Optuna, which cannot be imported ({}): pip install "pugdft[tune]". '
         "The greedy search, --search greedy, needs nothing further."
@@ -96,10 +89,8 @@ def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
     data["train"]["evaluate"] = "validation"
     if not recipe.data.validation:
         data["data"]["validation"] = _HELD_OUT
-        say(
-            f"the recipe holds no images out: the trials hold out {_HELD_OUT:.0%} of the train split and are "
-            "judged on them; the final comparison trains on all of it"
-        )
+        share = f"the trials hold out {_HELD_OUT:.0%} of the train split and are judged on them"
+        say(f"the recipe holds no images out: {share}; the final comparison trains on all of it")
     return recipe, read_recipe(data)
 
 

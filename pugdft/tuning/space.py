@@ -208,11 +208,9 @@ def read_search(source: str) -> Search:
     # Unlike pathlib's, os.path's test is false for a name that is too long for any file.
     path = Path(source) if source and os.path.isfile(source) else bundled.get(source)
     if path is None:
-        hint = close_match(Path(source).stem[:_LONGEST_SHOWN], bundled)
-        raise UserError(
-            f'--search "{source[:_LONGEST_SHOWN]}": no such file or bundled search. '
-            f"Bundled: {', '.join(bundled)}.{hint}"
-        )
+        known = f"{', '.join(bundled)}.{close_match(Path(source).stem[:_LONGEST_SHOWN], bundled)}"
+        problem = f"no such file or bundled search. Bundled: {known}"
+        raise UserError(f'--search "{source[:_LONGEST_SHOWN]}": {problem}')
     data = yaml.parse(yaml.read_text(path), str(path))
     kind = data.get("search") if isinstance(data, Mapping) else None
     if kind not in ("greedy", "general"):

@@ -100,11 +100,7 @@ class Trials:
         return Trial(label, dict(options), spec, cells)
 
     def run(self, trials: Sequence[Trial], prefix: str = "", wait: bool = True) -> bool:
-        """Run cells without a result, or ``wait`` for those of other commands; returns whether any ran here.
-
-        Raises:
-            StoppedError: after a mistake of the user or an interruption.
-        """
+        """Run cells without a result, or ``wait`` for those of other commands; returns whether it ran any."""
         cells = [cell for trial in trials for cell in trial.cells if not self._is_settled(cell)]
         watcher = _TrialWatcher(self, trials, prefix, wait)
         if code := run_cells(cells, watcher, Options(self._num_processes, wait=wait)):
