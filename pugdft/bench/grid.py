@@ -97,7 +97,11 @@ def build_matrix(
     ``arguments`` are recipes or one bench file, and ``KEY=VALUE`` overrides, in any order.
     """
     sources = [text for text in arguments if "=" not in text]
-    files = {source: data for source in sources if (data := _bench_data(source)) is not None}
+    files = {}  # with the key optimizers, which a recipe has not
+    for source in filter(os.path.isfile, sources):  # pathlib's test raises where a name is too long
+        data = yaml.parse(yaml.read_text(Path(source)), source)
+        if isinstance(data, Mapping) and "optimizers" in data:
+            files[source] = data
     if files and len(sources) > 1:
         name = next(iter(files))
         raise UserError(f"{name}: is a bench file and names its own recipes: give no others beside it")
@@ -124,13 +128,6 @@ def read_section(schema: type[_AnySection], data: Any, source: str) -> _AnySecti
     """Check the content of the file ``source`` against its schema; every fault is reported."""
     with refuse(ValidationError, lambda error: str(FaultsError(source, schema_faults(error, schema)))):
         return schema.model_validate(data)
-
-
-def _bench_data(source: str) -> Mapping[str, Any] | None:
-    """The content of a bench file, which has the key ``optimizers``; None for a recipe, which has not."""
-    # pathlib's test of a file raises where a name is too long
-    data = yaml.parse(yaml.read_text(Path(source)), source) if os.path.isfile(source) else None
-    return data if isinstance(data, Mapping) and "optimizers" in data else None
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial with its outcome; in a greedy search, ``stage`` is the option that it was for."""
+    """A trial with its outcome."""
 
     trial: Trial
     outcome: Outcome
-    stage: str = ""
+    stage: str = ""  # in a greedy search, the option that it was for
 
 
 @dataclass(frozen=True)
