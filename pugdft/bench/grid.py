@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Val
 
 from pugdft.bench.optimizer_spec import GivenEntry, OptimizerEntry, parse_optimizers
 from pugdft.config import yaml
-from pugdft.config.load import schema_faults
+from pugdft.config.load import find_recipe, schema_faults
 from pugdft.config.schema import Recipe, Section
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, refuse
 from pugdft.optim.build import build_method
@@ -111,6 +111,8 @@ def build_matrix(
         given = read_section(Matrix, data, source)
         beside = [(recipe, str(Path(source).parent / recipe)) for recipe in given.recipes]
         options["recipes"] = [path if os.path.isfile(path) else recipe for recipe, path in beside]
+        for recipe in options["recipes"]:
+            find_recipe(recipe)  # refuses what is neither a file nor bundled
     options["overrides"] = [*given.overrides, *(text for text in arguments if "=" in text)]
     if optimizers is not None:
         options["entries"] = parse_optimizers(optimizers)
