@@ -170,8 +170,8 @@ def read_recipe_file(data: bytes, folder: Path) -> object:
 @refusing()
 def read_bench_file(data: bytes, folder: Path) -> object:
     matrix = build_matrix([str(file(folder, "bench.yaml", data))])
-    few = matrix.seeds[:2]
-    return plan_cells(matrix.recipes, matrix.overrides, matrix.entries, few, folder / "runs", matrix.budget)
+    few = matrix.model_copy(update={"seeds": matrix.seeds[:2]})
+    return plan_cells(few, folder / "runs")
 
 
 @refusing()

@@ -44,7 +44,7 @@ def test_the_bench_file_makes_cells(tmp_path: Path) -> None:
     path.write_text(block("yaml", "budget: passes"))
     matrix = build_matrix([str(path)])
     assert (len(matrix.recipes), len(matrix.entries), len(matrix.seeds), matrix.budget) == (2, 3, 5, "passes")
-    cells = plan_cells(matrix.recipes, (), matrix.entries, matrix.seeds, tmp_path, matrix.budget)
+    cells = plan_cells(matrix, tmp_path)
     assert len(cells) == 2 * 3 * 5
     assert {cell.recipe.train.epochs for cell in cells} == {200}, "as README says of 100 epochs of PUGD"
 

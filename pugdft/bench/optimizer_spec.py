@@ -6,119 +6,91 @@ Grammar::
     ENTRY   = NAME [OPTIONS] ["+" BASE [OPTIONS]]
     OPTIONS = "[" [KEY "=" VALUE {"," KEY "=" VALUE}] "]"
 
-NAME is a method or a base optimizer, including timm's; only a method takes a BASE. VALUE is
-YAML, in which ``[]`` and ``{}`` nest, such as ``adamw[betas=[0.9,0.99]]`` and
-``pugd[rho={schedule: icos, min: 0.5, max: 2}]``. Blanks around a part are ignored. A key after a method is
-the method's option if the method has one of that name, else its base's; a key after +BASE is the base's.
+NAME is a method or a base optimizer, including timm's; only a method takes a BASE. VALUE is YAML; brackets
+and braces may nest in it: ``adamw[betas=[0.9,0.99]]``, ``pugd[rho={schedule: icos, min: 0.5, max: 2}]``.
+Blanks around a part are ignored. An option after a method's name is the method's if it has one of that
+name, else its base's. An option after +BASE is the base's.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pugdft.config import yaml
-from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, unknown
+from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, unknown
 from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, optimizer_names, takes_two_passes
+from pugdft.optim.build import ALGORITHM_OPTIONS, base_defaults, optimizer_names, takes_two_passes
 from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
 _FORM = "expected NAME[key=value,…] or NAME[key=value,…]+BASE[key=value,…]"
-
 _CLOSING = {"[": "]", "{": "}"}
 
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """One entry of ``--optimizers``.
+    """One entry of ``--optimizers``."""
 
-    Attributes:
-        text: as it was written.
-        name: of a method, or of a base alone.
-        options: those after the name, of the method or its base.
-        base: the name after the plus, if there is one.
-        base_options: those after the base.
-    """
-
-    text: str
-    name: str
-    options: Mapping[str, Any]
-    base: str | None
-    base_options: Mapping[str, Any]
+    text: str = field(compare=False)  # as it was written
+    name: str  # of a method, or of a base alone
+    options: Mapping[str, Any]  # those after the name, of the method or its base
+    base: str | None  # the name after the plus, if there is one
+    base_options: Mapping[str, Any]  # those after the base
     tuning: Mapping[str, Any] | None = None
 
     def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
-        """This entry's ``optimizer`` mapping, given the recipe's.
+        """This entry's ``optimizer`` mapping, given the recipe's; refuse options that nothing here has.
 
         A method keeps the recipe's base. The recipe's method options go only to the same method; others
-        start from their preset's defaults, so that one method's radius never reaches another. A base
-        takes the recipe's base options if it is that base, else its defaults with the recipe's lr.
-
-        Raises:
-            FaultsError: an option that neither the method nor the base has.
+        start from their preset's defaults, so that one method's radius never reaches another. A base takes
+        the options of the recipe's base if it is the same one, else its defaults with the recipe's lr.
         """
         recipe_base = recipe_spec.get("base", recipe_spec)
-        base_name = (self.base if self.name in METHODS else self.name) or recipe_base["name"]
-        kept = recipe_base if base_name == recipe_base["name"] else {}
-        kept = {"name": base_name, **{key: recipe_base[key] for key in ("lr",) if key in recipe_base}, **kept}
-        own, for_base = self._divided(base_name)
-        base = {**kept, **for_base}
-        if self.name not in METHODS:
-            return base
-        method = {}
-        if self.name == recipe_spec["name"]:
-            method = {key: value for key, value in recipe_spec.items() if key not in ("name", "base")}
-        return {"name": self.name, **method, **own, "base": base}
-
-    def _divided(self, base_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The method's options and the base's."""
-        own_names = _method_options(self.name)
+        is_method = self.name in METHODS
+        base_name = (self.base if is_method else self.name) or recipe_base["name"]
+        is_same = base_name == recipe_base["name"]
+        kept = {key: value for key, value in recipe_base.items() if is_same or key == "lr"}
+        own_names = method_defaults(self.name)
         own = {key: value for key, value in self.options.items() if key in own_names}
         for_base = {key: value for key, value in self.options.items() if key not in own_names}
-        faults = [
-            ConfigIssue(f'"{key}"', f"stands twice: before and after +{self.base}")
-            for key in for_base
-            if key in self.base_options
-        ]
+        twice = f"stands twice: before and after +{self.base}"
+        faults = [ConfigIssue(f'"{key}"', twice) for key in for_base if key in self.base_options]
         for_base |= self.base_options
         if base_name in BASES:  # the options of other classes are checked with the recipe
-            known = {base_name: [*keyword_defaults(BASES[base_name]), *GROUP_OPTIONS]}
-            if own_names:
-                known = {self.name: own_names} | known
-            faults += [_unknown_option(key, known) for key in for_base if key not in known[base_name]]
+            base_names = {**base_defaults(base_name), **GROUP_OPTIONS}
+            lists = {self.name: own_names} if own_names else {}
+            lists[base_name] = base_names
+            known = "; ".join(f"{name} has {', '.join(options)}" for name, options in lists.items())
+            for key in (key for key in for_base if key not in base_names):
+                hint = close_match(key, [*own_names, *base_names])
+                faults.append(ConfigIssue(f'"{key}"', f"unknown option: {known}.{hint}"))
         if faults:
             raise FaultsError("", faults)
-        return own, for_base
+        base = {**kept, "name": base_name, **for_base}
+        if not is_method:
+            return base
+        method = recipe_spec if self.name == recipe_spec["name"] else {}
+        return {**method, "name": self.name, **own, "base": base}
 
 
 @dataclass(frozen=True)
 class GivenEntry:
-    """An entry of a bench file: an ``optimizer`` mapping as in a recipe.
+    """An entry of a bench file: an ``optimizer`` mapping as in a recipe."""
 
-    Attributes:
-        text: its name in messages.
-        tuning: the cost of finding its options, if known.
-    """
-
-    text: str
+    text: str  # the mapping as an entry of ``--optimizers``, for messages and tables
     mapping: Mapping[str, Any]
-    tuning: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None  # what finding its options has cost, if the file says so
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any]) -> GivenEntry:
-        """Read a mapping of the file.
-
-        Raises:
-            FaultsError: it has no name.
-        """
+        """Take ``mapping`` apart; refuse one without a name."""
         own = {key: value for key, value in mapping.items() if key != "tuning"}
         if not isinstance(own.get("name"), str):
-            raise FaultsError(
-                "", [ConfigIssue("name", f"is required: one of {', '.join(optimizer_names())}")]
-            )
+            known = ", ".join(optimizer_names())
+            raise FaultsError("", [ConfigIssue("name", f"is required: one of {known}")])
         base = own.get("base")
         text = _as_text(own) + (f"+{_as_text(base)}" if isinstance(base, Mapping) else "")
         return cls(text, own, mapping.get("tuning"))
@@ -131,27 +103,26 @@ class GivenEntry:
         return spec
 
 
-def parse_optimizers(text: str) -> list[OptimizerEntry]:
-    """Read the entries of a list, in its order.
+def method_defaults(name: str) -> dict[str, Any]:
+    """Every option of a method with its default; nothing for a base."""
+    if name not in METHODS:
+        return {}
+    return {**keyword_defaults(METHODS[name]), **(ALGORITHM_OPTIONS if takes_two_passes(name) else {})}
 
-    Raises:
-        FaultsError: entries that cannot be read, unknown names, the same entry twice.
-    """
-    try:
-        parts = [part.strip() for part in _split(text, ",")]
-    except UserError as error:
-        raise FaultsError("--optimizers", [ConfigIssue(f'"{text}"', f"{error}; {_FORM}")]) from None
-    entries: list[OptimizerEntry] = []
+
+def parse_optimizers(text: str) -> list[OptimizerEntry]:
+    """Read the entries of a list, in its order; every fault is reported."""
     faults: list[ConfigIssue] = []
-    for part in parts:
-        try:
+    parts: list[str] = []
+    with collect(faults, f'"{text}"'):
+        parts = _split(text, ",")
+    entries: list[OptimizerEntry] = []
+    for part in map(str.strip, parts):
+        with collect(faults, f'"{part}"'):
             entry = _parse_entry(part)
-        except FaultsError as error:
-            faults += [ConfigIssue(f'"{part}"', str(fault)) for fault in error.faults]
-            continue
-        if any(_identity(entry) == _identity(other) for other in entries):
-            faults.append(ConfigIssue(f'"{part}"', "stands twice"))
-        entries.append(entry)
+            if entry in entries:
+                raise UserError("stands twice")
+            entries.append(entry)
     if faults:
         raise FaultsError("--optimizers", faults)
     return entries
@@ -167,9 +138,8 @@ def _parse_entry(text: str) -> OptimizerEntry:
     if name and name not in METHODS and find_base(name) is None:
         faults.append(ConfigIssue("", unknown("optimizer", name, optimizer_names())))
     elif name and base is not None and name not in METHODS:
-        faults.append(
-            ConfigIssue("", f'"{name}" is itself a base optimizer: only a method, as in sam+adamw, takes one')
-        )
+        problem = f'"{name}" is itself a base optimizer: only a method, as in sam+adamw, takes one'
+        faults.append(ConfigIssue("", problem))
     elif base and find_base(base) is None:
         faults.append(ConfigIssue("", unknown("base optimizer", base, BASES)))
     if faults:
@@ -178,18 +148,16 @@ def _parse_entry(text: str) -> OptimizerEntry:
 
 
 def _parse_part(text: str, faults: list[ConfigIssue]) -> tuple[str, dict[str, Any]]:
-    """``NAME[key=value,…]`` as name and options; what is wrong is added to ``faults``."""
+    """Read ``NAME[key=value,…]``; what is wrong is added to ``faults``."""
     name, bracket, rest = text.strip().partition("[")
     name = name.strip()
     options: dict[str, Any] = {}
+    pairs: list[str] = []
     if not name or (bracket and not rest.endswith("]")):
         faults.append(ConfigIssue("", _FORM))
         return "", options
-    try:
+    with collect(faults):
         pairs = _split(rest[:-1], ",") if rest[:-1].strip() else []
-    except UserError:  # NAME[…][…]
-        faults.append(ConfigIssue("", _FORM))
-        return "", options
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key or key in options:
@@ -197,48 +165,29 @@ def _parse_part(text: str, faults: list[ConfigIssue]) -> tuple[str, dict[str, An
         elif key == "name":
             faults.append(ConfigIssue("name", f"is no option: write {value}[…] for another optimizer"))
         elif key == "base":
-            faults.append(
-                ConfigIssue("base", f"is no option: a method's base stands after a plus, as in {name}+sgd")
-            )
+            problem = f"is no option: a method's base stands after a plus, as in {name}+sgd"
+            faults.append(ConfigIssue("base", problem))
         else:
-            try:
+            with collect(faults, key):
                 options[key] = yaml.parse(value)
-            except UserError as error:
-                faults.append(ConfigIssue(key, str(error)))
     return name, options
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split ``text`` at the separators outside of all brackets and braces.
-
-    Raises:
-        UserError: a bracket or brace without its partner.
-    """
+    """Split ``text`` at the separators outside of all brackets and braces, which must have partners."""
     parts, awaited = [""], [""]
     for character in text:
         if character in _CLOSING:
             awaited.append(_CLOSING[character])
         elif character in _CLOSING.values() and character != awaited.pop():
-            raise UserError(f'a "{character}" closes what was not opened')
+            raise UserError(f'a "{character}" closes what was not opened; {_FORM}')
         if character == separator and len(awaited) == 1:
             parts.append("")
         else:
             parts[-1] += character
     if len(awaited) > 1:
-        raise UserError(f'a "{awaited[-1]}" is missing')
+        raise UserError(f'a "{awaited[-1]}" is missing; {_FORM}')
     return parts
-
-
-def _method_options(name: str) -> list[str]:
-    if name not in METHODS:
-        return []
-    return [*keyword_defaults(METHODS[name]), *(ALGORITHM_OPTIONS if takes_two_passes(name) else ())]
-
-
-def _unknown_option(key: str, known: Mapping[str, Iterable[str]]) -> ConfigIssue:
-    lists = "; ".join(f"{name} has {', '.join(options)}" for name, options in known.items())
-    every = [option for options in known.values() for option in options]
-    return ConfigIssue(f'"{key}"', f"unknown option: {lists}.{close_match(key, every)}")
 
 
 def _as_text(spec: Mapping[str, Any]) -> str:
@@ -252,7 +201,3 @@ def _as_text(spec: Mapping[str, Any]) -> str:
         if key not in ("name", "base") and (key not in defaults or value != defaults[key])
     ]
     return f"{name}[{','.join(words)}]" if words else str(name)
-
-
-def _identity(entry: OptimizerEntry) -> tuple[object, ...]:
-    return entry.name, entry.options, entry.base, entry.base_options

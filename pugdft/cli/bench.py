@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pugdft.cli.output import given_path
+from pugdft.cli.output import given_path, say
 
 
 class Budget(StrEnum):
@@ -61,44 +61,39 @@ def command(
     """
     from rich.console import Console
 
-    from pugdft.bench.executors.local import USER_MISTAKE, Options, incomplete, prepare_output, run_cells
+    from pugdft.bench.executors.local import USER_MISTAKE, Options, cell_status, prepare_output, run_cells
     from pugdft.bench.grid import build_matrix, plan_cells
     from pugdft.cli.bench_view import LiveView, PlainView, print_plan
     from pugdft.cli.leaderboard import show
     from pugdft.errors import UserError
 
     matrix = build_matrix(arguments or [], optimizers, seeds, budget.value if budget else None)
-    cells = plan_cells(matrix.recipes, matrix.overrides, matrix.entries, matrix.seeds, output, matrix.budget)
+    cells = plan_cells(matrix, output)
     if plan:
         from pugdft.bench.estimate import estimate, probe
 
         made = estimate(cells, output, probe)
-        problems = list(
-            dict.fromkeys(f"{each.source}: {each.problem}" for each in made.lines if each.problem)
-        )
-        if len(problems) < len({each.source for each in made.lines}):
+        problems = {each.source: f"{each.source}: {each.problem}" for each in made.lines if each.problem}
+        if len(problems) < len(matrix.recipes):
             print_plan(made, Console(highlight=False, soft_wrap=True))
         if problems:
-            raise UserError("\n".join(problems))
+            raise UserError("\n".join(problems.values()))
         return
     prepare_output(output)
     console = Console(stderr=True, highlight=False)
-    options = Options(num_processes, retry)
-    if console.is_terminal:
-        with LiveView(cells, console) as view:
-            code = run_cells(cells, view, options)
-    else:
-        code = run_cells(cells, PlainView(cells, console), options)
+    live = console.is_terminal
+    with LiveView(cells, console) if live else nullcontext(PlainView(cells, console)) as view:
+        code = run_cells(cells, view, Options(num_processes, retry))
     if code == USER_MISTAKE:
         raise typer.Exit(code)  # the cell has printed the message
-    left = incomplete(cells)
+    left = [(cell, status) for cell in cells if (status := cell_status(cell)) != "completed"]
     if code == 0:
         try:
             show([cell.folder for cell in cells if cell.folder.is_dir()] or [output])
         except UserError as error:
             if not left:
                 raise
-            print(f"pugdft: {error}", file=sys.stderr)
-    for cell, status, folder in left:
-        print(f"incomplete: {cell.optimizer} seed {cell.seed}: {status} ({folder})", file=sys.stderr)
+            say(f"pugdft: {error}")
+    for cell, status in left:
+        say(f"incomplete: {cell.optimizer} seed {cell.seed}: {status} ({cell.folder})")
     raise typer.Exit(code or (4 if left else 0))

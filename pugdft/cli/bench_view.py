@@ -17,7 +17,7 @@ from pugdft.bench.grid import BenchCell
 from pugdft.cli.output import duration
 from pugdft.errors import counted
 
-_WIDEST_MATRIX = 8
+_WIDEST_MATRIX = 8  # seeds
 _MARKS = {
     "completed": "✓", "diverged": "✗", "failed": "✗", "oom": "✗", "interrupted": "‖", "missing": "·",
     "elsewhere": "⇄", "stopped": "✗",
@@ -28,35 +28,32 @@ class PlainView(Watcher):
     """Print a line on stderr for every change, for logs."""
 
     def __init__(self, cells: Sequence[BenchCell], console: Console) -> None:
+        self._cells, self._console = cells, console
         self._numbers = {cell.folder: number for number, cell in enumerate(cells, start=1)}
-        self._console = console
         self._lines: list[str] = []
         self._several = len({cell.source for cell in cells}) > 1
 
     def on_state(self, cell: BenchCell, state: str) -> None:
-        """Print one line; after a user's mistake, the whole message of the cell."""
-        label = f"[{self._numbers[cell.folder]}/{len(self._numbers)}] {self.name(cell)}"
+        if state == "stopped":
+            self._say(self._lines)
+            return
+        words = "another command is running it" if state == "elsewhere" else state
+        if state == "completed" and (top1 := cell_top1(cell)) is not None:
+            words += f", test top-1 {top1:.2%}"
+        recipe = f"{cell.source} " if self._several else ""
+        number = f"[{self._numbers[cell.folder]}/{len(self._cells)}]"
+        self._say([f"{number} {recipe}{cell.optimizer} seed {cell.seed}: {words}"])
         if state == "running":
             self._lines = []
-        if state == "stopped":
-            self.say("\n".join(self._lines))
-        else:
-            self.say(f"{label}: {_described(cell, state)}")
-        if state in ("failed", "missing") and self._lines:
-            self.say("  " + "\n  ".join(self._lines[-5:]))
+        elif state in ("failed", "missing"):
+            self._say([f"  {line}" for line in self._lines[-5:]])
 
     def on_line(self, cell: BenchCell, line: str) -> None:
-        """Keep the line; it is shown only if the cell fails."""
-        self._lines.append(line)
+        self._lines.append(line)  # shown only if the cell fails
 
-    def name(self, cell: BenchCell) -> str:
-        """The cell in words."""
-        recipe = f"{cell.source} " if self._several else ""
-        return f"{recipe}{cell.optimizer} seed {cell.seed}"
-
-    def say(self, text: str) -> None:
-        """Print lines as they are."""
-        self._console.print(Text(text), soft_wrap=True)
+    def _say(self, lines: Sequence[str]) -> None:
+        if lines:
+            self._console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 class LiveView(PlainView):
@@ -64,14 +61,12 @@ class LiveView(PlainView):
 
     def __init__(self, cells: Sequence[BenchCell], console: Console) -> None:
         super().__init__(cells, console)
-        self._cells = cells
-        self._states = {cell.folder: _marked(cell, cell_status(cell)) for cell in cells}
-        self._open = {cell.folder for cell in cells if cell_status(cell) != "completed"}
+        states = {cell.folder: cell_status(cell) for cell in cells}
+        self._texts = {cell.folder: _marked(cell, states[cell.folder]) for cell in cells}
+        self._open = {folder for folder, state in states.items() if state != "completed"}
         self._current: BenchCell | None = None
-        self._left = 0.0
-        self._begin = 0.0
-        self._spent_seconds = self._spent_passes = 0.0
-        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._left = self._begin = self._spent_seconds = self._spent_passes = 0.0
+        self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> LiveView:
         self._live.start()
@@ -82,7 +77,6 @@ class LiveView(PlainView):
         self._live.stop()
 
     def on_state(self, cell: BenchCell, state: str) -> None:
-        """Redraw; print the cell's last lines where it failed."""
         if state == "running":
             self._lines, self._current, self._begin, self._left = [], cell, time.monotonic(), 0.0
         else:
@@ -92,46 +86,41 @@ class LiveView(PlainView):
                 self._spent_passes += _relative_passes(cell)
                 self._current, self._left = None, 0.0
         if state in ("failed", "missing", "stopped"):
-            self.say("\n".join(self._lines[-5:] if state != "stopped" else self._lines))
-        self._states[cell.folder] = "…" if state == "running" else _marked(cell, state)
+            self._say(self._lines if state == "stopped" else self._lines[-5:])
+        self._texts[cell.folder] = "…" if state == "running" else _marked(cell, state)
         self._draw()
 
     def on_progress(self, cell: BenchCell, done: int, total: int, seconds_left: float) -> None:
-        """Redraw the cell's share and time left."""
         self._left = seconds_left
-        self._states[cell.folder] = f"{100 * done // max(1, total)} % {duration(seconds_left)}"
+        self._texts[cell.folder] = f"{100 * done // max(1, total)} % {duration(seconds_left)}"
         self._draw()
 
     def _draw(self) -> None:
-        self._live.update(self._table(), refresh=True)
-
-    def _table(self) -> Table:
         seeds = sorted({cell.seed for cell in self._cells})
-        rows: dict[tuple[str, str], dict[int, BenchCell]] = {}
-        for cell in self._cells:
-            rows.setdefault((cell.source, cell.optimizer), {})[cell.seed] = cell
-        table = Table(box=box.SIMPLE_HEAD, caption=self._caption(), caption_justify="left")
-        if self._several:
-            table.add_column("recipe", overflow="fold")
-        table.add_column("optimizer", overflow="fold")
         wide = len(seeds) > _WIDEST_MATRIX
+        rows: dict[tuple[str, ...], list[BenchCell]] = {}
+        for cell in self._cells:  # seed by seed, so each row is in the order of the seeds
+            rows.setdefault((cell.source, cell.optimizer)[not self._several :], []).append(cell)
+        table = Table(box=box.SIMPLE_HEAD, caption=self._caption(), caption_justify="left")
+        for heading in ("recipe", "optimizer")[not self._several :]:
+            table.add_column(heading, overflow="fold")
         for heading in ["done", "now"] if wide else [f"seed {seed}" for seed in seeds]:
             table.add_column(heading, justify="right", no_wrap=True)
-        for (source, optimizer), members in rows.items():
-            texts = [self._states[members[seed].folder] for seed in seeds]
+        for names, members in rows.items():
+            texts = [self._texts[cell.folder] for cell in members]
             if wide:
-                settled = sum(cell.folder not in self._open for cell in members.values())
-                now = [self._states[c.folder] for c in members.values() if c is self._current]
-                texts = [f"{settled}/{len(members)}", *(now or [""])]
-            table.add_row(*([source] if self._several else []), optimizer, *map(Text, texts))
-        return table
+                settled = sum(cell.folder not in self._open for cell in members)
+                now = self._texts[self._current.folder] if self._current in members else ""
+                texts = [f"{settled}/{len(members)}", now]
+            table.add_row(*map(Text, (*names, *texts)))
+        self._live.update(table, refresh=True)
 
     def _caption(self) -> str:
-        waiting = [cell for cell in self._cells if cell.folder in self._open and cell is not self._current]
         if not self._open:
             return "all cells are done"
         if not self._spent_passes:
             return f"{len(self._open)} cells to go"
+        waiting = [cell for cell in self._cells if cell.folder in self._open and cell is not self._current]
         ahead = sum(map(_relative_passes, waiting)) * self._spent_seconds / self._spent_passes
         return f"{len(self._open)} cells to go, about {duration(ahead + self._left)}"
 
@@ -140,22 +129,18 @@ def print_plan(plan: Estimate, console: Console) -> None:
     """Print the plan on stdout: cells, cost, disk, and the differences that the seeds can show."""
     several = len({line.source for line in plan.lines}) > 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in (["recipe"] if several else []) + ["optimizer"]:
+    for heading in ("recipe", "optimizer")[not several :]:
         table.add_column(heading, overflow="fold")
     for heading in ("cells", "finished", "updates", "gradient passes", "time left", "disk"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in plan.lines:
-        bound = "≤ " if line.passes_are_bound else ""
-        table.add_row(
-            *([Text(line.source)] if several else []),
-            Text(line.optimizer),
-            str(line.cells),
-            str(line.finished),
-            f"{line.updates:,}" if line.updates is not None else "",
-            f"{bound}{line.passes:,}" if line.passes is not None else "",
-            duration(line.seconds) if line.seconds is not None else "",
-            _megabytes(line.disk_bytes) if line.disk_bytes is not None else "",
-        )
+        cost = [""] * 4
+        if line.updates is not None:
+            bound = "≤ " if line.passes_are_bound else ""
+            cost = [f"{line.updates:,}", f"{bound}{line.passes:,}"]
+            cost += [duration(line.seconds or 0.0), _megabytes(line.disk_bytes or 0)]
+        names = (line.source, line.optimizer)[not several :]
+        table.add_row(*map(Text, names), str(line.cells), str(line.finished), *cost)
     console.print(table)
     for text in _plan_lines(plan):
         console.print(Text(text))
@@ -167,43 +152,27 @@ def _plan_lines(plan: Estimate) -> list[str]:
     seconds = sum(line.seconds or 0.0 for line in plan.lines)
     disk = sum(line.disk_bytes or 0 for line in plan.lines) + plan.checkpoint_bytes
     hours = f" ({seconds / 3600:.1f} hours)" if seconds >= 3600 else ""
-    lines = [
+    lines = [f"{counted(stuck, 'cell')} cannot run here; the sums below leave them out."] if stuck else []
+    lines += [
         f"{left} cells to run, about {duration(seconds)}{hours} one after another on this machine.",
         f"Disk: about {_megabytes(disk)}, {_megabytes(plan.checkpoint_bytes)} of it while a cell runs; "
         f"{_megabytes(plan.free_bytes)} are free.",
     ]
-    if stuck:
-        lines.insert(0, f"{counted(stuck, 'cell')} cannot run here and are in no sum below.")
     if disk > plan.free_bytes:
         lines.append("That does not fit: choose another --output, or make room.")
     if plan.detectable is None:
-        lines.append("One seed tells no optimizers apart, however large the difference.")
-        return lines
+        return [*lines, "One seed cannot tell optimizers apart, however large their difference."]
     pairs = f"{plan.num_pairs} pairs" if plan.num_pairs > 1 else "one pair"
     lines.append(
-        f"{plan.num_seeds} seeds find a true difference (4 times in 5, {pairs}, Holm, 5 %) if it is at least "
-        f"{plan.detectable:.1f} times the spread of paired differences over seeds; the draw of the test "
-        "images, which no seed makes smaller, comes on top."
+        f"{plan.num_seeds} seeds find a true difference (power 80 %, {pairs}, Holm, level 5 %) if it is at "
+        f"least {plan.detectable:.1f} times the spread of paired differences over seeds. The choice of test "
+        "images adds to that spread, and more seeds do not reduce its part."
     )
+    points, spread = 0.3, "If that spread is 0.3 points (it is not known before some cells are finished)"
     if plan.spread is not None:
-        lines.append(
-            f"The finished cells' differences spread by {100 * plan.spread:.2f} points: "
-            f"at least {100 * plan.detectable * plan.spread:.2f} points of top-1."
-        )
-    else:
-        lines.append(
-            f"That spread is not known before some cells are finished; were it 0.3 points, "
-            f"{100 * plan.detectable * 0.003:.1f} points of top-1."
-        )
-    return lines
-
-
-def _described(cell: BenchCell, state: str) -> str:
-    """A state in words, with the accuracy of a completed cell."""
-    if state == "elsewhere":
-        return "another command is running it"
-    top1 = cell_top1(cell) if state == "completed" else None
-    return state if top1 is None else f"{state}, test top-1 {top1:.2%}"
+        points = 100 * plan.spread
+        spread = f"The finished cells' differences spread by {points:.2f} points"
+    return [*lines, f"{spread}: at least {plan.detectable * points:.2f} points of top-1."]
 
 
 def _marked(cell: BenchCell, state: str) -> str:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pugdft.cli.doctor import ReportFormat
 from pugdft.cli.leaderboard import RankedBy
 
 _GATE_DID_NOT_HOLD = 3
-
-
-class Format(StrEnum):
-    """How the comparison is written."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def command(
@@ -44,8 +37,8 @@ def command(
     dataset: Annotated[str | None, typer.Option(help="Only this data set.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.", show_default=False)] = None,
     format_: Annotated[
-        Format, typer.Option("--format", help="Text for people, JSON for programs.")
-    ] = Format.TEXT,
+        ReportFormat, typer.Option("--format", help="Text for people, JSON for programs.")
+    ] = ReportFormat.TEXT,
 ) -> None:
     """Tell how much better optimizer A is than B, and how sure that is.
 
@@ -64,6 +57,6 @@ def command(
         first, second, records or [Path("runs")], dataset, model, lambda line: print(line, file=sys.stderr)
     )
     report = compare_selections(one, two, metric.value, margin)
-    typer.echo(as_json(report) if format_ is Format.JSON else comparison_text(report))
+    typer.echo(as_json(report) if format_ is ReportFormat.JSON else comparison_text(report))
     if report.gate is not None and not report.gate.holds:
         raise typer.Exit(_GATE_DID_NOT_HOLD)

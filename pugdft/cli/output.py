@@ -1,20 +1,19 @@
-"""Paths and durations on the command line, and a stderr whose reader or disk may be gone."""
+"""What commands share: paths, durations, lines on stderr, and a stderr whose reader or disk may be gone."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import typer
 
+from pugdft.errors import undriven
+
 
 class LossyStream:
-    """A text stream that drops what its target cannot take: its reader is gone, or the disk is full.
-
-    Args:
-        stream: the target; everything but ``write`` and ``flush`` is its own.
-    """
+    """A text stream that drops what its target cannot take: its reader is gone, or the disk is full."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -23,13 +22,11 @@ class LossyStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write ``text`` if possible; returns its length in any case."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush if possible."""
         with suppress(OSError):
             self._stream.flush()
 
@@ -39,6 +36,11 @@ def given_path(text: str | Path) -> Path:
     if not str(text):
         raise typer.BadParameter("is empty: expected a path")
     return Path(text)
+
+
+def say(line: str) -> None:
+    """Print a line for people on stderr."""
+    print(undriven(line), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from pugdft.cli.output import duration
+from pugdft.cli.output import duration, say
 from pugdft.errors import counted, undriven
 from pugdft.records import RunRecord
 from pugdft.training.trainer import Observer, Position, Totals
@@ -23,14 +23,10 @@ _LOG_SECONDS = 10.0
 class _TimedObserver(Observer):
     """Measures how fast updates or gradient passes go, to tell the time left."""
 
-    def __init__(self) -> None:
-        self._total = 0
-        self._first = self._begin = self._shown = 0.0
+    _shown = 0.0
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
-        """Start the clock."""
-        self._total, self._first = total, done
-        self._begin = time.monotonic()
+        self._total, self._first, self._begin = total, done, time.monotonic()
 
     def _seconds_left(self, done: float) -> float:
         return (self._total - done) * (time.monotonic() - self._begin) / max(1, done - self._first)
@@ -40,11 +36,10 @@ class JsonProgress(_TimedObserver):
     """``{"event": "progress", "done": …, "total": …, "seconds_left": …}`` twice a second, and epochs."""
 
     def on_message(self, text: str) -> None:
-        """Print a line for people."""
-        print(undriven(text), file=sys.stderr, flush=True)
+        say(text)
 
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
-        """Print the progress; never reads ``totals``, so that nothing waits for the device."""
+        # Never reads totals, so nothing waits for the device.
         if time.monotonic() - self._shown < _SECONDS:
             return
         self._shown = time.monotonic()
@@ -52,7 +47,6 @@ class JsonProgress(_TimedObserver):
         self._print(event="progress", done=done, total=self._total, seconds_left=left)
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """Print the history's row."""
         self._print(event="epoch", **row)
 
     def _print(self, **event: Any) -> None:
@@ -62,38 +56,25 @@ class JsonProgress(_TimedObserver):
 class ProgressLog(_TimedObserver):
     """Progress on stderr: live on a terminal, a plain line every ten seconds elsewhere."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        super().__init__()
-        self._console = console or Console(stderr=True, highlight=False)
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
         self._live: Progress | None = None
-        self._done = 0.0
-        self._images_per_step = 0
-        self._first_step = -1
 
     def on_message(self, text: str) -> None:
-        """Print one line."""
         self._console.print(undriven(text), markup=False, soft_wrap=True)
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
-        """Start the clock and the bar."""
         super().on_start(total, done, images_per_step)
         self._shown, self._done = self._begin, done
         self._images_per_step, self._first_step = images_per_step, -1
         if self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[facts]}"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-            )
+            amount, facts = "{task.completed}/{task.total}", "{task.fields[facts]}"
+            columns = ("{task.description}", BarColumn(), amount, facts, TimeRemainingColumn(), "left")
             self._live = Progress(*columns, console=self._console)
             self._task = self._live.add_task("starting", total=total, completed=int(done), facts="")
             self._live.start()
 
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
-        """Show the state from time to time; only then does this wait for the device."""
         self._done = done
         if self._first_step < 0:
             self._first_step = position.steps - 1
@@ -101,7 +82,7 @@ class ProgressLog(_TimedObserver):
         if elapsed < (_SECONDS if self._live else _LOG_SECONDS):
             return
         self._shown = time.monotonic()
-        loss, top1 = totals.means()
+        loss, top1 = totals.means()  # waits for the device
         speed = (position.steps - self._first_step) * self._images_per_step / (self._shown - self._begin)
         facts = f"loss {loss:.3f}  train top-1 {top1:.1%}  {speed:.0f} images/s"
         if self._live:
@@ -112,7 +93,6 @@ class ProgressLog(_TimedObserver):
             self.on_message(f"epoch {position.epoch + 1}  {done:g}/{self._total}  {facts}  {left} left")
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """Print one line an epoch."""
         if self._live:
             self._live.update(self._task, completed=self._done)
         tested = [split for split in ("test", "validation") if f"{split}_top1" in row]
@@ -123,7 +103,6 @@ class ProgressLog(_TimedObserver):
         self.on_message(f"epoch {row['epoch']} done: {train}{test}")
 
     def on_end(self) -> None:
-        """Leave the terminal as it was."""
         if self._live:
             self._live.stop()
             self._live = None
@@ -131,37 +110,25 @@ class ProgressLog(_TimedObserver):
 
 def print_summary(record: RunRecord) -> None:
     """Print the run as a table on stderr."""
-    console = Console(stderr=True, highlight=False)
     table = Table(title=f"{record.id}: {record.status}", show_header=False, title_justify="left")
-    for name, value in _summary(record):
-        table.add_row(name, value)
-    console.print(table, markup=False)
-
-
-def _summary(record: RunRecord) -> list[tuple[str, str]]:
-    rows = []
-    if record.metrics:
-        if test := record.metrics.test:
-            rows += [
-                ("test top-1 (last epoch)", f"{test.top1:.2%}"),
-                ("test top-5", f"{test.top5:.2%}"),
-                ("test loss", f"{test.loss:.4f}"),
-                ("calibration error", f"{test.ece:.4f}"),
-            ]
-        if record.metrics.validation:
-            rows.append(("validation top-1", f"{record.metrics.validation.top1:.2%}"))
-        if best := record.metrics.best_test:
-            rows.append(("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})"))
-    cost, method = record.cost, record.method
-    rows += [
-        ("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})"),
-        ("gradient passes", f"{cost.gradient_passes:,.0f}"),
-        ("training time", f"{duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"),
-        ("evaluation time", duration(cost.eval_seconds)),
-        ("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB"),
-        ("two-pass updates", f"{method.two_pass_fraction:.0%}"),
-    ]
+    metrics, cost, method = record.metrics, record.cost, record.method
+    if metrics and (test := metrics.test):
+        table.add_row("test top-1 (last epoch)", f"{test.top1:.2%}")
+        table.add_row("test top-5", f"{test.top5:.2%}")
+        table.add_row("test loss", f"{test.loss:.4f}")
+        table.add_row("calibration error", f"{test.ece:.4f}")
+    if metrics and metrics.validation:
+        table.add_row("validation top-1", f"{metrics.validation.top1:.2%}")
+    if metrics and (best := metrics.best_test):
+        table.add_row("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})")
+    table.add_row("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})")
+    table.add_row("gradient passes", f"{cost.gradient_passes:,.0f}")
+    train = f"{duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"
+    table.add_row("training time", train)
+    table.add_row("evaluation time", duration(cost.eval_seconds))
+    table.add_row("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB")
+    table.add_row("two-pass updates", f"{method.two_pass_fraction:.0%}")
     if method.mean_perturbation_norm is not None and method.mean_gradient_cosine is not None:
-        rows.append(("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}"))
-        rows.append(("mean cos(g, g*)", f"{method.mean_gradient_cosine:.3f}"))
-    return rows
+        table.add_row("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}")
+        table.add_row("mean cos(g, g*)", f"{method.mean_gradient_cosine:.3f}")
+    Console(stderr=True, highlight=False).print(table, markup=False)

@@ -10,33 +10,38 @@ from typing import Annotated
 
 import typer
 
-from pugdft.errors import UserError, undriven
+from pugdft.errors import UserError, reason, refuse, undriven
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(help="A bundled recipe's name, or a file.", show_default=False)]
 
 
+def _read(name: str) -> tuple[Path, str]:
+    """Find a recipe and read its text."""
+    from pugdft.config.load import find_recipe
+    from pugdft.config.yaml import read_text
+
+    path = find_recipe(name)
+    return path, read_text(path)
+
+
 @app.command("ls")
 def list_recipes() -> None:
     """List the bundled recipes with their purpose."""
-    from pugdft.config.load import bundled_recipes, find_recipe
-    from pugdft.config.yaml import read_text
+    from pugdft.config.load import bundled_recipes
 
     names = bundled_recipes()
     width = max(map(len, names))
     for name in names:
-        first = read_text(find_recipe(name)).splitlines()[0]
+        first, *_ = _read(name)[1].splitlines()
         typer.echo(f"{name:<{width}}  {first.removeprefix('#').strip()}")
 
 
 @app.command("show")
 def show_recipe(name: Name) -> None:
     """Print a recipe as it stands."""
-    from pugdft.config.load import find_recipe
-    from pugdft.config.yaml import read_text
-
-    text = read_text(find_recipe(name))
+    _, text = _read(name)
     # Control characters of a foreign file must not reach the terminal; a pipe gets the file as it is.
     typer.echo(undriven(text.replace("\t", " ")) if sys.stdout.isatty() else text, nl=False)
 
@@ -47,19 +52,15 @@ def copy_recipe(
     target: Annotated[Path, typer.Argument(help="The new file, or a folder.", show_default="here")] = Path(),
 ) -> None:
     """Copy a bundled recipe to change it."""
-    from pugdft.config.load import find_recipe
-    from pugdft.config.yaml import read_text
-
-    source = find_recipe(name)
-    text = read_text(source)
+    source, text = _read(name)
     path = target / source.name if os.path.isdir(target) else target
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError(f"{path}: exists already; choose another name") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def say(error: OSError) -> str:
+        exists = isinstance(error, FileExistsError)
+        return "exists already; choose another name" if exists else f"cannot be written: {reason(error)}"
+
+    with refuse(OSError, lambda error: f"{path}: {say(error)}"), path.open("x", encoding="utf-8") as file:
+        file.write(text)
     typer.echo(str(path))
 
 

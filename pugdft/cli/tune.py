@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pugdft.cli.output import given_path
-from pugdft.errors import undriven
+from pugdft.cli.output import given_path, say
 
 if TYPE_CHECKING:
     from pugdft.tuning.trials import Tuned
 
-_PLAIN_WIDTH = 120
-
 
 def command(
     recipe: Annotated[
-        str,
-        typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.", show_default=False),
+        str, typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.", show_default=False)
     ],
     overrides: Annotated[
         list[str] | None,
@@ -58,45 +53,20 @@ def command(
 
     request = TuneRequest(recipe, overrides or [], optimizers, search, trials, seeds, output, num_processes)
     try:
-        tuned, bench = tune(request, _say)
+        tuned, bench = tune(request, say)
     except StoppedError as stop:
         if stop.code != USER_MISTAKE:
-            _say("interrupted: the same command continues the search")
+            say("interrupted: the same command continues the search")
         raise typer.Exit(stop.code) from None
-    for each in tuned:
-        for line in _warnings(each):
-            _say(f"{each.label}: {line}")
-    sys.stdout.write(_table(tuned))
+    _print_table(tuned)
     if bench is None:
         raise typer.Exit(1)
-    _say("the final comparison, on the test split: pugdft bench with this file")
+    say("the final comparison, on the test split: pugdft bench with this file")
     typer.echo(str(bench))
 
 
-def _say(line: str) -> None:
-    print(undriven(line), file=sys.stderr, flush=True)
-
-
-def _warnings(tuned: Tuned) -> list[str]:
-    from pugdft.tuning.trials import options_text
-
-    lines = list(tuned.remarks)
-    for option, edge in tuned.at_edge.items():
-        value = options_text({option: tuned.options[option]})
-        lines.append(f"{value} lies at the {edge} end of what was searched: the best may lie beyond it")
-    if tuned.spec is None:
-        lines.append("no trial has a score, so nothing can be chosen")
-    return lines
-
-
-def _count(tuned: Tuned) -> str:
-    seeds = len(tuned.trials[0].trial.cells)
-    return f"{len(tuned.trials):,}" + (f" × {seeds} seeds" if seeds > 1 else "")
-
-
-def _table(tuned: Sequence[Tuned]) -> str:
-    from io import StringIO
-
+def _print_table(tuned: Sequence[Tuned]) -> None:
+    """Print what was found on stdout, and what a reader must know of it on stderr."""
     from rich.console import Console
     from rich.table import Table
 
@@ -108,18 +78,23 @@ def _table(tuned: Sequence[Tuned]) -> str:
     for name in ("validation top-1", "trials", "passes"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in tuned:
+        texts = {option: options_text({option: value}) for option, value in each.options.items()}
+        remarks = list(each.remarks)
+        for option, edge in each.at_edge.items():
+            place = f"at the {edge} end of what was searched"
+            remarks.append(f"{texts[option]} lies {place}: the best may lie beyond it")
+            texts[option] += " (at the edge)"
+        if each.spec is None:
+            remarks.append("no trial has a score, so nothing can be chosen")
+        for remark in remarks:
+            say(f"{each.label}: {remark}")
         top1 = each.outcome.top1 if each.outcome else None
-        options = "  ".join(
-            options_text({option: value}) + (" (at the edge)" if option in each.at_edge else "")
-            for option, value in each.options.items()
-        )
+        num_seeds = len(each.trials[0].trial.cells)
         table.add_row(
             each.label,
-            options if each.spec is not None else "none has a score",
+            "  ".join(texts.values()) if each.spec is not None else "none has a score",
             "–" if top1 is None else f"{top1:.2%}",
-            _count(each),
+            f"{len(each.trials):,}" + (f" × {num_seeds} seeds" if num_seeds > 1 else ""),
             f"{each.gradient_passes:,.0f}",
         )
-    buffer = StringIO()
-    Console(file=buffer, width=_PLAIN_WIDTH, highlight=False, markup=False).print(table)
-    return buffer.getvalue()
+    Console(width=120, color_system=None, highlight=False, markup=False).print(table)

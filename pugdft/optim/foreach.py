@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 20
 
 EPSILON = 1e-12
 """Added to a norm before division; 0 in fp16, hence norms and factors are at least fp32."""
@@ -27,7 +27,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm over all elements, a 0-dim tensor on the first one's device, in fp64 for fp64, else in fp32."""
     if _on_cpu(tensors) and all(_is_flat(tensor, tensors[0].dtype) for tensor in tensors):
         squares = torch.stack([_square_sum(tensor) for tensor in tensors])
-        norm = squares.sum(dtype=torch.float64).sqrt()
+        norm = squares.sum().sqrt()
         if math.isinf(norm):  # the squares of finite numbers may be infinite in fp32
             wide = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
             norm = torch.linalg.vector_norm(torch.stack(wide))

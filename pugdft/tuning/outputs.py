@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
-from pugdft.errors import UserError
+from pugdft.errors import UserError, refuse
 from pugdft.paths import locked, write_atomically
 from pugdft.training.run import differences_between
 from pugdft.tuning.space import Search
-from pugdft.tuning.trials import Finished, Say, Tuned
+from pugdft.tuning.trials import Outcome, Say, Tuned
 
 SCHEMA = "pugdft.tuning/1"
 TUNING_NAME, BENCH_NAME, RECIPE_NAME = "tuning.yaml", "bench.yaml", "recipe.yaml"
@@ -32,17 +32,12 @@ _BENCH_HEADER = """\
 
 @dataclass(frozen=True)
 class Question:
-    """What is searched, and on which images it is judged: a folder answers one question.
+    """What is searched, and on which images: a folder answers one question."""
 
-    Attributes:
-        recipe: of the final comparison.
-        validation: fraction of the train split that the trials hold out.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # of the final comparison
     search: Search
-    seeds: tuple[int, ...]
-    validation: float
+    seeds: Sequence[int]
+    validation: float  # fraction of the train split that the trials hold out
 
     def as_dict(self) -> dict[str, Any]:
         """As in ``tuning.yaml``."""
@@ -55,38 +50,16 @@ class Question:
         }
 
 
-class _Choice(BaseModel):
-    optimizer: dict[str, Any]
-
-
-class _Budget(BaseModel):
-    trials: int
-
-
-class _Evidence(BaseModel):
-    """What another command needs of an optimizer's entry in ``tuning.yaml``."""
-
-    label: str
-    choice: _Choice | None
-    tuning: _Budget
-
-
 def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
-    """Check that ``folder`` is free for this question, or already this question's; changes nothing.
+    """Return what earlier commands have found, as in ``tuning.yaml``; refuse a folder of another search.
 
     The optimizers and the number of trials may change: a longer search continues a shorter one.
-
-    Returns:
-        What earlier commands of this question have found, as in ``tuning.yaml``.
-
-    Raises:
-        UserError: it holds another search, or somebody else's files where a search writes its own.
     """
     path = folder / TUNING_NAME
     if not path.is_file():
-        for name in (BENCH_NAME, RECIPE_NAME):
-            if (folder / name).exists():
-                raise UserError(f"{folder / name}: exists and is not of a search; choose another --output")
+        for foreign in (folder / BENCH_NAME, folder / RECIPE_NAME):
+            if foreign.exists():
+                raise UserError(f"{foreign}: exists and is not of a search; choose another --output")
         return []
     given = yaml.parse(yaml.read_text(path), str(path))
     if not isinstance(given, Mapping) or given.get("schema") != SCHEMA:
@@ -97,27 +70,21 @@ def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
         theirs["recipe"] = Recipe.model_validate(theirs["recipe"]).as_dict()
     for each in (ours, theirs):
         if isinstance(each["search"], Mapping):
-            each["search"] = {key: value for key, value in each["search"].items() if key != "trials"}
+            each["search"] = {**each["search"], "trials": None}
     if differences := differences_between(theirs, ours):
-        shown = "\n".join(f"  {line}" for line in differences)
-        raise UserError(
-            f"{folder}: holds another search:\n{shown}\nChoose another --output, or move that one away."
-        )
-    found: Any = given.get("optimizers")
-    try:
-        TypeAdapter(list[_Evidence]).validate_python(found, strict=True)
-    except ValidationError:
-        message = "optimizers: are not as a search writes them; choose another --output"
-        raise UserError(f"{path}: {message}") from None
-    return list(found)
+        shown = "".join(f"\n  {line}" for line in differences)
+        advice = "Choose another --output, or move that one away."
+        raise UserError(f"{folder}: holds another search:{shown}\n{advice}")
+    message = f"{path}: optimizers: are not as a search writes them; choose another --output"
+    with refuse((TypeError, LookupError, ValueError), lambda error: message):
+        found: list[dict[str, Any]] = list(given["optimizers"])
+        _bench_entries(found)
+        _scored(found)
+    return found
 
 
 def claim_folder(folder: Path, question: Question) -> None:
-    """Write down the question, unless it is written there.
-
-    Raises:
-        UserError: as in :func:`check_folder`, if another command was quicker; the file system has no locks.
-    """
+    """Write the question to a free folder; refuse one that another search has claimed meanwhile."""
     path = folder / TUNING_NAME
     with locked(folder / _LOCK):
         check_folder(folder, question)
@@ -128,14 +95,7 @@ def claim_folder(folder: Path, question: Question) -> None:
 def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say: Say) -> Path | None:
     """Write what was found; what other commands found for further optimizers stays.
 
-    Args:
-        folder: of the search.
-        question: what was searched.
-        tuned: the optimizers that this command was asked for.
-        say: called with what a reader of the bench file must know.
-
-    Returns:
-        The bench file's path; None, and no bench file, if one of ``tuned`` has no trial with a score.
+    Returns the bench file's path, or None and no bench file if one of ``tuned`` has no trial with a score.
     """
     path = folder / BENCH_NAME
     with locked(folder / _LOCK):
@@ -150,64 +110,61 @@ def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say:
         if not is_whole:
             return None
         write_atomically(folder / RECIPE_NAME, yaml.dump(question.recipe.as_dict()).encode())
-        bench = {"recipes": [RECIPE_NAME], "optimizers": _entries(found, say), "seeds": _FINAL_SEEDS}
+        entries = _bench_entries(found.values())
+        bench = {"recipes": [RECIPE_NAME], "optimizers": entries, "seeds": _FINAL_SEEDS}
         write_atomically(path, (_BENCH_HEADER + yaml.dump(bench)).encode())
+    scored = _scored(found.values())
+    if unscored := [label for label in found if label not in scored]:
+        say(f"not in {BENCH_NAME}, since no trial of an earlier command has a score: {', '.join(unscored)}")
+    if len(set(scored.values())) > 1:
+        counts = ", ".join(f"{label} {number}" for label, number in scored.items())
+        say(f"{BENCH_NAME}: runs of each optimizer's search, which differ: {counts}")
     return path
 
 
-def _entries(found: Mapping[str, Mapping[str, Any]], say: Say) -> list[dict[str, Any]]:
-    """The optimizers of the bench file."""
-    chosen = {label: each for label, each in found.items() if each["choice"] is not None}
-    if unscored := [label for label in found if label not in chosen]:
-        say(f"not in {BENCH_NAME}, since no trial of an earlier command has a score: {', '.join(unscored)}")
-    runs = {label: each["tuning"]["trials"] for label, each in chosen.items()}
-    if len(set(runs.values())) > 1:
-        counts = ", ".join(f"{label} {number}" for label, number in runs.items())
-        say(f"{BENCH_NAME}: runs of each optimizer's search, which differ: {counts}")
+def _bench_entries(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The optimizers of the bench file; two spellings of one optimizer come to one entry."""
     entries: list[dict[str, Any]] = []
-    specs: list[Mapping[str, Any]] = []  # two spellings of one optimizer come to one entry
-    for each in chosen.values():
-        spec = each["choice"]["optimizer"]
-        if spec not in specs:
+    specs: list[Mapping[str, Any]] = []
+    for each in found:
+        if each["choice"] is not None and (spec := each["choice"]["optimizer"]) not in specs:
             specs.append(spec)
             entries.append({**spec, "tuning": each["tuning"]})
     return entries
 
 
+def _scored(found: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Label to number of trials, of the optimizers with a score."""
+    return {str(each["label"]): int(each["tuning"]["trials"]) for each in found if each["choice"] is not None}
+
+
 def _evidence(tuned: Tuned, question: Question) -> dict[str, Any]:
-    choice: dict[str, Any] | None = None
-    if tuned.spec is not None:
-        choice = {
-            "optimizer": dict(tuned.spec),
-            "options": dict(tuned.options),
-            "validation_top1": tuned.outcome.top1 if tuned.outcome else None,
-            "validation_loss": tuned.outcome.loss if tuned.outcome else None,
+    choice = {"optimizer": tuned.spec, "options": dict(tuned.options), **_scores(tuned.outcome)}
+    trials = [
+        {
+            "number": number,
+            **({"stage": each.stage} if each.stage else {}),
+            "optimizer": each.trial.label,
+            "options": dict(each.trial.options),
+            "seeds": list(question.seeds),
+            **_scores(each.outcome),
+            "status": each.outcome.status,
+            "runs": list(each.trial.runs),
+            "gradient_passes": float(each.outcome.gradient_passes),
         }
+        for number, each in enumerate(tuned.trials, 1)
+    ]
+    passes = float(tuned.gradient_passes)
     return {
         "label": tuned.label,
-        "trials": [_trial(number, each, question) for number, each in enumerate(tuned.trials, 1)],
-        "choice": choice,
+        "trials": trials,
+        "choice": choice if tuned.spec is not None else None,
         "at_edge": dict(tuned.at_edge),
         "remarks": list(tuned.remarks),
-        "tuning": {
-            "trials": tuned.num_runs,
-            "gradient_passes": float(tuned.gradient_passes),
-            "search": question.search.title,
-        },
+        "tuning": {"trials": tuned.num_runs, "gradient_passes": passes, "search": question.search.title},
     }
 
 
-def _trial(number: int, finished: Finished, question: Question) -> dict[str, Any]:
-    trial, outcome = finished.trial, finished.outcome
-    return {
-        "number": number,
-        **({"stage": finished.stage} if finished.stage else {}),
-        "optimizer": trial.label,
-        "options": dict(trial.options),
-        "seeds": list(question.seeds),
-        "validation_top1": outcome.top1,
-        "validation_loss": outcome.loss,
-        "status": outcome.status,
-        "runs": list(trial.runs),
-        "gradient_passes": float(outcome.gradient_passes),
-    }
+def _scores(outcome: Outcome | None) -> dict[str, float | None]:
+    top1, loss = (outcome.top1, outcome.loss) if outcome else (None, None)
+    return {"validation_top1": top1, "validation_loss": loss}

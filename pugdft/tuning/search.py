@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pugdft.bench.executors.local import prepare_output
-from pugdft.bench.grid import parse_seeds, plan_cells
+from pugdft.bench.grid import Matrix, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config.schema import Recipe
-from pugdft.errors import FaultsError, UserError
+from pugdft.errors import FaultsError, UserError, refuse
 from pugdft.training.run import read_recipe
-from pugdft.tuning.outputs import Question, check_folder, claim_folder, write_outputs
-from pugdft.tuning.space import (
-    GeneralSearch,
-    GreedySearch,
-    Search,
-    SearchAxis,
-    Untuned,
-    axes_of,
-    read_search,
-    space_faults,
-    with_option,
-)
-from pugdft.tuning.trials import Finished, Say, Trial, Trials, Tuned
-
-TRIALS_FOLDER, STUDY_FOLDER = "trials", "study"
+from pugdft.tuning import outputs, space
+from pugdft.tuning.space import GreedySearch, SearchAxis, Untuned, with_option
+from pugdft.tuning.trials import Say, Trial, Trials, Tuned
 
 _HELD_OUT = 0.1
 
@@ -50,94 +38,93 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
     """Choose the options of every optimizer on held-out images, and write the comparison that follows.
 
     The same request continues an interrupted search, shares the trials of one that another command has
-    started, and finds a finished one as it is.
-
-    Args:
-        request: what to search.
-        say: called with messages about the progress.
-
-    Returns:
-        What was found for each optimizer, and the bench file; None if one has no trial with a score.
-
-    Raises:
-        UserError: a mistake in the arguments or files.
-        StoppedError: a run ended for a mistake of the user or an interruption.
+    started, and finds a finished one as it is. Returns what was found for each optimizer, and the bench file,
+    or None if one has no trial with a score. Raises StoppedError as :meth:`Trials.run`.
     """
     search = _search(request)
-    seeds = tuple(parse_seeds(request.seeds))
+    seeds = parse_seeds(request.seeds)
     recipe, template = _recipes(request, say)
-    cells = plan_cells([request.recipe], request.overrides, parse_optimizers(request.optimizers), [0], Path())
-    optimizers = [Untuned(cell.optimizer, cell.recipe.optimizer) for cell in cells]
-    if faults := space_faults(search.dimensions, optimizers):
+    entries, overrides = parse_optimizers(request.optimizers), list(request.overrides)
+    matrix = Matrix.model_construct(recipes=[request.recipe], overrides=overrides, entries=entries, seeds=[0])
+    optimizers = [Untuned(cell.optimizer, cell.recipe.optimizer) for cell in plan_cells(matrix, Path())]
+    if faults := space.space_faults(search.dimensions, optimizers):
         raise FaultsError(f"--search {request.search}", faults)
-    folder = request.output / TRIALS_FOLDER
-    question = Question(recipe, search, seeds, template.data.validation)
-    check_folder(request.output, question)
-    prepare_output(folder)
-    claim_folder(request.output, question)
-    trials = Trials(template, seeds, folder, request.num_processes, say)
-    if isinstance(search, GeneralSearch):
+    output, question = request.output, outputs.Question(recipe, search, seeds, template.data.validation)
+    outputs.check_folder(output, question)
+    prepare_output(output / "trials")
+    outputs.claim_folder(output, question)
+    trials = Trials(template, seeds, output / "trials", request.num_processes, say)
+    if isinstance(search, GreedySearch):
+        tuned = search_greedily(search, optimizers, trials)
+    else:
         from pugdft.tuning.study import search_generally
 
-        say(f"{search.title}: {search.trials} trials of each optimizer")
-        study_folder = request.output / STUDY_FOLDER
-        study_folder.mkdir(exist_ok=True)
-        tuned = search_generally(search, optimizers, trials, study_folder)
-    else:
-        plans = plan_greedy(search, optimizers)
-        counts = ", ".join(f"{plan.optimizer.label} {plan.num_trials}" for plan in plans)
-        unequal = len({plan.num_trials for plan in plans}) > 1
-        say(f"{search.title}: trials of each optimizer{', which differ' if unequal else ''}: {counts}")
-        tuned = search_greedily(plans, trials)
-    return tuned, write_outputs(request.output, question, tuned, say)
+        tuned = search_generally(search, optimizers, trials, output / "study")
+    return tuned, outputs.write_outputs(output, question, tuned, say)
 
 
-def _search(request: TuneRequest) -> Search:
-    search = read_search(request.search)
+def _search(request: TuneRequest) -> space.Search:
+    search = space.read_search(request.search)
     if isinstance(search, GreedySearch):
-        if request.trials is not None:
-            raise UserError(
-                f"--trials: {search.title} is a greedy search, whose grids say how many trials it takes; "
-                "--search general takes a number"
-            )
-        return search
-    try:
+        if request.trials is None:
+            return search
+        kind = f"{search.title} is a greedy search, whose grids say how many trials it takes"
+        raise UserError(f"--trials: {kind}; --search general takes a number")
+    message = (
+        'a general search needs Optuna, which cannot be imported ({}): pip install "pugdft[tune]". '
+        "The greedy search, --search greedy, needs nothing further."
+    )
+    with refuse(ImportError, message.format):
         import optuna  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f'a general search needs Optuna, which cannot be imported ({error}): pip install "pugdft[tune]". '
-            "The greedy search, --search greedy, needs nothing further."
-        ) from None
     return search if request.trials is None else search.model_copy(update={"trials": request.trials})
 
 
 def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
     """The final comparison's recipe, and the trials'."""
-    recipe = read_recipe(request.recipe, request.overrides).model_copy(update={"tuning": None})
-    if recipe.train.evaluate != "all":
+    data = read_recipe(request.recipe, request.overrides).as_dict() | {"tuning": None}
+    if data["train"]["evaluate"] != "all":
         say("train.evaluate: validation is for the trials; the final comparison is judged on the test split")
-        train = recipe.train.model_copy(update={"evaluate": "all"})
-        recipe = recipe.model_copy(update={"train": train})
-    data = recipe.as_dict()
+        data["train"]["evaluate"] = "all"
+    recipe = read_recipe(data)
     data["train"]["evaluate"] = "validation"
     if not recipe.data.holds_out:
         data["data"]["validation"] = _HELD_OUT
-        say(
-            f"the recipe holds no images out: the trials hold out {_HELD_OUT:.0%} of the train split and are "
-            "judged on them; the final comparison trains on all of it"
-        )
+        share = f"the trials hold out {_HELD_OUT:.0%} of the train split and are judged on them"
+        say(f"the recipe holds no images out: {share}; the final comparison trains on all of it")
     return recipe, read_recipe(data)
 
 
-# --- the greedy search -----------------------------------------------------------------------------------
+def search_greedily(search: GreedySearch, optimizers: Sequence[Untuned], trials: Trials) -> list[Tuned]:
+    """Search every optimizer, stage by stage, so that several commands share the work."""
+    states = [_GreedyState(search, each, trials) for each in optimizers]
+    if search.equalize:
+        most = max(state.num_trials for state in states)
+        for state in states:
+            state.refine(most)
+    counts = ", ".join(f"{state.label} {state.num_trials}" for state in states)
+    unequal = ", which differ" if len({state.num_trials for state in states}) > 1 else ""
+    trials.say(f"{search.title}: trials of each optimizer{unequal}: {counts}")
+    for number in range(max(len(state.grids) for state in states)):
+        stages = [(state, state.stage(number)) for state in states if number < len(state.grids)]
+        distinct = {trial.runs: trial for _, stage in stages for trial in stage}
+        settled = sum(map(trials.is_settled, distinct.values()))
+        trials.say(f"stage {number + 1}: {len(distinct)} trials, {settled} finished before")
+        trials.run(list(distinct.values()), f"stage {number + 1}: ")
+        for state, stage in stages:
+            state.choose(state.grids[number], stage)
+    return [state.tuned() for state in states]
 
 
-@dataclass(frozen=True)
-class GreedyPlan:
-    """One optimizer's grids, in their order."""
+class _GreedyState:
+    """One optimizer's grids, in their order, and what their stages have found so far."""
 
-    optimizer: Untuned
-    grids: tuple[SearchAxis, ...]
+    def __init__(self, search: GreedySearch, optimizer: Untuned, trials: Trials) -> None:
+        self.label, self.grids = optimizer.label, space.axes_of(search.dimensions, optimizer)
+        self._trials, self._spec = trials, dict(optimizer.spec)
+        self._found: dict[str, Any] = {}
+        self._remarks: list[str] = []
+        self._best: Trial | None = None  # of the optimizer itself
+        self._tried: list[tuple[Trial, str]] = []
 
     @property
     def num_trials(self) -> int:
@@ -145,89 +132,39 @@ class GreedyPlan:
         number = 0
         have_run: set[bool] = set()  # the base alone, the optimizer itself: neither's trials are the other's
         for grid in self.grids:
-            values = grid.values
-            number += len(values) - (grid.alone in have_run and grid.start in values)
+            number += len(grid.values) - (grid.alone in have_run and grid.start in grid.values)
             have_run.add(grid.alone)
         return number
 
-    def refined(self, num_trials: int) -> GreedyPlan:
-        """With further points, until it has so many trials.
+    def refine(self, num_trials: int) -> None:
+        """Add points until it has so many trials: to the last list that runs the method itself, if any.
 
-        The last list of numbers that runs the method itself gets them, since a base's grid is shared with
-        other methods.
+        A base's list is shared with other methods.
         """
         candidates = [number for number, grid in enumerate(self.grids) if grid.can_refine]
-        if not candidates:
-            return self
-        chosen = max(candidates, key=lambda number: (not self.grids[number].alone, number))
-        plan = self
-        # One by one: a middle that is the untuned value is no trial more.
-        while plan.num_trials < num_trials:
-            grids = list(plan.grids)
-            grids[chosen] = grids[chosen].refined()
-            plan = replace(plan, grids=tuple(grids))
-        return plan
-
-
-def plan_greedy(search: GreedySearch, optimizers: Sequence[Untuned]) -> list[GreedyPlan]:
-    """The grids of every optimizer, with the same number of trials where the search asks for it."""
-    plans = [GreedyPlan(each, tuple(axes_of(search.dimensions, each.spec))) for each in optimizers]
-    most = max(plan.num_trials for plan in plans)
-    return [plan.refined(most) for plan in plans] if search.equalize else plans
-
-
-def search_greedily(plans: Sequence[GreedyPlan], trials: Trials) -> list[Tuned]:
-    """Search every optimizer, stage by stage, so that several commands share the work.
-
-    Raises:
-        StoppedError: a run ended for a mistake of the user or an interruption.
-    """
-    states = [_GreedyState(plan, trials) for plan in plans]
-    for number in range(max(len(plan.grids) for plan in plans)):
-        stages = [state.stage(number) for state in states]
-        distinct = {trial.runs: trial for stage in stages for trial in stage}
-        settled = sum(map(trials.is_settled, distinct.values()))
-        trials.say(f"stage {number + 1}: {len(distinct)} trials, {settled} finished before")
-        trials.run(list(distinct.values()), f"stage {number + 1}: ")
-        for state, stage in zip(states, stages, strict=True):
-            if stage:
-                state.choose(state.plan.grids[number], stage)
-    return [state.tuned() for state in states]
-
-
-class _GreedyState:
-    """What the stages of one optimizer have found so far."""
-
-    def __init__(self, plan: GreedyPlan, trials: Trials) -> None:
-        self.plan, self._trials = plan, trials
-        self._spec = dict(plan.optimizer.spec)
-        self._found: dict[str, Any] = {}
-        self._at_edge: dict[str, str] = {}
-        self._remarks: list[str] = []
-        self._best: Trial | None = None  # of the optimizer itself
-        self._history: dict[tuple[str, ...], tuple[Trial, str]] = {}
+        if candidates:
+            chosen = max(candidates, key=lambda number: (not self.grids[number].alone, number))
+            # One by one: a middle that is the untuned value is no further trial.
+            while self.num_trials < num_trials:
+                self.grids[chosen] = self.grids[chosen].refined()
 
     def stage(self, number: int) -> list[Trial]:
-        """The trials of a grid; none if the optimizer has fewer grids."""
-        if number >= len(self.plan.grids):
-            return []
-        grid = self.plan.grids[number]
-        label, spec, found = self.plan.optimizer.label, self._spec, self._found
+        """The trials of a grid."""
+        grid, label, spec, found = self.grids[number], self.label, self._spec, self._found
         if grid.alone:
             spec = spec["base"]
             label = spec["name"]
             found = {option: value for option, value in found.items() if option.startswith("base.")}
-        stage = [
-            self._trials.make(label, {**found, grid.option: value}, with_option(spec, grid.option, value))
-            for value in grid.values
-        ]
-        for trial in stage:
-            self._history.setdefault(trial.runs, (trial, grid.option))
+        stage = []
+        for value in grid.values:
+            options = {**found, grid.option: value}
+            stage.append(self._trials.make(label, options, with_option(spec, grid.option, value)))
+        self._tried += [(trial, grid.option) for trial in stage]
         return stage
 
     def choose(self, grid: SearchAxis, stage: Sequence[Trial]) -> None:
         """Take the best value of the grid; the value found before stays if it is no worse."""
-        # A base's score says nothing of the method's, so the two are never held against each other.
+        # A base's score says nothing of the method's, so the two are never compared.
         before = [self._best] if self._best and not grid.alone else []
         best = self._trials.best([*before, *stage])
         if best is None:
@@ -238,22 +175,12 @@ class _GreedyState:
         value = best.options.get(grid.option, grid.start)
         self._spec = with_option(self._spec, grid.option, value)
         self._found[grid.option] = value
-        if edge := grid.edge(value):
-            self._at_edge[grid.option] = edge
 
     def tuned(self) -> Tuned:
         """The result of the search."""
-        finished = tuple(
-            Finished(trial, self._trials.outcome(trial), option) for trial, option in self._history.values()
-        )
-        is_own = any(not grid.alone for grid in self.plan.grids)
-        is_found = self._best is not None if is_own else bool(self._found)
-        return Tuned(
-            self.plan.optimizer.label,
-            self._spec if is_found else None,
-            self._found,
-            self._trials.outcome(self._best) if self._best else None,
-            finished,
-            self._at_edge,
-            tuple(self._remarks),
-        )
+        only_base = all(grid.alone for grid in self.grids)
+        is_found = bool(self._found) if only_base else self._best is not None
+        spec = self._spec if is_found else None
+        outcome = self._trials.outcome(self._best) if self._best else None
+        tried, at_edge = self._trials.finished(self._tried), space.edges_of(self.grids, self._found)
+        return Tuned(self.label, spec, self._found, outcome, tried, at_edge, tuple(self._remarks))

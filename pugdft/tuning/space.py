@@ -5,30 +5,29 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from pugdft.bench.grid import method_of, read_section
+from pugdft.bench.optimizer_spec import method_defaults
 from pugdft.config import yaml
-from pugdft.config.load import recipe_folder, schema_faults
+from pugdft.config.load import recipe_folder
 from pugdft.config.schema import Number, Section
 from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match
 from pugdft.optim import spec_faults
-from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, build_method
+from pugdft.optim.base import BASES, GROUP_OPTIONS
+from pugdft.optim.build import base_defaults
 from pugdft.optim.combine import Identity
 from pugdft.optim.methods import METHODS
-from pugdft.optim.options import keyword_defaults
 
 _BASE = "base."
-# A best value this close to a bound, as a share of the range, may have a better one beyond the bound.
-_NEAR = 0.05
+_NEAR = 0.05  # share of a range: beyond a bound this close to the best value, a better one may lie
 _LONGEST_SHOWN = 80
-
-# --- search files ----------------------------------------------------------------------------------------
 
 
 def _check_option(option: str) -> str:
@@ -42,18 +41,22 @@ def _check_points(points: list[Any]) -> list[Any]:
     faults = []
     for number, point in enumerate(points):
         if isinstance(point, float) and not math.isfinite(point):
-            faults.append(ConfigIssue("", f"must be finite, not {json.dumps(point)}"))
+            faults.append(f"must be finite, not {json.dumps(point)}")
         elif any(other == point and type(other) is type(point) for other in points[:number]):
-            faults.append(ConfigIssue("", f"{json.dumps(point, default=str)[:_LONGEST_SHOWN]} stands twice"))
-    if faults:
-        raise FaultsError("", faults)
+            faults.append(f"{json.dumps(point, default=str)[:_LONGEST_SHOWN]} stands twice")
+    _refuse([("", fault) for fault in faults])
     return points
+
+
+def _refuse(faults: Sequence[tuple[str, str]]) -> None:
+    """Raise the faults, each a place in the file and a message, if there are any."""
+    if faults:
+        raise FaultsError("", list(starmap(ConfigIssue, faults)))
 
 
 Option = Annotated[str, AfterValidator(_check_option)]
 Points = Annotated[list[Any], Field(min_length=1), AfterValidator(_check_points)]
 Factors = Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=1), AfterValidator(_check_points)]
-Count = Annotated[int, Field(le=100_000)]
 
 
 class NumberRange(Section):
@@ -79,12 +82,14 @@ def _positive(span: NumberRange) -> NumberRange:
 
 
 def _kind(given: Any) -> str | None:
-    """Which alternative of :data:`Where` a value of a file is, or has become."""
-    if isinstance(given, Mapping):
-        return "<times>" if "times" in given else "<range>"
-    if isinstance(given, NumberRange | Multiples):
-        return "<range>" if isinstance(given, NumberRange) else "<times>"
+    """Name the alternative of :data:`Where` that a value of a file, or an object made of it, belongs to."""
+    if isinstance(given, Mapping | Section):
+        return "<times>" if "times" in dict(given) else "<range>"
     return "<list>" if isinstance(given, list) else None
+
+
+def _by_kind(expected: str) -> Discriminator:
+    return Discriminator(_kind, custom_error_type="kind", custom_error_message=expected)
 
 
 class Multiples(Section):
@@ -92,11 +97,7 @@ class Multiples(Section):
 
     times: Annotated[
         Annotated[Factors, Tag("<list>")] | Annotated[NumberRange, AfterValidator(_positive), Tag("<range>")],
-        Discriminator(
-            _kind,
-            custom_error_type="kind",
-            custom_error_message="a list, or {low: …, high: …, log: true}",
-        ),
+        _by_kind("a list, or {low: …, high: …, log: true}"),
     ]
 
 
@@ -104,11 +105,7 @@ Where = Annotated[
     Annotated[Points, Tag("<list>")]
     | Annotated[NumberRange, Tag("<range>")]
     | Annotated[Multiples, Tag("<times>")],
-    Discriminator(
-        _kind,
-        custom_error_type="kind",
-        custom_error_message="a list, {low: …, high: …, log: true}, or {times: …} with one of them",
-    ),
+    _by_kind("a list, {low: …, high: …, log: true}, or {times: …} with one of them"),
 ]
 
 
@@ -124,12 +121,10 @@ class SearchStage(Section):
     def _check(self) -> SearchStage:
         faults = []
         if (self.values is None) == (self.times is None):
-            faults.append(ConfigIssue("", "expected either values or times, with a list"))
+            faults.append(("", "expected either values or times, with a list"))
         if self.searched == "base" and not self.option.startswith(_BASE):
-            message = f"base searches options of the base, such as base.lr, not {self.option}"
-            faults.append(ConfigIssue("with", message))
-        if faults:
-            raise FaultsError("", faults)
+            faults.append(("with", f"base searches options of the base, such as base.lr, not {self.option}"))
+        _refuse(faults)
         return self
 
 
@@ -147,14 +142,10 @@ class _Search(Section):
 
 
 class GreedySearch(_Search):
-    """One option after another.
-
-    Attributes:
-        equalize: shorter searches get finer grids until all optimizers have the same number of trials.
-    """
+    """One option after another."""
 
     search: Literal["greedy"]
-    equalize: bool = True
+    equalize: bool = True  # shorter searches get finer grids until all optimizers have as many trials
     stages: Annotated[list[SearchStage], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -163,53 +154,44 @@ class GreedySearch(_Search):
         for number, stage in enumerate(self.stages):
             before = self.stages[:number]
             if stage.option in [other.option for other in before]:
-                faults.append(ConfigIssue(f"stages.{number}.option", f'"{stage.option}" stands twice'))
+                faults.append((f"stages.{number}.option", f'"{stage.option}" stands twice'))
             # What the base finds would change a method that was scored with another base.
             own = [other.option for other in before if other.searched == "method"]
             if stage.searched == "base" and own:
                 message = f"base must come before stages with the method ({own[0]})"
-                faults.append(ConfigIssue(f"stages.{number}.with", message))
-        if faults:
-            raise FaultsError("", faults)
+                faults.append((f"stages.{number}.with", message))
+        _refuse(faults)
         return self
 
     @property
-    def dimensions(self) -> tuple[SearchAxis, ...]:
+    def dimensions(self) -> list[SearchAxis]:
         """Every option that is searched."""
-        return tuple(
-            SearchAxis(
-                stage.option,
-                tuple(stage.times or stage.values or ()),
-                stage.times is not None,
-                alone=stage.searched == "base",
-            )
-            for stage in self.stages
-        )
+        axes = []
+        for stage in self.stages:
+            points = tuple(stage.times or stage.values or ())
+            is_alone = stage.searched == "base"
+            axes.append(SearchAxis(stage.option, points, stage.times is not None, alone=is_alone))
+        return axes
 
 
 class GeneralSearch(_Search):
-    """All options together, by Optuna.
-
-    Attributes:
-        trials: of each optimizer.
-        seed: of the sampler.
-    """
+    """All options together, by Optuna."""
 
     search: Literal["general"]
     sampler: Literal["tpe", "random"] = "tpe"
-    trials: Annotated[Count, Field(ge=1)] = 30
-    seed: Annotated[Count, Field(ge=0)] = 0
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 30  # of each optimizer
+    seed: Annotated[int, Field(ge=0, le=100_000)] = 0  # of the sampler
     space: Annotated[dict[Option, Where], Field(min_length=1)]
 
     @property
-    def dimensions(self) -> tuple[SearchAxis, ...]:
+    def dimensions(self) -> list[SearchAxis]:
         """Every option that is searched."""
         axes = []
         for option, where in self.space.items():
             given = where.times if isinstance(where, Multiples) else where
             points = given if isinstance(given, NumberRange) else tuple(given)
-            axes.append(SearchAxis(option, points, isinstance(where, Multiples)))
-        return tuple(axes)
+            axes.append(SearchAxis(option, points, times=isinstance(where, Multiples)))
+        return axes
 
 
 Search = GreedySearch | GeneralSearch
@@ -221,38 +203,24 @@ def bundled_searches() -> dict[str, Path]:
 
 
 def read_search(source: str) -> Search:
-    """Read a search from a file or a bundled one's name.
-
-    Raises:
-        UserError: there is no such file.
-        FaultsError: with every fault of the file.
-    """
+    """Read a search from a file or a bundled one's name; every fault of the file is reported."""
     bundled = bundled_searches()
     # Unlike pathlib's, os.path's test is false for a name that is too long for any file.
     path = Path(source) if source and os.path.isfile(source) else bundled.get(source)
     if path is None:
-        hint = close_match(Path(source).stem[:_LONGEST_SHOWN], bundled)
-        raise UserError(
-            f'--search "{source[:_LONGEST_SHOWN]}": no such file or bundled search. '
-            f"Bundled: {', '.join(bundled)}.{hint}"
-        )
+        known = f"{', '.join(bundled)}.{close_match(Path(source).stem[:_LONGEST_SHOWN], bundled)}"
+        problem = f"no such file or bundled search. Bundled: {known}"
+        raise UserError(f'--search "{source[:_LONGEST_SHOWN]}": {problem}')
     data = yaml.parse(yaml.read_text(path), str(path))
     kind = data.get("search") if isinstance(data, Mapping) else None
     if kind not in ("greedy", "general"):
         shown = json.dumps(kind, default=str)[:_LONGEST_SHOWN]
         problem = "is required" if kind is None else f"must be greedy or general, not {shown}"
-        fault = ConfigIssue("search", f"{problem}: greedy, with stages, or general, with a space")
-        raise FaultsError(str(path), [fault])
-    schema: type[GreedySearch] | type[GeneralSearch] = GreedySearch if kind == "greedy" else GeneralSearch
-    try:
-        search = schema.model_validate(data)
-    except ValidationError as error:
-        raise FaultsError(str(path), schema_faults(error, schema)) from None
+        raise UserError(f"{path}: search: {problem}: greedy, with stages, or general, with a space")
+    schema: type[Search] = GreedySearch if kind == "greedy" else GeneralSearch
+    search = read_section(schema, data, str(path))
     search._title = path.stem if path in bundled.values() else path.name
     return search
-
-
-# --- one optimizer's axes --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -262,24 +230,26 @@ class Untuned:
     label: str
     spec: Mapping[str, Any]
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option of the optimizer and, as ``base.lr``, of its base, with its value."""
+        is_method = self.spec["name"] in METHODS
+        base = self.spec["base"] if is_method else self.spec
+        values = {**base_defaults(base["name"]), **GROUP_OPTIONS, **base}
+        options = {f"{_BASE}{key}": value for key, value in values.items() if key != "name"}
+        own = {**method_defaults(self.spec["name"]), **self.spec} if is_method else {}
+        return options | {key: value for key, value in own.items() if key not in ("name", "base")}
+
 
 @dataclass(frozen=True)
 class SearchAxis:
-    """One searched option: as the search gives it, then for one optimizer.
+    """One searched option: as the search gives it, then for one optimizer."""
 
-    Attributes:
-        option: ``rho`` of a method, ``base.lr`` of its base.
-        where: a list of points, or a range.
-        times: the points or bounds multiply the untuned value.
-        start: the optimizer's untuned value.
-        alone: the search runs the base optimizer alone.
-    """
-
-    option: str
-    where: tuple[Any, ...] | NumberRange
-    times: bool
-    start: Any = None
-    alone: bool = False
+    option: str  # ``rho`` of a method, ``base.lr`` of its base
+    where: tuple[Any, ...] | NumberRange  # a list of points, or a range
+    times: bool  # the points or bounds multiply the untuned value
+    start: Any = None  # the optimizer's untuned value
+    alone: bool = False  # the search runs the base optimizer alone
 
     def value(self, point: Any) -> Any:
         """The option's value at a point of the list or range."""
@@ -310,6 +280,13 @@ class SearchAxis:
             return "lower" if share < _NEAR else "upper" if share > 1 - _NEAR else ""
         return "lower" if value == low else "upper" if value == high else ""
 
+    @property
+    def can_refine(self) -> bool:
+        """Whether it is a list of two numbers or more, for an option that is no count."""
+        is_count = type(self.start) is int
+        is_list = isinstance(self.where, tuple) and len(self.where) > 1
+        return is_list and not is_count and all(map(_is_number, self.points))
+
     def refined(self) -> SearchAxis:
         """With one point more, in the middle of the widest gap of the list."""
         assert isinstance(self.where, tuple)
@@ -320,29 +297,20 @@ class SearchAxis:
         middle = _rounded(back((scale(points[gap]) + scale(points[gap + 1])) / 2), 4)
         return replace(self, where=(*self.where, middle))
 
-    @property
-    def can_refine(self) -> bool:
-        """Whether it is a list of two numbers or more, for an option that is no count."""
-        if isinstance(self.where, NumberRange) or len(self.where) < 2:
-            return False
-        counts = isinstance(self.start, int) and not isinstance(self.start, bool)
-        return not counts and all(_is_number(point) for point in self.where)
 
-
-def axes_of(dimensions: Sequence[SearchAxis], spec: Mapping[str, Any]) -> list[SearchAxis]:
+def axes_of(dimensions: Sequence[SearchAxis], optimizer: Untuned) -> list[SearchAxis]:
     """The dimensions that an optimizer has, around its own values."""
-    is_method = spec["name"] in METHODS
-    base = _base_options(spec)
-    untuned = {f"{_BASE}{key}": value for key, value in base.items()}
-    if is_method:
-        untuned |= _method_options(spec["name"])
-        untuned |= {key: value for key, value in spec.items() if key not in ("name", "base")}
-    may_be_alone = is_method and not _has_own_lr(spec)
-    return [
-        replace(each, start=untuned[each.option], alone=each.alone and may_be_alone)
-        for each in dimensions
-        if each.option in untuned
-    ]
+    spec, options = optimizer.spec, optimizer.options
+    # Unit gradients leave the gradient's length out of the step, so the base's lr says nothing of theirs.
+    may_be_alone = spec["name"] in METHODS and isinstance(method_of(spec).normalize, Identity)
+    own = [each for each in dimensions if each.option in options]
+    return [replace(each, start=options[each.option], alone=each.alone and may_be_alone) for each in own]
+
+
+def edges_of(axes: Iterable[SearchAxis], options: Mapping[str, Any]) -> dict[str, str]:
+    """Option to the end, lower or upper, of what was searched, where its value lies there."""
+    edges = {axis.option: axis.edge(options[axis.option]) for axis in axes if axis.option in options}
+    return {option: edge for option, edge in edges.items() if edge}
 
 
 def with_option(spec: Mapping[str, Any], option: str, value: Any) -> dict[str, Any]:
@@ -353,56 +321,34 @@ def with_option(spec: Mapping[str, Any], option: str, value: Any) -> dict[str, A
     return {**spec, key: value}
 
 
-def _has_own_lr(spec: Mapping[str, Any]) -> bool:
-    """Whether the gradient's length is not in a method's step, so that the base's lr says nothing of it."""
-    options = {key: value for key, value in spec.items() if key not in ("name", "base")}
-    return not isinstance(build_method(spec["name"], options).normalize, Identity)
-
-
 def space_faults(dimensions: Sequence[SearchAxis], optimizers: Sequence[Untuned]) -> list[ConfigIssue]:
     """Check a search against its optimizers: options that none has, values that are refused."""
-    known = {f"{_BASE}{key}" for base in BASES.values() for key in keyword_defaults(base)}
-    known |= {f"{_BASE}{key}" for each in optimizers for key in _base_options(each.spec)}
-    known |= {option for name in METHODS for option in _method_options(name)}
+    known = {f"{_BASE}{key}" for base in BASES for key in base_defaults(base)}
+    known |= {option for name in METHODS for option in method_defaults(name)}
+    known |= {option for each in optimizers for option in each.options}
+    missing = [each.option for each in dimensions if each.option not in known]
     faults = [
-        ConfigIssue(option, f"no optimizer has this option.{close_match(option, known)}")
-        for option in (dimension.option for dimension in dimensions)
-        if option not in known
+        ConfigIssue(each, f"no optimizer has this option.{close_match(each, known)}") for each in missing
     ]
     if faults:
         return faults
     for optimizer in optimizers:
-        axes = axes_of(dimensions, optimizer.spec)
+        axes = axes_of(dimensions, optimizer)
         if not axes:
             faults.append(ConfigIssue("", f'"{optimizer.label}" has none of the options that are searched'))
         for axis in axes:
             where = f'{axis.option} of "{optimizer.label}"'
-            if axis.times and not _can_scale(axis.start):
-                problem = f"is {axis.start!r} untuned, which has no multiples: leave out times"
+            start = axis.start
+            can_scale = (
+                "schedule" in start if isinstance(start, Mapping) else _is_number(start) and start != 0
+            )
+            if axis.times and not can_scale:
+                problem = f"is {start!r} untuned, which has no multiples: leave out times"
                 faults.append(ConfigIssue(where, problem))
                 continue
             refused = [spec_faults(with_option(optimizer.spec, axis.option, value)) for value in axis.values]
             faults += [ConfigIssue(where, str(fault)) for each in refused for fault in each]
     return list(dict.fromkeys(faults))
-
-
-def _method_options(name: str) -> dict[str, Any]:
-    return {**ALGORITHM_OPTIONS, **keyword_defaults(METHODS[name])}
-
-
-def _base_options(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the base with its untuned value."""
-    base = spec["base"] if spec["name"] in METHODS else spec
-    constructor = find_base(base["name"])
-    assert constructor is not None
-    given = {key: value for key, value in base.items() if key != "name"}
-    return {**keyword_defaults(constructor), **GROUP_OPTIONS, **given}
-
-
-def _can_scale(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return "schedule" in value
-    return _is_number(value) and value != 0
 
 
 def _scaled(value: Any, factor: float) -> Any:
@@ -411,9 +357,8 @@ def _scaled(value: Any, factor: float) -> Any:
         return _rounded(value * factor, 6)
     # isin and icos are the reciprocals of what lies between their bounds.
     factor = 1 / factor if value["schedule"] in ("isin", "icos") else factor
-    return {
-        key: number if key == "schedule" else _rounded(number * factor, 6) for key, number in value.items()
-    }
+    numbers = {key: number for key, number in value.items() if key != "schedule"}
+    return {**value, **{key: _rounded(number * factor, 6) for key, number in numbers.items()}}
 
 
 def _rounded(value: Any, digits: int) -> Any:

@@ -44,8 +44,7 @@ from run_records import SAM
 from safetensors.torch import save_file
 
 from pugdft.bench.estimate import Probe, estimate
-from pugdft.bench.grid import plan_cells
-from pugdft.bench.optimizer_spec import parse_optimizers
+from pugdft.bench.grid import build_matrix, plan_cells
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
@@ -242,7 +241,7 @@ def test_the_harness_notices_code_that_is_run(place: Path) -> None:
 
 def test_a_plan_has_the_price_of_what_can_run_beside_what_cannot(place: Path) -> None:
     both(recipe(), recipe({"data.name": "nowhere"}, "s.yaml"), images)(place / "work")
-    cells = plan_cells(["r.yaml", "s.yaml"], (), parse_optimizers("sgd,sam"), [0, 1], Path("runs"))
+    cells = plan_cells(build_matrix(["r.yaml", "s.yaml"], "sgd,sam", "0-1"), Path("runs"))
     asked: list[str] = []
 
     def probe(wanted: Recipe) -> Probe:

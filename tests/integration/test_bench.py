@@ -13,7 +13,7 @@ import pytest
 from bad_inputs.case import call
 
 from pugdft.bench.executors import local
-from pugdft.bench.grid import BenchCell, parse_seeds, plan_cells
+from pugdft.bench.grid import BenchCell, build_matrix, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config import yaml
 from pugdft.errors import UserError
@@ -26,7 +26,7 @@ FAST = (
 
 
 def specs_of(recipe: Path, optimizers: str) -> dict[str, dict[str, Any]]:
-    cells = plan_cells([str(recipe)], [], parse_optimizers(optimizers), [0], recipe.parent)
+    cells = plan_cells(build_matrix([str(recipe)], optimizers, "0"), recipe.parent)
     return {cell.optimizer: cell.recipe.optimizer for cell in cells}
 
 
@@ -41,8 +41,8 @@ def test_optimizer_entries_follow_the_contract(small_recipe: dict[str, Any], tmp
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.dump(small_recipe))
-    entries = parse_optimizers("sgd,sam,pugd,sam[rho=1e-1]+adamw,adamw")
-    cells = plan_cells([str(path)], [], entries, [0], tmp_path)
+    optimizers = "sgd,sam,pugd,sam[rho=1e-1]+adamw,adamw"
+    cells = plan_cells(build_matrix([str(path)], optimizers, "0"), tmp_path)
     specs = {cell.optimizer: cell.recipe.optimizer for cell in cells}
     assert specs["sgd"]["momentum"] == 0.7
     assert specs["pugd"]["rho"] == 2.0
@@ -216,7 +216,7 @@ def cells_that_exit(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
 ) -> tuple[list[BenchCell], list[BenchCell]]:
     """Three cells, and the list of those started; each ends with the next of ``codes``, without a record."""
-    cells = plan_cells([str(recipe)], [], parse_optimizers("sgd,sam,pugd"), [0], recipe.parent / "runs")
+    cells = plan_cells(build_matrix([str(recipe)], "sgd,sam,pugd", "0"), recipe.parent / "runs")
     started: list[BenchCell] = []
 
     def end(cell: BenchCell, *others: Any) -> int:
@@ -241,7 +241,7 @@ def test_a_users_mistake_or_an_interruption_starts_nothing_more(
 def test_a_cell_that_a_signal_ended_counts_as_interrupted(
     signal: int, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = plan_cells([str(recipe_file)], [], parse_optimizers("sgd,sam"), [0], recipe_file.parent / "runs")
+    cells = plan_cells(build_matrix([str(recipe_file)], "sgd,sam", "0"), recipe_file.parent / "runs")
     killed = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {signal})"]
     if signal == 2:
         killed[-1] = "import signal; signal.signal(2, signal.SIG_DFL); " + killed[-1]

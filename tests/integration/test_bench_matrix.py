@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from bad_inputs.case import call
 from standing_still import Command, go_on, is_caught, is_pending, until
 
 from pugdft.bench.executors import local
-from pugdft.bench.grid import BenchCell, build_matrix, passes_per_update, plan_cells
-from pugdft.bench.optimizer_spec import parse_optimizers
+from pugdft.bench.grid import BenchCell, Budget, build_matrix, passes_per_update, plan_cells
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
@@ -35,9 +34,14 @@ BASE = {"name": "sgd", "lr": 0.05}
 
 
 def cells_of(
-    recipe: Path, optimizers: str, budget: str | None = None, seeds: tuple[int, ...] = (0,)
+    recipe: Path,
+    optimizers: str,
+    budget: Budget | None = None,
+    seeds: str = "0",
+    overrides: Sequence[str] = (),
 ) -> list[BenchCell]:
-    return plan_cells([str(recipe)], [], parse_optimizers(optimizers), seeds, recipe.parent / "runs", budget)
+    matrix = build_matrix([str(recipe), *overrides], optimizers, seeds, budget)
+    return plan_cells(matrix, recipe.parent / "runs")
 
 
 # --- the matrix ------------------------------------------------------------------------------------------
@@ -62,13 +66,11 @@ def test_a_bench_file_says_what_the_command_line_says(recipe_file: Path, tmp_pat
     )
     matrix = build_matrix([str(path)])
     assert (matrix.recipes, matrix.seeds, matrix.budget) == (
-        (str(recipe_file), "quickstart"),
-        (0, 1),
+        [str(recipe_file), "quickstart"],
+        [0, 1],
         "passes",
     )
-    cells = plan_cells(
-        matrix.recipes, matrix.overrides, matrix.entries, matrix.seeds, tmp_path / "runs", matrix.budget
-    )
+    cells = plan_cells(matrix, tmp_path / "runs")
     assert len(cells) == 2 * 3 * 2
     pugd = [cell.recipe for cell in cells if cell.recipe.optimizer["name"] == "pugd"]
     assert all(recipe.optimizer["rho"] == 2 and recipe.optimizer["base"]["lr"] == 0.3 for recipe in pugd)
@@ -77,17 +79,17 @@ def test_a_bench_file_says_what_the_command_line_says(recipe_file: Path, tmp_pat
 
 def test_the_command_line_goes_over_the_bench_file(recipe_file: Path, tmp_path: Path) -> None:
     path = bench_file(tmp_path, recipes=[recipe_file.name], seeds=[3, 5], overrides=["train.epochs=1"])
-    assert build_matrix([str(path)]).seeds == (3, 5)
+    assert build_matrix([str(path)]).seeds == [3, 5]
     matrix = build_matrix([str(path), "train.epochs=2"], "adamw", "7", "epochs")
     assert [entry.text for entry in matrix.entries] == ["adamw"]
-    assert (matrix.seeds, matrix.budget) == ((7,), "epochs")
-    assert matrix.overrides == ("train.epochs=1", "train.epochs=2"), "the later one counts"
+    assert (matrix.seeds, matrix.budget) == ([7], "epochs")
+    assert matrix.overrides == ["train.epochs=1", "train.epochs=2"], "the later one counts"
 
 
 def test_several_recipes_and_overrides_stand_in_any_order() -> None:
     matrix = build_matrix(["train.epochs=1", "quickstart", "vit_cifar100", "data.flip=false"], "sgd,sam")
-    assert matrix.recipes == ("quickstart", "vit_cifar100")
-    assert matrix.overrides == ("train.epochs=1", "data.flip=false")
+    assert matrix.recipes == ["quickstart", "vit_cifar100"]
+    assert matrix.overrides == ["train.epochs=1", "data.flip=false"]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +125,7 @@ def test_tuning_reaches_the_cells_recipe_and_changes_nothing_else(recipe_file: P
     path = bench_file(
         tmp_path, recipes=[recipe_file.name], optimizers=[{**BASE, "momentum": 0.9, "tuning": tuning}, "sam"]
     )
-    matrix = build_matrix([str(path)])
-    tuned, sam = plan_cells(matrix.recipes, (), matrix.entries, [0], tmp_path)
+    tuned, sam = plan_cells(build_matrix([str(path)], seeds="0"), tmp_path)
     plain = cells_of(recipe_file, "sgd")[0]
     assert tuned.recipe.as_dict()["tuning"] == tuning
     assert sam.recipe.tuning is None
@@ -160,10 +161,9 @@ def test_equal_passes_are_what_the_recipes_own_optimizer_takes(recipe_file: Path
 
 def test_counting_passes_leaves_the_recipes_own_optimizer_its_schedule(recipe_file: Path) -> None:
     overrides = ["train.epochs=10", "schedule.warmup_epochs=2"]
-    entries = parse_optimizers("sam")  # the recipe's own: two passes an update
+    budgets: tuple[Budget | None, ...] = (None, "passes")  # the recipe's own takes two passes an update
     own, by_passes = (
-        plan_cells([str(recipe_file)], overrides, entries, [0], recipe_file.parent, budget)[0].recipe
-        for budget in (None, "passes")
+        cells_of(recipe_file, "sam", budget, overrides=overrides)[0].recipe for budget in budgets
     )
     steps = 7  # of an epoch
 
@@ -175,7 +175,7 @@ def test_counting_passes_leaves_the_recipes_own_optimizer_its_schedule(recipe_fi
         expected = factor(own, update)
         # Within the warm-up an update is as long as two passes: half an update's rise of difference.
         assert factor(by_passes, 2 * update) == pytest.approx(expected, abs=0.5 / (2 * steps) + 1e-12)
-    back = plan_cells([str(recipe_file)], [*overrides, "train.budget=passes"], entries, [0], Path(), "epochs")
+    back = cells_of(recipe_file, "sam", "epochs", overrides=[*overrides, "train.budget=passes"])
     assert (back[0].recipe.train.epochs, back[0].recipe.schedule.warmup_epochs) == (5, 1)
 
 
@@ -211,7 +211,7 @@ def test_one_seed_means_one_split_order_augmentation_and_head_for_every_optimize
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.dump(small_recipe))
     digests: dict[int, set[tuple[str | None, ...]]] = {}
-    for cell in cells_of(path, "sgd,pugd", seeds=(0, 1)):
+    for cell in cells_of(path, "sgd,pugd", seeds="0-1"):
         record, _ = finetune(cell.recipe, cell.folder)
         data, model = record.data, record.model
         assert data is not None
@@ -279,7 +279,7 @@ def test_a_child_holds_the_claim_of_its_killed_parent(tmp_path: Path) -> None:
 def test_two_commands_on_one_folder_run_each_cell_once(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = cells_of(recipe_file, "sgd,sam,pugd,asam", seeds=(0, 1, 2))
+    cells = cells_of(recipe_file, "sgd,sam,pugd,asam", seeds="0-2")
     local.prepare_output(recipe_file.parent / "runs")
     monkeypatch.setattr(local, "_LOOK_AGAIN_SECONDS", 0.01)
     started: list[Path] = []

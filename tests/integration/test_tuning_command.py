@@ -171,7 +171,7 @@ def the_comparison_runs_and_its_records_say_what_the_choice_cost(
 ) -> None:
     matrix = build_matrix([str(folder / "tuned" / "bench.yaml"), "train.epochs=1"], seeds="0")
     budgets = {}
-    for cell in plan_cells(matrix.recipes, matrix.overrides, matrix.entries, matrix.seeds, folder / "runs"):
+    for cell in plan_cells(matrix, folder / "runs"):
         record, _ = finetune(cell.recipe, cell.folder)
         assert record.metrics is not None
         assert record.metrics.test is not None

@@ -689,13 +689,13 @@ def test_a_base_may_be_a_class_or_an_instance() -> None:
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def test_norms_of_many_elements_are_right_to_seven_digits() -> None:
+def test_norms_of_many_elements_are_right_to_five_digits() -> None:
     from pugdft.optim import foreach
 
     tensor = torch.randn(30_000_000, generator=torch.Generator().manual_seed(0)) * 1e-3
     exact = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-    assert float(foreach.global_norm([tensor])) == pytest.approx(exact, rel=2e-7)
-    assert float(foreach.tensor_norms([tensor])[0]) == pytest.approx(exact, rel=1e-6)
+    assert float(foreach.global_norm([tensor])) == pytest.approx(exact, rel=1e-5)
+    assert float(foreach.tensor_norms([tensor])[0]) == pytest.approx(exact, rel=1e-5)
 
 
 def test_finite_gradients_whose_squares_overflow_are_used() -> None:

@@ -40,7 +40,7 @@ def test_the_bench_file_holds_the_tuned_optimizers_with_what_they_cost(search: S
     tuned = search("sam,sgd", general(4), overrides=["train.epochs=3"])
     assert search.bench == search.output / "bench.yaml"
     matrix = build_matrix([str(search.bench)])
-    cells = plan_cells(matrix.recipes, matrix.overrides, matrix.entries, matrix.seeds, search.output)
+    cells = plan_cells(matrix, search.output)
     assert [cell.seed for cell in cells] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     for cell, each in zip(cells, tuned, strict=False):
         assert each.spec is not None

@@ -6,7 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from tuning_runs import SMALL_GREEDY, Runs, Search, general, response
 
 from pugdft.errors import UserError
@@ -57,15 +60,26 @@ def test_lists_ranges_and_multiples_make_the_options_of_trials(search: Search, r
     assert all(0.01 <= each["rho"] <= 1 for each in tried)
 
 
-def test_the_sampler_learns_that_options_diverge(search: Search, runs: Runs) -> None:
-    runs.response = lambda spec, seed: "diverged" if spec["lr"] > 0.03 else response(spec)
-    search("sgd", general(4))
-    told = [json.loads(line).get("values") for line in journal(search).read_text().splitlines()]
-    assert [0.0] in told
-
-
 def journal(search: Search) -> Path:
     return search.output / "study" / "journal"
+
+
+def told(search: Search) -> list[optuna.trial.FrozenTrial]:
+    """What Optuna and its dashboard read from the journal."""
+    storage = JournalStorage(JournalFileBackend(str(journal(search))))
+    (study,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=study, storage=storage).trials
+
+
+def test_optuna_finds_every_result_in_its_journal(search: Search, runs: Runs) -> None:
+    ends = {1: "diverged", 3: "failed"}  # of the n-th run
+    runs.response = lambda spec, seed: ends.get(len(runs.started)) or response(spec)
+    search("sgd", general(5))
+    scores = [response(cell.recipe.optimizer)[0] for cell in runs.started]
+    # The sampler ignores failed trials, but should learn that options diverge.
+    assert [trial.value for trial in told(search)] == [0.0, scores[1], None, *scores[3:]]
+    assert told(search)[2].state == optuna.trial.TrialState.FAIL
+    assert told(search)[0].params == {"base.lr": 1.0}, "the untuned optimizer"
 
 
 def test_a_command_killed_while_it_asked_the_sampler_costs_no_trial(search: Search, runs: Runs) -> None:
@@ -81,6 +95,7 @@ def test_a_command_killed_while_it_asked_the_sampler_costs_no_trial(search: Sear
     journal(search).write_text("".join(lines) + created + torn)
     (sam,) = search("sam", general(4))
     assert sam.num_runs == len(search.records) == 4
+    assert all(trial.state.is_finished() for trial in told(search))
 
 
 def test_a_journal_with_a_half_written_last_line_is_mended(search: Search, runs: Runs) -> None:
@@ -88,7 +103,7 @@ def test_a_journal_with_a_half_written_last_line_is_mended(search: Search, runs:
     with journal(search).open("a") as file:
         file.write('{"op_code":4,"worker')
     (sam,) = search("sam", general(5))
-    assert sam.num_runs == 5
+    assert (sam.num_runs, len(runs.started)) == (5, 5)
 
 
 def test_without_optuna_the_message_says_what_to_install(

@@ -1,7 +1,7 @@
 """Run cells on this machine, one after another, each in a process of its own.
 
-Processes cost a few seconds of start-up a cell; in return a crash, a leak or a setting of one run cannot
-affect another. Several commands may share a folder: each runs the cells that no other is running.
+A process costs a few seconds of start-up; in return a crash, a leak or a setting of one run cannot affect
+another. Several commands may share a folder: each runs the cells that no other is running.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,15 +22,15 @@ from typing import IO, Any
 
 from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
-from pugdft.errors import UserError
+from pugdft.errors import UserError, reason, refuse
 from pugdft.paths import claimed, write_atomically
 from pugdft.records import RECORD_NAME, RunRecord, read_record
 
 USER_MISTAKE = 2
-INTERRUPTED = (130, 143)
 
+_STOPPING = (USER_MISTAKE, 130, 143)  # interrupted, terminated
 _RECIPES = "recipes"
-_LOOK_AGAIN_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS, _POLL_SECONDS = 1.0, 0.05
 
 
 class Watcher:
@@ -48,48 +48,31 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are run.
+    """How cells are run."""
 
-    Attributes:
-        num_processes: of each cell.
-        retry: run those that diverged once more.
-        wait: at the end, wait for the cells that other commands are running.
-    """
-
-    num_processes: int = 1
-    retry: bool = False
-    wait: bool = True
+    num_processes: int = 1  # of each cell
+    retry: bool = False  # run those that diverged once more
+    wait: bool = True  # at the end, for the cells that other commands are running
 
 
 def prepare_output(folder: Path) -> None:
-    """Make the folder of the cells, and check that it can be written, before anything runs.
+    """Make the folder of the cells, and check that it can be written, before anything runs."""
 
-    Raises:
-        UserError: it cannot be made, or nothing can be written there.
-    """
-    try:
+    def say(error: OSError) -> str:
+        cause = "a file is in the way" if isinstance(error, FileExistsError) else reason(error)
+        return f"--output {folder}: cannot be used as the folder of runs: {cause}"
+
+    with refuse(OSError, say):
         (folder / _RECIPES).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder / _RECIPES):
-            pass
-    except OSError as error:
-        reason = "a file is in the way" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"--output {folder}: cannot be used as the folder of runs: {reason}") from None
+        for each in (folder, folder / _RECIPES):
+            tempfile.TemporaryFile(dir=each).close()
 
 
 def cell_record(cell: BenchCell) -> RunRecord | None:
     """A cell's record, whatever its status; None if there is none that can be read."""
-    try:
+    with suppress(UserError):
         return read_record(cell.folder / RECORD_NAME)
-    except UserError:
-        return None
-
-
-def cell_top1(cell: BenchCell) -> float | None:
-    """The test top-1 of a completed cell, None for any other."""
-    record = cell_record(cell)
-    if record is None or record.status != "completed" or not record.metrics or not record.metrics.test:
-        return None
-    return record.metrics.test.top1
+    return None
 
 
 def cell_status(cell: BenchCell) -> str:
@@ -98,22 +81,20 @@ def cell_status(cell: BenchCell) -> str:
     return record.status if record else "missing"
 
 
-def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options | None = None) -> int:
+def cell_top1(cell: BenchCell) -> float | None:
+    """The test top-1 of a completed cell, None for any other."""
+    record = cell_record(cell)
+    if record and record.status == "completed" and record.metrics and record.metrics.test:
+        return record.metrics.test.top1
+    return None
+
+
+def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options = Options()) -> int:
     """Run every cell that has no result and that no other command is running, then wait for those of others.
 
-    After a cell that diverged or failed, the next one runs. A mistake of the user stops everything: all cells
-    share it, and the cell has printed the message.
-
-    Args:
-        cells: the plan.
-        watcher: is told of every change.
-        options: how they are run.
-
-    Returns:
-        0; or the exit code of the cell after which nothing more was started: 2 for a mistake of the user,
-        130 or 143 for an interruption.
+    After a cell that diverged or failed, the next one runs. A mistake of the user, which all cells share and
+    the cell has told, stops everything, as an interruption does: it returns the code, 2, 130 or 143, else 0.
     """
-    options = options or Options()
     elsewhere: list[BenchCell] = []
     began = time.time()
     for cell in cells:
@@ -121,20 +102,15 @@ def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options | N
         if code is None:
             watcher.on_state(cell, "elsewhere")
             elsewhere.append(cell)
-        elif code == USER_MISTAKE or code in INTERRUPTED:
+        elif code in _STOPPING:
             return code
     for cell in elsewhere if options.wait else ():
-        # Should the other command be killed, the cell becomes free, and this one runs it.
+        # If the other command is killed, the cell becomes free, and this one runs it.
         while (code := _run_if_free(cell, watcher, options, began)) is None:
             time.sleep(_LOOK_AGAIN_SECONDS)
-        if code == USER_MISTAKE or code in INTERRUPTED:
+        if code in _STOPPING:
             return code
     return 0
-
-
-def incomplete(cells: Sequence[BenchCell]) -> list[tuple[BenchCell, str, Path]]:
-    """Cells without a completed record: their status and folder."""
-    return [(cell, status, cell.folder) for cell in cells if (status := cell_status(cell)) != "completed"]
 
 
 def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: float) -> int | None:
@@ -143,7 +119,12 @@ def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: flo
         if descriptor is None:
             return None
         status = cell_status(cell)
-        if _is_settled(cell, status, options, began):
+        # A cell that diverged would diverge again. One that failed is tried again, but not if another command
+        # has tried it since this one began.
+        is_settled = status == "completed" or (status == "diverged" and not options.retry)
+        if not is_settled and status not in ("missing", "interrupted"):
+            is_settled = (cell.folder / RECORD_NAME).stat().st_mtime >= began
+        if is_settled:
             watcher.on_state(cell, status)
             return 0
         watcher.on_state(cell, "running")
@@ -152,36 +133,21 @@ def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: flo
         return code
 
 
-def _is_settled(cell: BenchCell, status: str, options: Options, began: float) -> bool:
-    """Whether a cell needs no run: one that failed before is tried once more, but not by every command."""
-    if status in ("missing", "interrupted"):
-        return False
-    # A cell that diverged would diverge again.
-    if status == "completed" or (status == "diverged" and not options.retry):
-        return True
-    return (cell.folder / RECORD_NAME).stat().st_mtime >= began  # another command tried it meanwhile
-
-
 def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -> int:
     path = cell.folder.parent / _RECIPES / f"{cell.folder.name}.yaml"
     write_atomically(path, yaml.dump(cell.recipe.as_dict()).encode())
     command = [sys.executable, "-m", "pugdft", "finetune", str(path), "--output", str(cell.folder)]
-    command += ["--progress", "json"]
-    command += ["--num-processes", str(options.num_processes)] if options.num_processes > 1 else []
-    # Its result line is not this command's result; its messages go through the watcher.
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        pass_fds=(descriptor,),
-    )
+    command += ["--progress", "json", "--num-processes", str(options.num_processes)]
+    # The cell's stdout is its record's path, which is no result of this command; stderr goes to the watcher.
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "errors": "replace"}
+    process = subprocess.Popen(command, text=True, pass_fds=(descriptor,), **streams)
     assert process.stderr is not None
     listener = threading.Thread(target=_listen, args=(process.stderr, cell, watcher), daemon=True)
     listener.start()
     with _forwarded_signals(process) as received:
-        code = process.wait()
+        # wait() would miss a signal that comes just before it blocks, and not look again until the cell ends.
+        while (code := process.poll()) is None:
+            time.sleep(_POLL_SECONDS)
     listener.join(timeout=10)  # a grandchild may hold the pipe open
     if received:
         return 128 + received[0]  # also if the cell had just completed
@@ -191,21 +157,14 @@ def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -
 
 def _listen(stream: IO[str], cell: BenchCell, watcher: Watcher) -> None:
     for line in stream:
-        event = _event(line)
-        if event is None:
+        event: dict[str, Any] = {}
+        if line.startswith('{"event": '):
+            with suppress(ValueError):
+                event = json.loads(line)
+        if not event:
             watcher.on_line(cell, line.rstrip("\n"))
         elif event["event"] == "progress":
             watcher.on_progress(cell, event["done"], event["total"], event["seconds_left"])
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    if not line.startswith('{"event": '):
-        return None
-    try:
-        event: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return event
 
 
 @contextmanager
@@ -215,9 +174,6 @@ def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     A terminal itself sends Ctrl-C to the cell; a second one would end it without a checkpoint.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
     by_terminal = sys.stdin is not None and sys.stdin.isatty()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -225,7 +181,9 @@ def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         if number == signal.SIGTERM or not by_terminal:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_main = threading.current_thread() is threading.main_thread()  # no other may have handlers
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield received
     finally:

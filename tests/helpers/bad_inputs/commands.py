@@ -133,7 +133,7 @@ ARGUMENTS = [
     Case(
         "a bench file beside a recipe",
         ("bench", "b.yaml", "r.yaml"),
-        ("b.yaml: is a bench file, which names its recipes itself",),
+        ("b.yaml: is a bench file and names its own recipes",),
         both(recipe(), file("b.yaml", "optimizers: [sgd]\n")),
     ),
 ]
