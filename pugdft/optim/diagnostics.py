@@ -28,7 +28,7 @@ class Diagnostics:
     def __init__(self) -> None:
         self._num_calls = 0
         self._sums: dict[str, Tensor | float] = {"norm": 0.0, "cosine": 0.0}
-        self._counts: dict[str, Tensor | float] = {"norm": 0.0, "cosine": 0.0}
+        self._counts = dict(self._sums)
         self._measures = False
         self._clean: dict[Tensor, Tensor] = {}
 

@@ -7,7 +7,7 @@ parameters themselves as scratch, so that a perturbation costs no memory beyond 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,41 +16,31 @@ from torch import Tensor
 
 from pugdft.optim import foreach
 from pugdft.optim.context import ANY, MethodRule, ParameterInfo, RuleState, at_least
+from pugdft.optim.foreach import Tensors
 
 
 @dataclass(frozen=True)
 class Ascent:
     """What a direction works with; lists of tensors of the same shapes.
 
-    Attributes:
-        parameters: hold w at the first ascent, the last ascent's result at a later one; the result goes here.
-        weights: w; not to be changed.
-        gradients: the gradient at the present point; not to be changed.
-        rho: the radius at this step.
+    ``parameters`` hold w at the first ascent, the last ascent's result at a later one; the result goes there.
     """
 
-    parameters: Sequence[Tensor]
-    weights: Sequence[Tensor]
-    gradients: Sequence[Tensor]
+    parameters: Tensors
+    weights: Tensors  # w; not to be changed
+    gradients: Tensors  # at the present point; not to be changed
     rho: float
     info: ParameterInfo
     state: RuleState
 
 
 class Direction(MethodRule, ABC):
-    """Write w + e into the parameters; by default all of them are perturbed, by one ascent.
+    """Write w + e into the parameters; by default all of them are perturbed, by one ascent."""
 
-    Attributes:
-        num_ascents: passes that it takes to find e.
-        requires_momentum: e follows the base's momentum.
-        requires_norm_layers: only the parameters of normalisation layers are perturbed.
-        averages_gradients: it keeps a running mean of clean gradients.
-    """
-
-    num_ascents = 1
-    requires_momentum = False
-    requires_norm_layers = False
-    averages_gradients = False
+    num_ascents = 1  # passes that it takes to find e
+    requires_momentum = False  # e follows the base's momentum
+    requires_norm_layers = False  # only the parameters of normalisation layers are perturbed
+    averages_gradients = False  # it keeps a running mean of clean gradients
 
     def chosen(self, parameters: list[Tensor], info: ParameterInfo) -> list[Tensor]:
         """Select those of ``parameters`` that are perturbed."""
@@ -79,8 +69,7 @@ class WeightedGradient(Direction):
 
     def perturb_(self, at: Ascent) -> None:
         foreach.set_weighted_(at.parameters, at.weights, at.gradients)
-        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+        _rescale_(at)
 
 
 @dataclass(frozen=True)
@@ -149,8 +138,7 @@ class FriendlyGradient(Direction):
         foreach.copy_(at.parameters, at.gradients)
         known = [parameter for parameter in at.parameters if parameter in averages]
         foreach.add_scaled_(known, [averages[parameter] for parameter in known], -self.sigma)
-        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+        _rescale_(at)
         _update_averages(averages, at, self.decay)
 
 
@@ -218,6 +206,12 @@ DIRECTIONS: Mapping[str, Callable[..., Direction]] = {
     "averaged_gradient": AveragedGradient,
     "clipped_ascent": ClippedAscent,
 }
+
+
+def _rescale_(at: Ascent) -> None:
+    """Make the direction that the parameters hold a perturbation of length ρ, and add the weights."""
+    factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
+    foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
 
 
 def _update_averages(averages: dict[Tensor, Tensor], at: Ascent, decay: float) -> None:

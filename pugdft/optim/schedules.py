@@ -61,8 +61,8 @@ class BoundedSchedule(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inverse and self.min <= 0:
-            problem = f"not {self.min:g}: 1/β would be infinite"
-            raise ValueError(f"min must be greater than 0 with an inverse schedule, {problem}")
+            message = "min must be greater than 0 with an inverse schedule, not {:g}: 1/β would be infinite"
+            raise ValueError(message.format(self.min))
         if self.min > self.max:
             raise ValueError(f"min ({self.min:g}) must not be above max ({self.max:g})")
 
@@ -150,13 +150,7 @@ SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
 def as_schedule(value: Number | Schedule, name: str, *, minimum: float = -math.inf) -> Schedule:
     """A number, a mapping such as ``{schedule: icos, min: 0.5, max: 2}``, or a schedule, as a schedule.
 
-    Args:
-        value: what the recipe says.
-        name: the option's name, for messages.
-        minimum: the least that the numbers may be.
-
-    Raises:
-        ValueError: unknown name, missing or strange keys, a bound that is impossible.
+    A FaultsError at ``name`` or below it refuses what is none, and numbers below ``minimum``.
     """
     if isinstance(value, Mapping):
         schedule: Schedule = build("schedule", SCHEDULES, value, name, key="schedule")
@@ -167,7 +161,7 @@ def as_schedule(value: Number | Schedule, name: str, *, minimum: float = -math.i
     if isinstance(value, int | float) and not isinstance(value, bool):
         require(value, name, minimum)
         return Constant(float(value))
-    if isinstance(value, bool) or not callable(value):
+    if not isinstance(value, Schedule):
         raise refused(name, f"must be a number or a schedule, not {value!r}")
     return value
 

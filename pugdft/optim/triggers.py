@@ -24,21 +24,15 @@ from pugdft.optim.context import MethodRule, RuleState, StepContext, at_least
 
 
 class Trigger(MethodRule, ABC):
-    """Decide whether a step takes a second pass; asked after the clean pass.
+    """Decide whether a step takes a second pass; asked after the clean pass."""
 
-    Attributes:
-        needs_validation: it needs the loss on held-out images after each epoch.
-        perturbs: some step takes a second pass.
-        passes_ahead: the only pass of a step is taken at the perturbed point.
-        expected_fraction: the share of the steps that perturb, if it is known before the run.
-    """
-
-    needs_validation = False
-    perturbs = True
-    passes_ahead = False
+    needs_validation = False  # the loss on held-out images after each epoch
+    perturbs = True  # some step takes a second pass
+    passes_ahead = False  # the only pass of a step is taken at the perturbed point
 
     @property
     def expected_fraction(self) -> float | None:
+        """The share of the steps that perturb, if it is known before the run."""
         return None
 
     @abstractmethod
@@ -168,10 +162,9 @@ class GradientRule(TimingRule):
         if state.values.get("fired"):
             return True
         norm = float(foreach.global_norm(foreach.gradients_of(parameters)))
-        if not math.isfinite(norm):
-            return False  # the step is going to be skipped, and must leave no trace
-        state.values["fired"] = self.is_steady(norm, parameters, context.progress, state)
-        return bool(state.values["fired"])
+        if math.isfinite(norm):  # else the step is going to be skipped, and must leave no trace
+            state.values["fired"] = self.is_steady(norm, parameters, context.progress, state)
+        return bool(state.values.get("fired"))
 
 
 @dataclass(frozen=True, kw_only=True)
