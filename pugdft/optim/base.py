@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from pugdft.errors import UserError
-from pugdft.optim.options import keyword_defaults, refused
+from pugdft.optim.options import Registry, keyword_defaults, refused
 
 Groups = list[dict[str, Any]]
 
@@ -70,8 +70,7 @@ def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: Gr
         from timm.optim import param_groups_layer_decay
 
         frozen = [p for p in module.parameters() if not p.requires_grad]
-        for p in frozen:
-            p.requires_grad_(True)  # timm leaves out what is frozen
+        nn.ParameterList(frozen).requires_grad_(True)  # timm leaves out what is frozen
         groups = param_groups_layer_decay(
             module,
             weight_decay=weight_decay,
@@ -79,8 +78,7 @@ def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: Gr
             layer_decay=options.layer_decay,
             weight_decay_exclude_1d=options.no_decay,
         )
-        for p in frozen:
-            p.requires_grad_(False)
+        nn.ParameterList(frozen).requires_grad_(False)
     else:
         plain = [p for name, p in named.values() if p.dim() > 1 and name not in spared]
         vectors = [p for name, p in named.values() if p.dim() <= 1 or name in spared]
@@ -126,17 +124,14 @@ class TorchBase:
 
     def construct(self, params: Groups) -> torch.optim.Optimizer:
         """The optimizer, fused if it can be."""
-        options = {
-            key: tuple(map(float, value)) if isinstance(value, list | tuple) else value
-            for key, value in vars(self).items()
-        }
+        lists = {key: tuple(map(float, v)) for key, v in vars(self).items() if isinstance(v, list | tuple)}
+        options = {**vars(self), **lists}
         if self.has_fused_form:
-            options["fused"] = self._can_fuse(tensors_of(params))
+            tensors = tensors_of(params)
+            fits = all(each.device.type in ("cpu", "cuda") and each.is_floating_point() for each in tensors)
+            # SGD's fused form cannot take a momentum buffer that appears later than the others.
+            options["fused"] = fits and not options.get("dampening")
         return self.torch_class(params, **options)
-
-    def _can_fuse(self, parameters: list[Tensor]) -> bool:
-        devices = {parameter.device.type for parameter in parameters}
-        return devices <= {"cpu", "cuda"} and all(parameter.is_floating_point() for parameter in parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +147,6 @@ class Sgd(TorchBase):
     weight_decay: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
-
-    def _can_fuse(self, parameters: list[Tensor]) -> bool:
-        # torch's fused form cannot take a momentum buffer that appears later than the others.
-        return self.dampening == 0 and super()._can_fuse(parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,13 +192,7 @@ class RmsProp(TorchBase):
     centered: bool = False
 
 
-BASES: Mapping[str, Callable[..., TorchBase]] = {
-    "sgd": Sgd,
-    "adam": Adam,
-    "adamw": AdamW,
-    "adagrad": Adagrad,
-    "rmsprop": RmsProp,
-}
+BASES: Registry = {"sgd": Sgd, "adam": Adam, "adamw": AdamW, "adagrad": Adagrad, "rmsprop": RmsProp}
 """Name in a recipe to its options. Any other name that timm knows is a base too."""
 
 
@@ -240,7 +225,8 @@ def construct_base(name: Any, params: Groups, options: Mapping[str, Any]) -> tor
     if isinstance(lr, int | float) and not lr >= 0:
         raise refused("lr", f"must be at least 0, not {lr:g}")
     if name in BASES:
-        return BASES[name](**options).construct(params)
+        own: TorchBase = BASES[name](**options)
+        return own.construct(params)
     optimizer_class: Any = find_base(name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     base: torch.optim.Optimizer = optimizer_class(params, **values)
@@ -248,26 +234,15 @@ def construct_base(name: Any, params: Groups, options: Mapping[str, Any]) -> tor
 
 
 def fill_momentum(base: torch.optim.Optimizer) -> None:
-    """Give each parameter that is about to be stepped by a fused SGD its momentum buffer.
+    """Give each parameter that is about to be stepped by a fused SGD its momentum buffer, which is zero.
 
-    torch leaves the buffer uninitialised if the very first step is skipped on the device, and fails where
-    a parameter gets its first gradient later than others. Zeros are what the buffer would hold.
+    torch leaves it uninitialised if the very first step is skipped on the device, and fails where a parameter
+    gets its first gradient later than others.
     """
     groups = base.param_groups if isinstance(base, torch.optim.SGD) else []
     for parameter in tensors_of([group for group in groups if group["fused"] and group["momentum"]]):
         if parameter.grad is not None and base.state[parameter].get("momentum_buffer") is None:
             base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-class BaseMomentum:
-    """Read the momentum that a base keeps for parameters; a class, so that copies read their own base."""
-
-    def __init__(self, base: torch.optim.Optimizer) -> None:
-        self.base = base
-
-    def __call__(self, parameters: Any) -> list[Tensor | None]:
-        states = [self.base.state.get(parameter, {}) for parameter in parameters]
-        return [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
 
 
 def align_layouts(base: torch.optim.Optimizer) -> None:

@@ -250,12 +250,7 @@ def build_optimizer(
     info = ParameterInfo(bases.names_of(groups), None if module is None else bases.norm_parameters_of(module))
     _refuse_unusable(bases.tensors_of(groups), None if name not in METHODS else method, info)
     if local:
-        _require_local(name, method, closure_accumulates)
-        if clean_pass is None:
-            raise UserError(
-                "optimizer.perturb: local needs clean_pass, such as clean_pass=model.no_sync of a DDP model: "
-                "without it every process perturbs along the common gradient"
-            )
+        _require_local(name, method, closure_accumulates, clean_pass)
     base = existing or bases.construct_base(base_name, groups, base_options)
     if perturbed_pass is None and module is not None:
         perturbed_pass = KeptBuffers(module)
@@ -268,7 +263,7 @@ def build_optimizer(
     return PerturbedOptimizer(
         base,
         method,
-        info=replace(info, momentum=bases.BaseMomentum(base)),
+        info=info,
         clean_pass=clean_pass if local else None,
         perturbed_pass=perturbed_pass,
         replay_rng=options.get("replay_rng", True),
@@ -278,22 +273,23 @@ def build_optimizer(
     )
 
 
-def _require_local(name: str, method: Method, closure_accumulates: bool) -> None:
+def _require_local(name: str, method: Method, accumulates: bool, clean_pass: PassContext | None) -> None:
     """Refuse what would let the processes' weights or states drift apart: a local gradient is not reduced."""
-    direction, combine = method.direction, method.combine
+    direction, combine, problem = method.direction, method.combine, ""
     is_timed = not isinstance(method.trigger, Always)
     if is_timed or combine.needs_both_gradients or direction.averages_gradients:
-        raise UserError(
-            "optimizer.perturb: local is for methods that perturb at each step along its own gradient and "
-            f"add both gradients, such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
-        )
-    if direction.num_ascents > 1 and not combine.drops_clean:
-        raise UserError("optimizer.perturb: local with several ascents needs a combination that drops g")
-    if not (closure_accumulates or combine.drops_clean):
-        raise UserError(
-            "optimizer.perturb: local adds unreduced gradients where they lie: the closure must not clear "
-            "them, and closure_accumulates=True says so"
-        )
+        problem = "is for methods that perturb at each step along its own gradient and add both gradients, "
+        problem += f"such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
+    elif direction.num_ascents > 1 and not combine.drops_clean:
+        problem = "with several ascents needs a combination that drops g"
+    elif not (accumulates or combine.drops_clean):
+        problem = "adds unreduced gradients where they lie: the closure must not clear them, and "
+        problem += "closure_accumulates=True says so"
+    elif clean_pass is None:
+        problem = "needs clean_pass, such as clean_pass=model.no_sync of a DDP model: without it every "
+        problem += "process perturbs along the common gradient"
+    if problem:
+        raise UserError(f"optimizer.perturb: local {problem}")
 
 
 def _refuse_unusable(tensors: list[Tensor], method: Method | None, info: ParameterInfo) -> None:

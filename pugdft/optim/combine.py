@@ -1,13 +1,11 @@
 """Slots 4 and 5: combine the clean gradient g with the perturbed gradient g*, and normalise the result.
 
-The coefficients of a linear rule a·g + b·g* are known in advance: with a = 0 the clean gradient is dropped
-before the second pass, otherwise the pass can add to it in place. A merging rule needs both gradients, at
-the price of one more copy of the parameters.
+With a linear rule a·g + b·g* the second pass can add to the clean gradient in place, or with a = 0 drop it
+before. A merging rule needs both gradients, at the price of one more copy of the parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,7 +15,7 @@ from torch import Tensor
 from pugdft.optim import foreach
 from pugdft.optim.context import ANY, MethodRule, RuleState, StepContext, at_least
 from pugdft.optim.foreach import Tensors
-from pugdft.optim.options import refused
+from pugdft.optim.options import Registry, refused
 from pugdft.optim.schedules import Number, Schedule, as_schedule
 
 
@@ -86,7 +84,7 @@ class Combination(MethodRule):
         """Free, before a second pass, the tensors that this pass is going to replace."""
 
     def merge_(self, g: Tensors, g_star: Tensors, parameters: Tensors, state: RuleState) -> Correction | None:
-        """``g_star ← h``; ``g`` may be overwritten or kept. Returns what is corrected after the base's step."""
+        """``g_star ← h``; ``g`` may be overwritten or kept. Gives a correction for after the base's step."""
         raise NotImplementedError
 
     def reuse_(self, gradients: Tensors, parameters: Tensors, state: RuleState) -> None:
@@ -197,7 +195,7 @@ def _scaled(*, scale: Number = 1.0) -> Scaled:
     return Scaled(as_schedule(scale, "scale"))
 
 
-COMBINATIONS: Mapping[str, Callable[..., Combination]] = {
+COMBINATIONS: Registry = {
     "weighted": Weighted,
     "scaled": _scaled,
     "remove_parallel": RemoveParallel,
@@ -205,8 +203,4 @@ COMBINATIONS: Mapping[str, Callable[..., Combination]] = {
     "decoupled_sharpness": DecoupledSharpness,
 }
 
-NORMALIZATIONS: Mapping[str, Callable[..., Normalize]] = {
-    "identity": Identity,
-    "unit": Unit,
-    "unit_each": UnitEach,
-}
+NORMALIZATIONS: Registry = {"identity": Identity, "unit": Unit, "unit_each": UnitEach}

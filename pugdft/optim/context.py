@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,10 +58,6 @@ class StepContext:
         return self.told_progress or 0.0
 
 
-def _no_momentum(parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    return [None] * len(parameters)
-
-
 @dataclass(frozen=True)
 class ParameterInfo:
     """What is known about the parameters beyond their values."""
@@ -69,8 +65,6 @@ class ParameterInfo:
     names: Mapping[Tensor, str] = field(default_factory=dict)  # empty if the caller gave none
     # Scales and shifts of normalisation layers; None if the caller gave no module to find them in.
     norm_parameters: frozenset[Tensor] | None = None
-    # The base's momentum of each parameter, None before its first step.
-    momentum: Callable[[Sequence[Tensor]], list[Tensor | None]] = _no_momentum
 
 
 class RuleState:

@@ -7,9 +7,9 @@ parameters themselves as scratch, so that a perturbation costs no memory beyond 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from pugdft.optim import foreach
 from pugdft.optim.context import ANY, MethodRule, ParameterInfo, RuleState, at_least
 from pugdft.optim.foreach import Tensors
+from pugdft.optim.options import Registry
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Ascent:
     rho: float
     info: ParameterInfo
     state: RuleState
+    base_state: Mapping[Tensor, Mapping[str, Any]]
 
 
 class Direction(MethodRule, ABC):
@@ -105,20 +107,14 @@ class AdaptiveGradient(Direction):
     def _set(self, at: Ascent, power: int) -> None:
         """``at.parameters ← T^power ⊙ at.gradients``."""
         every = list(zip(at.parameters, at.weights, at.gradients, strict=True))
-        adaptive = [row for row in every if self._is_adaptive(row[0], at.info)]
-        others = [row for row in every if not self._is_adaptive(row[0], at.info)]
-        if adaptive:
-            eta = self.eta if self.bias_rule == "paper" else 0.0
-            targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
-            foreach.set_weighted_(targets, starts, slopes, eta, power)
-        if others:
-            foreach.copy_([row[0] for row in others], [row[2] for row in others])
-
-    def _is_adaptive(self, parameter: Tensor, info: ParameterInfo) -> bool:
-        if self.bias_rule == "all":
-            return True
-        name = info.names.get(parameter)
-        return parameter.dim() >= 2 if name is None else "weight" in name
+        adaptive, others = list(every), []
+        if self.bias_rule == "paper":
+            names = {p: at.info.names.get(p, "weight" if p.dim() >= 2 else "") for p in at.parameters}
+            adaptive = [row for row in every if "weight" in names[row[0]]]
+            others = [row for row in every if "weight" not in names[row[0]]]
+        targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
+        foreach.set_weighted_(targets, starts, slopes, self.eta if self.bias_rule == "paper" else 0.0, power)
+        foreach.copy_([row[0] for row in others], [row[2] for row in others])
 
 
 @dataclass(frozen=True)
@@ -190,15 +186,16 @@ class AgainstMomentum(Direction):
     requires_momentum = True
 
     def perturb_(self, at: Ascent) -> None:
-        momentum = at.info.momentum(at.parameters)
+        states = [at.base_state.get(parameter, {}) for parameter in at.parameters]
+        momentum = [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
         moving = [row for row in zip(at.parameters, at.weights, momentum, strict=True) if row[2] is not None]
         if moving:
-            velocity = [row[2] for row in moving if row[2] is not None]
+            parameters, weights, velocity = map(list, zip(*moving, strict=True))
             factor = foreach.ratio(-at.rho, foreach.global_norm(velocity))
-            foreach.set_sum_([row[0] for row in moving], [row[1] for row in moving], velocity, factor)
+            foreach.set_sum_(parameters, weights, velocity, factor)
 
 
-DIRECTIONS: Mapping[str, Callable[..., Direction]] = {
+DIRECTIONS: Registry = {
     "gradient": Gradient,
     "weighted_gradient": WeightedGradient,
     "adaptive_gradient": AdaptiveGradient,

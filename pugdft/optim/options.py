@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pugdft.errors import ConfigIssue, FaultsError, close_match, unknown
 
-_COUNTS = {2: "two", 3: "three"}
+Registry = Mapping[str, Callable[..., Any]]
+RuleSpec = str | Mapping[str, Any]
+"""A rule's name, or a mapping with its name and options."""
 
 
 def refused(where: str, message: str) -> FaultsError:
@@ -45,13 +47,7 @@ def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def build(
-    kind: str,
-    registry: Mapping[str, Callable[..., Any]],
-    value: str | Mapping[str, Any],
-    where: str,
-    *,
-    key: str = "name",
-    elsewhere: str = "",
+    kind: str, registry: Registry, value: RuleSpec, where: str, *, key: str = "name", elsewhere: str = ""
 ) -> Any:
     """Construct the entry of a registry that ``value``, a name or a mapping with one and options, names.
 
@@ -133,7 +129,7 @@ def _unmet_kind(value: Any, kind: Any) -> str:
         is_list = isinstance(value, list | tuple) and len(value) == len(parts)
         if is_list and not any(_unmet_kind(entry, float) for entry in value):
             return ""
-        return f"a list of {_COUNTS.get(len(parts), len(parts))} numbers"
+        return f"a list of {({2: 'two', 3: 'three'}).get(len(parts), len(parts))} numbers"
     if origin in (UnionType, Union):
         unmet = [_unmet_kind(value, each) for each in parts]
         return "" if "" in unmet else " or ".join(unmet)

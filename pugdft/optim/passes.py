@@ -139,12 +139,10 @@ def random_replay(device: torch.device) -> PassContext:
 
 
 class SavedWeights:
-    """Keep bitwise copies of perturbed parameters; ``in_use`` while parameters are perturbed.
-
-    The memory is kept from step to step: taking it costs more than copying into it.
-    """
+    """Keep bitwise copies of perturbed parameters; ``in_use`` while parameters are perturbed."""
 
     def __init__(self) -> None:
+        # From step to step: taking memory costs more than copying into it.
         self._copies: dict[Tensor, Tensor] = {}
         self.in_use = False
 
@@ -152,9 +150,8 @@ class SavedWeights:
     def perturbed(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         """Inside, the parameters are free to be changed; gives a copy of them, and puts it back."""
         for parameter in parameters:
-            copy = self._copies.get(parameter)
             # A model may be moved or converted after its first step.
-            if copy is None or _layout(copy) != _layout(parameter):
+            if _layout(self._copies.get(parameter)) != _layout(parameter):
                 self._copies[parameter] = torch.empty_like(parameter)
         weights = [self._copies[parameter] for parameter in parameters]
         foreach.copy_(weights, parameters)
@@ -168,15 +165,15 @@ class SavedWeights:
             self.in_use = False
 
 
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+def _layout(tensor: Tensor | None) -> tuple[Any, ...]:
+    return () if tensor is None else (tensor.dtype, tensor.device, tensor.shape, tensor.stride())
 
 
 class CleanGradients:
     """Keep the clean gradients of a step until they are combined with the perturbed ones.
 
-    A closure that accumulates (never clears gradients) adds g* to them in place; ``lie_in_place`` meanwhile.
-    Any other might clear them, so they are held outside the parameters, which costs one more copy.
+    A closure that never clears gradients adds g* to them in place, where they lie (``lie_in_place``). For
+    any other they are held outside the parameters, which costs one more copy.
     """
 
     def __init__(self, closure_accumulates: bool, loss_scale: LossScale | None) -> None:
@@ -219,10 +216,8 @@ class CleanGradients:
     def merge(self, rule: Combination, state: RuleState) -> Correction | None:
         """Let the rule make one of both; where the second pass gave none, the clean gradient stands."""
         both = [(clean, p.grad, p) for p, clean in self._held if p.grad is not None]
-        for parameter, gradient in self._held:
-            if parameter.grad is None:
-                parameter.grad = gradient
-        self._held = []
+        self._held = [(p, clean) for p, clean in self._held if p.grad is None]
+        self.add()
         if not both:
             return None
         g, g_star, parameters = ([row[column] for row in both] for column in range(3))

@@ -30,16 +30,15 @@ Closure = Callable[[], Tensor]
 
 _STATE_KEY = "pugdft"
 _SLOTS = ("direction", "trigger", "combine")
-_COUNTERS = ("num_steps", "num_two_pass_steps")
 _PLAIN = plain()
 
 
 class PerturbedOptimizer(torch.optim.Optimizer):
     """A base optimizer fed with a method's gradient.
 
-    ``step(closure)`` calls the closure as often as the method needs and returns the clean loss. The
-    closure runs forward and backward for one whole batch, all micro-batches included; it may clear
-    gradients at its start or leave that to the caller. A gradient that is not finite skips the update.
+    ``step(closure)`` calls the closure as often as the method needs and returns the clean loss. The closure
+    runs forward and backward for one whole batch, all micro-batches included; it may clear gradients at its
+    start or leave that to the caller. A gradient that is not finite skips the update.
 
     ``param_groups`` and ``state`` are the base's own, so learning-rate schedulers and inspectors work.
 
@@ -107,15 +106,11 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     @progress.setter
     def progress(self, value: float) -> None:
         if not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(
-                f"progress must be a number in 0..1, the fraction of training done, not {value!r}"
-            )
+            raise ValueError(f"progress must be a number in 0..1, the share of training done, not {value!r}")
         self._progress = float(value)
 
     def _told_progress(self) -> float | None:
-        if self.total_steps is None:
-            return self._progress
-        return min(1.0, self.num_steps / self.total_steps)
+        return min(1.0, self.num_steps / self.total_steps) if self.total_steps else self._progress
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; plain tensors get names where the base's other groups have them."""
@@ -174,7 +169,11 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         context = self._context()
         trigger, rule, correction = self.method.trigger, self.method.normalize, None
         if trigger.passes_ahead:
-            loss = self._pass_ahead(closure, parameters, self.method.radius(context))
+            with self._weights.perturbed(parameters) as weights:
+                self._perturb(parameters, weights, weights, self.method.radius(context))
+                loss = self._pass(closure, parameters)
+                self.diagnostics.before_second_pass([])
+                self.diagnostics.measure_perturbation(parameters, weights)
             self._earlier.check(parameters)
         else:
             replay = passes.random_replay(parameters[0].device) if self._replays else nullcontext
@@ -229,18 +228,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             foreach.scale_(foreach.gradients_of(parameters), factor)
         return None
 
-    def _pass_ahead(self, closure: Closure, parameters: list[Tensor], rho: float) -> Tensor:
-        """Make the only pass, at the perturbed point."""
-        with self._weights.perturbed(parameters) as weights:
-            self._perturb(parameters, weights, weights, rho)
-            loss = self._pass(closure, parameters)
-            self.diagnostics.before_second_pass([])
-            self.diagnostics.measure_perturbation(parameters, weights)
-        return loss
-
     def _perturb(self, parameters: Tensors, weights: Tensors, gradients: Tensors, rho: float) -> None:
-        state = self._rule_states["direction"]
-        self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, self._info, state))
+        state, info = self._rule_states["direction"], self._info
+        self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, info, state, self.state))
         passes.forget_cached_weights()
 
     def _pass(self, closure: Closure, parameters: list[Tensor]) -> Tensor:
@@ -290,7 +280,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         own = {
             "method": repr(self.method),
             "progress": self._told_progress(),
-            **{name: getattr(self, name) for name in _COUNTERS},
+            "num_steps": self.num_steps,
+            "num_two_pass_steps": self.num_two_pass_steps,
             "num_skipped_steps": self.num_skipped_steps,
             "peak_lr": self._peak_lr,
             "evidence": self.diagnostics.state_dict(),
@@ -321,22 +312,17 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             follows = "the method's own state starts anew" if own is None else f"it goes on as {mine}"
             warnings.warn(f"the saved state is that of {saved}: {follows}", stacklevel=2)
         if own is not None:
-            self._load_own(own)
+            self._progress, self._peak_lr = own["progress"], own["peak_lr"]
+            self.num_steps, self.num_two_pass_steps = own["num_steps"], own["num_two_pass_steps"]
+            self._guard.num_skipped = own["num_skipped_steps"]
+            self.diagnostics.load_state_dict(own["evidence"])
+            parameters = tensors_of(self.param_groups)
+            for slot, state in self._rule_states.items():
+                state.load_state_dict(own["memories"][slot], parameters)
+            if self.loss_scale is not None and own["loss_scale"] is not None:
+                self.loss_scale.load_state_dict(own["loss_scale"])
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-    def _load_own(self, own: dict[str, Any]) -> None:
-        self._progress = own["progress"]
-        for name in _COUNTERS:
-            setattr(self, name, own[name])
-        self._guard.num_skipped = own["num_skipped_steps"]
-        self._peak_lr = own["peak_lr"]
-        self.diagnostics.load_state_dict(own["evidence"])
-        parameters = tensors_of(self.param_groups)
-        for slot, state in self._rule_states.items():
-            state.load_state_dict(own["memories"][slot], parameters)
-        if self.loss_scale is not None and own["loss_scale"] is not None:
-            self.loss_scale.load_state_dict(own["loss_scale"])
 
     def __repr__(self) -> str:
         return f"PerturbedOptimizer({self.method!r}, base={self.base!r})"

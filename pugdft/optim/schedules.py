@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pugdft.optim.context import ANY, MethodRule, StepContext
-from pugdft.optim.options import build, refused, require
+from pugdft.optim.options import Registry, build, refused, require
 
 Number = float | Mapping[str, Any]
 """What a recipe may say: a number, or a schedule such as ``{schedule: icos, min: 0.5, max: 2}``."""
@@ -134,7 +134,7 @@ class ProportionalToLr(BoundedSchedule):
         return max(0.0, super().__call__(context))
 
 
-SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
+SCHEDULES: Registry = {
     "constant": Constant,
     "sin": Sin,
     "cos": Cos,
@@ -161,7 +161,7 @@ def as_schedule(value: Number | Schedule, name: str, *, minimum: float = -math.i
     if isinstance(value, int | float) and not isinstance(value, bool):
         require(value, name, minimum)
         return Constant(float(value))
-    if not isinstance(value, Schedule):
+    if not callable(value):
         raise refused(name, f"must be a number or a schedule, not {value!r}")
     return value
 
