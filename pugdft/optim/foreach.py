@@ -72,16 +72,24 @@ def copy_(targets: Tensors, sources: Tensors) -> None:
 
 def scale_(tensors: Tensors, factor: Tensor | float) -> None:
     """``tensors ← factor · tensors``."""
-    if tensors:
-        torch._foreach_mul_(list(tensors), float(factor) if _on_cpu(tensors) else factor)
+    if _on_cpu(tensors):
+        number = float(factor)
+        for tensor in tensors:
+            tensor.mul_(number)
+    else:
+        torch._foreach_mul_(list(tensors), factor)
 
 
 def add_scaled_(tensors: Tensors, others: Tensors, factor: Tensor | float) -> None:
     """``tensors ← tensors + factor · others``."""
-    if isinstance(factor, Tensor) and not _on_cpu(tensors):
+    if _on_cpu(tensors):
+        number = float(factor)
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.add_(other, alpha=number)
+    elif isinstance(factor, Tensor):
         torch._foreach_add_(list(tensors), torch._foreach_mul(list(others), factor))
-    elif tensors:
-        torch._foreach_add_(list(tensors), list(others), alpha=float(factor))
+    else:
+        torch._foreach_add_(list(tensors), list(others), alpha=factor)
 
 
 def move_(parameters: Tensors, weights: Tensors, steps: Tensors, factor: Tensor | float) -> None:
