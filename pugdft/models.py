@@ -39,11 +39,7 @@ _OLD_PTH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.safetensors`` or ``.pth`` file; no code in the file is run.
-
-    Raises:
-        UserError: damaged, a pickle that holds more than tensors, or tensors that no model starts from.
-    """
+    """Read the tensors of a ``.safetensors`` or ``.pth`` file; no code in the file is run."""
     # Each reader raises its own kinds; torch's warnings about pickles are for those who write them.
     with refuse(Exception, lambda error: _unreadable(path, error)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -61,7 +57,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _problem_of(tensor: Tensor) -> str | None:
-    """Say why no model starts from a tensor."""
+    """Say why no model starts from a tensor; None if one may."""
     if tensor.is_meta:
         return "has no numbers: it is of torch's meta device. Save the model with them"
     if tensor.layout != torch.strided:
@@ -87,14 +83,6 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"{path}: not readable as weights: {cause}"
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    for dimension, stride in enumerate(tensor.stride()):
-        # One number may be repeated more often than memory would hold it.
-        if stride == 0 and tensor.shape[dimension] > 1:
-            tensor = tensor.narrow(dimension, 0, 1)
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
 def _suffix_by_content(path: Path) -> str | None:
     """Return the suffix that a file of tensors should have; None for any other file."""
     with suppress(Exception):  # zipfile lets out nearly anything
@@ -117,18 +105,13 @@ def freeze_backbone(model: nn.Module) -> None:
 
 
 def training_mode(model: nn.Module, frozen: bool, fixed_batch_norm: bool) -> None:
-    """Set training mode; with a frozen backbone only for the head, so that its features stay the same.
-
-    With ``fixed_batch_norm``, BatchNorm layers normalise by their running statistics as in evaluation, and
-    their scale and shift still learn.
-    """
+    """Set training mode; with a frozen backbone for the head alone, so that the features stay the same."""
     model.train(not frozen)
     if frozen:
         head_of(model).train()
-    if fixed_batch_norm:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+    for module in model.modules():
+        if fixed_batch_norm and isinstance(module, _BatchNorm):
+            module.eval()  # it normalises by its running statistics; its scale and shift still learn
 
 
 def averages_over_batch(model: nn.Module) -> bool:
@@ -137,22 +120,20 @@ def averages_over_batch(model: nn.Module) -> bool:
 
 
 def cache_features(model: nn.Module) -> None:
-    """Reuse a frozen backbone's features in every further pass over the same inputs.
+    """Reuse a frozen backbone's features in further passes over the same inputs, as long as the inputs live.
 
-    A perturbation changes only the head, so the features are equal bit for bit, and a second pass costs only
-    the head. They are kept as long as the inputs: until the update is made. The backbone must be in
-    evaluation mode.
+    A perturbation changes only the head, so they are equal bit for bit if the backbone is in evaluation mode.
     """
     compute: Any = model.forward_features
     known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
-    def features(inputs: Tensor, *options: Any, **more_options: Any) -> Any:  # options are always the same
+    def features(inputs: Tensor, *args: Any, **options: Any) -> Any:  # args and options are always the same
         if not torch.is_grad_enabled():  # an evaluation sees its images once
-            return compute(inputs, *options, **more_options)
+            return compute(inputs, *args, **options)
         found, version = known.get(inputs, (None, 0))
         # A head may work in place and so change the cached features: their version counts such changes.
         if found is None or found._version != version:
-            found = compute(inputs, *options, **more_options)
+            found = compute(inputs, *args, **options)
             if isinstance(found, Tensor) and not found.requires_grad:
                 known[inputs] = found, found._version
         return found
@@ -162,20 +143,12 @@ def cache_features(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model ready to train.
+    """A model ready to train; mean, std and interpolation are those that its weights were trained with."""
 
-    Attributes:
-        model: takes (batch, 3, image_size, image_size), gives (batch, classes).
-        tag: the weights: timm's tag, ``file:NAME``, or None if random.
-        weights_sha256: over names, shapes and bytes of every tensor but the head's.
-        head_sha256: likewise of the head's.
-        mean, std, interpolation: the input that the weights were trained with.
-    """
-
-    model: nn.Module
-    tag: str | None
-    weights_sha256: str
-    head_sha256: str
+    model: nn.Module  # takes (batch, 3, image_size, image_size), gives (batch, classes)
+    tag: str | None  # of the weights: timm's tag, file:NAME, or None if random
+    weights_sha256: str  # over names, shapes and bytes of every tensor but the head's
+    head_sha256: str  # likewise of the head's
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
@@ -210,33 +183,27 @@ def model_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
 
 
 def build_model(section: ModelSection, num_classes: int, image_size: int, seed: int) -> Backbone:
-    """Build the backbone of a recipe with a head for ``num_classes``, initialised by ``seed`` alone.
-
-    Raises:
-        UserError: the weights are not here and cannot be fetched, or do not fit the model.
-    """
+    """Build the backbone of a recipe with a head for ``num_classes``, initialised by ``seed`` alone."""
     config = timm.get_pretrained_cfg(section.name)
     options: dict[str, Any] = {"num_classes": num_classes}
     if config is not None and config.fixed_input_size:
         options["img_size"] = image_size
-    tag = config.tag if config is not None and config.tag else None
+    tag = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with _explain_misfit(section.name, image_size):
             model = timm.create_model(section.name, pretrained=False, **options)
-        if section.pretrained is False:
-            tag = None
-        else:
-            # The head is that of the random model, so that the seed alone decides it: not the place that
-            # the weights come from, and not a pretrained head of as many classes.
-            new_head = head_of(model).state_dict()
-            if isinstance(section.pretrained, str):
-                path = Path(os.path.expanduser(section.pretrained))
-                tag = f"file:{path.name}"
-                model = _create_from(section.name, read_weights(path), path, options)
-            else:
-                model = _create_pretrained(section.name, tag, options)
-            head_of(model).load_state_dict(new_head)
+        # The head is that of the random model, so that the seed alone decides it: not the place that
+        # the weights come from, and not a pretrained head of as many classes.
+        new_head = head_of(model).state_dict()
+        if isinstance(section.pretrained, str):
+            path = Path(os.path.expanduser(section.pretrained))
+            tag = f"file:{path.name}"
+            model = _create_from(section.name, read_weights(path), path, options)
+        elif section.pretrained:
+            tag = (config.tag if config is not None else None) or None
+            model = _create_pretrained(section.name, tag, options)
+        head_of(model).load_state_dict(new_head)
     if section.head_init == "zero":
         for parameter in head_of(model).parameters():
             nn.init.zeros_(parameter)
@@ -245,17 +212,9 @@ def build_model(section: ModelSection, num_classes: int, image_size: int, seed: 
     with _explain_misfit(section.name, image_size), torch.inference_mode():
         model(torch.zeros(1, 3, image_size, image_size))
     model.train()
-    data = timm.data.resolve_model_data_config(model)
-    heads = head_parameters(model)
-    return Backbone(
-        model,
-        tag,
-        weights_sha256=_sha256(model, set(model.state_dict()) - heads),
-        head_sha256=_sha256(model, heads),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=data["interpolation"],
-    )
+    data, heads = timm.data.resolve_model_data_config(model), head_parameters(model)
+    digests = _sha256(model, set(model.state_dict()) - heads), _sha256(model, heads)
+    return Backbone(model, tag, *digests, tuple(data["mean"]), tuple(data["std"]), data["interpolation"])
 
 
 def head_parameters(model: nn.Module) -> set[str]:
@@ -281,7 +240,7 @@ def _sha256(model: nn.Module, names: set[str]) -> str:
 
 
 def _explain_misfit(name: str, image_size: int) -> AbstractContextManager[None]:
-    """Within the context, turn errors of a model about its input's size into a message."""
+    """Turn a model's errors about the size of its input into a message."""
     return refuse(
         (AssertionError, ValueError, RuntimeError),
         lambda error: f"data.image_size: {image_size} does not fit {name}: {reason(error)}",
@@ -306,7 +265,9 @@ def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> n
         if file_sha256(path) != sha256:
             words = "is not the file that pugdft knows (sha256 differs); reinstall the package"
             raise UserError(f"{path}: {words}")
-        return _create_from(full_name, _renamed_by_order(full_name, path), path, options)
+        own = timm.create_model(full_name, pretrained=False).state_dict()
+        renamed = dict(zip(own, read_weights(path).values(), strict=True))
+        return _create_from(full_name, renamed, path, options)
     stay_offline_without_network()
     remedy = f"put the file into {weights_folder()} as {full_name}.safetensors (or .pth)"
     if module:
@@ -324,9 +285,9 @@ def _create_pretrained(name: str, tag: str | None, options: dict[str, Any]) -> n
 
 def _create_from(name: str, state: dict[str, Tensor], path: Path, options: dict[str, Any]) -> nn.Module:
     """Build a model with tensors from a file; timm adapts positions and drops a head of other classes."""
-    names = timm.create_model(name, pretrained=False, **options)
-    heads = head_parameters(names)
-    wanted = {key for key in names.state_dict() if key not in heads and "num_batches_tracked" not in key}
+    model = timm.create_model(name, pretrained=False, **options)
+    heads = head_parameters(model)
+    wanted = {key for key in model.state_dict() if key not in heads and "num_batches_tracked" not in key}
     if missing := sorted(wanted - set(state)):
         raise UserError(
             f"{path}: does not fit {name}: {counted(len(missing), 'tensor')} of {len(wanted)} missing, "
@@ -336,11 +297,3 @@ def _create_from(name: str, state: dict[str, Tensor], path: Path, options: dict[
     # timm adapts tensors to the model, and trusts their shapes.
     with refuse(Exception, lambda error: f"{path}: does not fit {name}: {reason(error)}"):
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-
-
-def _renamed_by_order(name: str, path: Path) -> dict[str, Tensor]:
-    """Read a file of timm's tensors that have other names, in timm's order."""
-    state, own = read_weights(path), timm.create_model(name, pretrained=False).state_dict()
-    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in own.values()]:
-        raise UserError(f"{path}: its tensors do not have the shapes of {name}")
-    return dict(zip(own, state.values(), strict=True))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from pugdft.errors import UserError
-from pugdft.optim.options import keyword_defaults, refused
+from pugdft.optim.options import Registry, keyword_defaults, refused
 
 Groups = list[dict[str, Any]]
 
@@ -44,32 +44,25 @@ GROUP_OPTIONS: Mapping[str, Any] = keyword_defaults(GroupOptions)
 
 
 def as_groups(params: nn.Module | Iterable[Any]) -> Groups:
-    """One list of groups; entries stay named where names were given, torch understands that.
-
-    Raises:
-        UserError: there is nothing to train.
-    """
-    if isinstance(params, nn.Module):
-        # Frozen ones too: a layer that is unfrozen later takes part.
-        entries: list[Any] = list(params.named_parameters())
-    else:
-        entries = _listed(params)
+    """One list of groups, frozen parameters included; entries stay named where names were given."""
+    entries = listed(params.named_parameters() if isinstance(params, nn.Module) else params)
     given = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
-    groups = [{**group, "params": _listed(group["params"])} for group in given]
+    groups = [{**group, "params": listed(group["params"])} for group in given]
     if not any(tensor.requires_grad for tensor in tensors_of(groups)):
         raise UserError("params: nothing to train: no parameter requires a gradient")
     return groups
 
 
-def _listed(params: Any) -> list[Any]:
+def listed(params: Any) -> list[Any]:
+    """What may be given as ``params``, as a list."""
     return [params] if isinstance(params, Tensor) else list(params)
 
 
 def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: GroupOptions) -> Groups:
     """Groups of a module without decay on vectors and, with ``layer_decay``, a rate for each layer.
 
-    Layers are timm's own grouping of a model; a layer's rate is lr · layer_decay^(layers above it). What a
-    timm model names in ``no_weight_decay()`` (position embeddings, class tokens) counts as a vector.
+    Layers are timm's; a layer's rate is lr · layer_decay^(layers above it). What a timm model names in
+    ``no_weight_decay()`` (position embeddings, class tokens) counts as a vector.
     """
     named = {id(p): (name, p) for name, p in module.named_parameters()}
     spared: set[str] = set(getattr(module, "no_weight_decay", set)())
@@ -77,8 +70,7 @@ def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: Gr
         from timm.optim import param_groups_layer_decay
 
         frozen = [p for p in module.parameters() if not p.requires_grad]
-        for p in frozen:
-            p.requires_grad_(True)  # timm leaves out what is frozen
+        nn.ParameterList(frozen).requires_grad_(True)  # timm leaves out what is frozen
         groups = param_groups_layer_decay(
             module,
             weight_decay=weight_decay,
@@ -86,20 +78,16 @@ def shaped_groups(module: nn.Module, lr: float, weight_decay: float, options: Gr
             layer_decay=options.layer_decay,
             weight_decay_exclude_1d=options.no_decay,
         )
-        for p in frozen:
-            p.requires_grad_(False)
+        nn.ParameterList(frozen).requires_grad_(False)
     else:
         plain = [p for name, p in named.values() if p.dim() > 1 and name not in spared]
         vectors = [p for name, p in named.values() if p.dim() <= 1 or name in spared]
         both = ((plain, weight_decay), (vectors, 0.0))
         groups = [{"params": params, "weight_decay": decay} for params, decay in both if params]
+    rates = [lr * group.get("lr_scale", 1.0) for group in groups]
     return [
-        {
-            "params": [named[id(p)] for p in group["params"]],
-            "weight_decay": group["weight_decay"],
-            "lr": lr * group.get("lr_scale", 1.0),
-        }
-        for group in groups
+        {"params": [named[id(p)] for p in group["params"]], "weight_decay": group["weight_decay"], "lr": rate}
+        for group, rate in zip(groups, rates, strict=True)
     ]
 
 
@@ -136,17 +124,14 @@ class TorchBase:
 
     def construct(self, params: Groups) -> torch.optim.Optimizer:
         """The optimizer, fused if it can be."""
-        options = {
-            key: tuple(map(float, value)) if isinstance(value, list | tuple) else value
-            for key, value in vars(self).items()
-        }
+        lists = {key: tuple(map(float, v)) for key, v in vars(self).items() if isinstance(v, list | tuple)}
+        options = {**vars(self), **lists}
         if self.has_fused_form:
-            options["fused"] = self._can_fuse(tensors_of(params))
+            tensors = tensors_of(params)
+            fits = all(each.device.type in ("cpu", "cuda") and each.is_floating_point() for each in tensors)
+            # SGD's fused form cannot take a momentum buffer that appears later than the others.
+            options["fused"] = fits and not options.get("dampening")
         return self.torch_class(params, **options)
-
-    def _can_fuse(self, parameters: list[Tensor]) -> bool:
-        devices = {parameter.device.type for parameter in parameters}
-        return devices <= {"cpu", "cuda"} and all(parameter.is_floating_point() for parameter in parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +147,6 @@ class Sgd(TorchBase):
     weight_decay: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
-
-    def _can_fuse(self, parameters: list[Tensor]) -> bool:
-        # torch's fused form cannot take a momentum buffer that appears later than the others.
-        return self.dampening == 0 and super()._can_fuse(parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,55 +192,41 @@ class RmsProp(TorchBase):
     centered: bool = False
 
 
-BASES: Mapping[str, Callable[..., TorchBase]] = {
-    "sgd": Sgd,
-    "adam": Adam,
-    "adamw": AdamW,
-    "adagrad": Adagrad,
-    "rmsprop": RmsProp,
-}
+BASES: Registry = {"sgd": Sgd, "adam": Adam, "adamw": AdamW, "adagrad": Adagrad, "rmsprop": RmsProp}
 """Name in a recipe to its options. Any other name that timm knows is a base too."""
 
 
-_TORCH_ONLY = {"asgd": torch.optim.ASGD, "rprop": torch.optim.Rprop}
-
-
 def find_base(name: Any) -> Callable[..., Any] | None:
-    """Find what has the options of a base by name (ours, torch's, timm's) or class; None if unknown."""
+    """Find what has the options of a base, by name (ours, torch's, timm's) or class; None if unknown."""
     if isinstance(name, type) and issubclass(name, torch.optim.Optimizer):
         return name
     # timm's "momentum" and "nesterov" are SGD with options bound; here the options are the recipe's.
     # And it takes "SGD" for its own "sgd", whose defaults are others than ours: a name is spelled as listed.
     if not isinstance(name, str) or name in ("momentum", "nesterov") or name != name.lower():
         return None
-    if name in BASES:
-        return BASES[name]
-    if name in _TORCH_ONLY:
-        return _TORCH_ONLY[name]
+    if found := BASES.get(name) or {"asgd": torch.optim.ASGD, "rprop": torch.optim.Rprop}.get(name):
+        return found
     if importlib.util.find_spec("timm") is None:
         return None
     from timm.optim import get_optimizer_class, get_optimizer_info
 
     with suppress(ValueError, KeyError, AssertionError, ImportError):  # unknown, or its package is missing
-        found: Callable[..., Any] = get_optimizer_class(name, bind_defaults=False)
+        candidate: Callable[..., Any] = get_optimizer_class(name, bind_defaults=False)
         # A wrapper such as Lookahead, or a second-order method that needs its own closure, is no base.
-        is_class = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+        is_class = isinstance(candidate, type) and issubclass(candidate, torch.optim.Optimizer)
         if is_class and not get_optimizer_info(name).second_order:
-            return found
+            return candidate
     return None
 
 
 def construct_base(name: Any, params: Groups, options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """A base optimizer.
-
-    Raises:
-        ValueError: an option out of range.
-    """
+    """A base optimizer; torch raises a ValueError for an option out of range."""
     lr = options.get("lr")
     if isinstance(lr, int | float) and not lr >= 0:
         raise refused("lr", f"must be at least 0, not {lr:g}")
     if name in BASES:
-        return BASES[name](**options).construct(params)
+        own: TorchBase = BASES[name](**options)
+        return own.construct(params)
     optimizer_class: Any = find_base(name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     base: torch.optim.Optimizer = optimizer_class(params, **values)
@@ -267,55 +234,32 @@ def construct_base(name: Any, params: Groups, options: Mapping[str, Any]) -> tor
 
 
 def fill_momentum(base: torch.optim.Optimizer) -> None:
-    """Give each parameter that is about to be stepped by a fused SGD its momentum buffer.
+    """Give each parameter that is about to be stepped by a fused SGD its momentum buffer, which is zero.
 
-    torch leaves the buffer uninitialised if the very first step is skipped on the device, and fails where
-    a parameter gets its first gradient later than others. Zeros are what the buffer would hold.
+    torch leaves it uninitialised if the very first step is skipped on the device, and fails where a parameter
+    gets its first gradient later than others.
     """
-    if not isinstance(base, torch.optim.SGD):
-        return
-    for group in base.param_groups:
-        if group["fused"] and group["momentum"]:
-            for parameter in group["params"]:
-                if parameter.grad is not None and base.state[parameter].get("momentum_buffer") is None:
-                    base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-class BaseMomentum:
-    """Read the momentum that a base keeps for parameters; a class, so that copies read their own base."""
-
-    def __init__(self, base: torch.optim.Optimizer) -> None:
-        self.base = base
-
-    def __call__(self, parameters: Any) -> list[Tensor | None]:
-        states = [self.base.state.get(parameter, {}) for parameter in parameters]
-        return [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
-
-
-def keeps_momentum(base: torch.optim.Optimizer) -> bool:
-    """Whether a base keeps a momentum that :class:`BaseMomentum` can read."""
-    return any(group.get("momentum") or "betas" in group for group in base.param_groups)
+    groups = base.param_groups if isinstance(base, torch.optim.SGD) else []
+    for parameter in tensors_of([group for group in groups if group["fused"] and group["momentum"]]):
+        if parameter.grad is not None and base.state[parameter].get("momentum_buffer") is None:
+            base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def align_layouts(base: torch.optim.Optimizer) -> None:
-    """Let a fused base pair the right elements: its kernels walk parameter, gradient and state by memory.
+    """Lay the state of a fused base out in memory as its parameters are: its kernels pair elements by memory.
 
-    State that lies in memory otherwise than its parameter (a state loaded from another layout, a model moved
-    to channels-last) is laid out anew. A parameter with gaps between its elements cannot be matched: then the
-    base goes on unfused, with the same arithmetic.
+    They differ where a state was loaded from another layout, or a model moved to channels-last. A parameter
+    with gaps between its elements cannot be matched: then the base goes on unfused, with the same arithmetic.
     """
-    for group in base.param_groups:
-        if not group.get("fused"):
-            continue
-        for parameter in group["params"]:
-            if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
-                unfuse(base)
-                return
-            state = base.state.get(parameter, {})
-            for key, value in state.items():
-                is_like = isinstance(value, Tensor) and value.shape == parameter.shape
-                if is_like and value.stride() != parameter.stride():
-                    state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    for parameter in tensors_of([group for group in base.param_groups if group.get("fused")]):
+        if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
+            unfuse(base)
+            return
+        state = base.state.get(parameter, {})
+        for key, value in state.items():
+            is_like = isinstance(value, Tensor) and value.shape == parameter.shape
+            if is_like and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def unfuse(base: torch.optim.Optimizer) -> None:

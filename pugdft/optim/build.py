@@ -14,22 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, unknown
-from pugdft.optim.base import (
-    BASES,
-    GROUP_OPTIONS,
-    SHARDED,
-    BaseMomentum,
-    GroupOptions,
-    Groups,
-    as_groups,
-    construct_base,
-    find_base,
-    is_sharded,
-    names_of,
-    norm_parameters_of,
-    shaped_groups,
-    tensors_of,
-)
+from pugdft.optim import base as bases
+from pugdft.optim.base import BASES, GROUP_OPTIONS, GroupOptions, find_base
 from pugdft.optim.context import ParameterInfo
 from pugdft.optim.methods import METHODS, Method, plain
 from pugdft.optim.options import build, construct, keyword_defaults, refused, resolve_options
@@ -65,11 +51,7 @@ def takes_two_passes(name: str) -> bool:
 
 
 def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer") -> Method:
-    """The method of a spec's name and options, those of the algorithm included; ``plain`` for a base alone.
-
-    Raises:
-        FaultsError: with every fault of the options, at places below ``where``.
-    """
+    """The method of a spec's name and options, the algorithm's included; ``plain`` for a base alone."""
     if name not in METHODS:
         return plain()
     method, faults = METHODS[name](), list[ConfigIssue]()
@@ -90,11 +72,7 @@ def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer"
 
 
 def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec with every default written out: what the record keeps.
-
-    Raises:
-        FaultsError: with every fault.
-    """
+    """The spec with every default written out: what the record keeps. A FaultsError has every fault."""
     if faults := spec_faults(spec):
         raise FaultsError("", faults)
     name = spec["name"]
@@ -118,7 +96,7 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
     if not isinstance(name, str):
         problem = "is required" if name is None else "must be a word"
         return [ConfigIssue(f"{where}.name", f"{problem}: one of {', '.join(optimizer_names())}")]
-    faults: list[ConfigIssue] = []
+    faults = list[ConfigIssue]()
     if name not in METHODS:
         if find_base(name) is None:
             return [ConfigIssue(f"{where}.name", unknown("optimizer", name, optimizer_names()))]
@@ -137,11 +115,8 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
             raise refused(f"{where}.base", f"{problem}: {_BASE_EXAMPLE}")
         if find_base(base.get("name")) is None:
             raise refused(f"{where}.base.name", unknown("base optimizer", base.get("name"), BASES))
-        has_momentum = (
-            isinstance(base["name"], type)
-            or base.get("momentum")
-            or "betas" in keyword_defaults(_found(base["name"]))
-        )
+        may_lack_momentum = isinstance(base["name"], str) and not base.get("momentum")
+        has_momentum = not may_lack_momentum or "betas" in keyword_defaults(_found(base["name"]))
         if METHODS[name]().direction.requires_momentum and not has_momentum:
             message = f"{name} perturbs along the momentum: it must be above 0"
             faults.append(ConfigIssue(f"{where}.base.momentum", message))
@@ -150,21 +125,20 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
 
 
 def describe(name: str) -> str:
-    """The documentation of a method or base optimizer.
-
-    Raises:
-        UserError: no such name.
-    """
+    """The documentation of a method or base optimizer; a UserError for another name."""
     return inspect.getdoc(_found(name)) or ""
 
 
 def explain_options(name: str) -> str:
     """The options of a method or base as a recipe has them, with their defaults."""
-    options = {**keyword_defaults(_found(name)), **({} if name in METHODS else GROUP_OPTIONS)}
-    lines = ["Options and defaults:", *(_explained(*option) for option in options.items())]
-    if takes_two_passes(name):
-        lines.append("Of every method with two passes:")
-        lines += [_explained(*option) for option in ALGORITHM_OPTIONS.items()]
+    own = {**keyword_defaults(_found(name)), **({} if name in METHODS else GROUP_OPTIONS)}
+    further = {"Of every method with two passes:": ALGORITHM_OPTIONS} if takes_two_passes(name) else {}
+    lines = []
+    for heading, options in {"Options and defaults:": own, **further}.items():
+        lines.append(heading)
+        for key, value in options.items():
+            shown = "required" if value is inspect.Parameter.empty else "null" if value is None else value
+            lines.append(f"  {key}: {shown}{f'  ({_RADIUS})' if key == 'rho' else ''}")
     return "\n".join(lines)
 
 
@@ -187,14 +161,6 @@ def summary(name: str) -> dict[str, str]:
         "memory": short.replace(" in pugdft's own loop", "").split(",")[0],
         "paper": paper[0] if paper else "torch",
     }
-
-
-def _explained(key: str, value: Any) -> str:
-    """A line on an option and its default."""
-    if value is inspect.Parameter.empty:
-        value = "required"
-    help_text = f"  ({_RADIUS})" if key == "rho" else ""
-    return f"  {key}: {'null' if value is None else value}{help_text}"
 
 
 def _divided(options: Mapping[str, Any], keys: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -221,7 +187,9 @@ def _check_base(spec: Mapping[str, Any], where: str) -> None:
         # Empty: reading a recipe must not decide how tensors are allocated.
         groups = [{"params": [torch.nn.Parameter(torch.empty(0))]}]
         elsewhere = f" A method's options, such as rho, go beside its name, not under {where}."
-        construct(_found(name), own, where, call=partial(construct_base, name, groups), elsewhere=elsewhere)
+        construct(
+            _found(name), own, where, call=partial(bases.construct_base, name, groups), elsewhere=elsewhere
+        )
     if faults:
         raise FaultsError("", faults)
 
@@ -270,28 +238,20 @@ def build_optimizer(
     if existing is not None:
         groups = existing.param_groups
     elif group_options == GroupOptions():
-        groups = as_groups(params)
+        groups = bases.as_groups(params)
     elif isinstance(params, nn.Module):
         decay = {**keyword_defaults(_found(base_name)), **base_options}.get("weight_decay", 0.0)
-        groups = shaped_groups(params, base_options["lr"], decay, group_options)
+        groups = bases.shaped_groups(params, base_options["lr"], decay, group_options)
     else:
         raise UserError("no_decay and layer_decay shape the groups of a module: give the module itself")
-    _refuse_unusable(groups, name in METHODS)
     options = {key: value for key, value in resolved.items() if key not in ("name", "base")}
-    method = build_method(name, options)
-    local = options.get("perturb") == "local"
+    method, local = build_method(name, options), options.get("perturb") == "local"
+    # Before the base is built, for torch takes the names out of the groups.
+    info = ParameterInfo(bases.names_of(groups), None if module is None else bases.norm_parameters_of(module))
+    _refuse_unusable(bases.tensors_of(groups), None if name not in METHODS else method, info)
     if local:
-        _require_local(name, method, closure_accumulates)
-        if clean_pass is None:
-            raise UserError(
-                "optimizer.perturb: local needs clean_pass, such as clean_pass=model.no_sync of a DDP model: "
-                "without it every process perturbs along the common gradient"
-            )
-    # Now, for torch takes the names out of the groups.
-    names, norm_parameters = names_of(groups), None if module is None else norm_parameters_of(module)
-    if method.direction.requires_norm_layers:
-        _require_norm_layers(norm_parameters, groups)
-    base = existing or construct_base(base_name, groups, base_options)
+        _require_local(name, method, closure_accumulates, clean_pass)
+    base = existing or bases.construct_base(base_name, groups, base_options)
     if perturbed_pass is None and module is not None:
         perturbed_pass = KeptBuffers(module)
     if perturbed_pass is None and method.perturbs:
@@ -303,7 +263,7 @@ def build_optimizer(
     return PerturbedOptimizer(
         base,
         method,
-        info=ParameterInfo(names, norm_parameters, BaseMomentum(base)),
+        info=info,
         clean_pass=clean_pass if local else None,
         perturbed_pass=perturbed_pass,
         replay_rng=options.get("replay_rng", True),
@@ -313,40 +273,39 @@ def build_optimizer(
     )
 
 
-def _require_local(name: str, method: Method, closure_accumulates: bool) -> None:
+def _require_local(name: str, method: Method, accumulates: bool, clean_pass: PassContext | None) -> None:
     """Refuse what would let the processes' weights or states drift apart: a local gradient is not reduced."""
-    direction, combine = method.direction, method.combine
+    direction, combine, problem = method.direction, method.combine, ""
     is_timed = not isinstance(method.trigger, Always)
     if is_timed or combine.needs_both_gradients or direction.averages_gradients:
-        raise UserError(
-            "optimizer.perturb: local is for methods that perturb at each step along its own gradient and "
-            f"add both gradients, such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
-        )
-    if direction.num_ascents > 1 and not combine.drops_clean:
-        raise UserError("optimizer.perturb: local with several ascents needs a combination that drops g")
-    if not (closure_accumulates or combine.drops_clean):
-        raise UserError(
-            "optimizer.perturb: local adds unreduced gradients where they lie: the closure must not clear "
-            "them, and closure_accumulates=True says so"
-        )
+        problem = "is for methods that perturb at each step along its own gradient and add both gradients, "
+        problem += f"such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
+    elif direction.num_ascents > 1 and not combine.drops_clean:
+        problem = "with several ascents needs a combination that drops g"
+    elif not (accumulates or combine.drops_clean):
+        problem = "adds unreduced gradients where they lie: the closure must not clear them, and "
+        problem += "closure_accumulates=True says so"
+    elif clean_pass is None:
+        problem = "needs clean_pass, such as clean_pass=model.no_sync of a DDP model: without it every "
+        problem += "process perturbs along the common gradient"
+    if problem:
+        raise UserError(f"optimizer.perturb: local {problem}")
 
 
-def _refuse_unusable(groups: Groups, is_method: bool) -> None:
-    tensors = tensors_of(groups)
+def _refuse_unusable(tensors: list[Tensor], method: Method | None, info: ParameterInfo) -> None:
+    """Refuse parameters that the method, or with None a base alone, cannot train."""
+    complexes = [info.names.get(t, "a tensor") for t in tensors if t.is_complex()]
+    needs_norms, norms = method is not None and method.direction.requires_norm_layers, info.norm_parameters
+    problem = ""
     if any(tensor.dtype == torch.float16 for tensor in tensors):
-        words = "fp16 weights cannot hold small updates: keep fp32 ones, with autocast and loss_scale"
-        raise UserError(f"params: {words}")
-    if any(map(is_sharded, tensors)):
-        raise UserError(f"params: {SHARDED}")
-    for tensor in tensors:
-        if is_method and tensor.is_complex():
-            name = names_of(groups).get(tensor, "a tensor")
-            raise UserError(f"params: {name} is complex, which only a base optimizer alone takes")
-
-
-def _require_norm_layers(norm_parameters: frozenset[Tensor] | None, groups: Groups) -> None:
-    if norm_parameters is None:
-        words = "finds normalisation layers by their type: give the module, not its parameters"
-        raise UserError(f"params: sam_on {words}")
-    if not any(tensor in norm_parameters and tensor.requires_grad for tensor in tensors_of(groups)):
-        raise UserError("params: sam_on needs normalisation layers that are trained, and has none")
+        problem = "fp16 weights cannot hold small updates: keep fp32 ones, with autocast and loss_scale"
+    elif any(map(bases.is_sharded, tensors)):
+        problem = bases.SHARDED
+    elif method is not None and complexes:
+        problem = f"{complexes[0]} is complex, which only a base optimizer alone takes"
+    elif needs_norms and norms is None:
+        problem = "sam_on finds normalisation layers by their type: give the module, not its parameters"
+    elif needs_norms and not any(tensor in (norms or ()) and tensor.requires_grad for tensor in tensors):
+        problem = "sam_on needs normalisation layers that are trained, and has none"
+    if problem:
+        raise UserError(f"params: {problem}")

@@ -1,13 +1,11 @@
 """Slots 4 and 5: combine the clean gradient g with the perturbed gradient g*, and normalise the result.
 
-The coefficients of a linear rule a·g + b·g* are known in advance: with a = 0 the clean gradient is dropped
-before the second pass, otherwise the pass can add to it in place. A merging rule needs both gradients, at
-the price of one more copy of the parameters.
+With a linear rule a·g + b·g* the second pass can add to the clean gradient in place, or with a = 0 drop it
+before. A merging rule needs both gradients, at the price of one more copy of the parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,14 +14,15 @@ from torch import Tensor
 
 from pugdft.optim import foreach
 from pugdft.optim.context import ANY, MethodRule, RuleState, StepContext, at_least
-from pugdft.optim.options import refused
+from pugdft.optim.foreach import Tensors
+from pugdft.optim.options import Registry, refused
 from pugdft.optim.schedules import Number, Schedule, as_schedule
 
 
 class Normalize:
     """Change the combined gradient in place; by default leave it as it is."""
 
-    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+    def normalize_(self, gradients: Tensors) -> Tensor:
         """Normalise in place; returns ‖h‖ before, a 0-dim tensor that is finite exactly if h is."""
         return foreach.global_norm(gradients)
 
@@ -40,7 +39,7 @@ class Unit(Normalize):
     The base optimizer adds a coupled weight decay after this, and its momentum sees the unit gradient.
     """
 
-    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+    def normalize_(self, gradients: Tensors) -> Tensor:
         norm = foreach.global_norm(gradients)
         foreach.scale_(gradients, foreach.ratio(1.0, norm))
         return norm
@@ -52,13 +51,12 @@ class UnitEach(Normalize):
 
     scope: Literal["tensor", "element"] = "tensor"
 
-    def normalize_(self, gradients: Sequence[Tensor]) -> Tensor:
+    def normalize_(self, gradients: Tensors) -> Tensor:
         norms = foreach.tensor_norms(gradients)
-        if self.scope == "element":
-            for gradient in gradients:
+        for gradient, norm in zip(gradients, norms, strict=True):
+            if self.scope == "element":
                 gradient.sign_()
-        else:
-            for gradient, norm in zip(gradients, norms, strict=True):
+            else:
                 gradient.mul_(foreach.ratio(1.0, norm))
         return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
@@ -67,21 +65,16 @@ class UnitEach(Normalize):
 class Correction:
     """What is subtracted from the weights after the base's step: lr · factor · directions."""
 
-    parameters: list[Tensor]
-    directions: list[Tensor]
+    parameters: Tensors
+    directions: Tensors
     factor: float
 
 
 class Combination(MethodRule):
-    """Make one gradient h of g and g*. By default h = a·g + b·g*.
+    """Make one gradient h of g and g*. By default h = a·g + b·g*."""
 
-    Attributes:
-        needs_both_gradients: h is made by :meth:`merge_`, at the price of one more copy of the parameters.
-        drops_clean: g has no part in h.
-    """
-
-    needs_both_gradients = False
-    drops_clean = False
+    needs_both_gradients = False  # h is made by merge_, at the price of one more copy of the parameters
+    drops_clean = False  # g has no part in h
 
     def coefficients(self, context: StepContext) -> tuple[float, float]:
         """(a, b) at a two-pass step, with b ≠ 0."""
@@ -90,17 +83,11 @@ class Combination(MethodRule):
     def release(self, state: RuleState) -> None:
         """Free, before a second pass, the tensors that this pass is going to replace."""
 
-    def merge_(
-        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
-    ) -> Correction | None:
-        """``perturbed`` (g*) ← h; ``clean`` (g) may be overwritten or kept.
-
-        Returns:
-            A correction to the weights after the base's step, if the method has one.
-        """
+    def merge_(self, g: Tensors, g_star: Tensors, parameters: Tensors, state: RuleState) -> Correction | None:
+        """``g_star ← h``; ``g`` may be overwritten or kept. Gives a correction for after the base's step."""
         raise NotImplementedError
 
-    def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], state: RuleState) -> None:
+    def reuse_(self, gradients: Tensors, parameters: Tensors, state: RuleState) -> None:
         """Change the gradient of a step of one pass in place."""
 
 
@@ -143,13 +130,10 @@ class RemoveParallel(Combination):
     bounds: ClassVar = {"alpha": ANY}
     needs_both_gradients = True
 
-    def merge_(
-        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
-    ) -> Correction | None:
-        product = foreach.dot(clean, perturbed)
-        share = foreach.square_ratio(product, foreach.global_norm(perturbed))
-        foreach.scale_(perturbed, 1 + self.alpha * share)
-        foreach.add_scaled_(perturbed, clean, -self.alpha)
+    def merge_(self, g: Tensors, g_star: Tensors, parameters: Tensors, state: RuleState) -> Correction | None:
+        share = foreach.square_ratio(foreach.dot(g, g_star), foreach.global_norm(g_star))
+        foreach.scale_(g_star, 1 + self.alpha * share)
+        foreach.add_scaled_(g_star, g, -self.alpha)
         return None
 
 
@@ -167,19 +151,17 @@ class ReuseAscent(Combination):
     def release(self, state: RuleState) -> None:
         state.tensors.pop("across", None)
 
-    def merge_(
-        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
-    ) -> Correction | None:
-        share = foreach.square_ratio(foreach.dot(clean, perturbed), foreach.global_norm(clean))
+    def merge_(self, g: Tensors, g_star: Tensors, parameters: Tensors, state: RuleState) -> Correction | None:
+        share = foreach.square_ratio(foreach.dot(g, g_star), foreach.global_norm(g))
         # The held clean gradient becomes v, so that remembering v costs no copy.
-        foreach.scale_(clean, -share)
-        foreach.add_scaled_(clean, perturbed, 1.0)
-        for tensor in clean:  # after an overflow, nothing is remembered instead of NaN
+        foreach.scale_(g, -share)
+        foreach.add_scaled_(g, g_star, 1.0)
+        for tensor in g:  # after an overflow, nothing is remembered instead of NaN
             tensor.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        state.tensors["across"] = dict(zip(parameters, clean, strict=True))
+        state.tensors["across"] = dict(zip(parameters, g, strict=True))
         return None
 
-    def reuse_(self, gradients: list[Tensor], parameters: list[Tensor], state: RuleState) -> None:
+    def reuse_(self, gradients: Tensors, parameters: Tensors, state: RuleState) -> None:
         across = state.tensors.get("across", {})
         known = [row for row in zip(gradients, parameters, strict=True) if row[1] in across]
         if known:
@@ -202,20 +184,18 @@ class DecoupledSharpness(Combination):
         if self.gamma >= 1:
             raise refused("gamma", f"must be less than 1, not {self.gamma:g}")
 
-    def merge_(
-        self, clean: list[Tensor], perturbed: list[Tensor], parameters: list[Tensor], state: RuleState
-    ) -> Correction | None:
-        foreach.add_scaled_(perturbed, clean, -1.0)
-        for parameter, gradient in zip(parameters, clean, strict=True):
+    def merge_(self, g: Tensors, g_star: Tensors, parameters: Tensors, state: RuleState) -> Correction | None:
+        foreach.add_scaled_(g_star, g, -1.0)
+        for parameter, gradient in zip(parameters, g, strict=True):
             parameter.grad = gradient
-        return Correction(parameters, perturbed, self.gamma / (1 - self.gamma))
+        return Correction(parameters, g_star, self.gamma / (1 - self.gamma))
 
 
 def _scaled(*, scale: Number = 1.0) -> Scaled:
     return Scaled(as_schedule(scale, "scale"))
 
 
-COMBINATIONS: Mapping[str, Callable[..., Combination]] = {
+COMBINATIONS: Registry = {
     "weighted": Weighted,
     "scaled": _scaled,
     "remove_parallel": RemoveParallel,
@@ -223,8 +203,4 @@ COMBINATIONS: Mapping[str, Callable[..., Combination]] = {
     "decoupled_sharpness": DecoupledSharpness,
 }
 
-NORMALIZATIONS: Mapping[str, Callable[..., Normalize]] = {
-    "identity": Identity,
-    "unit": Unit,
-    "unit_each": UnitEach,
-}
+NORMALIZATIONS: Registry = {"identity": Identity, "unit": Unit, "unit_each": UnitEach}

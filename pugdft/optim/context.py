@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,8 +17,7 @@ from pugdft.optim.options import require
 class MethodRule:
     """One of a method's rules: a frozen dataclass whose fields are its options.
 
-    Attributes:
-        bounds: least and largest value of its numbers, which are checked to be finite too.
+    ``bounds`` are the least and largest value of its numbers, which are checked to be finite too.
     """
 
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
@@ -38,21 +37,13 @@ def at_least(minimum: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class StepContext:
-    """The moment of one update, before it is made.
+    """The moment of one update, before it is made; learning rates are those of the first parameter group."""
 
-    Attributes:
-        step: updates made so far.
-        told_progress: fraction of the training done, in 0..1; None if nobody has said it.
-        lr: learning rate of the first parameter group.
-        base_lr: its peak: what its scheduler says, or the largest so far.
-        min_lr: its least: what its scheduler says, or 0.
-    """
-
-    step: int
-    told_progress: float | None
+    step: int  # updates made so far
+    told_progress: float | None  # fraction of the training done, in 0..1; None if nobody has said it
     lr: float
-    base_lr: float
-    min_lr: float = 0.0
+    base_lr: float  # the peak: what the scheduler says, or the largest so far
+    min_lr: float = 0.0  # the least: what the scheduler says, or 0
 
     @property
     def progress(self) -> float:
@@ -67,37 +58,21 @@ class StepContext:
         return self.told_progress or 0.0
 
 
-def _no_momentum(parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    return [None] * len(parameters)
-
-
 @dataclass(frozen=True)
 class ParameterInfo:
-    """What is known about the parameters beyond their values.
+    """What is known about the parameters beyond their values."""
 
-    Attributes:
-        names: parameter to its name; empty if the caller gave none.
-        norm_parameters: scales and shifts of normalisation layers, by the layers' type; None if the
-            caller gave no module to find them in.
-        momentum: the base's momentum of each parameter, None before its first step.
-    """
-
-    names: Mapping[Tensor, str] = field(default_factory=dict)
+    names: Mapping[Tensor, str] = field(default_factory=dict)  # empty if the caller gave none
+    # Scales and shifts of normalisation layers; None if the caller gave no module to find them in.
     norm_parameters: frozenset[Tensor] | None = None
-    momentum: Callable[[Sequence[Tensor]], list[Tensor | None]] = _no_momentum
 
 
 class RuleState:
-    """What one rule remembers between steps; part of the optimizer's state.
-
-    Attributes:
-        tensors: name to a tensor for each parameter that has one, keyed by the parameter itself.
-        values: plain numbers, booleans, and lists of numbers.
-    """
+    """What one rule remembers between steps; part of the optimizer's state."""
 
     def __init__(self) -> None:
-        self.tensors: dict[str, dict[Tensor, Tensor]] = {}
-        self.values: dict[str, Any] = {}
+        self.tensors: dict[str, dict[Tensor, Tensor]] = {}  # by a name, then by the parameter
+        self.values: dict[str, Any] = {}  # numbers, booleans, lists of numbers
 
     def state_dict(self, positions: Mapping[Tensor, int]) -> dict[str, Any]:
         """Tensors under the parameter's position among all parameters, as torch saves its own state."""

@@ -2,14 +2,13 @@
 
 Measured at every tenth perturbed step and kept on the device, so that nothing waits. The second pass may
 overwrite the clean gradient, so a sample of it is kept: one block of elements out of :data:`STRIDE` of each
-tensor in memory order (a small tensor whole), which costs 1/16 of a copy of the parameters. Single elements
-would have every line of memory read.
+tensor in memory order (a small tensor whole). Single elements would have every line of memory read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ class Diagnostics:
     def __init__(self) -> None:
         self._num_calls = 0
         self._sums: dict[str, Tensor | float] = {"norm": 0.0, "cosine": 0.0}
-        self._counts: dict[str, Tensor | float] = {"norm": 0.0, "cosine": 0.0}
+        self._counts = dict(self._sums)
         self._measures = False
         self._clean: dict[Tensor, Tensor] = {}
 
@@ -66,25 +65,16 @@ class Diagnostics:
         self._sums[what] = self._sums[what] + torch.where(finite, _wide(value), 0.0)
         self._counts[what] = self._counts[what] + _wide(finite)
 
-    def _mean(self, what: str) -> float | None:
+    def mean(self, what: Literal["norm", "cosine"]) -> float | None:
+        """Mean of ‖e‖ or of cos(g, g*) over the measured steps, or None without any."""
         count = float(self._counts[what])
         return float(self._sums[what]) / count if count else None
 
-    def mean_perturbation_norm(self) -> float | None:
-        """Mean ‖e‖ over the measured steps, or None without any."""
-        return self._mean("norm")
-
-    def mean_gradient_cosine(self) -> float | None:
-        """Mean cos(g, g*) over the measured steps, or None without any."""
-        return self._mean("cosine")
-
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {
-            "num_calls": self._num_calls,
-            "sums": {what: float(value) for what, value in self._sums.items()},
-            "counts": {what: float(value) for what, value in self._counts.items()},
-        }
+        sums = {what: float(value) for what, value in self._sums.items()}
+        counts = {what: float(value) for what, value in self._counts.items()}
+        return {"num_calls": self._num_calls, "sums": sums, "counts": counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved numbers."""

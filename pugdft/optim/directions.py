@@ -7,50 +7,42 @@ parameters themselves as scratch, so that a perturbation costs no memory beyond 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
 from pugdft.optim.context import ANY, MethodRule, ParameterInfo, RuleState, at_least
+from pugdft.optim.foreach import Tensors
+from pugdft.optim.options import Registry
 
 
 @dataclass(frozen=True)
 class Ascent:
     """What a direction works with; lists of tensors of the same shapes.
 
-    Attributes:
-        parameters: hold w at the first ascent, the last ascent's result at a later one; the result goes here.
-        weights: w; not to be changed.
-        gradients: the gradient at the present point; not to be changed.
-        rho: the radius at this step.
+    ``parameters`` hold w at the first ascent, the last ascent's result at a later one; the result goes there.
     """
 
-    parameters: Sequence[Tensor]
-    weights: Sequence[Tensor]
-    gradients: Sequence[Tensor]
+    parameters: Tensors
+    weights: Tensors  # w; not to be changed
+    gradients: Tensors  # at the present point; not to be changed
     rho: float
     info: ParameterInfo
     state: RuleState
+    base_state: Mapping[Tensor, Mapping[str, Any]]
 
 
 class Direction(MethodRule, ABC):
-    """Write w + e into the parameters; by default all of them are perturbed, by one ascent.
+    """Write w + e into the parameters; by default all of them are perturbed, by one ascent."""
 
-    Attributes:
-        num_ascents: passes that it takes to find e.
-        requires_momentum: e follows the base's momentum.
-        requires_norm_layers: only the parameters of normalisation layers are perturbed.
-        averages_gradients: it keeps a running mean of clean gradients.
-    """
-
-    num_ascents = 1
-    requires_momentum = False
-    requires_norm_layers = False
-    averages_gradients = False
+    num_ascents = 1  # passes that it takes to find e
+    requires_momentum = False  # e follows the base's momentum
+    requires_norm_layers = False  # only the parameters of normalisation layers are perturbed
+    averages_gradients = False  # it keeps a running mean of clean gradients
 
     def chosen(self, parameters: list[Tensor], info: ParameterInfo) -> list[Tensor]:
         """Select those of ``parameters`` that are perturbed."""
@@ -79,8 +71,7 @@ class WeightedGradient(Direction):
 
     def perturb_(self, at: Ascent) -> None:
         foreach.set_weighted_(at.parameters, at.weights, at.gradients)
-        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+        _rescale_(at)
 
 
 @dataclass(frozen=True)
@@ -116,20 +107,14 @@ class AdaptiveGradient(Direction):
     def _set(self, at: Ascent, power: int) -> None:
         """``at.parameters ← T^power ⊙ at.gradients``."""
         every = list(zip(at.parameters, at.weights, at.gradients, strict=True))
-        adaptive = [row for row in every if self._is_adaptive(row[0], at.info)]
-        others = [row for row in every if not self._is_adaptive(row[0], at.info)]
-        if adaptive:
-            eta = self.eta if self.bias_rule == "paper" else 0.0
-            targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
-            foreach.set_weighted_(targets, starts, slopes, eta, power)
-        if others:
-            foreach.copy_([row[0] for row in others], [row[2] for row in others])
-
-    def _is_adaptive(self, parameter: Tensor, info: ParameterInfo) -> bool:
-        if self.bias_rule == "all":
-            return True
-        name = info.names.get(parameter)
-        return parameter.dim() >= 2 if name is None else "weight" in name
+        adaptive, others = list(every), []
+        if self.bias_rule == "paper":
+            names = {p: at.info.names.get(p, "weight" if p.dim() >= 2 else "") for p in at.parameters}
+            adaptive = [row for row in every if "weight" in names[row[0]]]
+            others = [row for row in every if "weight" not in names[row[0]]]
+        targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
+        foreach.set_weighted_(targets, starts, slopes, self.eta if self.bias_rule == "paper" else 0.0, power)
+        foreach.copy_([row[0] for row in others], [row[2] for row in others])
 
 
 @dataclass(frozen=True)
@@ -149,8 +134,7 @@ class FriendlyGradient(Direction):
         foreach.copy_(at.parameters, at.gradients)
         known = [parameter for parameter in at.parameters if parameter in averages]
         foreach.add_scaled_(known, [averages[parameter] for parameter in known], -self.sigma)
-        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+        _rescale_(at)
         _update_averages(averages, at, self.decay)
 
 
@@ -202,15 +186,16 @@ class AgainstMomentum(Direction):
     requires_momentum = True
 
     def perturb_(self, at: Ascent) -> None:
-        momentum = at.info.momentum(at.parameters)
+        states = [at.base_state.get(parameter, {}) for parameter in at.parameters]
+        momentum = [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
         moving = [row for row in zip(at.parameters, at.weights, momentum, strict=True) if row[2] is not None]
         if moving:
-            velocity = [row[2] for row in moving if row[2] is not None]
+            parameters, weights, velocity = map(list, zip(*moving, strict=True))
             factor = foreach.ratio(-at.rho, foreach.global_norm(velocity))
-            foreach.set_sum_([row[0] for row in moving], [row[1] for row in moving], velocity, factor)
+            foreach.set_sum_(parameters, weights, velocity, factor)
 
 
-DIRECTIONS: Mapping[str, Callable[..., Direction]] = {
+DIRECTIONS: Registry = {
     "gradient": Gradient,
     "weighted_gradient": WeightedGradient,
     "adaptive_gradient": AdaptiveGradient,
@@ -218,6 +203,12 @@ DIRECTIONS: Mapping[str, Callable[..., Direction]] = {
     "averaged_gradient": AveragedGradient,
     "clipped_ascent": ClippedAscent,
 }
+
+
+def _rescale_(at: Ascent) -> None:
+    """Make the direction that the parameters hold a perturbation of length ρ, and add the weights."""
+    factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
+    foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
 
 
 def _update_averages(averages: dict[Tensor, Tensor], at: Ascent, decay: float) -> None:

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 20
+Tensors = Sequence[Tensor]
 
 EPSILON = 1e-12
 """Added to a norm before division; 0 in fp16, hence norms and factors are at least fp32."""
 
 
-def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+def gradients_of(parameters: Tensors) -> list[Tensor]:
     """The gradients of those parameters that have one."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+def global_norm(tensors: Tensors) -> Tensor:
     """L2 norm over all elements, a 0-dim tensor on the first one's device, in fp64 for fp64, else in fp32."""
     if _on_cpu(tensors) and all(_is_flat(tensor, tensors[0].dtype) for tensor in tensors):
         squares = torch.stack([_square_sum(tensor) for tensor in tensors])
@@ -36,14 +37,14 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
-def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+def tensor_norms(tensors: Tensors) -> list[Tensor]:
     """The L2 norm of each tensor, 0-dim."""
     if _on_cpu(tensors):
         return [global_norm([tensor]) for tensor in tensors]
     return list(torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors)))
 
 
-def dot(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+def dot(tensors: Tensors, others: Tensors) -> Tensor:
     """The inner product over all elements, a 0-dim tensor of at least fp32."""
     dtype = _accumulator(tensors)
     parts = [
@@ -63,16 +64,13 @@ def square_ratio(numerator: Tensor, norm: Tensor) -> Tensor:
     return numerator / (norm * norm + EPSILON**2)
 
 
-def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+def copy_(targets: Tensors, sources: Tensors) -> None:
     """``targets ← sources``, bit for bit."""
-    if _on_cpu(targets):
-        for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
-    else:
+    if targets:
         torch._foreach_copy_(list(targets), list(sources))
 
 
-def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
+def scale_(tensors: Tensors, factor: Tensor | float) -> None:
     """``tensors ← factor · tensors``."""
     if _on_cpu(tensors):
         number = float(factor)
@@ -82,7 +80,7 @@ def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
         torch._foreach_mul_(list(tensors), factor)
 
 
-def add_scaled_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: Tensor | float) -> None:
+def add_scaled_(tensors: Tensors, others: Tensors, factor: Tensor | float) -> None:
     """``tensors ← tensors + factor · others``."""
     if _on_cpu(tensors):
         number = float(factor)
@@ -94,9 +92,7 @@ def add_scaled_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: Ten
         torch._foreach_add_(list(tensors), list(others), alpha=factor)
 
 
-def move_(
-    parameters: Sequence[Tensor], weights: Sequence[Tensor], steps: Sequence[Tensor], factor: Tensor | float
-) -> None:
+def move_(parameters: Tensors, weights: Tensors, steps: Tensors, factor: Tensor | float) -> None:
     """``parameters ← weights + factor · steps`` where the parameters still hold the weights."""
     if _on_cpu(parameters):
         add_scaled_(parameters, steps, factor)
@@ -104,9 +100,7 @@ def move_(
         set_sum_(parameters, weights, steps, factor)
 
 
-def set_sum_(
-    targets: Sequence[Tensor], starts: Sequence[Tensor], steps: Sequence[Tensor], factor: Tensor | float
-) -> None:
+def set_sum_(targets: Tensors, starts: Tensors, steps: Tensors, factor: Tensor | float) -> None:
     """``targets ← starts + factor · steps`` where ``steps`` may be ``targets``; no further memory."""
     if _on_cpu(targets):
         number = float(factor)
@@ -120,11 +114,7 @@ def set_sum_(
 
 
 def set_weighted_(
-    targets: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    eta: float = 0.0,
-    power: int = 1,
+    targets: Tensors, weights: Tensors, gradients: Tensors, eta: float = 0.0, power: int = 1
 ) -> None:
     """``targets ← (|weights| + eta)^power ⊙ gradients`` for power 1 or 2; no further memory."""
     if _on_cpu(targets):
@@ -145,7 +135,7 @@ def set_weighted_(
     torch._foreach_mul_(list(targets), list(gradients))
 
 
-def clip_norm_(tensors: Sequence[Tensor], limit: float, norm: Tensor) -> None:
+def clip_norm_(tensors: Tensors, limit: float, norm: Tensor) -> None:
     """Scale by ``min(1, limit / (norm + 1e-12))``."""
     scale_(tensors, torch.clamp(ratio(limit, norm), max=1.0))
 
@@ -162,17 +152,16 @@ def _square_sum(tensor: Tensor) -> Tensor:
     return torch.stack([torch.dot(block, block) for block in flat.split(_BLOCK)]).sum(dtype=torch.float64)
 
 
-def _accumulator(tensors: Sequence[Tensor]) -> torch.dtype:
+def _accumulator(tensors: Tensors) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def _is_flat(tensor: Tensor, dtype: torch.dtype) -> bool:
     """Whether the elements lie side by side, in whatever order, in a ``dtype`` that accumulates itself."""
-    dense = tensor.is_contiguous() or (
-        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    )
-    return dense and tensor.dtype == dtype and dtype in (torch.float32, torch.float64)
+    is_images = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    is_dense = tensor.is_contiguous() or is_images
+    return is_dense and tensor.dtype == dtype and dtype in (torch.float32, torch.float64)
 
 
-def _on_cpu(tensors: Sequence[Tensor]) -> bool:
+def _on_cpu(tensors: Tensors) -> bool:
     return not tensors or tensors[0].device.type == "cpu"

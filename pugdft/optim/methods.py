@@ -35,12 +35,9 @@ from pugdft.optim.directions import (
     Gradient,
     WeightedGradient,
 )
-from pugdft.optim.options import build, require
+from pugdft.optim.options import RuleSpec, build, require
 from pugdft.optim.schedules import Constant, Number, ProportionalToLr, Schedule, as_radius, as_schedule
 from pugdft.optim.triggers import Ahead, Always, Every, GradientVariance, Never, Trigger
-
-RuleSpec = str | Mapping[str, Any]
-"""A rule's name, or a mapping with its name and options."""
 
 _ICOS: Mapping[str, Any] = {"schedule": "icos", "min": 0.5, "max": 2.0}
 

@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pugdft.errors import ConfigIssue, FaultsError, close_match, unknown
 
-_COUNTS = {2: "two", 3: "three"}
+Registry = Mapping[str, Callable[..., Any]]
+RuleSpec = str | Mapping[str, Any]
+"""A rule's name, or a mapping with its name and options."""
 
 
 def refused(where: str, message: str) -> FaultsError:
@@ -35,10 +37,7 @@ def require(value: float, name: str, minimum: float = -math.inf, maximum: float 
 
 
 def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """The options of a function or class with their defaults (``inspect.Parameter.empty``: none).
-
-    These are its parameters, but for an optimizer's ``params``.
-    """
+    """The options of a function or class, ``params`` left out, with defaults (``Parameter.empty``: none)."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         each.name.rstrip("_"): each.default
@@ -48,26 +47,11 @@ def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def build(
-    kind: str,
-    registry: Mapping[str, Callable[..., Any]],
-    value: str | Mapping[str, Any],
-    where: str,
-    *,
-    key: str = "name",
-    elsewhere: str = "",
+    kind: str, registry: Registry, value: RuleSpec, where: str, *, key: str = "name", elsewhere: str = ""
 ) -> Any:
-    """Construct the entry of a registry that a spec names.
+    """Construct the entry of a registry that ``value``, a name or a mapping with one and options, names.
 
-    Args:
-        kind: what the registry holds, for messages.
-        registry: name to class or function.
-        value: a name, or a mapping with the name and options.
-        where: the spec's place, such as ``optimizer.trigger``.
-        key: the mapping's key for the name.
-        elsewhere: said of an unknown option: where other options belong.
-
-    Raises:
-        FaultsError: an unknown name; options that are unknown, missing, of a wrong kind or out of range.
+    ``elsewhere`` says of an unknown option where other options belong. A FaultsError has all faults.
     """
     options = {key: value} if isinstance(value, str) else dict(value)
     name = options.pop(key, None)
@@ -84,11 +68,7 @@ def construct(
     call: Callable[[Mapping[str, Any]], Any] | None = None,
     elsewhere: str = "",
 ) -> Any:
-    """Check ``options`` against the signature of ``function``, and call it, or ``call``, with them.
-
-    Raises:
-        FaultsError: as :func:`build`.
-    """
+    """Check ``options`` against the signature of ``function``, and call it, or ``call``, with them."""
     known, kinds = keyword_defaults(function), _kinds(function)
     faults = []
     for name, value in options.items():
@@ -146,25 +126,24 @@ def _unmet_kind(value: Any, kind: Any) -> str:
     if origin is Literal:
         return "" if value in parts else f"one of {', '.join(map(str, parts))}"
     if origin is tuple and set(parts) == {float}:
-        entries = list(value) if isinstance(value, list | tuple) else []
-        fits = len(entries) == len(parts) and not any(_unmet_kind(entry, float) for entry in entries)
-        return "" if fits else f"a list of {_COUNTS.get(len(parts), len(parts))} numbers"
+        is_list = isinstance(value, list | tuple) and len(value) == len(parts)
+        if is_list and not any(_unmet_kind(entry, float) for entry in value):
+            return ""
+        return f"a list of {({2: 'two', 3: 'three'}).get(len(parts), len(parts))} numbers"
     if origin in (UnionType, Union):
         unmet = [_unmet_kind(value, each) for each in parts]
         return "" if "" in unmet else " or ".join(unmet)
     if isinstance(origin, type) and issubclass(origin, Mapping) and not isinstance(value, Mapping):
         return "a mapping"
-    if kind is NoneType and value is not None:
-        return "null"
-    if kind is str and not isinstance(value, str):
-        return "a word"
-    if kind is bool and not isinstance(value, bool):
-        return "true or false"
-    if kind is int and not (is_number and isinstance(value, int)):
-        return "a whole number"
-    if kind is float and not (is_number and _is_finite(value)):
-        return "a finite number"
-    return ""
+    plain = {
+        NoneType: ("null", value is None),
+        str: ("a word", isinstance(value, str)),
+        bool: ("true or false", isinstance(value, bool)),
+        int: ("a whole number", is_number and isinstance(value, int)),
+        float: ("a finite number", is_number and _is_finite(value)),
+    }
+    words, fits = plain.get(kind, ("", True)) if isinstance(kind, type) else ("", True)
+    return "" if fits else words
 
 
 def _is_finite(value: float) -> bool:

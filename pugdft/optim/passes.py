@@ -24,12 +24,10 @@ PassContext = Callable[[], AbstractContextManager[object]]
 class KeptBuffers:
     """Make the context manager around a perturbed pass: no buffer of the module changes in it.
 
-    BatchNorm normalises by the batch as in training and leaves its running statistics alone,
-    ``num_batches_tracked`` included. Setting the momentum to 0 would not do: the counter would go on, and a
-    helper that stores the momentum twice loses it. Every other buffer (InstanceNorm, EvoNorm, spectral norm,
-    a running mean of the user's) is copied before the pass and put back after it.
-
-    A class and no closure, so that a copied or unpickled optimizer acts on its own model.
+    BatchNorm normalises by the batch as in training and leaves its running statistics and its counter alone,
+    which would go on with a momentum of 0. Every other buffer (InstanceNorm, EvoNorm, spectral norm, one of
+    the user's) is copied before the pass and put back after it. A class and no closure, so that a copied or
+    unpickled optimizer acts on its own model.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -38,11 +36,8 @@ class KeptBuffers:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         layers = list(self.module.modules())
-        frozen = [
-            layer
-            for layer in layers
-            if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
-        ]
+        norms = [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.training]
+        frozen = [layer for layer in norms if layer.track_running_stats]
         unchanged = {id(buffer) for layer in frozen for buffer in layer.buffers(recurse=False)}
         kept = [
             (layer, name, buffer, buffer._version, buffer.clone())
@@ -64,23 +59,17 @@ class KeptBuffers:
 
 
 def forget_cached_weights() -> None:
-    """Drop copies of the weights that torch keeps, for the weights have just been written.
-
-    Autocast keeps weights in its narrower type until its outermost context ends, and
-    ``torch.nn.utils.parametrize.cached`` keeps what a parametrization computed.
-    """
-    torch.clear_autocast_cache()
-    if parametrize._cache_enabled:
+    """Drop copies of the weights that torch keeps, for the weights have just been written."""
+    torch.clear_autocast_cache()  # weights in a narrower type, until its outermost context ends
+    if parametrize._cache_enabled:  # what a parametrization computed, within parametrize.cached()
         parametrize._cache.clear()
 
 
 class EarlierGradients:
-    """Note which gradients a step finds, to see what its closure did with them.
-
-    Weak references: a gradient that the closure drops must be free during the pass.
-    """
+    """Note which gradients a step finds, to see what its closure did with them."""
 
     def __init__(self) -> None:
+        # Weak references: a gradient that the closure drops must be free during the pass.
         self._notes: list[tuple[Tensor, weakref.ref[Tensor], int]] = []
         self._has_warned = False
 
@@ -90,13 +79,14 @@ class EarlierGradients:
 
     def check(self, parameters: Sequence[Tensor]) -> None:
         """Refuse a closure that made no gradient; warn once of one that added to gradients it found."""
-        kept = [
-            (p.grad, version) for p, ref, version in self._notes if p.grad is not None and p.grad is ref()
+        is_untouched = [
+            p.grad._version == version
+            for p, ref, version in self._notes
+            if p.grad is not None and p.grad is ref()
         ]
-        num_untouched = sum(gradient._version == version for gradient, version in kept)
-        if num_untouched == len(foreach.gradients_of(parameters)):
+        if sum(is_untouched) == len(foreach.gradients_of(parameters)):
             raise RuntimeError("the closure made no gradient: it must call backward() on the loss")
-        if num_untouched < len(kept) and not self._has_warned:
+        if not all(is_untouched) and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 "the closure added to gradients that were there before step(): if they are those of earlier "
@@ -111,62 +101,48 @@ class EarlierGradients:
 
 
 def align_gradients(parameters: Sequence[Tensor], name: Callable[[Tensor], str] | None) -> None:
-    """Lay each gradient out in memory as its parameter is.
+    """Lay each gradient out in memory as its parameter is, for fused kernels pair elements by memory.
 
-    Autograd does so itself, but a closure may assign gradients of its own; fused kernels walk both
-    memories side by side and would pair the wrong elements.
-
-    Args:
-        parameters: the parameters.
-        name: says which parameter it is, for messages; None lets sparse gradients pass, for a base alone.
-
-    Raises:
-        RuntimeError: a gradient is sparse.
+    Autograd does so itself, but a closure may assign gradients of its own. ``name`` says which parameter it
+    is, to refuse a sparse gradient; None lets those pass, for a base alone.
     """
     for parameter in parameters:
         gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.layout != torch.strided:
-            if name is None:
-                continue
+        if gradient is not None and gradient.layout == torch.strided:
+            if gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        elif gradient is not None and name is not None:
             raise RuntimeError(
                 f"{name(parameter)} has a sparse gradient, which only a base optimizer alone can take: "
                 "construct the embedding with sparse=False"
             )
-        if gradient.stride() != parameter.stride():
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
-class RandomState:
-    """Capture the state of torch's generators, to draw the same numbers again (dropout, drop-path).
+def random_replay(device: torch.device) -> PassContext:
+    """Capture torch's generators of the CPU and a CUDA device; gives a context that draws the same numbers.
 
-    Args:
-        device: an accelerator whose generator is captured beside the CPU's, if it is CUDA.
+    Dropout and drop-path draw them. After the context the state from before returns: nothing else repeats.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._devices = [device] if device.type == "cuda" else []
-        self._cpu_state = torch.get_rng_state()
-        self._cuda_states = [torch.cuda.get_rng_state(each) for each in self._devices]
+    devices = [device] if device.type == "cuda" else []
+    cpu_state = torch.get_rng_state()
+    cuda_states = [torch.cuda.get_rng_state(each) for each in devices]
 
     @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Inside, the captured state; afterwards the state from before, so nothing else repeats."""
-        with torch.random.fork_rng(self._devices):
-            torch.set_rng_state(self._cpu_state)
-            for device, state in zip(self._devices, self._cuda_states, strict=True):
-                torch.cuda.set_rng_state(state, device)
+    def replayed() -> Iterator[None]:
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(cpu_state)
+            for each, state in zip(devices, cuda_states, strict=True):
+                torch.cuda.set_rng_state(state, each)
             yield
+
+    return replayed
 
 
 class SavedWeights:
-    """Keep bitwise copies of perturbed parameters; ``in_use`` while parameters are perturbed.
-
-    The memory is kept from step to step: taking it costs more than copying into it.
-    """
+    """Keep bitwise copies of perturbed parameters; ``in_use`` while parameters are perturbed."""
 
     def __init__(self) -> None:
+        # From step to step: taking memory costs more than copying into it.
         self._copies: dict[Tensor, Tensor] = {}
         self.in_use = False
 
@@ -174,9 +150,8 @@ class SavedWeights:
     def perturbed(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         """Inside, the parameters are free to be changed; gives a copy of them, and puts it back."""
         for parameter in parameters:
-            copy = self._copies.get(parameter)
             # A model may be moved or converted after its first step.
-            if copy is None or _layout(copy) != _layout(parameter):
+            if _layout(self._copies.get(parameter)) != _layout(parameter):
                 self._copies[parameter] = torch.empty_like(parameter)
         weights = [self._copies[parameter] for parameter in parameters]
         foreach.copy_(weights, parameters)
@@ -190,15 +165,15 @@ class SavedWeights:
             self.in_use = False
 
 
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+def _layout(tensor: Tensor | None) -> tuple[Any, ...]:
+    return () if tensor is None else (tensor.dtype, tensor.device, tensor.shape, tensor.stride())
 
 
 class CleanGradients:
     """Keep the clean gradients of a step until they are combined with the perturbed ones.
 
-    A closure that accumulates (never clears gradients) adds g* to them in place; ``lie_in_place`` meanwhile.
-    Any other might clear them, so they are held outside the parameters, which costs one more copy.
+    A closure that never clears gradients adds g* to them in place, where they lie (``lie_in_place``). For
+    any other they are held outside the parameters, which costs one more copy.
     """
 
     def __init__(self, closure_accumulates: bool, loss_scale: LossScale | None) -> None:
@@ -216,13 +191,7 @@ class CleanGradients:
             self.lie_in_place = False
 
     def put_aside(self, differentiated: list[Tensor], share: float, apart: bool) -> None:
-        """Make room for g*.
-
-        Args:
-            differentiated: parameters with a clean gradient.
-            share: of it that is to be added to g*; 0 drops it.
-            apart: both gradients are needed apart.
-        """
+        """Make room for g*; ``share`` of g is to be added to it, ``apart`` keeps both for a merge."""
         gradients = foreach.gradients_of(differentiated)
         if share not in (0, 1):
             foreach.scale_(gradients, share)
@@ -247,14 +216,12 @@ class CleanGradients:
     def merge(self, rule: Combination, state: RuleState) -> Correction | None:
         """Let the rule make one of both; where the second pass gave none, the clean gradient stands."""
         both = [(clean, p.grad, p) for p, clean in self._held if p.grad is not None]
-        for parameter, gradient in self._held:
-            if parameter.grad is None:
-                parameter.grad = gradient
-        self._held = []
+        self._held = [(p, clean) for p, clean in self._held if p.grad is None]
+        self.add()
         if not both:
             return None
-        clean, perturbed, parameters = ([row[column] for row in both] for column in range(3))
-        return rule.merge_(clean, perturbed, parameters, state)
+        g, g_star, parameters = ([row[column] for row in both] for column in range(3))
+        return rule.merge_(g, g_star, parameters, state)
 
 
 def clear(parameters: list[Tensor]) -> None:

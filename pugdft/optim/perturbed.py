@@ -8,46 +8,37 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pugdft.errors import UserError
-from pugdft.optim import foreach
-from pugdft.optim.base import SHARDED, align_layouts, is_sharded, keeps_momentum
+from pugdft.optim import foreach, passes
+from pugdft.optim.base import SHARDED, align_layouts, is_sharded, listed, tensors_of
 from pugdft.optim.combine import Correction
 from pugdft.optim.context import ParameterInfo, RuleState, StepContext
 from pugdft.optim.diagnostics import Diagnostics
 from pugdft.optim.directions import Ascent
+from pugdft.optim.foreach import Tensors
 from pugdft.optim.methods import Method, plain
-from pugdft.optim.passes import (
-    CleanGradients,
-    EarlierGradients,
-    PassContext,
-    RandomState,
-    SavedWeights,
-    align_gradients,
-    clear,
-    forget_cached_weights,
-)
+from pugdft.optim.passes import PassContext
 from pugdft.optim.scaler import GuardedStep, LossScale
 
 Closure = Callable[[], Tensor]
 
 _STATE_KEY = "pugdft"
 _SLOTS = ("direction", "trigger", "combine")
-_COUNTERS = ("num_steps", "num_two_pass_steps")
 _PLAIN = plain()
 
 
 class PerturbedOptimizer(torch.optim.Optimizer):
     """A base optimizer fed with a method's gradient.
 
-    ``step(closure)`` calls the closure as often as the method needs and returns the clean loss. The
-    closure runs forward and backward for one whole batch, all micro-batches included; it may clear
-    gradients at its start or leave that to the caller. A gradient that is not finite skips the update.
+    ``step(closure)`` calls the closure as often as the method needs and returns the clean loss. The closure
+    runs forward and backward for one whole batch, all micro-batches included; it may clear gradients at its
+    start or leave that to the caller. A gradient that is not finite skips the update.
 
     ``param_groups`` and ``state`` are the base's own, so learning-rate schedulers and inspectors work.
 
@@ -78,7 +69,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     ) -> None:
         if method != _PLAIN and any(group.get("maximize") for group in base.param_groups):
             raise UserError("base: maximize=True: a method perturbs and descends; negate the loss instead")
-        if method.direction.requires_momentum and not keeps_momentum(base):
+        keeps_momentum = any(group.get("momentum") or "betas" in group for group in base.param_groups)
+        if method.direction.requires_momentum and not keeps_momentum:
             raise UserError("base: this method perturbs along the momentum, and this base keeps none")
         self.base = base
         self.method = method
@@ -92,11 +84,11 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._clean_pass = clean_pass or nullcontext
         self._perturbed_pass = perturbed_pass or nullcontext
         self._replays = replay_rng and method.trigger.perturbs
-        self._clean = CleanGradients(closure_accumulates, loss_scale)
+        self._clean = passes.CleanGradients(closure_accumulates, loss_scale)
         self._rule_states = {slot: RuleState() for slot in _SLOTS}
-        self._weights = SavedWeights()
+        self._weights = passes.SavedWeights()
         self._guard = GuardedStep(base, loss_scale)
-        self._earlier = EarlierGradients()
+        self._earlier = passes.EarlierGradients()
         self._strides: list[tuple[int, ...]] | None = None
         first = base.param_groups[0]
         self._peak_lr = max(float(first["lr"]), float(first.get("initial_lr", 0.0)))
@@ -108,38 +100,27 @@ class PerturbedOptimizer(torch.optim.Optimizer):
 
     @property
     def progress(self) -> float:
-        """Fraction of the training done, in 0..1.
-
-        Raises:
-            ValueError: it is set to anything else.
-        """
+        """Fraction of the training done, in 0..1; a ValueError if it is set to anything else."""
         return self._told_progress() or 0.0
 
     @progress.setter
     def progress(self, value: float) -> None:
         if not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(
-                f"progress must be a number in 0..1, the fraction of training done, not {value!r}"
-            )
+            raise ValueError(f"progress must be a number in 0..1, the share of training done, not {value!r}")
         self._progress = float(value)
 
     def _told_progress(self) -> float | None:
-        if self.total_steps is None:
-            return self._progress
-        return min(1.0, self.num_steps / self.total_steps)
+        return min(1.0, self.num_steps / self.total_steps) if self.total_steps else self._progress
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; plain tensors get names where the base's other groups have them."""
         if any(param_group is group for group in self.base.param_groups):
             return
-        group = dict(param_group)
-        entries = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        if "param_names" in self.base.param_groups[0] and not any(
-            isinstance(each, tuple) for each in entries
-        ):
-            number = len(self.base.param_groups)
-            group["params"] = [(f"group{number}.{i}", each) for i, each in enumerate(entries)]
-        self.base.add_param_group(group)
+        entries, number = listed(param_group["params"]), len(self.base.param_groups)
+        is_named = any(isinstance(each, tuple) for each in entries)
+        if "param_names" in self.base.param_groups[0] and not is_named:
+            entries = [(f"group{number}.{i}", each) for i, each in enumerate(entries)]
+        self.base.add_param_group({**param_group, "params": entries})
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; nothing while they hold the clean part that a second pass adds to."""
@@ -162,13 +143,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Make one update by a closure: forward and backward over the batch, which returns its loss.
+        """Make one update by a closure that runs forward and backward over the batch and returns its loss.
 
-        Returns:
-            The loss of the clean pass.
-
-        Raises:
-            TypeError: without a closure, for only a closure can evaluate the gradient twice.
+        Returns the loss of the clean pass. Without a closure a TypeError: nothing else can make two passes.
         """
         if closure is None:
             raise TypeError(
@@ -181,7 +158,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 "build_optimizer(..., loss_scale=LossScale()), call optimizer.backward(loss) in the closure, "
                 "and optimizer.step(closure) without the scaler"
             )
-        parameters = self._trainable()
+        every = tensors_of(self.param_groups)
+        passes.clear([p for p in every if not p.requires_grad])  # one that was frozen on the way may have one
+        parameters = [p for p in every if p.requires_grad]
         if not parameters:
             with torch.enable_grad():
                 return closure()
@@ -190,16 +169,20 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         context = self._context()
         trigger, rule, correction = self.method.trigger, self.method.normalize, None
         if trigger.passes_ahead:
-            loss = self._pass_ahead(closure, parameters, self.method.radius(context))
+            with self._weights.perturbed(parameters) as weights:
+                self._perturb(parameters, weights, weights, self.method.radius(context))
+                loss = self._pass(closure, parameters)
+                self.diagnostics.before_second_pass([])
+                self.diagnostics.measure_perturbation(parameters, weights)
             self._earlier.check(parameters)
         else:
-            clean_state = RandomState(parameters[0].device) if self._replays else None
+            replay = passes.random_replay(parameters[0].device) if self._replays else nullcontext
             with self._clean_pass():
                 loss = self._pass(closure, parameters)
             self._earlier.check(parameters)
             differentiated = [p for p in parameters if p.grad is not None]
             if differentiated and trigger.fires(context, differentiated, self._rule_states["trigger"]):
-                correction = self._second_pass(closure, parameters, differentiated, context, clean_state)
+                correction = self._second_pass(closure, parameters, context, replay)
                 self.num_two_pass_steps += 1
             else:
                 rule = trigger.one_pass_rule() or rule
@@ -210,14 +193,10 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _second_pass(
-        self,
-        closure: Closure,
-        parameters: list[Tensor],
-        differentiated: list[Tensor],
-        context: StepContext,
-        clean_state: RandomState | None,
+        self, closure: Closure, parameters: list[Tensor], context: StepContext, replay: PassContext
     ) -> Correction | None:
         """Leave h in the gradients, and the weights as they were."""
+        differentiated = [p for p in parameters if p.grad is not None]
         combine, direction = self.method.combine, self.method.direction
         clean, factor = combine.coefficients(context)
         rho = self.method.radius(context)
@@ -234,13 +213,10 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 if ascents_left == direction.num_ascents - 1:
                     self._clean.put_aside(differentiated, clean / factor, apart)
                 else:
-                    clear(differentiated)
-                with ExitStack() as stack:
-                    stack.enter_context(self._perturbed_pass())
-                    if ascents_left:  # an ascent like the first
-                        stack.enter_context(self._clean_pass())
-                    if clean_state is not None:
-                        stack.enter_context(clean_state.replayed())
+                    passes.clear(differentiated)
+                # All but the last pass are ascents like the first.
+                ascent_pass = self._clean_pass if ascents_left else nullcontext
+                with self._perturbed_pass(), ascent_pass(), replay():
                     self._pass(closure, parameters)
             self.diagnostics.measure_perturbation(perturbed, weights)
         if combine.needs_both_gradients:
@@ -252,21 +228,10 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             foreach.scale_(foreach.gradients_of(parameters), factor)
         return None
 
-    def _pass_ahead(self, closure: Closure, parameters: list[Tensor], rho: float) -> Tensor:
-        """Make the only pass, at the perturbed point."""
-        with self._weights.perturbed(parameters) as weights:
-            self._perturb(parameters, weights, weights, rho)
-            loss = self._pass(closure, parameters)
-            self.diagnostics.before_second_pass([])
-            self.diagnostics.measure_perturbation(parameters, weights)
-        return loss
-
-    def _perturb(
-        self, parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float
-    ) -> None:
-        state = self._rule_states["direction"]
-        self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, self._info, state))
-        forget_cached_weights()
+    def _perturb(self, parameters: Tensors, weights: Tensors, gradients: Tensors, rho: float) -> None:
+        state, info = self._rule_states["direction"], self._info
+        self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, info, state, self.state))
+        passes.forget_cached_weights()
 
     def _pass(self, closure: Closure, parameters: list[Tensor]) -> Tensor:
         """Leave true gradients, laid out as their parameters are; return the loss."""
@@ -274,7 +239,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             self.loss_scale.is_used = False
         with torch.enable_grad():
             loss = closure()
-        align_gradients(parameters, None if self.method == _PLAIN else self._name)
+        passes.align_gradients(parameters, None if self.method == _PLAIN else self._name)
         if self.loss_scale is not None:
             if not self.loss_scale.is_used:
                 raise RuntimeError("with a loss scale the closure must call optimizer.backward(loss)")
@@ -292,42 +257,31 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     def _check_layouts(self, parameters: list[Tensor]) -> None:
         """At the first step, and after a model or a state was moved: nothing sharded, nothing misaligned."""
         strides = [parameter.stride() for parameter in parameters]
-        if strides == self._strides:
-            return
-        self._strides = strides
-        for parameter in parameters:
-            if is_sharded(parameter):
+        if strides != self._strides:
+            self._strides = strides
+            for parameter in filter(is_sharded, parameters):
                 raise RuntimeError(f"{self._name(parameter)}: {SHARDED}")
-        align_layouts(self.base)
+            align_layouts(self.base)
 
     def _name(self, parameter: Tensor) -> str:
         for group in self.param_groups:
-            for name, each in zip(group.get("param_names", ()), group["params"], strict=False):
-                if each is parameter:
-                    return str(name)
+            names = dict(zip(group["params"], group.get("param_names", ()), strict=False))
+            if parameter in names:
+                return str(names[parameter])
         return f"a parameter of shape {tuple(parameter.shape)}"
 
-    def _trainable(self) -> list[Tensor]:
-        """Parameters that take part; one that was frozen on the way loses a gradient left from before."""
-        parameters = self._all_parameters()
-        clear([parameter for parameter in parameters if not parameter.requires_grad])
-        return [parameter for parameter in parameters if parameter.requires_grad]
-
     def state_dict(self) -> dict[str, Any]:
-        """The base's state and, under ``pugdft``, the method's.
-
-        Raises:
-            RuntimeError: inside a perturbed pass, when the weights are not the weights.
-        """
+        """The base's state and, under ``pugdft``, the method's; refused while the weights are perturbed."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         if self._weights.in_use:
             raise RuntimeError("the weights are perturbed: save after step() has returned")
-        positions = {p: number for number, p in enumerate(self._all_parameters())}
+        positions = {p: number for number, p in enumerate(tensors_of(self.param_groups))}
         own = {
             "method": repr(self.method),
             "progress": self._told_progress(),
-            **{name: getattr(self, name) for name in _COUNTERS},
+            "num_steps": self.num_steps,
+            "num_two_pass_steps": self.num_two_pass_steps,
             "num_skipped_steps": self.num_skipped_steps,
             "peak_lr": self._peak_lr,
             "evidence": self.diagnostics.state_dict(),
@@ -342,47 +296,33 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a saved state.
 
-        A state of the same method with other numbers, and one of a base optimizer alone, is taken with a
-        warning that says so.
-
-        Raises:
-            ValueError: the state belongs to another method.
+        That of the same method with other numbers, or of a base optimizer alone, is taken with a warning;
+        that of another method raises a ValueError.
         """
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        self._load(state_dict)
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
-
-    def _load(self, state_dict: dict[str, Any]) -> None:
-        base = dict(state_dict)
+        base, mine = dict(state_dict), repr(self.method)
         own = base.pop(_STATE_KEY, None)
-        if own is not None and _rules(own["method"]) != _rules(repr(self.method)):
-            raise ValueError(f"the saved state is that of {own['method']}, not of {self.method!r}")
+        saved = "a base optimizer alone" if own is None else own["method"]
+        if own is not None and _rules(saved) != _rules(mine):
+            raise ValueError(f"the saved state is that of {saved}, not of {mine}")
         self._strides = None
         self.base.load_state_dict(base)
-        if own is None:
-            if self.method != _PLAIN:
-                words = "a base optimizer alone: the method's own state starts anew"
-                warnings.warn(f"the saved state is that of {words}", stacklevel=3)
-            return
-        if own["method"] != repr(self.method):
-            words = f"{own['method']}: it goes on as {self.method!r}"
-            warnings.warn(f"the saved state is that of {words}", stacklevel=3)
-        self._progress = own["progress"]
-        for name in _COUNTERS:
-            setattr(self, name, own[name])
-        self._guard.num_skipped = own["num_skipped_steps"]
-        self._peak_lr = own["peak_lr"]
-        self.diagnostics.load_state_dict(own["evidence"])
-        parameters = self._all_parameters()
-        for slot, state in self._rule_states.items():
-            state.load_state_dict(own["memories"][slot], parameters)
-        if self.loss_scale is not None and own["loss_scale"] is not None:
-            self.loss_scale.load_state_dict(own["loss_scale"])
-
-    def _all_parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+        if saved != mine and (own is not None or self.method != _PLAIN):
+            follows = "the method's own state starts anew" if own is None else f"it goes on as {mine}"
+            warnings.warn(f"the saved state is that of {saved}: {follows}", stacklevel=2)
+        if own is not None:
+            self._progress, self._peak_lr = own["progress"], own["peak_lr"]
+            self.num_steps, self.num_two_pass_steps = own["num_steps"], own["num_two_pass_steps"]
+            self._guard.num_skipped = own["num_skipped_steps"]
+            self.diagnostics.load_state_dict(own["evidence"])
+            parameters = tensors_of(self.param_groups)
+            for slot, state in self._rule_states.items():
+                state.load_state_dict(own["memories"][slot], parameters)
+            if self.loss_scale is not None and own["loss_scale"] is not None:
+                self.loss_scale.load_state_dict(own["loss_scale"])
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
     def __repr__(self) -> str:
         return f"PerturbedOptimizer({self.method!r}, base={self.base!r})"
@@ -390,9 +330,6 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     # torch's own drops everything but three attributes; deepcopy needs them all.
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
 
 def _rules(method: str) -> list[str]:

@@ -1,8 +1,7 @@
 """Scale the loss for fp16, in methods that evaluate the gradient more than once a step.
 
-The scale is the same in all passes of a step; it changes once, after the step. Scaling happens where the
-closure calls backward (``PerturbedOptimizer.backward``) and is undone after each pass, so that every rule
-sees true gradients. Scales are powers of two: multiplying and dividing by them is exact.
+The scale changes once, after the step. It is applied where the closure calls ``PerturbedOptimizer.backward``
+and undone after each pass, so that every rule sees true gradients. As a power of two it is exact.
 """
 
 from __future__ import annotations
@@ -76,8 +75,7 @@ class LossScale:
 class GuardedStep:
     """Step a base optimizer, or skip and count (``num_skipped``) an update whose gradient is not finite.
 
-    On an accelerator a fused base reads the flag on the device, so that nothing waits for it. A base without
-    a fused form, and the one method that corrects the weights afterwards, do wait.
+    A fused base reads the flag on the accelerator; any other, and a correction, wait for the device.
     """
 
     def __init__(self, base: torch.optim.Optimizer, loss_scale: LossScale | None) -> None:

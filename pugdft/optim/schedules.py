@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pugdft.optim.context import ANY, MethodRule, StepContext
-from pugdft.optim.options import build, refused, require
+from pugdft.optim.options import Registry, build, refused, require
 
 Number = float | Mapping[str, Any]
 """What a recipe may say: a number, or a schedule such as ``{schedule: icos, min: 0.5, max: 2}``."""
@@ -61,8 +61,8 @@ class BoundedSchedule(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inverse and self.min <= 0:
-            problem = f"not {self.min:g}: 1/β would be infinite"
-            raise ValueError(f"min must be greater than 0 with an inverse schedule, {problem}")
+            message = "min must be greater than 0 with an inverse schedule, not {:g}: 1/β would be infinite"
+            raise ValueError(message.format(self.min))
         if self.min > self.max:
             raise ValueError(f"min ({self.min:g}) must not be above max ({self.max:g})")
 
@@ -134,7 +134,7 @@ class ProportionalToLr(BoundedSchedule):
         return max(0.0, super().__call__(context))
 
 
-SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
+SCHEDULES: Registry = {
     "constant": Constant,
     "sin": Sin,
     "cos": Cos,
@@ -150,13 +150,7 @@ SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
 def as_schedule(value: Number | Schedule, name: str, *, minimum: float = -math.inf) -> Schedule:
     """A number, a mapping such as ``{schedule: icos, min: 0.5, max: 2}``, or a schedule, as a schedule.
 
-    Args:
-        value: what the recipe says.
-        name: the option's name, for messages.
-        minimum: the least that the numbers may be.
-
-    Raises:
-        ValueError: unknown name, missing or strange keys, a bound that is impossible.
+    A FaultsError at ``name`` or below it refuses what is none, and numbers below ``minimum``.
     """
     if isinstance(value, Mapping):
         schedule: Schedule = build("schedule", SCHEDULES, value, name, key="schedule")
@@ -167,7 +161,7 @@ def as_schedule(value: Number | Schedule, name: str, *, minimum: float = -math.i
     if isinstance(value, int | float) and not isinstance(value, bool):
         require(value, name, minimum)
         return Constant(float(value))
-    if isinstance(value, bool) or not callable(value):
+    if not callable(value):
         raise refused(name, f"must be a number or a schedule, not {value!r}")
     return value
 

@@ -1,8 +1,7 @@
 """Slot 3: choose the steps that take two passes.
 
-The timing rules are those of Radius-Timing Scale (2025). Before such a rule fires, the method runs in its
-one-pass form through the same base state: the plain base (``before='plain'``) or unit gradients
-(``before='unit'``). The rules on gradients and losses switch once and for all.
+The timing rules are those of Radius-Timing Scale (2025). Steps of one pass use the same base's state, plainly
+or with unit gradients (``before='unit'``). The rules on gradients and losses switch once and for all.
 """
 
 from __future__ import annotations
@@ -10,40 +9,35 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, pvariance
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from pugdft.optim import foreach
 from pugdft.optim.combine import Identity, Normalize, Unit
 from pugdft.optim.context import MethodRule, RuleState, StepContext, at_least
+from pugdft.optim.foreach import Tensors
+from pugdft.optim.options import Registry
 
 
-class Trigger(MethodRule, ABC):
-    """Decide whether a step takes a second pass; asked after the clean pass.
+class Trigger(MethodRule):
+    """Decide whether a step takes a second pass; asked after the clean pass."""
 
-    Attributes:
-        needs_validation: it needs the loss on held-out images after each epoch.
-        perturbs: some step takes a second pass.
-        passes_ahead: the only pass of a step is taken at the perturbed point.
-        expected_fraction: the share of the steps that perturb, if it is known before the run.
-    """
-
-    needs_validation = False
-    perturbs = True
-    passes_ahead = False
+    needs_validation = False  # the loss on held-out images after each epoch
+    perturbs = True  # some step takes a second pass
+    passes_ahead = False  # the only pass of a step is taken at the perturbed point
 
     @property
     def expected_fraction(self) -> float | None:
+        """The share of the steps that perturb, if it is known before the run."""
         return None
 
-    @abstractmethod
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
         """Whether this step takes a second pass; ``parameters`` are those with a clean gradient."""
+        return self.perturbs
 
     def one_pass_rule(self) -> Normalize | None:
         """What is done to the gradient of a step of one pass; None for the method's own rule."""
@@ -61,9 +55,6 @@ class Always(Trigger):
 
     expected_fraction = 1.0
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
-        return True
-
 
 @dataclass(frozen=True)
 class Never(Trigger):
@@ -71,9 +62,6 @@ class Never(Trigger):
 
     expected_fraction = 0.0
     perturbs = False
-
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
-        return False
 
     def one_pass_rule(self) -> Normalize | None:
         return None
@@ -117,7 +105,7 @@ class After(TimingRule):
     def expected_fraction(self) -> float:
         return 1 - self.fraction
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
         return context.progress >= self.fraction
 
 
@@ -132,7 +120,7 @@ class Every(TimingRule):
     def expected_fraction(self) -> float:
         return 1 / self.k
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
         return context.step % self.k == 0
 
 
@@ -149,29 +137,25 @@ class Probability(TimingRule):
     def expected_fraction(self) -> float:
         return self.p
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + context.step)
         return float(torch.rand((), generator=generator)) < self.p
 
 
-class GradientRule(TimingRule):
-    """From the step on at which the gradients have become steady.
-
-    Reading their norm waits for the device at each step until then.
-    """
+class GradientRule(TimingRule, ABC):
+    """From the step on at which the gradients are steady; until then each step waits for the device."""
 
     @abstractmethod
-    def is_steady(self, norm: float, parameters: Sequence[Tensor], progress: float, state: RuleState) -> bool:
+    def is_steady(self, norm: float, parameters: Tensors, progress: float, state: RuleState) -> bool:
         """Remember this step's gradient and judge the last ones; ``norm`` is its finite global norm."""
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
         if state.values.get("fired"):
             return True
         norm = float(foreach.global_norm(foreach.gradients_of(parameters)))
-        if not math.isfinite(norm):
-            return False  # the step is going to be skipped, and must leave no trace
-        state.values["fired"] = self.is_steady(norm, parameters, context.progress, state)
-        return bool(state.values["fired"])
+        if math.isfinite(norm):  # else the step is going to be skipped, and must leave no trace
+            state.values["fired"] = self.is_steady(norm, parameters, context.progress, state)
+        return bool(state.values.get("fired"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +171,7 @@ class GradientVariance(GradientRule):
     bounds: ClassVar = {"gamma": at_least(0), "k": at_least(2), "init_fraction": (0, 1)}
     never_at: ClassVar = {"gamma": 0, "init_fraction": 1}
 
-    def is_steady(self, norm: float, parameters: Sequence[Tensor], progress: float, state: RuleState) -> bool:
+    def is_steady(self, norm: float, parameters: Tensors, progress: float, state: RuleState) -> bool:
         values = state.values
         last = values["last"] = [*values.get("last", []), norm][-self.k :]
         if progress < self.init_fraction:
@@ -208,12 +192,12 @@ class GradientCosine(GradientRule):
     bounds: ClassVar = {"kappa": (-1, 1), "k": at_least(1)}
     never_at: ClassVar = {"kappa": 1}
 
-    def is_steady(self, norm: float, parameters: Sequence[Tensor], progress: float, state: RuleState) -> bool:
+    def is_steady(self, norm: float, parameters: Tensors, progress: float, state: RuleState) -> bool:
         previous = state.tensors.get("previous", {})
-        rows = [(p.grad, previous[p]) for p in parameters if p in previous and p.grad is not None]
+        known = [p for p in parameters if p in previous]
         last = state.values.get("last", [])
-        if rows:
-            now, before = [row[0] for row in rows], [row[1] for row in rows]
+        if known:
+            now, before = foreach.gradients_of(known), [previous[p] for p in known]
             norms = foreach.global_norm(now) * foreach.global_norm(before)
             cosine = float(foreach.ratio(foreach.dot(now, before), norms))
             last = state.values["last"] = [*last, cosine][-self.k :]
@@ -228,8 +212,8 @@ class GradientCosine(GradientRule):
 class GeneralizationGap(TimingRule):
     """Once |held-out loss − clean training loss| exceeds mu times its mean over the first epochs.
 
-    The baseline is the mean over the first max(3, 0.1 · epochs) epochs; checked every ``every`` epochs.
-    The held-out images are a cut of the training split, never the test split.
+    These are max(3, 0.1 · epochs); it is checked every ``every`` epochs. The held-out images are a cut of the
+    training split, never the test split.
     """
 
     mu: float = 2.0
@@ -237,7 +221,7 @@ class GeneralizationGap(TimingRule):
     bounds: ClassVar = {"mu": at_least(0), "every": at_least(1)}
     needs_validation = True
 
-    def fires(self, context: StepContext, parameters: Sequence[Tensor], state: RuleState) -> bool:
+    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
         if context.told_progress is not None and context.progress > 0.5 and not state.values.get("gaps"):
             warnings.warn(
                 "half of the training is over and the trigger generalization_gap was told no losses: call "
@@ -256,7 +240,7 @@ class GeneralizationGap(TimingRule):
             values["fired"] = True
 
 
-TRIGGERS: Mapping[str, Callable[..., Trigger]] = {
+TRIGGERS: Registry = {
     "after": After,
     "every": Every,
     "probability": Probability,

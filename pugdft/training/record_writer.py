@@ -73,8 +73,8 @@ def build_record(
         ),
         method=records.MethodFacts(
             two_pass_fraction=optimizer.num_two_pass_steps / max(1, optimizer.num_steps),
-            mean_perturbation_norm=optimizer.diagnostics.mean_perturbation_norm(),
-            mean_gradient_cosine=optimizer.diagnostics.mean_gradient_cosine(),
+            mean_perturbation_norm=optimizer.diagnostics.mean("norm"),
+            mean_gradient_cosine=optimizer.diagnostics.mean("cosine"),
             skipped_steps=optimizer.num_skipped_steps,
         ),
         environment={

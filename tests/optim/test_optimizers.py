@@ -282,7 +282,7 @@ def test_gsam_s_radius_follows_the_learning_rate_through_warm_up() -> None:
     optimizer = build_optimizer(spec_of("gsam", {"name": "sgd", "lr": 1.0}), net)
     optimizer.param_groups[0]["lr"] = 0.25
     optimizer.step(make_closure(optimizer, net))
-    assert optimizer.diagnostics.mean_perturbation_norm() == pytest.approx(0.01 + 0.04 * 0.25, rel=1e-6)
+    assert optimizer.diagnostics.mean("norm") == pytest.approx(0.01 + 0.04 * 0.25, rel=1e-6)
 
 
 def test_several_ascents_may_keep_the_clean_gradient() -> None:

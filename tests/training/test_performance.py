@@ -20,7 +20,7 @@ from small_runs import Messages
 from torch import nn
 
 from pugdft.errors import FaultsError, UserError
-from pugdft.optim.passes import frozen_batch_norm
+from pugdft.optim.passes import KeptBuffers
 from pugdft.training import performance
 from pugdft.training.performance import (
     OneDnnLinear,
@@ -297,7 +297,7 @@ def test_a_compiled_models_perturbed_pass_leaves_batch_norm_statistics() -> None
     fast = compiled(model, Switches(True, True, "ieee", False, True, False))
     fast(torch.randn(2, 3, 8, 8))
     mean = model[1].running_mean.clone()
-    with frozen_batch_norm(model):
+    with KeptBuffers(model)():
         fast(torch.randn(2, 3, 8, 8))
     assert torch.equal(model[1].running_mean, mean)
     fast(torch.randn(2, 3, 8, 8))
