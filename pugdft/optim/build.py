@@ -148,6 +148,11 @@ def _found(name: str) -> Callable[..., Any]:
     raise UserError(unknown("optimizer", name, optimizer_names()))
 
 
+def base_defaults(name: str) -> dict[str, Any]:
+    """The options of a known base with their defaults."""
+    return keyword_defaults(_found(name))
+
+
 def summary(name: str) -> dict[str, str]:
     """A line of a listing: what it is, passes a step, extra copies of the parameters, paper."""
     text = describe(name)
