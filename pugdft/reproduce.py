@@ -292,9 +292,7 @@ def verify(
     watcher.on_message(f"preparing {recipe.data.name}")
     remedy = "" if data else "\n--data NAME_OR_FOLDER says where the record's data lies on this machine"
     with refuse(UserError, lambda error: f"{error}{remedy}"):
-        source = open_source(
-            recipe.data.name, recipe.data.test, recipe.data.split_names, trusts_memory=False
-        )
+        source = open_source(recipe.data.name, recipe.data.test, recipe.data.split_names, trusts_memory=False)
         # The same images may lie here in another form, and how they are read changes no result.
         store = prepare(source, recipe.data.image_size, recipe.data.storage if source.folder else "auto")
     found_sha256 = store.sha256 if store.files else store.content_sha256()  # a check trusts no cache

@@ -60,12 +60,7 @@ def recipe_texts() -> dict[str, str]:
         for dataset, dataset_title in DATASETS.items():
             name = f"{backbone}_{dataset}"
             texts[f"{name}.yaml"] = TEMPLATE.format(
-                title=title,
-                dataset_title=dataset_title,
-                name=name,
-                model=model,
-                dataset=dataset,
-                lr=lr,
+                title=title, dataset_title=dataset_title, name=name, model=model, dataset=dataset, lr=lr
             )
     return texts
 

@@ -26,9 +26,7 @@ def list_optimizers() -> None:
 
 
 @app.command("show")
-def show_optimizer(
-    name: Annotated[str, typer.Argument(help="Such as pugd.", show_default=False)],
-) -> None:
+def show_optimizer(name: Annotated[str, typer.Argument(help="Such as pugd.", show_default=False)]) -> None:
     """Explain one optimizer: equation, source, cost, options."""
     from pugdft.optim import describe, explain_options
 

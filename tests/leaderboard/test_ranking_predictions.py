@@ -151,10 +151,7 @@ DAMAGES: dict[Callable[[Path], None], str | None] = {
 def test_predictions_that_cannot_be_trusted_are_left_out_with_a_reason(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    runs = [
-        *stored_seeds(tmp_path, SGD, networks(1)),
-        *stored_seeds(tmp_path, SAM, networks(2, gain=0.5)),
-    ]
+    runs = [*stored_seeds(tmp_path, SGD, networks(1)), *stored_seeds(tmp_path, SAM, networks(2, gain=0.5))]
     damage(tmp_path / "sgd-0")
     group = one_group(runs)
     sgd, reason = entry_of(group, "sgd"), DAMAGES[damage]

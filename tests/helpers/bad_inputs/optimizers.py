@@ -103,9 +103,7 @@ SPECS = [
     method("a bound of 400 digits", "rho.max: must be", rho={"schedule": "cos", "min": 1, "max": 10**400}),
     method("one over 0", "min must be greater than 0", rho={"schedule": "icos", "min": 0, "max": 1}),
     method(
-        "no such trigger",
-        'r.yaml: optimizer.trigger.name: unknown trigger "evry"',
-        trigger={"name": "evry"},
+        "no such trigger", 'r.yaml: optimizer.trigger.name: unknown trigger "evry"', trigger={"name": "evry"}
     ),
     method("a word for a trigger", "r.yaml: optimizer.trigger: must be a mapping", trigger="every"),
     method(
@@ -114,9 +112,7 @@ SPECS = [
         trigger={"name": "after", "fraction": 2},
     ),
     method(
-        "every 0 steps",
-        "r.yaml: optimizer.trigger.k: must be at least 1",
-        trigger={"name": "every", "k": 0},
+        "every 0 steps", "r.yaml: optimizer.trigger.k: must be at least 1", trigger={"name": "every", "k": 0}
     ),
     method("two triggers", "looksam's k is its trigger", of="looksam", trigger={"name": "every", "k": 2}),
     method("no momentum to perturb along", "r.yaml: optimizer.base.momentum: msam", of="msam"),

@@ -18,17 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[2] / name) for name in ("", "helpers"
 
 from conftest import write_image_folder
 from filelock import FileLock
-from small_runs import (
-    ADAMW,
-    IMAGES,
-    SGD,
-    StopAt,
-    cut_run,
-    differences,
-    outcome_of,
-    tiny_recipe,
-    whole_run,
-)
+from small_runs import ADAMW, IMAGES, SGD, StopAt, cut_run, differences, outcome_of, tiny_recipe, whole_run
 
 from pugdft.errors import UserError
 from pugdft.training import checkpoint as checkpoint_module
