@@ -5,6 +5,7 @@ Everything here ends as one readable message and exit code 2; a bug of ours ends
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,16 +34,25 @@ class ConfigIssue:
         return f"{' '.join(self.where.split())}: {self.message}" if self.where else self.message
 
 
+# A list of names as `known_names` and the options of optimizers write it.
+_KNOWN = re.compile(r" Known(?: here)?: .*?\.(?=\s|$)")
+
+
 class FaultsError(UserError):
-    """All faults of one file or mapping, which ``source`` names if it has a name."""
+    """All faults of one file or mapping, ``source``; the same list of known names is said once."""
 
     def __init__(self, source: str, faults: Sequence[ConfigIssue]) -> None:
         assert faults
         self.source = source
         self.faults = tuple(faults)
-        sources = [source if fault.source is None else fault.source for fault in faults]
-        lines = [f"{each}: {fault}" for each, fault in zip(sources, faults, strict=True)]
-        super().__init__("\n".join(line.removeprefix(": ") for line in lines))
+        lines, said = [], set[str]()
+        for fault in faults:
+            line = f"{source if fault.source is None else fault.source}: {fault}"
+            for names in _KNOWN.findall(line):
+                line = line.replace(names, "") if names in said else line
+                said.add(names)
+            lines.append(line.removeprefix(": "))
+        super().__init__("\n".join(lines))
 
 
 @contextmanager
@@ -93,10 +103,15 @@ def close_match(name: object, known: Iterable[str]) -> str:
     return f' Did you mean "{matches[0]}"?' if matches else ""
 
 
+def known_names(names: Iterable[str]) -> str:
+    """A list of names as the end of a message."""
+    return f" Known: {', '.join(names)}."
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not in a list: the name, the list, the nearest entry."""
     names, shown = sorted(known), shortened(name, 200)
-    return f'unknown {kind} "{shown}". Known: {", ".join(names)}.{close_match(name, names)}'
+    return f'unknown {kind} "{shown}".{known_names(names)}{close_match(name, names)}'
 
 
 def counted(number: int, noun: str) -> str:

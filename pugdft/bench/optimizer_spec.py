@@ -22,7 +22,7 @@ from typing import Any
 from pugdft.config import yaml
 from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, unknown
 from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, optimizer_names, takes_two_passes
+from pugdft.optim.build import ALGORITHM_OPTIONS, optimizer_names, respec, takes_two_passes
 from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
@@ -51,27 +51,17 @@ class OptimizerEntry:
     tuning: Mapping[str, Any] | None = None
 
     def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
-        """This entry's ``optimizer`` mapping, given the recipe's.
-
-        A method keeps the recipe's base. The recipe's method options go only to the same method; others
-        start from their preset's defaults, so that one method's radius never reaches another. A base
-        takes the recipe's base options if it is that base, else its defaults with the recipe's lr.
+        """This entry's ``optimizer`` mapping where the recipe has another, see :func:`respec`.
 
         Raises:
             FaultsError: an option that neither the method nor the base has.
         """
-        recipe_base = recipe_spec.get("base", recipe_spec)
-        base_name = (self.base if self.name in METHODS else self.name) or recipe_base["name"]
-        kept = recipe_base if base_name == recipe_base["name"] else {}
-        kept = {"name": base_name, **{key: recipe_base[key] for key in ("lr",) if key in recipe_base}, **kept}
-        own, for_base = self._divided(base_name)
-        base = {**kept, **for_base}
+        spec = respec(recipe_spec, self.name)
         if self.name not in METHODS:
-            return base
-        method = {}
-        if self.name == recipe_spec["name"]:
-            method = {key: value for key, value in recipe_spec.items() if key not in ("name", "base")}
-        return {"name": self.name, **method, **own, "base": base}
+            return {**spec, **self._divided(self.name)[1]}
+        base = respec(spec["base"], self.base) if self.base else spec["base"]
+        own, for_base = self._divided(base["name"])
+        return {**spec, **own, "base": {**base, **for_base}}
 
     def _divided(self, base_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The method's options and the base's."""
@@ -125,10 +115,7 @@ class GivenEntry:
 
     def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
         """The mapping; a method without a base takes the recipe's."""
-        spec = dict(self.mapping)
-        if spec["name"] in METHODS and "base" not in spec:
-            spec["base"] = recipe_spec.get("base", recipe_spec)
-        return spec
+        return respec(recipe_spec, self.mapping)
 
 
 def parse_optimizers(text: str) -> list[OptimizerEntry]:
@@ -238,7 +225,7 @@ def _method_options(name: str) -> list[str]:
 def _unknown_option(key: str, known: Mapping[str, Iterable[str]]) -> ConfigIssue:
     lists = "; ".join(f"{name} has {', '.join(options)}" for name, options in known.items())
     every = [option for options in known.values() for option in options]
-    return ConfigIssue(f'"{key}"', f"unknown option: {lists}.{close_match(key, every)}")
+    return ConfigIssue(f'"{key}"', f"unknown option. Known: {lists}.{close_match(key, every)}")
 
 
 def _as_text(spec: Mapping[str, Any]) -> str:

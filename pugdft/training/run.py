@@ -25,6 +25,7 @@ from pugdft.data.cache import Store
 from pugdft.errors import RunFailed, UserError
 from pugdft.models import Backbone, model_faults
 from pugdft.optim import resolve_spec, spec_faults
+from pugdft.optim.build import respec
 from pugdft.paths import write_atomically
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, SplitMetrics, Status, read_record
 from pugdft.training.callbacks import Observer
@@ -59,7 +60,7 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         UserError: with every fault of the file and the overrides.
     """
     checks: dict[str, SectionCheck] = {"optimizer": spec_faults, "model": model_faults, "data": data_faults}
-    recipe = load_recipe(source, overrides, checks)
+    recipe = load_recipe(source, overrides, checks, respec)
     return recipe.model_copy(update={"optimizer": resolve_spec(recipe.optimizer)})
 
 
