@@ -57,10 +57,7 @@ class FaultsError(UserError):
 
 @contextmanager
 def refuse(kinds: type[Exception] | tuple[type[Exception], ...], say: Callable[[Any], str]) -> Iterator[None]:
-    """Turn exceptions of ``kinds`` into a :class:`UserError` with the message ``say(error)``.
-
-    A UserError already says what is wrong: it passes as it is, unless ``kinds`` is UserError itself.
-    """
+    """Turn ``kinds`` into a UserError with the message ``say(error)``; a UserError among others passes."""
     try:
         yield
     except kinds as error:
@@ -92,11 +89,6 @@ def shortened(text: object, limit: int = 80) -> str:
     return line if len(line) <= limit else f"{line[:limit]}…"
 
 
-def undriven(text: str) -> str:
-    """``text`` with a mark for each character that could control a terminal; line breaks stay."""
-    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
-
-
 def close_match(name: object, known: Iterable[str]) -> str:
     """``' Did you mean "sam"?'`` if a known name is nearly ``name``, else the empty string."""
     matches = get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.6)
@@ -120,7 +112,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def undriven(text: str) -> str:
+    """``text`` with a mark for each character that could control a terminal; line breaks stay."""
+    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+
+
 def printable(text: object) -> str:
     """``text`` on one line, without control codes, bidirectional overrides and lone surrogates."""
-    spaced = " ".join(str(text).split())
-    return "".join(character for character in spaced if character.isprintable())
+    return "".join(filter(str.isprintable, " ".join(str(text).split())))

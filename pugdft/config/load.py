@@ -39,14 +39,13 @@ def load_recipe(
     """Read a recipe from a file, a bundled recipe's name, or a mapping.
 
     Args:
-        overrides: ``KEY=VALUE`` texts, see :func:`apply_override`. Their order does not matter: a section or
-            a name is set before the keys that belong to it.
+        overrides: ``KEY=VALUE`` texts, see :func:`apply_override`. A section or a name is set before the keys
+            that belong to it, in whatever order they are given.
         checks: section name to a function that returns the section's further faults.
-        respec: as :func:`pugdft.optim.respec`, for overrides that name another optimizer.
+        respec: the optimizer that an override names, as :func:`pugdft.optim.build.respec` has it.
 
     Raises:
-        UserError: the file cannot be read or is no mapping; a FaultsError has every fault of the recipe and
-            of the overrides.
+        UserError: the file cannot be read; every fault of the recipe and the overrides.
     """
     label, given = _read(source)
     data, unreadable = deepcopy(given), list[ConfigIssue]()
@@ -93,14 +92,11 @@ def _optimizer_names(data: Mapping[str, Any]) -> list[Any]:
 
 def _of_override(fault: ConfigIssue, label: str, overrides: Sequence[str]) -> ConfigIssue:
     """The fault, with the override of its key as its source; with all of them if several may be meant."""
-    near = []
-    for text in overrides:
-        key, place = f"{text.partition('=')[0].strip()}.", f"{fault.where}."
-        if place.startswith(key) or key.startswith(place):
-            near.append(text)
-    if len(near) == 1:
-        return replace(fault, source=f'override "{shortened(near[0])}"')
-    return replace(fault, source=f"{label} with {' '.join(map(shortened, overrides))}".strip())
+    place = f"{fault.where}."
+    keys = {text: f"{text.partition('=')[0].strip()}." for text in overrides}
+    near = [text for text, key in keys.items() if place.startswith(key) or key.startswith(place)]
+    several = f"{label} with {' '.join(map(shortened, overrides))}".strip()
+    return replace(fault, source=f'override "{shortened(near[0])}"' if len(near) == 1 else several)
 
 
 def recipe_folder() -> Path:
@@ -141,11 +137,8 @@ def _breadth(override: str) -> tuple[int, bool]:
 def apply_override(data: dict[str, Any], text: str, respec: Respec | None = None) -> None:
     """Set ``section.key=VALUE`` in a recipe, in place; VALUE is YAML.
 
-    ``optimizer.name=NAME`` and ``optimizer=NAME`` choose another optimizer by the rules of ``respec``, so do
-    ``optimizer={name: NAME, …}`` and the same of ``optimizer.base``.
-
-    Raises:
-        UserError: not ``KEY=VALUE``, VALUE is no YAML, or the key leads through a value.
+    ``optimizer.name=NAME``, ``optimizer=NAME`` and ``optimizer={name: NAME, …}`` choose another optimizer by
+    the rules of ``respec``; so do the same of ``optimizer.base``.
     """
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
@@ -238,13 +231,14 @@ def _bare(name: str) -> str:
 
 def _with_meant_key(fault: ConfigIssue, has_base: bool) -> ConfigIssue:
     """The fault with the key of another place, if the unknown key is known there or by another name."""
+    if not fault.message.startswith(("unknown key", "unknown option")):
+        return fault
     section, _, key = fault.where.rpartition(".")
     said, match, _ = fault.message.partition(" Did you mean")
     meant = recipe_key(key, has_base, cutoff=1 if match else 0.8)
-    if not said.startswith(("unknown key", "unknown option")) or meant in ("", fault.where):
-        return fault
-    shown = meant if meant.rpartition(".")[0] != section else meant.rpartition(".")[2]
-    return replace(fault, message=f'{said} Did you mean "{shown}"?')
+    place, _, name = meant.rpartition(".")
+    hint = f' Did you mean "{name if place == section else meant}"?'
+    return fault if meant in ("", fault.where) else replace(fault, message=said + hint)
 
 
 # --- pydantic's errors in our words ----------------------------------------------------------------------
@@ -255,13 +249,12 @@ _ALTERNATIVES = ("bool", "str", "function-after[...]", "<list>", "<range>", "<ti
 # How pydantic's types of errors begin, and what the value must be.
 _KINDS = {
     "bool": "true or false",
-    "dict": "a mapping",
     "float": "a number",
     "int": "a whole number",
     "list": "a list",
-    "model": "a mapping",
     "string": "text",
 }
+_MESSAGES = {"missing": "is required", "invalid_key": "keys must be words", "too_short": "must not be empty"}
 
 
 def validated(schema: type[Model], data: Any, source: str = "") -> Model:
@@ -297,18 +290,16 @@ def _in_words(details: Mapping[str, Any], parts: Sequence[str], schema: type[Bas
         # The key may belong to another alternative of a union.
         known = [key for key in _known_keys(parts[:-1], schema) if key != parts[-1]]
         return f"unknown key.{known_names(known)}{close_match(parts[-1], known)}"
-    if kind == "missing":
-        return "is required"
-    if kind == "invalid_key" or parts[-1:] == ["[key]"]:
-        return "keys must be words"
-    if kind == "too_short":
-        return "must not be empty"
+    if parts[-1:] == ["[key]"]:
+        kind = "invalid_key"
+    if kind in _MESSAGES:
+        return _MESSAGES[kind]
     expected = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = expected.replace("greater than or equal to", "at least")
     expected = expected.replace("less than or equal to", "at most")
     start, _, end = kind.partition("_")
     if end.startswith(("type", "parsing", "from")):
-        expected = _KINDS.get(start, expected)
+        expected = _KINDS.get(start, "a mapping")
     hint = ""
     if expected == "a mapping" and schema is Recipe:
         key = "name" if parts == ["optimizer"] else _known_keys(parts, schema)[0]

@@ -225,10 +225,9 @@ class Recipe(Section):
 
 def cross_faults(recipe: Recipe) -> Iterator[ConfigIssue]:
     """Faults that no single field can see."""
-    train, data, micro_batch_size = recipe.train, recipe.data, recipe.train.micro_batch_size or 0
-    if micro_batch_size > train.batch_size:
-        problem = f"{micro_batch_size} is more than batch_size {train.batch_size}"
-        yield ConfigIssue("train.micro_batch_size", problem)
+    train, data = recipe.train, recipe.data
+    if (size := train.micro_batch_size or 0) > train.batch_size:
+        yield ConfigIssue("train.micro_batch_size", f"{size} is more than batch_size {train.batch_size}")
     if train.evaluate == "validation" and not data.validation:
         yield ConfigIssue("train.evaluate", "validation needs held-out images, such as data.validation=0.1")
     if data.random_resized_crop and data.crop_padding:
