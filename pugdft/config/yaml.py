@@ -93,7 +93,7 @@ for _tag, _pattern, _first in (
         _each.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
-def _refusal(problem: str, node: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
+def _refusal(problem: str, node: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
