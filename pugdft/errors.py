@@ -5,6 +5,7 @@ Everything here ends as one readable message and exit code 2; a bug of ours ends
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,24 +34,30 @@ class ConfigIssue:
         return f"{' '.join(self.where.split())}: {self.message}" if self.where else self.message
 
 
+# A list of names as `known_names` and the options of optimizers write it.
+_KNOWN = re.compile(r" Known(?: here)?: .*?\.(?=\s|$)")
+
+
 class FaultsError(UserError):
-    """All faults of one file or mapping, which ``source`` names if it has a name."""
+    """All faults of one file or mapping, ``source``; the same list of known names is said once."""
 
     def __init__(self, source: str, faults: Sequence[ConfigIssue]) -> None:
         assert faults
         self.source = source
         self.faults = tuple(faults)
-        sources = [source if fault.source is None else fault.source for fault in faults]
-        lines = [f"{each}: {fault}" for each, fault in zip(sources, faults, strict=True)]
-        super().__init__("\n".join(line.removeprefix(": ") for line in lines))
+        lines, said = [], set[str]()
+        for fault in faults:
+            line = f"{source if fault.source is None else fault.source}: {fault}"
+            for names in _KNOWN.findall(line):
+                line = line.replace(names, "") if names in said else line
+                said.add(names)
+            lines.append(line.removeprefix(": "))
+        super().__init__("\n".join(lines))
 
 
 @contextmanager
 def refuse(kinds: type[Exception] | tuple[type[Exception], ...], say: Callable[[Any], str]) -> Iterator[None]:
-    """Turn exceptions of ``kinds`` into a :class:`UserError` with the message ``say(error)``.
-
-    A UserError already says what is wrong: it passes as it is, unless ``kinds`` is UserError itself.
-    """
+    """Turn ``kinds`` into a UserError with the message ``say(error)``; a UserError among others passes."""
     try:
         yield
     except kinds as error:
@@ -82,21 +89,21 @@ def shortened(text: object, limit: int = 80) -> str:
     return line if len(line) <= limit else f"{line[:limit]}…"
 
 
-def undriven(text: str) -> str:
-    """``text`` with a mark for each character that could control a terminal; line breaks stay."""
-    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
-
-
 def close_match(name: object, known: Iterable[str]) -> str:
     """``' Did you mean "sam"?'`` if a known name is nearly ``name``, else the empty string."""
     matches = get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.6)
     return f' Did you mean "{matches[0]}"?' if matches else ""
 
 
+def known_names(names: Iterable[str]) -> str:
+    """A list of names as the end of a message."""
+    return f" Known: {', '.join(names)}."
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not in a list: the name, the list, the nearest entry."""
     names, shown = sorted(known), shortened(name, 200)
-    return f'unknown {kind} "{shown}". Known: {", ".join(names)}.{close_match(name, names)}'
+    return f'unknown {kind} "{shown}".{known_names(names)}{close_match(name, names)}'
 
 
 def counted(number: int, noun: str) -> str:
@@ -105,7 +112,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def undriven(text: str) -> str:
+    """``text`` with a mark for each character that could control a terminal; line breaks stay."""
+    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+
+
 def printable(text: object) -> str:
     """``text`` on one line, without control codes, bidirectional overrides and lone surrogates."""
-    spaced = " ".join(str(text).split())
-    return "".join(character for character in spaced if character.isprintable())
+    return "".join(filter(str.isprintable, " ".join(str(text).split())))

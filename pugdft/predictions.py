@@ -17,40 +17,26 @@ from pugdft.records import LARGEST, SplitMetrics, StoredRun
 
 NUM_BINS = 15
 
-# Each array: the kinds of its type, for numpy and in words.
-_ARRAYS = {
-    "label": ("iu", "whole numbers"),
-    "prediction": ("iu", "whole numbers"),
-    "in_top5": ("b", "true or false"),
-    "confidence": ("f", "floating-point numbers"),
-    "loss": ("f", "floating-point numbers"),
-}
+# The kinds of numpy's types, in words, and each array's.
+_KINDS = {"iu": "whole numbers", "b": "true or false", "f": "floating-point numbers"}
+_ARRAYS = {"label": "iu", "prediction": "iu", "in_top5": "b", "confidence": "f", "loss": "f"}
 # A compressed file can unfold to any size: more images than any split has are not read.
 _MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of :data:`METRICS`: how a metric is named, written, ranked and bounded.
+    """One row of :data:`METRICS`: how a metric is named, written, ranked and bounded."""
 
-    Attributes:
-        key: the field of ``SplitMetrics``.
-        bounds: lowest and highest valid value.
-        importance: of its column where another metric ranks; a narrow table drops the highest numbers first.
-        unit: of the number that people read; ``scale`` leads there from the stored one, which is then
-            written with so many ``digits`` behind the point.
-        per_image: each test image's value, from the arrays of ``Predictions`` by name; None for a metric
-            that is no mean over images.
-    """
-
-    key: str
+    key: str  # the field of ``SplitMetrics``
     name: str
     higher_is_better: bool
-    bounds: tuple[float, float]
-    importance: int
-    unit: str = ""
+    bounds: tuple[float, float]  # lowest and highest valid value
+    importance: int  # where another metric ranks, a narrow table drops the highest numbers first
+    unit: str = ""  # of the number that people read: the stored one times ``scale``
     scale: float = 1.0
-    digits: int = 4
+    digits: int = 4  # behind the point
+    # Each test image's value, from the arrays of ``Predictions``; None for what is no mean over images.
     per_image: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
 
     @property
@@ -79,7 +65,7 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """Arrays with one entry an image, in the split's order; kept beside the record as ``predictions.npz``."""
+    """Arrays with one entry an image, in the split's order: the file ``predictions.npz``."""
 
     label: np.ndarray  # the true class, int64
     prediction: np.ndarray  # the class with the largest logit, int64
@@ -137,12 +123,8 @@ def read_arrays(
 ) -> dict[str, np.ndarray]:
     """Read the arrays ``names`` of an ``.npz`` file that anybody may have written; unpickle nothing.
 
-    Args:
-        num_images: entries that each array must have; None for a file that pugdft itself just wrote.
-        exact: refuse a file that holds other arrays besides.
-
-    Raises:
-        UserError: not such a file; the message does not name it.
+    Each must have ``num_images`` entries (None: a file that pugdft itself just wrote); ``exact`` refuses
+    other arrays besides. The UserError does not name the file.
     """
     if num_images is not None and not 1 <= num_images <= _MOST_IMAGES:
         raise UserError(f"{num_images:,} images are not read, only 1 to {_MOST_IMAGES:,}")
@@ -156,18 +138,17 @@ def read_arrays(
 
 def _read_array(archive: zipfile.ZipFile, name: str, num_images: int | None) -> np.ndarray:
     """Read one array, after its header promised the expected type and size."""
-    kinds, expected = _ARRAYS[name]
+    kinds = _ARRAYS[name]
     with archive.open(f"{name}.npy") as member:
         # In other versions a header alone may unfold to gigabytes.
         if np.lib.format.read_magic(member) != (1, 0):
             raise UserError(f"{name} is in another version of the format than pugdft writes")
         shape, _, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=1_000)
         if dtype.kind not in kinds or dtype.itemsize > 8:
-            raise UserError(f"{name} is of type {printable(dtype)[:40]}, expected {expected}")
+            raise UserError(f"{name} is of type {printable(dtype)[:40]}, expected {_KINDS[kinds]}")
         if len(shape) != 1 or num_images not in (None, shape[0]):
-            raise UserError(
-                f"{name} has the shape {shape}, expected one value for each of {num_images or 0:,} images"
-            )
+            wanted = f"expected one value for each of {num_images or 0:,} images"
+            raise UserError(f"{name} has the shape {shape}, {wanted}")
         content = member.read(shape[0] * dtype.itemsize)
         return np.frombuffer(content, dtype, shape[0]).copy()  # a buffer's own array is read-only
 

@@ -23,8 +23,7 @@ from pugdft.paths import file_inside, write_atomically
 SCHEMA = "pugdft.run/1"
 RECORD_NAME = "record.yaml"
 
-LARGEST = 1e100
-"""No quantity of a run comes near it; a whole number far beyond it does not fit a float."""
+LARGEST = 1e100  # no quantity of a run comes near it; a whole number far beyond it does not fit a float
 
 _LONG_NUMBER = re.compile(r"[0-9a-fA-F]{80}")  # in hexadecimal, LARGEST has 84 digits
 
@@ -33,7 +32,7 @@ Status = Literal["completed", "diverged", "failed", "interrupted", "oom"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What a field's value must satisfy in a record that ``leaderboard check`` accepts."""
+    """What ``leaderboard check`` demands of a field's value."""
 
     accepts: Callable[[Any], bool]
     message: str
@@ -62,7 +61,6 @@ def matching(pattern: str, message: str) -> Rule:
 
 
 FRACTION, NOT_NEGATIVE, POSITIVE = between(0, 1), between(0), between(1)
-
 _SHA256 = matching("[0-9a-f]{64}", "is no sha256 of 64 hexadecimal digits")
 
 
@@ -71,19 +69,15 @@ class _Part(BaseModel):
 
 
 class DataFacts(_Part):
-    """The images: ``sizes`` counts them per split, ``sha256`` is over the decoded pixels and labels.
-
-    The other digests are of the images that are held out, of their order in the first epoch, and of its
-    crops and flips.
-    """
+    """The images and how they were drawn."""
 
     name: str
     classes: Annotated[int, POSITIVE]
-    sizes: Annotated[dict[str, int], POSITIVE]
-    sha256: Annotated[str, _SHA256]
-    split_sha256: str | None = None
-    order_sha256: str | None = None
-    augmentation_sha256: str | None = None
+    sizes: Annotated[dict[str, int], POSITIVE]  # images of each split
+    sha256: Annotated[str, _SHA256]  # of the decoded pixels and labels
+    split_sha256: str | None = None  # of the choice of images that are held out
+    order_sha256: str | None = None  # of the first epoch
+    augmentation_sha256: str | None = None  # of the first epoch's crops and flips
 
 
 class ModelFacts(_Part):
@@ -218,11 +212,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def parse_record(text: str, path: Path) -> RunRecord:
-    """A record from its text; ``path`` is for messages.
-
-    Raises:
-        UserError: not a record, of an unknown schema, or with a whole number beyond :data:`LARGEST`.
-    """
+    """A record from its text; ``path`` is for messages."""
     data = yaml.parse(text, str(path))
     if not isinstance(data, dict) or "schema" not in data:
         raise UserError(f"{path}: not a run record (no `schema: {SCHEMA}`)")
@@ -243,8 +233,6 @@ def _too_large(value: object, where: str = "") -> str | None:
     if isinstance(value, int) and abs(value) > LARGEST:
         return where
     items = dict(enumerate(value)) if isinstance(value, list) else value
-    if isinstance(items, dict):
-        for key, item in items.items():
-            if place := _too_large(item, f"{where}.{key}".removeprefix(".")):
-                return place
-    return None
+    places = items.items() if isinstance(items, dict) else ()
+    found = (_too_large(item, f"{where}.{key}".removeprefix(".")) for key, item in places)
+    return next(filter(None, found), None)

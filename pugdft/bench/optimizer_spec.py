@@ -22,7 +22,7 @@ from typing import Any
 from pugdft.config import yaml
 from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, unknown
 from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, base_defaults, optimizer_names, takes_two_passes
+from pugdft.optim.build import ALGORITHM_OPTIONS, base_defaults, optimizer_names, respec, takes_two_passes
 from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
@@ -42,17 +42,20 @@ class OptimizerEntry:
     tuning: Mapping[str, Any] | None = None
 
     def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
-        """This entry's ``optimizer`` mapping, given the recipe's; refuse options that nothing here has.
+        """This entry's ``optimizer`` mapping where the recipe has another, see :func:`respec`.
 
-        A method keeps the recipe's base. The recipe's method options go only to the same method; others
-        start from their preset's defaults, so that one method's radius never reaches another. A base takes
-        the options of the recipe's base if it is the same one, else its defaults with the recipe's lr.
+        Raises:
+            FaultsError: an option that neither the method nor the base has.
         """
-        recipe_base = recipe_spec.get("base", recipe_spec)
-        is_method = self.name in METHODS
-        base_name = (self.base if is_method else self.name) or recipe_base["name"]
-        is_same = base_name == recipe_base["name"]
-        kept = {key: value for key, value in recipe_base.items() if is_same or key == "lr"}
+        spec = respec(recipe_spec, self.name)
+        if self.name not in METHODS:
+            return {**spec, **self._divided(self.name)[1]}
+        base = respec(spec["base"], self.base) if self.base else spec["base"]
+        own, for_base = self._divided(base["name"])
+        return {**spec, **own, "base": {**base, **for_base}}
+
+    def _divided(self, base_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The method's options and the base's."""
         own_names = method_defaults(self.name)
         own = {key: value for key, value in self.options.items() if key in own_names}
         for_base = {key: value for key, value in self.options.items() if key not in own_names}
@@ -66,14 +69,10 @@ class OptimizerEntry:
             known = "; ".join(f"{name} has {', '.join(options)}" for name, options in lists.items())
             for key in (key for key in for_base if key not in base_names):
                 hint = close_match(key, [*own_names, *base_names])
-                faults.append(ConfigIssue(f'"{key}"', f"unknown option: {known}.{hint}"))
+                faults.append(ConfigIssue(f'"{key}"', f"unknown option. Known: {known}.{hint}"))
         if faults:
             raise FaultsError("", faults)
-        base = {**kept, "name": base_name, **for_base}
-        if not is_method:
-            return base
-        method = recipe_spec if self.name == recipe_spec["name"] else {}
-        return {**method, "name": self.name, **own, "base": base}
+        return own, for_base
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,7 @@ class GivenEntry:
 
     def spec(self, recipe_spec: Mapping[str, Any]) -> dict[str, Any]:
         """The mapping; a method without a base takes the recipe's."""
-        spec = dict(self.mapping)
-        if spec["name"] in METHODS and "base" not in spec:
-            spec["base"] = recipe_spec.get("base", recipe_spec)
-        return spec
+        return respec(recipe_spec, self.mapping)
 
 
 def method_defaults(name: str) -> dict[str, Any]:

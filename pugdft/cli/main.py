@@ -86,6 +86,7 @@ def _run() -> tuple[int, str]:
         return code if isinstance(code, int) else 0, ""
     except _UsageError as error:
         usage: Any = error
+        _explain_option(usage)
         usage.show()
         return usage.exit_code, ""
     except UserError as error:
@@ -107,6 +108,17 @@ def _run() -> tuple[int, str]:
             raise
     _drop_output()
     return 0, ""
+
+
+def _explain_option(usage: Any) -> None:
+    """Add the recipe's key to the message on an option that does not exist, such as ``--lr``."""
+    parameters = usage.ctx.command.params if getattr(usage, "option_name", None) and usage.ctx else ()
+    if any("KEY=VALUE" in (each.metavar or "") for each in parameters):
+        from pugdft.config.load import recipe_key
+
+        usage.possibilities = [each for each in usage.possibilities or () if each != "--help"]
+        if key := recipe_key(usage.option_name, cutoff=1 if usage.possibilities else 0.8):
+            usage.message += f". A key of the recipe is given without dashes: {key}=VALUE"
 
 
 def _drop_output() -> None:

@@ -1,7 +1,7 @@
 """Load a recipe from a file, a bundled name or a mapping, lay overrides over it, and check it.
 
-Every fault is collected before any is reported. Nothing here imports torch: sections whose names only torch
-or timm know (optimizers, models) are checked by functions handed in.
+Every fault is collected before any is reported. Nothing here imports torch: what only torch or timm know
+(optimizers, models) is handed in as functions.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -19,33 +20,40 @@ from pydantic import BaseModel, ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe, cross_faults
-from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, shortened
+from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, known_names, shortened
 
 SectionCheck = Callable[[Any], Sequence[ConfigIssue]]
+Respec = Callable[[Mapping[str, Any], str | Mapping[str, Any]], dict[str, Any]]
 Model = TypeVar("Model", bound=BaseModel)
+
+# Places whose value may be an optimizer's name alone.
+_OPTIMIZERS = (["optimizer"], ["optimizer", "base"])
 
 
 def load_recipe(
     source: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     checks: Mapping[str, SectionCheck] | None = None,
+    respec: Respec | None = None,
 ) -> Recipe:
     """Read a recipe from a file, a bundled recipe's name, or a mapping.
 
     Args:
-        overrides: ``KEY=VALUE`` texts, see :func:`apply_override`.
+        overrides: ``KEY=VALUE`` texts, see :func:`apply_override`. A section or a name is set before the keys
+            that belong to it, in whatever order they are given.
         checks: section name to a function that returns the section's further faults.
+        respec: the optimizer that an override names, as :func:`pugdft.optim.build.respec` has it.
 
     Raises:
-        UserError: the file cannot be read or is no mapping; a FaultsError has every fault of the recipe and
-            of the overrides.
+        UserError: the file cannot be read; every fault of the recipe and the overrides.
     """
-    label, data = _read(source)
-    given = deepcopy(data) if overrides else {}
-    unreadable: list[ConfigIssue] = []
-    for text in overrides:
+    label, given = _read(source)
+    data, unreadable = deepcopy(given), list[ConfigIssue]()
+    for text in sorted(overrides, key=_breadth):
         with collect(unreadable, f'override "{shortened(text)}"'):
-            apply_override(data, text)
+            apply_override(data, text, respec)
+    if _optimizer_names(data) != _optimizer_names(given) and data.get("tuning") == given.get("tuning"):
+        data.pop("tuning", None)  # it is the cost of choosing another optimizer's options
     recipe, faults = _checked(data, checks or {})
     if faults and overrides:
         own = set(_checked(given, checks or {})[1])
@@ -68,19 +76,27 @@ def _checked(
         # A section that is missing or of the wrong kind already has its fault from the schema.
         if isinstance(data.get(section), Mapping):
             faults += check(data[section])
-    return recipe, [*faults, *(cross_faults(recipe) if recipe else ())]
+    faults += cross_faults(recipe) if recipe else ()
+    has_base = len(_optimizer_names(data)) > 1
+    return recipe, [_with_meant_key(fault, has_base) for fault in faults]
+
+
+def _optimizer_names(data: Mapping[str, Any]) -> list[Any]:
+    """The name of a recipe's optimizer, and of its base if it has one."""
+    names, spec = [], data.get("optimizer")
+    while isinstance(spec, Mapping):
+        names.append(spec.get("name"))
+        spec = spec.get("base")
+    return names
 
 
 def _of_override(fault: ConfigIssue, label: str, overrides: Sequence[str]) -> ConfigIssue:
     """The fault, with the override of its key as its source; with all of them if several may be meant."""
-    near = []
-    for text in overrides:
-        key, place = f"{text.partition('=')[0].strip()}.", f"{fault.where}."
-        if place.startswith(key) or key.startswith(place):
-            near.append(text)
-    if len(near) == 1:
-        return replace(fault, source=f'override "{shortened(near[0])}"')
-    return replace(fault, source=f"{label} with {' '.join(map(shortened, overrides))}".strip())
+    place = f"{fault.where}."
+    keys = {text: f"{text.partition('=')[0].strip()}." for text in overrides}
+    near = [text for text, key in keys.items() if place.startswith(key) or key.startswith(place)]
+    several = f"{label} with {' '.join(map(shortened, overrides))}".strip()
+    return replace(fault, source=f'override "{shortened(near[0])}"' if len(near) == 1 else several)
 
 
 def recipe_folder() -> Path:
@@ -96,11 +112,7 @@ def bundled_recipes() -> list[str]:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """The file of a path or of a bundled recipe's name.
-
-    Raises:
-        UserError: neither a file nor a bundled name.
-    """
+    """The file of a path or of a bundled recipe's name; a UserError if it is neither."""
     path = Path(source)
     # Unlike pathlib's, os.path's tests are false for a name that is too long for any file.
     if str(source) and os.path.isfile(path):
@@ -116,25 +128,33 @@ def find_recipe(source: str | Path) -> Path:
     raise UserError(f"{shown}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
 
 
-def apply_override(data: dict[str, Any], text: str) -> None:
+def _breadth(override: str) -> tuple[int, bool]:
+    """Sorts sections before their keys, and a name before the options that depend on it."""
+    key = override.partition("=")[0].strip()
+    return key.count("."), not key.endswith(".name")
+
+
+def apply_override(data: dict[str, Any], text: str, respec: Respec | None = None) -> None:
     """Set ``section.key=VALUE`` in a recipe, in place; VALUE is YAML.
 
-    Another ``optimizer.name`` keeps the base, and the old method's options too: the check refuses those that
-    the new method does not have.
-
-    Raises:
-        UserError: not ``KEY=VALUE``, VALUE is no YAML, or the key leads through a value.
+    ``optimizer.name=NAME``, ``optimizer=NAME`` and ``optimizer={name: NAME, …}`` choose another optimizer by
+    the rules of ``respec``; so do the same of ``optimizer.base``.
     """
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UserError("expected KEY=VALUE, such as optimizer.rho=0.1")
+        raise UserError(f"expected KEY=VALUE, such as {recipe_key(parts[-1]) or 'optimizer.rho'}=…")
     value = yaml.parse(value_text)
+    if respec and isinstance(value, str) and parts[-1] == "name" and parts[:-1] in _OPTIMIZERS:
+        parts.pop()
     node = data
     for depth, part in enumerate(parts[:-1], start=1):
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise UserError(f"{'.'.join(parts[:depth])} is a value, not a section")
+    if respec and parts in _OPTIMIZERS and isinstance(value, str | dict):
+        current = node.get(parts[-1])
+        value = respec(current if isinstance(current, dict) else {}, value)
     node[parts[-1]] = value
 
 
@@ -148,6 +168,79 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return str(path), data
 
 
+# --- keys by other names ---------------------------------------------------------------------------------
+
+# Keys of the optimizer, which the schema does not list, and what people call keys elsewhere.
+_OTHER_NAMES = {
+    "optimizer.name": "optimizer optim opt method",
+    "optimizer.rho": "rho radius perturbation",
+    "optimizer.base.lr": "lr learning_rate base_lr initial_lr",
+    "optimizer.base.momentum": "momentum",
+    "optimizer.base.weight_decay": "weight_decay wd decay l2",
+    "optimizer.base.nesterov": "nesterov",
+    "optimizer.base.betas": "betas",
+    "optimizer.base.layer_decay": "layer_decay layerwise_decay",
+    "model.name": "model arch architecture backbone network net",
+    "model.pretrained": "weights pretrained_weights",
+    "data.name": "data dataset data_dir data_path dataset_name root",
+    "data.image_size": "img_size imgsz input_size resolution size",
+    "data.workers": "num_workers loader_workers",
+    "data.validation": "val val_split validation_split",
+    "data.auto_augment": "augment augmentation aa rand_augment trivial_augment",
+    "schedule.name": "schedule scheduler sched lr_schedule lr_scheduler",
+    "schedule.warmup_epochs": "warmup num_warmup_epochs",
+    "train.epochs": "epoch num_epochs n_epochs max_epochs num_train_epochs",
+    "train.max_steps": "steps num_steps max_iters iterations updates",
+    "train.batch_size": "batch bs batchsize train_batch_size",
+    "train.micro_batch_size": "accumulate grad_accum accumulation_steps gradient_accumulation_steps",
+    "train.eval_batch_size": "test_batch_size val_batch_size",
+    "train.precision": "amp dtype fp16 bf16 half mixed_precision",
+    "train.label_smoothing": "smoothing",
+    "train.freeze": "freeze_backbone linear_probe",
+    "train.seed": "random_seed manual_seed",
+}
+
+
+def recipe_key(word: str, has_base: bool = True, cutoff: float = 0.8) -> str:
+    """The recipe's key that people mean by ``word``, such as train.epochs by ``epochs``; "" if none is near.
+
+    ``cutoff`` is the least likeness, in 0..1, to a known name. Without ``has_base`` the optimizer is itself a
+    base.
+    """
+    places = sorted(_places(Recipe), key=lambda place: place.count("."), reverse=True)  # the shortest wins
+    names = {_bare(name): place for place in places for name in (place, place.rpartition(".")[2])}
+    del names["name"]  # three sections have it
+    for place, others in _OTHER_NAMES.items():
+        names |= {_bare(name): place for name in (place, *others.split())}
+    near = get_close_matches(_bare(word), names, 1, cutoff)
+    key = names[near[0]] if near else ""
+    return key if has_base else key.replace(".base.", ".")
+
+
+def _places(schema: type[BaseModel], start: str = "") -> Iterator[str]:
+    """Every section and key of a schema, such as train.performance and train.performance.compile."""
+    for name, field in schema.model_fields.items():
+        yield f"{start}{name}"
+        for section in _sections(field.annotation):
+            yield from _places(section, f"{start}{name}.")
+
+
+def _bare(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name[:80].lower())
+
+
+def _with_meant_key(fault: ConfigIssue, has_base: bool) -> ConfigIssue:
+    """The fault with the key of another place, if the unknown key is known there or by another name."""
+    if not fault.message.startswith(("unknown key", "unknown option")):
+        return fault
+    section, _, key = fault.where.rpartition(".")
+    said, match, _ = fault.message.partition(" Did you mean")
+    meant = recipe_key(key, has_base, cutoff=1 if match else 0.8)
+    place, _, name = meant.rpartition(".")
+    hint = f' Did you mean "{name if place == section else meant}"?'
+    return fault if meant in ("", fault.where) else replace(fault, message=said + hint)
+
+
 # --- pydantic's errors in our words ----------------------------------------------------------------------
 
 # Names of a union's alternatives, which pydantic puts into an error's place.
@@ -156,13 +249,12 @@ _ALTERNATIVES = ("bool", "str", "function-after[...]", "<list>", "<range>", "<ti
 # How pydantic's types of errors begin, and what the value must be.
 _KINDS = {
     "bool": "true or false",
-    "dict": "a mapping",
     "float": "a number",
     "int": "a whole number",
     "list": "a list",
-    "model": "a mapping",
     "string": "text",
 }
+_MESSAGES = {"missing": "is required", "invalid_key": "keys must be words", "too_short": "must not be empty"}
 
 
 def validated(schema: type[Model], data: Any, source: str = "") -> Model:
@@ -185,10 +277,9 @@ def schema_faults(error: ValidationError, schema: type[BaseModel]) -> list[Confi
         cause = details.get("ctx", {}).get("error")
         if isinstance(cause, FaultsError):
             faults += [ConfigIssue(where, str(fault)) for fault in cause.faults]
-        elif isinstance(cause, UserError):
-            faults.append(ConfigIssue(where, str(cause)))
         else:
-            faults.append(ConfigIssue(where, _in_words(details, parts, schema)))
+            message = str(cause) if isinstance(cause, UserError) else _in_words(details, parts, schema)
+            faults.append(ConfigIssue(where, message))
     return list(dict.fromkeys(faults))
 
 
@@ -198,27 +289,27 @@ def _in_words(details: Mapping[str, Any], parts: Sequence[str], schema: type[Bas
     if kind == "extra_forbidden":
         # The key may belong to another alternative of a union.
         known = [key for key in _known_keys(parts[:-1], schema) if key != parts[-1]]
-        return f"unknown key. Known: {', '.join(known)}.{close_match(parts[-1], known)}"
-    if kind == "missing":
-        return "is required"
-    if kind == "invalid_key" or parts[-1:] == ["[key]"]:
-        return "keys must be words"
-    if kind == "too_short":
-        return "must not be empty"
+        return f"unknown key.{known_names(known)}{close_match(parts[-1], known)}"
+    if parts[-1:] == ["[key]"]:
+        kind = "invalid_key"
+    if kind in _MESSAGES:
+        return _MESSAGES[kind]
     expected = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = expected.replace("greater than or equal to", "at least")
     expected = expected.replace("less than or equal to", "at most")
     start, _, end = kind.partition("_")
     if end.startswith(("type", "parsing", "from")):
-        expected = _KINDS.get(start, expected)
+        expected = _KINDS.get(start, "a mapping")
+    hint = ""
+    if expected == "a mapping" and schema is Recipe:
+        key = "name" if parts == ["optimizer"] else _known_keys(parts, schema)[0]
+        expected += f", such as {{{key}: …}}"
+        hint = f' Did you mean "{parts[0]}.name"?' if key == "name" and isinstance(given, str) else ""
     if kind in ("bool_type", "string_type") and parts == ["model", "pretrained"]:
         expected = "true, false or a path"
-    if expected == "a mapping" and schema is Recipe:
-        is_crop = parts[-1] == "random_resized_crop"
-        expected += ", such as " + ("{scale: [0.08, 1]}" if is_crop else "{name: …}")
     shown = f", not {json.dumps(given)[:80]}" if isinstance(given, str | int | float | bool | None) else ""
-    words = re.findall("'([^']*)'", details["ctx"]["expected"]) if kind == "literal_error" else []
-    hint = close_match(given, words)
+    if kind == "literal_error":
+        hint = close_match(given, re.findall("'([^']*)'", details["ctx"]["expected"]))
     return f"must be {expected}{shown}" + (f".{hint}" if hint else "")
 
 

@@ -1,8 +1,7 @@
 """Read and write YAML 1.2, strictly: no repeated key, no alias, ``1e-3`` is a number, ``no`` a word.
 
-``ryaml`` (Rust) reads a record of 100 epochs in 1.3 ms, PyYAML with its C parser in 28 ms; a leaderboard
-reads ten thousand. A text that ``ryaml`` refuses or might read otherwise goes to PyYAML, whose messages name
-line and column.
+``ryaml`` (Rust) reads a record of 100 epochs in 1.3 ms, PyYAML with its C parser in 28 ms. A text that
+``ryaml`` refuses or might read otherwise goes to PyYAML, whose messages name line and column.
 """
 
 from __future__ import annotations
@@ -47,14 +46,13 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def dispose(self) -> None:
-        """Drop all references: after an error, half-built values still refer to the loader."""
+        """Drop all references: after an error, half-built values refer to the loader."""
         vars(self).clear()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             alias = self.peek_event()
-            problem = f"*{alias.anchor}: aliases are not read; write the value out"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=alias.start_mark)
+            raise _refusal(f"*{alias.anchor}: aliases are not read; write the value out", alias)
         if self.depth == _MOST_LEVELS:
             raise yaml.YAMLError("nested too deep")
         self.depth += 1
@@ -95,7 +93,7 @@ for _tag, _pattern, _first in (
         _each.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
-def _refusal(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+def _refusal(problem: str, node: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
@@ -119,11 +117,7 @@ _Dumper.add_representer(str, _represent_str)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        UserError: it cannot be read, is no file of a sensible size, or is no text in UTF-8.
-    """
+    """The text of a file; a UserError if it cannot be read, is too large, or is no text in UTF-8."""
 
     def undecodable(error: UnicodeDecodeError) -> str:
         number = error.object[: error.start].count(b"\n") + 1
@@ -142,9 +136,8 @@ def read_text(path: Path) -> str:
 def parse(text: str, source: str = "") -> Any:
     """The value of one YAML document; ``source`` names its file in messages.
 
-    Raises:
-        UserError: not YAML; a repeated key; an alias (a few lines of nested ones stand for gigabytes); a
-            tag that YAML's safe schema does not have. The message names the line and the column.
+    A UserError has line and column of what is not YAML, a repeated key, an alias (a few lines of nested ones
+    stand for gigabytes) or a tag that YAML's safe schema does not have.
     """
     # ryaml takes tabs for spaces, and its time grows with the square of the depth of brackets.
     is_plain = "\t" not in text and text.count("{") + text.count("[") < _MOST_BRACKETS
@@ -154,14 +147,14 @@ def parse(text: str, source: str = "") -> Any:
     return _parse_in_full(text, source)
 
 
-# PyYAML's constructors raise Python's errors for values such as `!!bool word`.
-_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError)
-
-
 def _parse_in_full(text: str, source: str) -> Any:
-    """What :func:`parse` gives, by PyYAML's own parser, whose errors know the place."""
+    """What :func:`parse` gives, by PyYAML, whose errors know the place."""
     with refuse(_UNREADABLE, lambda error: _problem(error, source)):
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+
+
+# PyYAML's constructors raise Python's errors for values such as `!!bool word`.
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def _problem(error: Exception, source: str) -> str:
@@ -171,7 +164,7 @@ def _problem(error: Exception, source: str) -> str:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         said = f"{place}{error.problem or error.context}"
-    return f"{source}: {said}" if source else said
+    return f"{source}: {said}".removeprefix(": ")
 
 
 def dump(value: Any) -> str:

@@ -87,6 +87,26 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**resolve_options(METHODS[name], own), **further, "base": base}
 
 
+def respec(recipe_spec: Mapping[str, Any], given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve a name, or a spec without a base, by the spec that a recipe has.
+
+    A method keeps the recipe's base. Its name alone keeps the recipe's options if the recipe has the same
+    method; another method starts from its own defaults, so that no radius is passed on. The name of a base
+    keeps the options of the recipe's base if it is the same; another one starts from its defaults with the
+    recipe's lr. A mapping has its own options, and a base in it stays as it is.
+    """
+    base = recipe_spec.get("base", {}) if recipe_spec.get("name") in METHODS else recipe_spec
+    name = given if isinstance(given, str) else given.get("name")
+    spec = {"name": name} if isinstance(given, str) else dict(given)
+    if isinstance(name, str) and name in METHODS:
+        kept = recipe_spec if given == recipe_spec.get("name") else {}
+        return {**kept, **({"base": base} if base else {}), **spec}
+    if isinstance(given, str) and isinstance(base, Mapping):
+        is_same = name == base.get("name")
+        spec.update(base if is_same else {key: base[key] for key in ("lr",) if key in base})
+    return spec
+
+
 def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[ConfigIssue]:
     """Everything that is wrong with a spec, with recipe paths below ``where``."""
     if not isinstance(spec, Mapping):
@@ -103,8 +123,7 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
         with collect(faults):
             _check_base(options, where)
         if "base" in spec:
-            remedy = f"to replace a method by it: optimizer='{{name: {name}, lr: 0.01}}'"
-            message = f'"{name}" is itself a base optimizer and takes none; {remedy}'
+            message = f'"{name}" is itself a base optimizer and takes none: its lr is {where}.lr'
             faults.append(ConfigIssue(f"{where}.base", message))
         return faults
     with collect(faults):

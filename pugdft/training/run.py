@@ -26,6 +26,7 @@ from pugdft.data.auto_augment import data_faults
 from pugdft.errors import RunFailed, UserError, reason, refuse
 from pugdft.models import model_faults
 from pugdft.optim import PerturbedOptimizer, resolve_spec, spec_faults
+from pugdft.optim.build import respec
 from pugdft.paths import write_atomically
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
 from pugdft.training import distributed
@@ -42,7 +43,7 @@ RECIPE_NAME = "recipe.yaml"
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and ``KEY=VALUE`` overrides, check torch's and timm's names too, write options out."""
     checks: dict[str, SectionCheck] = {"optimizer": spec_faults, "model": model_faults, "data": data_faults}
-    recipe = load_recipe(source, overrides, checks)
+    recipe = load_recipe(source, overrides, checks, respec)
     return recipe.model_copy(update={"optimizer": resolve_spec(recipe.optimizer)})
 
 

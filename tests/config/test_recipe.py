@@ -11,10 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config import yaml
-from pugdft.config.load import apply_override, bundled_recipes, find_recipe, load_recipe, recipe_folder
+from pugdft.config.load import (
+    _OTHER_NAMES,
+    apply_override,
+    bundled_recipes,
+    find_recipe,
+    load_recipe,
+    recipe_folder,
+    recipe_key,
+)
 from pugdft.config.schema import Recipe
 from pugdft.errors import FaultsError, UserError
+from pugdft.optim import resolve_spec
 from pugdft.training.run import read_recipe
 
 MINIMAL: dict[str, Any] = {
@@ -136,6 +146,96 @@ def test_overrides_lie_over_the_recipe_and_are_yaml() -> None:
     with_equals: dict[str, Any] = {}
     apply_override(with_equals, "data.name=a=b")
     assert with_equals == {"data": {"name": "a=b"}}
+
+
+TUNED_PUGD = {
+    **MINIMAL,
+    "optimizer": {"name": "pugd", "rho": 1.0, "base": {"name": "sgd", "lr": 0.1, "momentum": 0.9}},
+    "tuning": {"trials": 5, "gradient_passes": 10},
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "rho", "base", "momentum"),
+    [
+        (["optimizer.name=sam"], "sam", 0.05, "sgd", 0.9),
+        (["optimizer=sam"], "sam", 0.05, "sgd", 0.9),
+        (["optimizer.rho=0.2", "optimizer.name=sam"], "sam", 0.2, "sgd", 0.9),
+        (["optimizer={name: sam, rho: 0.2}"], "sam", 0.2, "sgd", 0.9),
+        (["optimizer.base.momentum=0.5", "optimizer=asam"], "asam", 0.5, "sgd", 0.5),
+        (["optimizer.base=adamw"], "pugd", 1.0, "adamw", None),
+        (["optimizer.base.name=rmsprop", "optimizer=sam"], "sam", 0.05, "rmsprop", 0.0),
+        (["optimizer.name=pugd"], "pugd", 1.0, "sgd", 0.9),
+    ],
+)
+def test_another_method_keeps_the_base_and_none_of_the_old_options(
+    overrides: list[str], name: str, rho: float, base: str, momentum: float | None
+) -> None:
+    spec = read_recipe(TUNED_PUGD, overrides).optimizer
+    assert (spec["name"], spec["rho"]) == (name, rho)
+    assert (spec["base"]["name"], spec["base"]["lr"], spec["base"].get("momentum")) == (base, 0.1, momentum)
+
+
+@pytest.mark.parametrize(
+    "entry", ["sgd", "adamw", "sam", "pugd", "looksam", "sgd[momentum=0.5]", "sam+adamw"]
+)
+def test_an_override_and_an_entry_of_a_bench_mean_the_same(entry: str) -> None:
+    method, _, base = entry.partition("+")
+    name, _, option = method.rstrip("]").partition("[")
+    overrides = [f"optimizer={name}", *([f"optimizer.{option}"] if option else [])]
+    overrides += [f"optimizer.base={base}"] if base else []
+    of_bench = parse_optimizers(entry)[0].spec(read_recipe(TUNED_PUGD).optimizer)
+    assert read_recipe(TUNED_PUGD, overrides).optimizer == resolve_spec(of_bench)
+
+
+def test_the_cost_of_a_choice_stays_with_the_optimizer_that_was_chosen() -> None:
+    assert read_recipe(TUNED_PUGD, ["train.epochs=3"]).tuning
+    assert read_recipe(TUNED_PUGD, ["optimizer=sam"]).tuning is None
+    own = read_recipe(TUNED_PUGD, ["tuning.trials=7", "optimizer=sam"]).tuning
+    assert own is not None
+    assert own.trials == 7
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("lr", "optimizer.base.lr"), ("--learning-rate", "optimizer.base.lr"),
+        ("wd", "optimizer.base.weight_decay"),
+        ("momentum", "optimizer.base.momentum"), ("rho", "optimizer.rho"), ("optim", "optimizer.name"),
+        ("epochs", "train.epochs"), ("num_train_epochs", "train.epochs"), ("epohs", "train.epochs"),
+        ("BatchSize", "train.batch_size"), ("seed", "train.seed"), ("fp16", "train.precision"),
+        ("model", "model.name"), ("dataset", "data.name"), ("img-size", "data.image_size"),
+        ("mixup", "data.mixup"),
+        ("num_workers", "data.workers"), ("warmup", "schedule.warmup_epochs"),
+        ("train.epochs", "train.epochs"),
+        ("compile", "train.performance.compile"), ("name", ""), ("device", ""), ("", ""), ("x" * 10_000, ""),
+    ],
+)  # fmt: skip
+def test_a_word_of_other_tools_means_a_key(word: str, key: str) -> None:
+    assert recipe_key(word) == key
+    assert recipe_key(word, has_base=False) == key.replace(".base.", ".")
+
+
+def test_every_other_name_leads_to_a_key_of_the_schema() -> None:
+    schema = json.dumps(Recipe.model_json_schema())
+    for place, words in _OTHER_NAMES.items():
+        assert all(recipe_key(word, cutoff=1) == place for word in words.split())
+        section, _, key = place.partition(".")
+        assert section == "optimizer" or f'"{key}"' in schema
+
+
+def test_a_hint_knows_whether_the_base_stands_alone() -> None:
+    assert 'Did you mean "optimizer.lr"?' in faults_of(MINIMAL, "lr=1")["lr"]
+    assert 'Did you mean "optimizer.base.lr"?' in faults_of(TUNED_PUGD, "lr=1")["lr"]
+    assert 'Did you mean "optimizer.base.lr"?' in faults_of(TUNED_PUGD, "optimizer.lr=1")["optimizer.lr"]
+
+
+def test_the_known_names_are_listed_once_a_section() -> None:
+    words = [f"{section}.{key}=1" for section in ("train", "data", "optimizer") for key in ("a", "b", "c")]
+    with pytest.raises(FaultsError) as caught:
+        read_recipe(TUNED_PUGD, words)
+    assert len(caught.value.faults) == 9
+    assert str(caught.value).count(" Known") == 3
 
 
 def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
