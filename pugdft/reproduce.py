@@ -192,12 +192,9 @@ def _environment_differences(
 
 
 def changes_on_the_way(record: RunRecord, label: str) -> list[str]:
-    """Updates made by other processes, or in passes of another size, than before: no rerun repeats that.
-
-    ``restarts`` does not list a run's first start: if its passes were smaller than asked for, and it went on
-    later, that counts as a change too. Each change begins with ``label``.
-    """
-    # Updates that a later start made again count as its own.
+    """Updates made by other processes, or in passes of another size, than before: no rerun repeats that."""
+    # ``restarts`` does not list a run's first start: if its passes were smaller than asked for, and it went
+    # on later, that counts as a change too. Updates that a later start made again count as its own.
     course: list[tuple[int, Mapping[str, Any]]] = [(0, {})]
     for entry in record.restarts:
         step = _positive(entry, "step") or 0
@@ -263,18 +260,10 @@ class Verification:
 def verify(
     path: Path, data: str | None = None, *, tolerant: bool = False, observer: Observer | None = None
 ) -> Verification:
-    """Evaluate a run's stored weights on its data, as its recipe says, and compare with its record.
+    """Evaluate a run's stored weights on its data, which may lie elsewhere here, and compare with its record.
 
     With the record's versions and device the same bits are expected, unless ``tolerant``; elsewhere numbers
-    may be as far apart as rounding explains (:data:`ROUNDING`, and :data:`ROUNDING_16_BITS` where either
-    evaluation is in bf16 or fp16). Needs no pretrained weights: all tensors are the stored ones.
-
-    Args:
-        path: a record or a run's folder.
-        data: where its data lies here, if not where the recipe says.
-
-    Raises:
-        UserError: something needed cannot be read: record, recipe, weights, data.
+    may be as far apart as rounding explains. Needs no pretrained weights: all tensors are the stored ones.
     """
     watcher = observer or Observer()
     run = open_run(path)
@@ -461,11 +450,9 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> R
     """Compare two runs of one recipe, and say whether the new one confirms the record.
 
     It does if the results are identical. On a CPU, with the same versions, device and images a pass, nothing
-    less will do, unless one of the runs changed on its way. Elsewhere sums are made in another order and
-    training amplifies that: the top-1 may then differ as chance makes it, by McNemar's exact test on the
-    stored predictions (two-sided, 1 %), or without these by no more than 3·√(2p(1 − p)/N).
-
-    With ``tolerant``, chance is allowed even on a CPU with the same versions.
+    less will do, unless one of the runs changed on its way, or ``tolerant``. Elsewhere sums are made in
+    another order and training amplifies that: the top-1 may differ as chance makes it, by McNemar's exact
+    test on the stored predictions (two-sided, 1 %), or without these by no more than 3·√(2p(1 − p)/N).
     """
     recorded, found = old.record, new.record
     also = ["python", "git"]

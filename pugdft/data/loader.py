@@ -102,19 +102,12 @@ class Share:
 
 @dataclass(frozen=True)
 class Images:
-    """Images of a store that belong to one split.
+    """Images of a store that belong to one split."""
 
-    Attributes:
-        pixels: uint8, (stored images, side, side, 3), memory-mapped or decoded from files each time.
-        labels: int64, (stored images,).
-        indices: which of them are in this split.
-        resident: ``pixels`` on the training device, if they fit there.
-    """
-
-    pixels: Pixels
-    labels: np.ndarray
-    indices: np.ndarray
-    resident: Tensor | None = None
+    pixels: Pixels  # uint8, (stored images, side, side, 3), memory-mapped or decoded from files each time
+    labels: np.ndarray  # int64, (stored images,)
+    indices: np.ndarray  # which of them are in this split
+    resident: Tensor | None = None  # ``pixels`` on the training device, if they fit there
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -156,11 +149,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """The training batches of each epoch; an incomplete last batch is dropped.
-
-    Attributes:
-        workers: read the images, if these are in files, or single ones are to be augmented.
-    """
+    """The training batches of each epoch; an incomplete last batch is dropped."""
 
     images: Images
     to_input: ToInput
@@ -170,11 +159,10 @@ class TrainingBatches:
     micro_batch_size: int
     augmentation: Augmentation
     seed: int
-    workers: ImageWorkers | None = None
+    workers: ImageWorkers | None = None  # if the images are in files, or single ones are to be augmented
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
         return len(self.images) // self.batch_size
 
     def digests(self) -> dict[str, str]:

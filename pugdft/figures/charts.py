@@ -151,10 +151,9 @@ def _dashes(style: int) -> dict[str, Any]:
 
 @_own_settings()
 def scatter_cost(results: Sequence[Result], titles: Titles, limits: Span, theme: Theme = LIGHT) -> Figure:
-    """Draw means with intervals against cost; ``limits`` are the vertical axis's, see ``value_limits``.
+    """Draw means with intervals against cost; a mean outside ``limits`` is drawn at the axis's end.
 
-    Styled marks of about equal cost stand side by side. A mean outside ``limits`` is drawn at the axis's end.
-    A label that would cover something is left out.
+    Styled marks of about equal cost stand side by side; a label that would cover something is left out.
     """
     from matplotlib.transforms import Bbox
 
@@ -292,10 +291,8 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
 def value_limits(
     values: Sequence[tuple[float, Span | None]], *, higher_is_better: bool, possible: Span
 ) -> Span:
-    """Choose an axis for means with intervals on which the good ones can be told apart.
-
-    A mean far behind lies outside, and a long interval stretches the axis by at most the spread of the means.
-    """
+    """Choose an axis for means with intervals on which the good ones can be told apart."""
+    # A mean far behind lies outside; a long interval stretches the axis by at most the spread of the means.
     means = [mean for mean, _ in values]
     kept = comparable(means, higher_is_better=higher_is_better)
     near = [(mean, bounds or (mean, mean)) for (mean, bounds), keep in zip(values, kept, strict=True) if keep]

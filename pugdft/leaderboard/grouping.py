@@ -53,10 +53,6 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
     """Find the name that is equal to ``wanted``, else equal but for case, else the only one that contains it.
 
     ``kind``, such as ``data set``, and ``source``, which has these names, are words for the message.
-
-    Raises:
-        NothingMatches: no name matches.
-        UserError: several names match.
     """
     known = sorted(set(names))
     folded = wanted.casefold()
@@ -100,10 +96,7 @@ def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def protocol_line(recipe: Mapping[str, Any]) -> str:
-    """Describe a run's conditions for a table's title: ``224 px, 100 epochs, batch 100, fp32, cosine``.
-
-    Settings that are not the default are added: a step limit, warm-up, held-out images, weights, freezing.
-    """
+    """Write a run's conditions, ``224 px, 100 epochs, batch 100, fp32, cosine``, and what is not default."""
     values = _flat(recipe)
     epochs, worth = ("{} epoch", "'s worth") if values.get("train.epochs") == 1 else ("{} epochs", "' worth")
     if values.get("train.budget") == "passes":

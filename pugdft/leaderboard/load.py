@@ -127,10 +127,8 @@ class PerImage:
 
 
 def read_per_image(run: Loaded) -> PerImage | None:
-    """Read the per-image scores of a completed run; None if it stored no predictions.
-
-    They must give exactly the record's metrics. To compare the file's sha256 too would double a table's cost.
-    """
+    """Read the per-image scores of a completed run; None if it stored no predictions."""
+    # They must give the record's metrics; to compare the file's sha256 too would double a table's cost.
     record = run.record
     artifact = record.artifacts.get(artifact_name("test"))
     metrics = record.metrics.test if record.metrics else None

@@ -145,10 +145,8 @@ def spread_of(values: np.ndarray) -> Spread:
 def summarize(
     values: Iterable[float], spread: Spread | None = None, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Summary:
-    """Compute mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``.
-
-    With ``spread`` the interval covers other seeds and images; without, it is t over seeds, for these images.
-    """
+    """Compute mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``."""
+    # With ``spread`` the interval covers other seeds and images; without, it is t over seeds.
     values = list(values)
     centre = fmean(values)
     if len(values) < 2:
@@ -245,17 +243,6 @@ def compare_all(
         paired=paired,
         seed_variance=np.where(paired, paired_variance, own_variance[first] + own_variance[second]),
     )
-
-
-def compare(
-    first: EntryScores | Scores,
-    second: EntryScores | Scores,
-    num_images: int | None = None,
-    unpaired: bool = False,
-) -> MeanDifference:
-    """Compare one pair by the rules of :func:`compare_all`."""
-    pair = [each if isinstance(each, EntryScores) else EntryScores(each) for each in (first, second)]
-    return compare_all(pair, num_images, np.full((2, 2), True) if unpaired else None)[0]
 
 
 @dataclass(frozen=True)

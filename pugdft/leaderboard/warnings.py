@@ -108,14 +108,11 @@ def tuning_budget(entry: RunEntry) -> tuple[TuningBudget | None, list[str]]:
 
 
 def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, list[str]]:
-    """Find pairs of entries whose equal seeds used different random draws: a square matrix, and notes.
-
-    The matrix is None if there is no such pair. What is not on record counts as equal.
-    """
+    """Mark pairs of entries whose equal seeds had other random draws, in a square matrix if any; say why."""
     matrix = np.zeros((len(entries), len(entries)), dtype=bool)
     notes = []
     for (section, field), name in _SHARED_BY_SEED.items():
-        # Of each seed, the digests on record by the positions of the entries.
+        # Of each seed, the digests by the positions of the entries; what is not on record counts as equal.
         by_seed: dict[int, dict[int, str]] = defaultdict(dict)
         for position, entry in enumerate(entries):
             for run in entry.completed:

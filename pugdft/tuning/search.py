@@ -35,11 +35,10 @@ class TuneRequest:
 
 
 def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
-    """Choose the options of every optimizer on held-out images, and write the comparison that follows.
+    """Choose the options of every optimizer on held-out images; return them and, if whole, the bench file.
 
     The same request continues an interrupted search, shares the trials of one that another command has
-    started, and finds a finished one as it is. Returns what was found for each optimizer, and the bench file,
-    or None if one has no trial with a score. Raises StoppedError as :meth:`Trials.run`.
+    started, and finds a finished one as it is.
     """
     search = _search(request)
     seeds = parse_seeds(request.seeds)
@@ -137,12 +136,10 @@ class _GreedyState:
         return number
 
     def refine(self, num_trials: int) -> None:
-        """Add points until it has so many trials: to the last list that runs the method itself, if any.
-
-        A base's list is shared with other methods.
-        """
+        """Add points until it has so many trials: to the last list that runs the method itself, if any."""
         candidates = [number for number, grid in enumerate(self.grids) if grid.can_refine]
         if candidates:
+            # A base's list is shared with other methods.
             chosen = max(candidates, key=lambda number: (not self.grids[number].alone, number))
             # One by one: a middle that is the untuned value is no further trial.
             while self.num_trials < num_trials:

@@ -104,11 +104,7 @@ class _Study:
                     self._study.tell(asked.number, value, state)
 
     def choose(self) -> bool:
-        """Choose the options of a further trial; False if all are chosen.
-
-        The first trial is the untuned optimizer, if the search has it. The sampler is seeded by the number
-        of trials, so the choice does not depend on how often the search was interrupted.
-        """
+        """Choose the options of a further trial, first the untuned ones if searched; False after the last."""
         with locked(self._lock):
             chosen = self.chosen()
             if len(chosen) == self._search.trials:
@@ -118,6 +114,7 @@ class _Study:
             is_enqueued = any(each.state == TrialState.WAITING for each in known)
             if not chosen and not is_enqueued and None not in untuned.values():
                 self._study.enqueue_trial(untuned)
+            # The choice must not depend on how often the search was interrupted.
             seed = int(np.random.SeedSequence((self._search.seed, len(known))).generate_state(1)[0])
             self._study.sampler = (TPESampler if self._search.sampler == "tpe" else RandomSampler)(seed=seed)
             self._study.ask({option: _distribution(axis) for option, axis in self._axes.items()})

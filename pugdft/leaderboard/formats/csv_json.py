@@ -27,9 +27,8 @@ _GROUP_FIELDS = ("dataset", "model", "protocol", "metric", "equal_passes", "equa
 def as_json(groups: Sequence[Group]) -> str:
     """Write the groups as one JSON document.
 
-    An entry without a completed run has null ranks; one with a completed run that lacks the ranking metric
-    has ranks behind the others and null means; a reported one has neither ranks nor records. Costs are
-    means over the counted seeds.
+    An entry without a completed run has null ranks; one that lacks the ranking metric has ranks behind the
+    others and null means; a reported one has neither ranks nor records. Costs are means over counted seeds.
     """
     names = (*_GROUP_FIELDS[:4], "recipe", *_GROUP_FIELDS[4:], "notes")
     chosen = _columns_with_fields()
@@ -63,7 +62,7 @@ def as_csv(groups: Sequence[Group]) -> str:
 
 
 def _columns_with_fields() -> list[Column]:
-    """List the columns that programs read; the metrics keep their order, whichever ranks."""
+    # The metrics keep their order, whichever ranks.
     return [column for column in columns(next(iter(METRICS))) if column.field]
 
 
