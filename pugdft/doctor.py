@@ -42,8 +42,6 @@ State = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check."""
-
     state: State  # "note" is worth knowing; "problem" stops a run, or makes it wrong or very slow
     name: str  # one or two words
     text: str  # what was found

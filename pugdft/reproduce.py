@@ -50,8 +50,6 @@ _LONGEST_SHOWN, _LONGEST_NAME = 80, 150
 
 @dataclass(frozen=True)
 class ValueCheck:
-    """One thing compared."""
-
     name: str
     agrees: bool | None  # None: it need not
     detail: str  # the values in words
@@ -109,7 +107,6 @@ def _compare_hashes(name: str, recorded: str, found: str, what: str = "") -> Val
 def _compare_metrics(
     split: str, recorded: SplitMetrics, found: SplitMetrics, num_images: int, tolerance: Tolerance
 ) -> list[ValueCheck]:
-    """Compare every metric of a split of so many images."""
     checks = []
     for key, metric in METRICS.items():
         allowed, is_share = tolerance.metrics.get(key, 0.0), metric.is_share_of_images
@@ -245,15 +242,12 @@ def _by_split(record: RunRecord) -> dict[str, SplitMetrics]:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a verification."""
-
     run: StoredRun
     notes: list[str] = field(default_factory=list)  # how it was compared, and what could not be
     checks: list[ValueCheck] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
-        """Whether everything does."""
         return all(check.agrees for check in self.checks)
 
 
@@ -428,8 +422,6 @@ def rerun(
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Two runs of one recipe."""
-
     checks: list[ValueCheck]  # some may differ although the runs agree
     agrees: bool  # whether the new run confirms the record
     verdict: str  # why, in words

@@ -31,7 +31,6 @@ class Command(TyperCommand):
     """Rank, unless the first word is ``check``; a group would take every path for a subcommand's name."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        """Make the context of the command that is meant."""
         if args[:1] != [_CHECK]:
             return super().make_context(info_name, args, *rest, **extra)
         inner = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -56,8 +56,6 @@ class Augmentation:
     auto_augment: str | None = None
 
     def draw(self, seed: int, epoch: int, step: int, size: int, stored_size: int, image_size: int) -> Drawn:
-        """Draw for ``size`` images of a step."""
-
         def stream(draw: Draw) -> np.random.Generator:
             return generator(seed, draw, epoch, step)
 
@@ -123,7 +121,6 @@ class Targets:
         return len(self.labels)
 
     def first(self, number: int) -> Targets:
-        """Return the targets of the first images."""
         partners = None if self.partners is None else self.partners[:number]
         return Targets(self.labels[:number], partners, self.weight)
 

@@ -185,11 +185,16 @@ class TrainingBatches:
             self._request(order[step * self.batch_size :][: self.batch_size], epoch, step)
             for step in range(first_step, self.steps_per_epoch)
         )
-        for request, pixels in self._fetch(requests):
+        fetched: Iterator[tuple[ImageRequest, Tensor]]
+        if self.workers is not None:
+            fetched = self.workers.fetch(requests)
+        else:
+            fetched = ((each, self.images.gather(each.chosen, self.device)) for each in requests)
+            fetched = ahead(fetched) if self.images.waits_for_memory(self.device) else fetched
+        for request, pixels in fetched:
             yield self._batch(request, pixels.to(self.device, non_blocking=True))
 
     def close(self) -> None:
-        """End the workers, if there are any."""
         if self.workers is not None:
             self.workers.close()
 
@@ -205,12 +210,6 @@ class TrainingBatches:
             # A batch is mixed with its own reverse; other processes have a part of it.
             rows = np.concatenate([own, len(positions) - 1 - own])
         return ImageRequest(epoch, step, drawn, rows, self.images.indices[positions[rows]], len(own))
-
-    def _fetch(self, requests: Iterator[ImageRequest]) -> Iterator[tuple[ImageRequest, Tensor]]:
-        if self.workers is not None:
-            return self.workers.fetch(requests)
-        fetched = ((each, self.images.gather(each.chosen, self.device)) for each in requests)
-        return ahead(fetched) if self.images.waits_for_memory(self.device) else fetched
 
     def _batch(self, request: ImageRequest, pixels: Tensor) -> list[Batch]:
         drawn, num_own = request.drawn, request.num_own

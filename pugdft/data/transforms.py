@@ -135,16 +135,13 @@ class ToInput:
         """
         pixels = images.permute(0, 3, 1, 2).float()
         if boxes is not None:
-            pixels = self._boxes(pixels, boxes, flips)
+            sizes = self.stored_size, self.image_size
+            vertical = box_matrices(boxes[:, 0], boxes[:, 2], *sizes, self.mode)
+            horizontal = box_matrices(boxes[:, 1], boxes[:, 3], *sizes, self.mode, flips)
+            narrow = pixels.flatten(1, 2) @ horizontal.mT
+            pixels = vertical[:, None] @ narrow.unflatten(1, pixels.shape[1:3])
         elif self._matrix is not None:
             pixels = self._matrix @ (pixels @ self._matrix.T)
         if boxes is not None or self._matrix is not None:
             pixels.clamp_(0, 255)  # Bicubic overshoots; Pillow clips to the range of pixels too.
         return torch.addcmul(self._shift, pixels, self._scale).contiguous(memory_format=self._format)
-
-    def _boxes(self, pixels: Tensor, boxes: Tensor, flips: Tensor | None) -> Tensor:
-        sizes = self.stored_size, self.image_size
-        vertical = box_matrices(boxes[:, 0], boxes[:, 2], *sizes, self.mode)
-        horizontal = box_matrices(boxes[:, 1], boxes[:, 3], *sizes, self.mode, flips)
-        narrow = pixels.flatten(1, 2) @ horizontal.mT
-        return vertical[:, None] @ narrow.unflatten(1, pixels.shape[1:3])

@@ -121,7 +121,6 @@ def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: 
 
 
 def _metric_limits(summaries: Sequence[Summary], metric: str) -> charts.Span:
-    """Choose the values that an axis of a ranking metric shows."""
     row, values = METRICS[metric], [(summary.mean, summary.ci95) for summary in summaries]
     return charts.value_limits(values, higher_is_better=row.higher_is_better, possible=row.bounds)
 

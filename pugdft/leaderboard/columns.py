@@ -62,7 +62,6 @@ SECONDS = (DisplayUnit("h", 3600, 2, least=2), DisplayUnit("min", 60, 1, least=2
 
 
 def unit_of(metric: str) -> DisplayUnit:
-    """Return the unit in which people read a metric."""
     row = METRICS[metric]
     return DisplayUnit(row.unit, 1 / row.scale, row.digits)
 
@@ -149,7 +148,6 @@ class Column:
         return self.write(entry) if self.write else self.units[-1](self.figure(entry))
 
     def width(self, entries: Iterable[Entry]) -> int:
-        """Count the characters that the column needs."""
         return max(map(len, [*self.heading.split("\n"), *(self.cell(entry) for entry in entries)]))
 
 

@@ -72,11 +72,8 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
 
 
 def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Label each different ``optimizer`` mapping of one group, such as ``sam+adamw[rho=0.1]``.
-
-    The base is named if it is not SGD, or if the group's methods have different bases. Of equal labels, the
-    options that differ are added.
-    """
+    """Label a group's ``optimizer`` mappings: ``sam+adamw[rho=0.1]``, with the options that differ."""
+    # The base is named if it is not SGD, or if the group's methods have different bases.
     bases = [str(spec["base"]["name"]) if isinstance(spec.get("base"), Mapping) else "" for spec in specs]
     hidden = {""} if len(set(bases) - {""}) > 1 else {"", _DEFAULT_BASE}
     names = [

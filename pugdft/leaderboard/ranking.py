@@ -55,7 +55,6 @@ class Measured:
         return {seed: value for seed, value in self.values[metric].items() if value is not None}
 
     def mean(self, metric: str) -> float:
-        """Compute the mean of the valid values."""
         return fmean(self.scores(metric).values())
 
     def without(self, metric: str) -> list[int]:

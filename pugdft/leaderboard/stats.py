@@ -194,7 +194,6 @@ class MeanDifference:
         return self.difference - half, self.difference + half
 
     def __getitem__(self, place: int) -> MeanDifference:
-        """Return the numbers of one pair."""
         whole, spread = (
             {key: each[place].item() for key, each in vars(arrays).items() if isinstance(each, np.ndarray)}
             for arrays in (self, self.spread)

@@ -176,7 +176,6 @@ def more_images_note(to: str = "") -> str:
 
 
 def why_untestable(difference: MeanDifference) -> str:
-    """Say why there is no estimate of a difference's variance."""
     if difference.num_seeds < 2:
         kind = "common seed" if difference.paired else "seed on one side"
         return f"there is one {kind}, and nothing tells how much another would differ"

@@ -107,7 +107,6 @@ class Profile:
             self._profiler = None
 
     def table(self) -> str:
-        """Format the seconds of each part for people."""
         rows = [(part, self.seconds[part]) for part in PARTS]
         rows.append(("else", max(0.0, self._whole - sum(seconds for _, seconds in rows))))
         whole = max(self._whole, 1e-9)

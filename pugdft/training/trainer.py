@@ -114,7 +114,6 @@ class Trainer:
         self._base_lrs = [group["lr"] for group in components.optimizer.param_groups]
 
     def spent(self, position: Position) -> float:
-        """Return how much of the total has been spent."""
         counts_passes = self.components.recipe.train.budget == "passes"
         return position.gradient_passes if counts_passes else position.steps
 

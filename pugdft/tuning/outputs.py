@@ -40,7 +40,6 @@ class Question:
     validation: float  # fraction of the train split that the trials hold out
 
     def as_dict(self) -> dict[str, Any]:
-        """As in ``tuning.yaml``."""
         return {
             "schema": SCHEMA,
             "recipe": self.recipe.as_dict(),

@@ -22,8 +22,6 @@ _HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """The arguments of ``pugdft tune``."""
-
     recipe: str
     overrides: Sequence[str]
     optimizers: str
@@ -79,7 +77,6 @@ def _search(request: TuneRequest) -> space.Search:
 
 
 def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
-    """The final comparison's recipe, and the trials'."""
     data = read_recipe(request.recipe, request.overrides).as_dict() | {"tuning": None}
     if data["train"]["evaluate"] != "all":
         say("train.evaluate: validation is for the trials; the final comparison is judged on the test split")
@@ -146,7 +143,6 @@ class _GreedyState:
                 self.grids[chosen] = self.grids[chosen].refined()
 
     def stage(self, number: int) -> list[Trial]:
-        """The trials of a grid."""
         grid, label, spec, found = self.grids[number], self.label, self._spec, self._found
         if grid.alone:
             spec = spec["base"]
@@ -174,7 +170,6 @@ class _GreedyState:
         self._found[grid.option] = value
 
     def tuned(self) -> Tuned:
-        """The result of the search."""
         only_base = all(grid.alone for grid in self.grids)
         is_found = bool(self._found) if only_base else self._best is not None
         spec = self._spec if is_found else None

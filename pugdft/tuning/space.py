@@ -137,7 +137,6 @@ class _Search(Section):
         return self._title
 
     def as_dict(self) -> dict[str, Any]:
-        """What was read, with every default."""
         return self.model_dump(by_alias=True, exclude_none=True)
 
 
@@ -165,7 +164,6 @@ class GreedySearch(_Search):
 
     @property
     def dimensions(self) -> list[SearchAxis]:
-        """Every option that is searched."""
         axes = []
         for stage in self.stages:
             points = tuple(stage.times or stage.values or ())
@@ -185,7 +183,6 @@ class GeneralSearch(_Search):
 
     @property
     def dimensions(self) -> list[SearchAxis]:
-        """Every option that is searched."""
         axes = []
         for option, where in self.space.items():
             given = where.times if isinstance(where, Multiples) else where
@@ -314,7 +311,6 @@ def edges_of(axes: Iterable[SearchAxis], options: Mapping[str, Any]) -> dict[str
 
 
 def with_option(spec: Mapping[str, Any], option: str, value: Any) -> dict[str, Any]:
-    """The optimizer with another value of an option."""
     key = option.removeprefix(_BASE)
     if option.startswith(_BASE) and spec["name"] in METHODS:
         return {**spec, "base": {**spec["base"], key: value}}

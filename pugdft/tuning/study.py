@@ -23,15 +23,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from pugdft.paths import locked
-from pugdft.tuning.space import (
-    GeneralSearch,
-    NumberRange,
-    SearchAxis,
-    Untuned,
-    axes_of,
-    edges_of,
-    with_option,
-)
+from pugdft.tuning import space
+from pugdft.tuning.space import GeneralSearch, NumberRange, SearchAxis, Untuned
 from pugdft.tuning.trials import Trial, Trials, Tuned
 
 
@@ -63,7 +56,7 @@ class _Study:
         self, search: GeneralSearch, optimizer: Untuned, trials: Trials, storage: JournalStorage, lock: Path
     ) -> None:
         self._search, self._optimizer, self._trials, self._lock = search, optimizer, trials, lock
-        self._axes = {axis.option: axis for axis in axes_of(search.dimensions, optimizer)}
+        self._axes = {axis.option: axis for axis in space.axes_of(search.dimensions, optimizer)}
         self._made: dict[int, Trial] = {}  # by Optuna's number
         digest = hashlib.sha256(json.dumps(optimizer.spec, sort_keys=True).encode()).hexdigest()
         name = f"{optimizer.spec['name']}-{digest[:8]}"
@@ -89,7 +82,6 @@ class _Study:
         return has_run
 
     def _tell_results(self) -> None:
-        """Write to the journal what the sampler does not know yet."""
         with locked(self._lock):
             self.chosen()
             for asked in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -121,12 +113,11 @@ class _Study:
             return True
 
     def tuned(self) -> Tuned:
-        """The result of the search."""
         tried = self._trials.finished((trial, "") for trial in self.chosen())
         best = self._trials.best(each.trial for each in tried)
         if best is None:
             return Tuned(self._optimizer.label, None, {}, None, tried, {})
-        edges = edges_of(self._axes.values(), best.options)
+        edges = space.edges_of(self._axes.values(), best.options)
         outcome = self._trials.outcome(best)
         return Tuned(self._optimizer.label, best.spec, best.options, outcome, tried, edges)
 
@@ -135,7 +126,7 @@ class _Study:
         for option, axis in self._axes.items():
             point = points[option]
             options[option] = axis.value(point if isinstance(axis.where, NumberRange) else axis.where[point])
-            spec = with_option(spec, option, options[option])
+            spec = space.with_option(spec, option, options[option])
         return self._trials.make(self._optimizer.label, options, spec)
 
 

@@ -28,8 +28,6 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """A choice of options."""
-
     label: str  # of the optimizer that runs: a method, or its base alone
     options: Mapping[str, Any]  # those that are searched, with their values
     spec: Mapping[str, Any]  # the optimizer with these options
@@ -53,8 +51,6 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial with its outcome."""
-
     trial: Trial
     outcome: Outcome
     stage: str = ""  # in a greedy search, the option that it was for
@@ -112,7 +108,6 @@ class Trials:
         return all(map(self._is_settled, trial.cells))
 
     def outcome(self, trial: Trial) -> Outcome:
-        """Return the result of a finished trial."""
         records = [record for cell in trial.cells if (record := self._record(cell))]
         passes = sum(record.cost.gradient_passes for record in records)
         scores = [each.metrics.validation for each in records if each.metrics and each.metrics.validation]

@@ -53,11 +53,8 @@ _NARROWEST = len("optimizer")
 
 
 def print_table(groups: Sequence[Group], console: Console) -> None:
-    """Print one table for each group, best mean first, with the remarks that its statistics allow.
-
-    Texts go out as ``rich.text.Text`` without control characters: a record can neither style nor link.
-    """
-    from rich.text import Text
+    """Print one table for each group, best mean first, with the remarks that its statistics allow."""
+    from rich.text import Text  # without control characters: a record can neither style nor link
 
     def say(lines: Sequence[str], style: str = "dim") -> None:
         for line in lines:
