@@ -317,8 +317,7 @@ def check_accelerators() -> Iterator[Check]:
         return
     remedy = "install a torch for this device and its driver: https://pytorch.org/get-started/locally"
     for index in range(torch.accelerator.device_count()):
-        check = check_device(device.type, index, driver)
-        yield from run_check(f"{device.type}:{index}", check, remedy)
+        yield from run_check(f"{device.type}:{index}", check_device(device.type, index, driver), remedy)
 
 
 def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:

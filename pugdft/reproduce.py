@@ -376,8 +376,7 @@ def _tolerance(
 ) -> Tolerance:
     """How far this evaluation may be from the record's, which the notes explain."""
     precision = recipe.train.precision
-    here = environment_facts(accelerator, precision)
-    differences = _environment_differences(record.environment, here)
+    differences = _environment_differences(record.environment, environment_facts(accelerator, precision))
     if not differences and not tolerant:
         how = "bit for bit: versions and device are the record's (--tolerant allows for rounding)"
         notes.append(f"compared {how}")

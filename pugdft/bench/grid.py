@@ -183,7 +183,6 @@ def make_cell(
 
 
 def method_of(spec: Mapping[str, Any]) -> Method:
-    """The method of a checked ``optimizer`` mapping."""
     return build_method(spec["name"], {key: spec[key] for key in spec if key not in ("name", "base")})
 
 

@@ -36,7 +36,6 @@ def is_pinned_for(device: torch.device) -> bool:
 
 
 def onto(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a small array to the device."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if is_pinned_for(device):
         tensor = tensor.pin_memory()

@@ -76,5 +76,4 @@ def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order of ``size`` training images in an epoch."""
     return generator(seed, Draw.ORDER, epoch).permutation(size)

@@ -51,8 +51,6 @@ _SVG = "{http://www.w3.org/2000/svg}"
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What is drawn in one style."""
-
     label: str
     style: int | None  # 0 to NUM_STYLES − 1; None for small grey marks without a label
     filled: bool = False  # whether marks are filled and the label is bold
@@ -71,8 +69,6 @@ class Result(Series):
 
 @dataclass(frozen=True, kw_only=True)
 class History(Series):
-    """Values in the course of a training."""
-
     costs: Sequence[float]
     values: Sequence[float]
 
@@ -245,11 +241,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def svg_text(figure: Figure, name: str, description: str = "") -> str:
-    """Return an ``<svg>`` element for a page; ``name`` must be unique on the page.
-
-    Colours become the page's variables (``var(--s0, #0b67b2)``), so they follow its theme. It passes a strict
-    Content-Security-Policy: no style attributes, no links, and no ids but those of clip paths.
-    """
+    """Return an ``<svg>`` element for a page, where ``name`` is unique; colours follow its theme."""
+    # A strict Content-Security-Policy: no style attributes, no links, and no ids but those of clip paths.
     buffer = io.BytesIO()
     with _own_settings(salt=name):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

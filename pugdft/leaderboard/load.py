@@ -120,8 +120,6 @@ def record_files(paths: Sequence[Path], note: Callable[[str], None]) -> Iterator
 
 @dataclass(frozen=True)
 class PerImage:
-    """Scores of one run for each test image."""
-
     scores: Mapping[str, np.ndarray]  # of each metric that is a mean over images, and a number
     split: str  # equal for runs whose test images stand in the same order, as far as their labels tell
 

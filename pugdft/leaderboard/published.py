@@ -1,7 +1,4 @@
-"""Read figures that papers printed, and list them below what was measured here, never ranked.
-
-They come from ``leaderboard/reported/*.yaml``: ``sources`` (key to title, arXiv number, year) and ``rows``.
-"""
+"""Read what papers printed, from ``leaderboard/reported/*.yaml``, and list it below what was measured."""
 
 from __future__ import annotations
 
@@ -103,7 +100,6 @@ def read_reported(path: Path) -> list[ReportedPair]:
 
 @lru_cache
 def reported_rows(folder: Path) -> tuple[ReportedPair, ...]:
-    """Read the rows of all files in a folder."""
     return tuple(pair for path in sorted(folder.glob("*.yaml")) for pair in read_reported(path))
 
 

@@ -225,7 +225,7 @@ def _compared(
             more_seeds, needs_images = outlook(pairs[place], p_value, len(adjusted))
             difference = -float(pairs.difference[place])
             versus = Versus(difference, p_value, bool(separated[place]), more_seeds)
-            notes += (warnings.more_images_note(" to the best"),) * needs_images
+            notes += (warnings.MORE_IMAGES.format(" to the best"),) * needs_images
         ranked = {"rank_low": low, "rank_high": high, "scores": each.scores(metric), "versus_best": versus}
         entries.append(_entry(each, budgets, notes, **ranked))
     return entries

@@ -206,16 +206,15 @@ def compare_all(
 ) -> MeanDifference:
     """Compare all pairs (0, 1), (0, 2), …, (1, 2), …: paired over common seeds, else by Welch's test.
 
-    Pairing is valid because equal seeds share their split, order, augmentation and head. One common seed, or
-    one seed of an unpaired entry, gives no estimate of the variance, and nothing is testable. With per-image
-    scores of both entries the test images count as a sample, too.
+    Pairing is valid because equal seeds share their split, order, augmentation and head, but for pairs of
+    entries that are true in the square matrix ``unpaired``. One common seed, or one seed of an unpaired
+    entry, gives no estimate of the variance, and nothing is testable. With per-image scores of both entries
+    the test images count as a sample, too.
 
     Few seeds often agree by chance, and a variance of zero would make t infinite. Rounding top-1 to steps of
     1/N for N test images has the variance 1/(12 N²), and 1/(6 N²) for a difference of two: the least that is
     assumed. Three seeds that differ by one image each are thus not separated (p = 0.051), those that differ
     by two are. ``num_images`` is N, or None where scores are no counts: then zero variance is not testable.
-
-    ``unpaired``, a square matrix, is true for pairs of entries whose equal seeds do not share these four.
     """
     first, second = np.triu_indices(len(entries), 1)
     rounding = 1 / (12 * num_images**2) if num_images else 0.0

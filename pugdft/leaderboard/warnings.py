@@ -34,6 +34,7 @@ _SHARED_BY_SEED = {
     ("data", "augmentation_sha256"): "augmentation",
     ("model", "head_sha256"): "initial head",
 }
+MORE_IMAGES = "so small a difference{} would need more test images, whatever the number of seeds"
 _EQUAL_BUDGETS = 1.1  # ratio up to which budgets count as equal
 _MOST_NAMED = 6
 _LONGEST_VALUE = 60
@@ -166,13 +167,8 @@ def difference_limits(
     elif any(each.images is None for each in measured):
         notes.append("without stored predictions on both sides, this speaks of these test images only")
     if needs_images:
-        notes.append(more_images_note())
+        notes.append(MORE_IMAGES.format(""))
     return notes
-
-
-def more_images_note(to: str = "") -> str:
-    """Say that a difference cannot be found with the test images at hand."""
-    return f"so small a difference{to} would need more test images, whatever the number of seeds"
 
 
 def why_untestable(difference: MeanDifference) -> str:

@@ -141,8 +141,6 @@ class _Search(Section):
 
 
 class GreedySearch(_Search):
-    """One option after another."""
-
     search: Literal["greedy"]
     equalize: bool = True  # shorter searches get finer grids until all optimizers have as many trials
     stages: Annotated[list[SearchStage], Field(min_length=1)]
@@ -263,7 +261,6 @@ class SearchAxis:
 
     @property
     def values(self) -> list[Any]:
-        """The option's values at :attr:`points`."""
         return [self.value(point) for point in self.points]
 
     def edge(self, value: Any) -> str:

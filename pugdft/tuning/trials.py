@@ -58,8 +58,6 @@ class Finished:
 
 @dataclass(frozen=True)
 class Tuned:
-    """An optimizer after the search."""
-
     label: str  # as it was written
     spec: Mapping[str, Any] | None  # with the options that were found; None if no trial has a score
     options: Mapping[str, Any]  # those that were searched, as they were found

@@ -43,9 +43,8 @@ def as_json(groups: Sequence[Group]) -> str:
 def as_csv(groups: Sequence[Group]) -> str:
     """Write one line for each entry of all groups; columns are named like the fields in JSON.
 
-    Nested fields are joined by underscores (``top1_ci95_low``, ``source_arxiv``), several records or notes
-    by a space or a semicolon; ``spec``, ``failed`` and ``scores`` are JSON. A text that a spreadsheet would
-    run as a formula begins with an apostrophe.
+    Nested fields are joined by underscores (``top1_ci95_low``), records by a space, notes by a semicolon;
+    ``spec``, ``failed`` and ``scores`` are JSON. A text that would run as a formula gets an apostrophe.
     """
     text, chosen = io.StringIO(), _columns_with_fields()
     writer = csv.writer(text, lineterminator="\n")

@@ -64,7 +64,6 @@ def _harmless(value: Any) -> Any:
 
 @cache
 def _swatch(style: int, filled: bool) -> str:
-    """Draw a short line with its marker, for the legend."""
     return svg_text(swatch(style, filled), f"swatch{style}{filled}")
 
 

@@ -208,10 +208,7 @@ _SIGNS |= {letter: f"$\\{name}$" for letter, name in zip(_GREEK, _COMMANDS.split
 
 
 def as_latex(groups: Sequence[Group]) -> str:
-    r"""Write a ``table*`` for each group; needs ``\usepackage{booktabs}``.
-
-    Comments name the records of each row. The least important columns are left out where the page is full.
-    """
+    r"""Write a ``table*`` for each group, with each row's records in comments."""
     blocks = [r"% needs \usepackage{booktabs}"]
     blocks += [_float(group, number) for number, group in enumerate(groups, start=1)]
     blocks.append("\n".join(map(_comment, verdicts.legend(groups))))
