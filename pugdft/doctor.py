@@ -42,8 +42,6 @@ State = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check."""
-
     state: State  # "note" is worth knowing; "problem" stops a run, or makes it wrong or very slow
     name: str  # one or two words
     text: str  # what was found
@@ -88,16 +86,13 @@ def examine(recipe: str | None, settings: Sequence[str], output: str, deep: bool
 
 
 def run_check(name: str, checks: Iterable[Check], remedy: str = "") -> list[Check]:
-    """Return what a generator of checks finds; an exception becomes one more result, of this name.
-
-    The remedy is for a ``UserError`` whose message is one line; further lines are a remedy themselves.
-    """
+    """Return what a generator of checks finds; an exception becomes one more result, of this name."""
     found: list[Check] = []
     try:
         for check in checks:
             found.append(replace(check, remedy="") if check.state == "ok" else check)
     except UserError as error:
-        text, _, rest = str(error).partition("\n")
+        text, _, rest = str(error).partition("\n")  # further lines are a remedy themselves
         remedy = " ".join(rest.split()) or remedy or "correct what it names"
         found.append(Check("problem", name, text, remedy))
     except Exception as error:
@@ -322,8 +317,7 @@ def check_accelerators() -> Iterator[Check]:
         return
     remedy = "install a torch for this device and its driver: https://pytorch.org/get-started/locally"
     for index in range(torch.accelerator.device_count()):
-        check = check_device(device.type, index, driver)
-        yield from run_check(f"{device.type}:{index}", check, remedy)
+        yield from run_check(f"{device.type}:{index}", check_device(device.type, index, driver), remedy)
 
 
 def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:
@@ -350,7 +344,6 @@ def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:
 
 
 def _no_accelerator(driver: str | None, why: str) -> Check:
-    """Say that torch can use no accelerator, with the reason and a remedy where there is a driver."""
     import torch
 
     text = f"NVIDIA driver {driver} is here, but none that torch can use: runs train on the CPU"
@@ -511,10 +504,7 @@ _SEE_DRIVE = "see that its drive and its files can be read"
 
 @dataclass
 class RecipeNeeds:
-    """What a recipe needs, checked by the code that a run loads it with.
-
-    Nothing is fetched, decoded or trained. The digest of a folder's images is taken and kept, as by a run.
-    """
+    """What a recipe needs, checked by the code that a run loads it with; nothing is fetched or trained."""
 
     recipe: Recipe
     folder: Path  # the run's

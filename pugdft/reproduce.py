@@ -50,8 +50,6 @@ _LONGEST_SHOWN, _LONGEST_NAME = 80, 150
 
 @dataclass(frozen=True)
 class ValueCheck:
-    """One thing compared."""
-
     name: str
     agrees: bool | None  # None: it need not
     detail: str  # the values in words
@@ -109,7 +107,6 @@ def _compare_hashes(name: str, recorded: str, found: str, what: str = "") -> Val
 def _compare_metrics(
     split: str, recorded: SplitMetrics, found: SplitMetrics, num_images: int, tolerance: Tolerance
 ) -> list[ValueCheck]:
-    """Compare every metric of a split of so many images."""
     checks = []
     for key, metric in METRICS.items():
         allowed, is_share = tolerance.metrics.get(key, 0.0), metric.is_share_of_images
@@ -192,12 +189,9 @@ def _environment_differences(
 
 
 def changes_on_the_way(record: RunRecord, label: str) -> list[str]:
-    """Updates made by other processes, or in passes of another size, than before: no rerun repeats that.
-
-    ``restarts`` does not list a run's first start: if its passes were smaller than asked for, and it went on
-    later, that counts as a change too. Each change begins with ``label``.
-    """
-    # Updates that a later start made again count as its own.
+    """Updates made by other processes, or in passes of another size, than before: no rerun repeats that."""
+    # ``restarts`` does not list a run's first start: if its passes were smaller than asked for, and it went
+    # on later, that counts as a change too. Updates that a later start made again count as its own.
     course: list[tuple[int, Mapping[str, Any]]] = [(0, {})]
     for entry in record.restarts:
         step = _positive(entry, "step") or 0
@@ -248,33 +242,22 @@ def _by_split(record: RunRecord) -> dict[str, SplitMetrics]:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a verification."""
-
     run: StoredRun
     notes: list[str] = field(default_factory=list)  # how it was compared, and what could not be
     checks: list[ValueCheck] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
-        """Whether everything does."""
         return all(check.agrees for check in self.checks)
 
 
 def verify(
     path: Path, data: str | None = None, *, tolerant: bool = False, observer: Observer | None = None
 ) -> Verification:
-    """Evaluate a run's stored weights on its data, as its recipe says, and compare with its record.
+    """Evaluate a run's stored weights on its data, which may lie elsewhere here, and compare with its record.
 
     With the record's versions and device the same bits are expected, unless ``tolerant``; elsewhere numbers
-    may be as far apart as rounding explains (:data:`ROUNDING`, and :data:`ROUNDING_16_BITS` where either
-    evaluation is in bf16 or fp16). Needs no pretrained weights: all tensors are the stored ones.
-
-    Args:
-        path: a record or a run's folder.
-        data: where its data lies here, if not where the recipe says.
-
-    Raises:
-        UserError: something needed cannot be read: record, recipe, weights, data.
+    may be as far apart as rounding explains. Needs no pretrained weights: all tensors are the stored ones.
     """
     watcher = observer or Observer()
     run = open_run(path)
@@ -393,8 +376,7 @@ def _tolerance(
 ) -> Tolerance:
     """How far this evaluation may be from the record's, which the notes explain."""
     precision = recipe.train.precision
-    here = environment_facts(accelerator, precision)
-    differences = _environment_differences(record.environment, here)
+    differences = _environment_differences(record.environment, environment_facts(accelerator, precision))
     if not differences and not tolerant:
         how = "bit for bit: versions and device are the record's (--tolerant allows for rounding)"
         notes.append(f"compared {how}")
@@ -439,8 +421,6 @@ def rerun(
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Two runs of one recipe."""
-
     checks: list[ValueCheck]  # some may differ although the runs agree
     agrees: bool  # whether the new run confirms the record
     verdict: str  # why, in words
@@ -461,11 +441,9 @@ def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> R
     """Compare two runs of one recipe, and say whether the new one confirms the record.
 
     It does if the results are identical. On a CPU, with the same versions, device and images a pass, nothing
-    less will do, unless one of the runs changed on its way. Elsewhere sums are made in another order and
-    training amplifies that: the top-1 may then differ as chance makes it, by McNemar's exact test on the
-    stored predictions (two-sided, 1 %), or without these by no more than 3·√(2p(1 − p)/N).
-
-    With ``tolerant``, chance is allowed even on a CPU with the same versions.
+    less will do, unless one of the runs changed on its way, or ``tolerant``. Elsewhere sums are made in
+    another order and training amplifies that: the top-1 may differ as chance makes it, by McNemar's exact
+    test on the stored predictions (two-sided, 1 %), or without these by no more than 3·√(2p(1 − p)/N).
     """
     recorded, found = old.record, new.record
     also = ["python", "git"]

@@ -110,8 +110,6 @@ class PlanLine:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A plan with its price."""
-
     lines: tuple[PlanLine, ...]
     checkpoint_bytes: int  # what the largest cell needs in addition while it runs
     free_bytes: int  # on the disk of the output folder
@@ -138,7 +136,9 @@ def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe]
         line = PlanLine(source, optimizer, len(members), len(members) - len(left), is_bound)
         faults: list[ConfigIssue] = []
         if left and source not in problems:  # a missing data set is not looked for again
-            key = _cost_key(left[0].recipe)
+            data = {**left[0].recipe.as_dict(), "tuning": None}  # what decides the speed
+            data["train"] |= dict.fromkeys(("seed", "epochs", "max_steps", "budget"))
+            key = json.dumps(data, sort_keys=True)
             with collect(faults):
                 facts = probes.get(key) or probes.setdefault(key, prober(left[0].recipe))
                 checkpoint = max(checkpoint, 2 * (facts.weights_bytes + facts.optimizer_bytes))
@@ -168,13 +168,6 @@ def _priced(line: PlanLine, cell: BenchCell, facts: Probe) -> PlanLine:
     kept = facts.weights_bytes + facts.test_images * _BYTES_PER_PREDICTION + _RECORD_BYTES
     left = line.cells - line.finished
     return replace(line, updates=updates, passes=passes, seconds=left * one, disk_bytes=left * kept)
-
-
-def _cost_key(recipe: Recipe) -> str:
-    """What decides the speed: everything but the seed and the length."""
-    data = {**recipe.as_dict(), "tuning": None}
-    data["train"] |= dict.fromkeys(("seed", "epochs", "max_steps", "budget"))
-    return json.dumps(data, sort_keys=True)
 
 
 def _spread(cells: Sequence[BenchCell]) -> float | None:

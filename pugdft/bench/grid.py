@@ -92,10 +92,7 @@ def build_matrix(
     seeds: str | None = None,
     budget: Budget | None = None,
 ) -> Matrix:
-    """Build the matrix of a command; its options replace those of a bench file.
-
-    ``arguments`` are recipes or one bench file, and ``KEY=VALUE`` overrides, in any order.
-    """
+    """Build a command's matrix from recipes or a bench file, overrides, and options, which come first."""
     sources = [text for text in arguments if "=" not in text]
     files = {}  # with the key optimizers, which a recipe has not
     for source in filter(os.path.isfile, sources):  # pathlib's test raises where a name is too long
@@ -145,11 +142,7 @@ class BenchCell:
 
 
 def plan_cells(matrix: Matrix, output: Path) -> list[BenchCell]:
-    """Plan the cells, seed by seed, so that an early end leaves whole comparisons.
-
-    The budget ``passes`` gives every optimizer the gradient passes that each recipe's own would spend,
-    ``epochs`` the recipe's epochs. Optimizers that come to the same run are refused.
-    """
+    """Plan the cells, seed by seed, so that an early end leaves whole comparisons; refuse equal runs."""
     recipes = [(source, read_recipe(source, matrix.overrides)) for source in matrix.recipes]
     templates = [(source, _with_budget(recipe, matrix.budget)) for source, recipe in recipes]
     cells: list[BenchCell] = []
@@ -190,7 +183,6 @@ def make_cell(
 
 
 def method_of(spec: Mapping[str, Any]) -> Method:
-    """The method of a checked ``optimizer`` mapping."""
     return build_method(spec["name"], {key: spec[key] for key in spec if key not in ("name", "base")})
 
 
@@ -212,7 +204,6 @@ def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
     length: dict[str, Any] = {"epochs": max(1, round(recipe.train.epochs * factor)), "budget": budget}
     if recipe.train.max_steps:
         length["max_steps"] = max(1, round(recipe.train.max_steps * factor))
-    train = recipe.train.model_copy(update=length)
     warmup = {"warmup_epochs": recipe.schedule.warmup_epochs * factor}
-    schedule = recipe.schedule.model_copy(update=warmup)
-    return recipe.model_copy(update={"train": train, "schedule": schedule})
+    sections = {"train": (recipe.train, length), "schedule": (recipe.schedule, warmup)}
+    return recipe.model_copy(update={key: old.model_copy(update=new) for key, (old, new) in sections.items()})

@@ -13,8 +13,6 @@ from pugdft.cli.output import given_path, say
 
 
 class Budget(StrEnum):
-    """What is equal for every optimizer."""
-
     EPOCHS = "epochs"
     PASSES = "passes"
 

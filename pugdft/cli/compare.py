@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 from pugdft.cli.doctor import ReportFormat
-from pugdft.cli.leaderboard import RankedBy
-
-_GATE_DID_NOT_HOLD = 3
+from pugdft.cli.leaderboard import GATE_DID_NOT_HOLD, RankedBy
 
 
 def command(
@@ -59,4 +57,4 @@ def command(
     report = compare_selections(one, two, metric.value, margin)
     typer.echo(as_json(report) if format_ is ReportFormat.JSON else comparison_text(report))
     if report.gate is not None and not report.gate.holds:
-        raise typer.Exit(_GATE_DID_NOT_HOLD)
+        raise typer.Exit(GATE_DID_NOT_HOLD)

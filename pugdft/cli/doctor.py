@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "32", "note": "33", "problem": "1;31"}
 _NAME_WIDTH = 14
 
-
 ReportFormat = StrEnum("ReportFormat", ["TEXT", "JSON"])
 
 

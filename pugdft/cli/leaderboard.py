@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from pugdft.leaderboard import Group, Loaded
 
 _CHECK = "check"
-_GATE_DID_NOT_HOLD = 3
-
+GATE_DID_NOT_HOLD = 3  # an exit code
 
 LeaderboardFormat = StrEnum("LeaderboardFormat", ["TABLE", "JSON", "CSV", "MARKDOWN", "LATEX", "HTML"])
 # The keys of `METRICS`, written again so that `--help` needs no import of numpy.
@@ -31,7 +30,6 @@ class Command(TyperCommand):
     """Rank, unless the first word is ``check``; a group would take every path for a subcommand's name."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        """Make the context of the command that is meant."""
         if args[:1] != [_CHECK]:
             return super().make_context(info_name, args, *rest, **extra)
         inner = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -109,7 +107,7 @@ def check(
     num_bad = sum(bool(each.faults) for each in checked)
     print(f"{len(checked) - num_bad} good, {num_bad} with problems", file=sys.stderr)
     if num_bad:
-        raise typer.Exit(_GATE_DID_NOT_HOLD)
+        raise typer.Exit(GATE_DID_NOT_HOLD)
 
 
 def _groups(

@@ -18,7 +18,6 @@ Name = Annotated[str, typer.Argument(help="A bundled recipe's name, or a file.",
 
 
 def _read(name: str) -> tuple[Path, str]:
-    """Find a recipe and read its text."""
     from pugdft.config.load import find_recipe
     from pugdft.config.yaml import read_text
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pugdft.cli.leaderboard import GATE_DID_NOT_HOLD
 from pugdft.cli.output import given_path
 from pugdft.errors import ConfigIssue, UserError, collect, printable
 
 if TYPE_CHECKING:
     from pugdft.records import StoredRun
     from pugdft.reproduce import ValueCheck
-
-GATE_DID_NOT_HOLD = 3
 
 Data = Annotated[
     str | None,

@@ -26,21 +26,13 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The random draws for one batch; one row for each image.
+    """The random draws for one batch; one row for each image."""
 
-    Attributes:
-        offsets: of the padded crop, (images, 2), row then column.
-        flips: bool, (images,).
-        boxes: of the random resized crop: top, left, height, width, (images, 4).
-        holes: centres of cutout's squares, in pixels at stored size, (images, 2).
-        mix: of the whole batch.
-    """
-
-    offsets: np.ndarray
-    flips: np.ndarray
-    boxes: np.ndarray | None = None
-    holes: np.ndarray | None = None
-    mix: Mix | None = None
+    offsets: np.ndarray  # of the padded crop, (images, 2), row then column
+    flips: np.ndarray  # bool, (images,)
+    boxes: np.ndarray | None = None  # of the random resized crop: top, left, height, width, (images, 4)
+    holes: np.ndarray | None = None  # centres of cutout's squares, in pixels at stored size, (images, 2)
+    mix: Mix | None = None  # of the whole batch
 
     def content(self) -> Iterator[bytes]:
         """Yield all draws as bytes, for a digest."""
@@ -53,10 +45,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentation options of the recipe's ``data`` section.
-
-    Each kind draws from a stream of its own: turning one on changes no other.
-    """
+    """The augmentation options of the recipe's ``data`` section; turning one on changes no other's draws."""
 
     crop_padding: int = 0
     flip: bool = False
@@ -67,8 +56,6 @@ class Augmentation:
     auto_augment: str | None = None
 
     def draw(self, seed: int, epoch: int, step: int, size: int, stored_size: int, image_size: int) -> Drawn:
-        """Draw for ``size`` images of a step."""
-
         def stream(draw: Draw) -> np.random.Generator:
             return generator(seed, draw, epoch, step)
 
@@ -85,15 +72,10 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Mix:
-    """One draw of mixup or CutMix for a batch.
+    """One draw of mixup or CutMix for a batch."""
 
-    Attributes:
-        weight: of each image's own label in 0..1; the partner's has the rest.
-        box: top, bottom, left, right of what comes from the partner, in pixels of the input; None: all of
-            both images, in these proportions.
-    """
-
-    weight: float
+    weight: float  # of each image's own label in 0..1; the partner's has the rest
+    # Top, bottom, left, right of what the partner gives, in pixels of the input; None for mixup.
     box: tuple[int, int, int, int] | None = None
 
     def mixed(self, inputs: Tensor, partners: Tensor) -> Tensor:
@@ -108,9 +90,8 @@ class Mix:
 def draw_mix(random: np.random.Generator, side: int, mixup: float, cutmix: float) -> Mix | None:
     """Draw mixup or CutMix for a batch as timm does; if both are on, each with probability one half.
 
-    Mixup (arXiv 1710.09412): λ ~ Beta(α, α) is the weight.
-    CutMix (arXiv 1905.04899): a box of area 1 − λ, its centre anywhere, clipped at the edge; the weight is
-    the share of the image outside of what is left of it.
+    Mixup (arXiv 1710.09412): the weight is λ ~ Beta(α, α). CutMix (arXiv 1905.04899): a box of area 1 − λ
+    with its centre anywhere, clipped at the edge; the weight is the share of the image outside.
     """
     if not mixup and not cutmix:
         return None
@@ -130,23 +111,16 @@ def draw_mix(random: np.random.Generator, side: int, mixup: float, cutmix: float
 
 @dataclass(frozen=True)
 class Targets:
-    """The labels of a batch, with those of the mixup partners.
+    """The labels of a batch, with those of the mixup partners."""
 
-    Attributes:
-        labels: int64, (images,).
-        partners: labels of the images that they are mixed with, if they are.
-        weight: of ``labels``.
-    """
-
-    labels: Tensor
-    partners: Tensor | None = None
-    weight: float = 1.0
+    labels: Tensor  # int64, (images,)
+    partners: Tensor | None = None  # labels of the images that they are mixed with, if they are
+    weight: float = 1.0  # of ``labels``
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def first(self, number: int) -> Targets:
-        """Return the targets of the first images."""
         partners = None if self.partners is None else self.partners[:number]
         return Targets(self.labels[:number], partners, self.weight)
 

@@ -26,11 +26,7 @@ _LENGTHS = {"num_layers": "n", "width": "w", "depth": "d"}
 
 
 def auto_augmentation(text: str, side: int, mean: tuple[float, ...], interpolation: str) -> Transform:
-    """Build timm's augmentation of this name with the parameters of timm's training script.
-
-    Raises:
-        AssertionError, KeyError, ValueError: there is none.
-    """
+    """Build an augmentation as timm's script does; AssertionError, KeyError, ValueError if it is unknown."""
     from timm.data import auto_augment
     from timm.data.transforms import str_to_pil_interp
 
@@ -72,8 +68,19 @@ def data_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
             transform = auto_augmentation(text, _TRIED_SIDE, (0.5,) * 3, "bicubic")
         problem = f'"{text}" has numbers that timm\'s augmentation cannot do with'
         # timm, Pillow and numpy raise anything for odd numbers.
-        with refuse(Exception, lambda error: f"{problem} ({reason(error)}); {known}"):
-            _try(transform)
+        image = Image.new("RGB", (_TRIED_SIDE, _TRIED_SIDE), (128, 128, 128))
+        with (
+            refuse(Exception, lambda error: f"{problem} ({reason(error)}); {known}"),
+            global_generators_kept(),
+            np.errstate(invalid="raise"),
+        ):
+            random.seed(0)
+            np.random.seed(0)
+            transform(image)
+            for operation in _operations(transform):
+                certain = copy.copy(operation)
+                certain.prob = 1.0
+                certain(image)
     return faults
 
 
@@ -87,23 +94,8 @@ def _operations(transform: Any) -> Iterator[Any]:
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    """The highest bits alone; of none, black, as timm means it: Pillow 13 would refuse that during the run.
-
-    timm asks for none in ``v0``, and where ``rand-m9-mstd0.5-inc1`` draws a magnitude of 10.
-    """
+    """Keep the highest bits; of none, return black, as timm means it: Pillow 13 refuses that."""
     if bits_to_keep >= 8:
         return image
+    # timm asks for none in ``v0``, and where ``rand-m9-mstd0.5-inc1`` draws a magnitude of 10.
     return ImageOps.posterize(image, bits_to_keep) if bits_to_keep > 0 else Image.new(image.mode, image.size)
-
-
-def _try(transform: Transform) -> None:
-    """Apply an augmentation and each of its operations once; their errors are raised."""
-    image = Image.new("RGB", (_TRIED_SIDE, _TRIED_SIDE), (128, 128, 128))
-    with global_generators_kept(), np.errstate(invalid="raise"):
-        random.seed(0)
-        np.random.seed(0)
-        transform(image)
-        for operation in _operations(transform):
-            certain = copy.copy(operation)
-            certain.prob = 1.0
-            certain(image)

@@ -63,16 +63,13 @@ def check_store(folder: Path, deep: bool = False) -> str:
 
 
 def leftovers(root: Path) -> list[Path]:
-    """Find the folders and lock files that killed preparations left, unused for an hour.
-
-    While anybody prepares data here, no folder counts: its name does not say whose it is. A lock counts if
-    nobody holds it and no store came of it; the lock beside a store stays there by design.
-    """
+    """Find the folders and lock files that killed preparations left, unused for an hour."""
+    # A lock counts if nobody holds it and no store came of it: the one beside a store stays by design.
     kept = {each.name[:64] for each in _entries(root) if _STORE.fullmatch(each.stem)}
     entries = [each for each in _entries(root) if not each.is_symlink()]
     locks = {each: is_held(each) for each in entries if _LOCK.fullmatch(each.name)}
     found = [lock for lock, held in locks.items() if not held and lock.name[:64] not in kept]
-    if not any(locks.values()):
+    if not any(locks.values()):  # else the name of a folder does not say whose it is
         found += [each for each in entries if each.name.startswith(".making-") and each.is_dir()]
     newest = {path: max(each.lstat().st_mtime for each in (path, *path.rglob("*"))) for path in found}
     return [path for path in found if time.time() - newest[path] > _STALE_SECONDS]

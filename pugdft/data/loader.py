@@ -36,7 +36,6 @@ def is_pinned_for(device: torch.device) -> bool:
 
 
 def onto(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a small array to the device."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if is_pinned_for(device):
         tensor = tensor.pin_memory()
@@ -102,19 +101,12 @@ class Share:
 
 @dataclass(frozen=True)
 class Images:
-    """Images of a store that belong to one split.
+    """Images of a store that belong to one split."""
 
-    Attributes:
-        pixels: uint8, (stored images, side, side, 3), memory-mapped or decoded from files each time.
-        labels: int64, (stored images,).
-        indices: which of them are in this split.
-        resident: ``pixels`` on the training device, if they fit there.
-    """
-
-    pixels: Pixels
-    labels: np.ndarray
-    indices: np.ndarray
-    resident: Tensor | None = None
+    pixels: Pixels  # uint8, (stored images, side, side, 3), memory-mapped or decoded from files each time
+    labels: np.ndarray  # int64, (stored images,)
+    indices: np.ndarray  # which of them are in this split
+    resident: Tensor | None = None  # ``pixels`` on the training device, if they fit there
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -156,11 +148,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """The training batches of each epoch; an incomplete last batch is dropped.
-
-    Attributes:
-        workers: read the images, if these are in files, or single ones are to be augmented.
-    """
+    """The training batches of each epoch; an incomplete last batch is dropped."""
 
     images: Images
     to_input: ToInput
@@ -170,11 +158,10 @@ class TrainingBatches:
     micro_batch_size: int
     augmentation: Augmentation
     seed: int
-    workers: ImageWorkers | None = None
+    workers: ImageWorkers | None = None  # if the images are in files, or single ones are to be augmented
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
         return len(self.images) // self.batch_size
 
     def digests(self) -> dict[str, str]:
@@ -197,11 +184,16 @@ class TrainingBatches:
             self._request(order[step * self.batch_size :][: self.batch_size], epoch, step)
             for step in range(first_step, self.steps_per_epoch)
         )
-        for request, pixels in self._fetch(requests):
+        fetched: Iterator[tuple[ImageRequest, Tensor]]
+        if self.workers is not None:
+            fetched = self.workers.fetch(requests)
+        else:
+            fetched = ((each, self.images.gather(each.chosen, self.device)) for each in requests)
+            fetched = ahead(fetched) if self.images.waits_for_memory(self.device) else fetched
+        for request, pixels in fetched:
             yield self._batch(request, pixels.to(self.device, non_blocking=True))
 
     def close(self) -> None:
-        """End the workers, if there are any."""
         if self.workers is not None:
             self.workers.close()
 
@@ -217,12 +209,6 @@ class TrainingBatches:
             # A batch is mixed with its own reverse; other processes have a part of it.
             rows = np.concatenate([own, len(positions) - 1 - own])
         return ImageRequest(epoch, step, drawn, rows, self.images.indices[positions[rows]], len(own))
-
-    def _fetch(self, requests: Iterator[ImageRequest]) -> Iterator[tuple[ImageRequest, Tensor]]:
-        if self.workers is not None:
-            return self.workers.fetch(requests)
-        fetched = ((each, self.images.gather(each.chosen, self.device)) for each in requests)
-        return ahead(fetched) if self.images.waits_for_memory(self.device) else fetched
 
     def _batch(self, request: ImageRequest, pixels: Tensor) -> list[Batch]:
         drawn, num_own = request.drawn, request.num_own

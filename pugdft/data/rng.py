@@ -56,15 +56,10 @@ def global_generators_kept() -> Iterator[None]:
 
 
 def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that stay in training and indices held out, both sorted; the same share of every class.
+    """Split positions in ``labels`` into those that stay in training and those held out, both sorted.
 
-    Args:
-        labels: int, (images,).
-        fraction: of each class, in [0, 1); rounded, at least one image a class if above 0.
-        seed: decides which.
-
-    Raises:
-        ValueError: a class is too small to give an image and keep one.
+    ``fraction``, in [0, 1), is of each class, rounded; if above 0, at least one image. ValueError if a class
+    is too small to give an image and keep one.
     """
     if fraction == 0:
         return np.arange(len(labels)), np.empty(0, np.int64)
@@ -81,5 +76,4 @@ def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order of ``size`` training images in an epoch."""
     return generator(seed, Draw.ORDER, epoch).permutation(size)

@@ -15,16 +15,10 @@ _ATTEMPTS = 10
 def draw_boxes(
     random: np.random.Generator, size: int, side: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-    """Draw the boxes of a random resized crop as torchvision does: ten attempts, then the largest box.
+    """Draw ``size`` boxes of a random resized crop as torchvision does: ten attempts, then the largest box.
 
-    Args:
-        size: number of images.
-        side: of the images, which are squares.
-        scale: area of the box as a share of the image's.
-        ratio: width over height.
-
-    Returns:
-        Top, left, height and width in whole pixels, int64, (size, 4).
+    ``scale`` is a box's share of an image's area, ``side`` pixels square; ``ratio`` is width over height.
+    Each row has top, left, height and width in whole pixels: int64, (size, 4).
     """
     areas = side * side * random.uniform(*scale, (size, _ATTEMPTS))
     ratios = np.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1]), (size, _ATTEMPTS)))
@@ -46,15 +40,8 @@ def box_matrices(
     """Build the matrix that resizes a part of ``in_size`` pixels to ``out_size``, one for each image.
 
     As Pillow's ``resize(box=…)``: antialiased; the filter reads the pixels around the part too, and its
-    weights sum to one at the image's edge.
-
-    Args:
-        starts, lengths: of the parts in pixels, (batch,).
-        mode: ``bicubic`` or ``bilinear``.
-        mirrored: bool, (batch,): where to sample in reversed order.
-
-    Returns:
-        float32, (batch, out_size, in_size).
+    weights sum to one at the image's edge. Starts and lengths are in pixels, (batch,); ``mirrored``, bool,
+    (batch,), is where to sample in reversed order. The result is float32, (batch, out_size, in_size).
     """
     along = torch.arange(out_size, device=starts.device)
     if mirrored is not None:
@@ -79,21 +66,14 @@ def _kernel(distance: Tensor, mode: str) -> Tensor:
 def draw_crops(
     random: np.random.Generator, size: int, padding: int, flip: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the crop offset and the flip of each image of a batch.
-
-    Returns:
-        Offsets in 0..2·padding, (size, 2), row then column; and bools, (size,).
-    """
+    """Draw crop offsets in 0..2·padding, (size, 2), row then column, and flips, bool, (size,)."""
     offsets = random.integers(0, 2 * padding + 1, (size, 2))
     flips = random.random(size) < 0.5
     return offsets, flips if flip else np.zeros_like(flips)
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad each image with black, crop it back to its size at its offset, and flip some.
-
-    Images are uint8, (batch, side, side, 3); offsets int64, (batch, 2); flips bool, (batch,).
-    """
+    """Pad images, (batch, side, side, 3), with black; crop each at its offset, (batch, 2), and flip some."""
     side = images.shape[1]
     padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
     along = torch.arange(side, device=images.device)
@@ -104,15 +84,10 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) 
 
 
 def cut_out_(inputs: Tensor, centers: Tensor, length: int, stored_size: int) -> Tensor:
-    """Blank a square of each normalised input, which makes it the mean of all images; clipped at the edge.
+    """Blank a square of each normalised input, (batch, 3, side, side), which makes it the mean of all images.
 
-    Source: arXiv 1708.04552. Square and centre are given at stored size, where its authors work, so that
-    the share of the image that is lost does not depend on the size that the backbone sees.
-
-    Args:
-        inputs: (batch, 3, side, side), changed in place.
-        centers: int64, (batch, 2).
-        length: of the square's side.
+    Source: arXiv 1708.04552. ``length`` and ``centers``, int64, (batch, 2), are in pixels at stored size, as
+    its authors work, so that the share that is lost does not depend on the size that the backbone sees.
     """
     scale = inputs.shape[2] / stored_size
     starts = (centers - length // 2) * scale
@@ -128,25 +103,17 @@ class ToInput:
     A separable resize is two products with one matrix; the matrix is what torch's own antialiased resize
     does to the identity, so the result is torch's to rounding, several times faster. With a box for each
     image, each has two matrices of its own.
-
-    Args:
-        stored_size: side of the stored images.
-        image_size: side of the backbone's input.
-        interpolation: ``bicubic`` or ``bilinear``, as the weights were trained with.
-        mean, std: per channel, for pixels in 0..1.
-        device: where batches are wanted.
-        channels_last: whether an input's pixels lie together in memory, or its channels.
     """
 
     def __init__(
         self,
-        stored_size: int,
-        image_size: int,
-        interpolation: str,
-        mean: tuple[float, ...],
+        stored_size: int,  # side of the stored images
+        image_size: int,  # side of the backbone's input
+        interpolation: str,  # as the weights were trained with
+        mean: tuple[float, ...],  # per channel, for pixels in 0..1, as ``std``
         std: tuple[float, ...],
         device: torch.device,
-        channels_last: bool = True,
+        channels_last: bool = True,  # whether an input's pixels lie together in memory, or its channels
     ) -> None:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.stored_size, self.image_size = stored_size, image_size
@@ -162,24 +129,19 @@ class ToInput:
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).view(channel).to(device)
 
     def __call__(self, images: Tensor, boxes: Tensor | None = None, flips: Tensor | None = None) -> Tensor:
-        """float32, (batch, 3, image_size, image_size), from uint8, (batch, side, side, 3).
+        """Return float32, (batch, 3, image_size, image_size), from uint8, (batch, side, side, 3).
 
-        Args:
-            boxes: top, left, height, width of what is to be seen of each, (batch, 4); None: all.
-            flips: bool, (batch,): which boxes are mirrored left to right.
+        A row of ``boxes`` is top, left, height, width of what to show; ``flips`` tells which to mirror.
         """
         pixels = images.permute(0, 3, 1, 2).float()
         if boxes is not None:
-            pixels = self._boxes(pixels, boxes, flips)
+            sizes = self.stored_size, self.image_size
+            vertical = box_matrices(boxes[:, 0], boxes[:, 2], *sizes, self.mode)
+            horizontal = box_matrices(boxes[:, 1], boxes[:, 3], *sizes, self.mode, flips)
+            narrow = pixels.flatten(1, 2) @ horizontal.mT
+            pixels = vertical[:, None] @ narrow.unflatten(1, pixels.shape[1:3])
         elif self._matrix is not None:
             pixels = self._matrix @ (pixels @ self._matrix.T)
         if boxes is not None or self._matrix is not None:
             pixels.clamp_(0, 255)  # Bicubic overshoots; Pillow clips to the range of pixels too.
         return torch.addcmul(self._shift, pixels, self._scale).contiguous(memory_format=self._format)
-
-    def _boxes(self, pixels: Tensor, boxes: Tensor, flips: Tensor | None) -> Tensor:
-        sizes = self.stored_size, self.image_size
-        vertical = box_matrices(boxes[:, 0], boxes[:, 2], *sizes, self.mode)
-        horizontal = box_matrices(boxes[:, 1], boxes[:, 3], *sizes, self.mode, flips)
-        narrow = pixels.flatten(1, 2) @ horizontal.mT
-        return vertical[:, None] @ narrow.unflatten(1, pixels.shape[1:3])

@@ -35,21 +35,14 @@ from pugdft.errors import RunFailed
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """The images that this process needs for one step: its own, then their mixup partners.
-
-    Attributes:
-        drawn: for the global batch.
-        rows: of the global batch.
-        chosen: where these images are stored.
-        num_own: how many are its own.
-    """
+    """The images that this process needs for one step: its own, then their mixup partners."""
 
     epoch: int
     step: int
-    drawn: Drawn
-    rows: np.ndarray
-    chosen: np.ndarray
-    num_own: int
+    drawn: Drawn  # for the global batch
+    rows: np.ndarray  # of the global batch
+    chosen: np.ndarray  # where these images are stored
+    num_own: int  # how many are its own
 
 
 class _Augmented(Dataset[Tensor | RunFailed]):
@@ -100,23 +93,15 @@ class _Requests:
 
 
 class ImageWorkers:
-    """Read and augment the images of each request, some requests ahead.
-
-    Args:
-        pixels: uint8, (stored images, side, side, 3); memory-mapped, in files, or small.
-        seed: the run's.
-        make: picklable; gives the augmentation; None: there is none.
-        num_workers: processes; 0 does the work here.
-        pin_memory: whether images go to a device that copies from pinned memory.
-    """
+    """Read and augment the images of each request, some requests ahead."""
 
     def __init__(
         self,
-        pixels: Pixels,
+        pixels: Pixels,  # uint8, (stored images, side, side, 3); memory-mapped, in files, or small
         seed: int,
-        make: Callable[[], Transform] | None,
-        num_workers: int,
-        pin_memory: bool = False,
+        make: Callable[[], Transform] | None,  # gives the augmentation; picklable
+        num_workers: int,  # processes; 0 does the work here
+        pin_memory: bool = False,  # whether images go to a device that copies from pinned memory
     ) -> None:
         self._requests = _Requests()
         self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
@@ -124,11 +109,7 @@ class ImageWorkers:
         self._loader: DataLoader[Tensor | RunFailed] | None = None
 
     def fetch(self, requests: Iterator[ImageRequest]) -> Iterator[tuple[ImageRequest, Tensor]]:
-        """Yield each request with its images, uint8, (rows, side, side, 3); start the workers at first use.
-
-        Raises:
-            RunFailed: an image's file cannot be read any more.
-        """
+        """Yield each request with its images, uint8, (rows, side, side, 3); RunFailed if one is lost."""
         under_way: deque[ImageRequest] = deque()
 
         def tasks() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:

@@ -51,8 +51,6 @@ _SVG = "{http://www.w3.org/2000/svg}"
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What is drawn in one style."""
-
     label: str
     style: int | None  # 0 to NUM_STYLES − 1; None for small grey marks without a label
     filled: bool = False  # whether marks are filled and the label is bold
@@ -71,8 +69,6 @@ class Result(Series):
 
 @dataclass(frozen=True, kw_only=True)
 class History(Series):
-    """Values in the course of a training."""
-
     costs: Sequence[float]
     values: Sequence[float]
 
@@ -151,10 +147,9 @@ def _dashes(style: int) -> dict[str, Any]:
 
 @_own_settings()
 def scatter_cost(results: Sequence[Result], titles: Titles, limits: Span, theme: Theme = LIGHT) -> Figure:
-    """Draw means with intervals against cost; ``limits`` are the vertical axis's, see ``value_limits``.
+    """Draw means with intervals against cost; a mean outside ``limits`` is drawn at the axis's end.
 
-    Styled marks of about equal cost stand side by side. A mean outside ``limits`` is drawn at the axis's end.
-    A label that would cover something is left out.
+    Styled marks of about equal cost stand side by side; a label that would cover something is left out.
     """
     from matplotlib.transforms import Bbox
 
@@ -246,11 +241,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def svg_text(figure: Figure, name: str, description: str = "") -> str:
-    """Return an ``<svg>`` element for a page; ``name`` must be unique on the page.
-
-    Colours become the page's variables (``var(--s0, #0b67b2)``), so they follow its theme. It passes a strict
-    Content-Security-Policy: no style attributes, no links, and no ids but those of clip paths.
-    """
+    """Return an ``<svg>`` element for a page, where ``name`` is unique; colours follow its theme."""
+    # A strict Content-Security-Policy: no style attributes, no links, and no ids but those of clip paths.
     buffer = io.BytesIO()
     with _own_settings(salt=name):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -292,10 +284,8 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
 def value_limits(
     values: Sequence[tuple[float, Span | None]], *, higher_is_better: bool, possible: Span
 ) -> Span:
-    """Choose an axis for means with intervals on which the good ones can be told apart.
-
-    A mean far behind lies outside, and a long interval stretches the axis by at most the spread of the means.
-    """
+    """Choose an axis for means with intervals on which the good ones can be told apart."""
+    # A mean far behind lies outside; a long interval stretches the axis by at most the spread of the means.
     means = [mean for mean, _ in values]
     kept = comparable(means, higher_is_better=higher_is_better)
     near = [(mean, bounds or (mean, mean)) for (mean, bounds), keep in zip(values, kept, strict=True) if keep]

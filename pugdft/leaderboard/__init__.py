@@ -12,15 +12,6 @@ from pugdft.leaderboard.load import Collected, Loaded, collect
 from pugdft.leaderboard.ranking import build_leaderboard
 
 __all__ = [
-    "Collected",
-    "Entry",
-    "Group",
-    "Loaded",
-    "as_csv",
-    "as_json",
-    "as_latex",
-    "as_markdown",
-    "build_leaderboard",
-    "collect",
-    "print_table",
-]
+    "Collected", "Entry", "Group", "Loaded", "as_csv", "as_json", "as_latex", "as_markdown",
+    "build_leaderboard", "collect", "print_table",
+]  # fmt: skip

@@ -41,10 +41,8 @@ COSTS: Mapping[str, CostAxis] = {
 
 
 def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> dict[str, Any] | None:
-    """Draw the ranking metric against one of ``COSTS``; None where fewer than two entries have both.
-
-    ``styles`` maps positions of named entries to their style; the others are small grey marks.
-    """
+    """Draw the ranking metric against one of ``COSTS``; None where fewer than two entries have both."""
+    # ``styles`` maps positions of named entries to their style; the others are small grey marks.
     axis, name, metric_unit = COSTS[cost], METRICS[group.metric].name, columns.unit_of(group.metric)
     found = [
         (index, summary, spent)
@@ -123,7 +121,6 @@ def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: 
 
 
 def _metric_limits(summaries: Sequence[Summary], metric: str) -> charts.Span:
-    """Choose the values that an axis of a ranking metric shows."""
     row, values = METRICS[metric], [(summary.mean, summary.ci95) for summary in summaries]
     return charts.value_limits(values, higher_is_better=row.higher_is_better, possible=row.bounds)
 

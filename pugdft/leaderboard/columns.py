@@ -62,7 +62,6 @@ SECONDS = (DisplayUnit("h", 3600, 2, least=2), DisplayUnit("min", 60, 1, least=2
 
 
 def unit_of(metric: str) -> DisplayUnit:
-    """Return the unit in which people read a metric."""
     row = METRICS[metric]
     return DisplayUnit(row.unit, 1 / row.scale, row.digits)
 
@@ -115,14 +114,12 @@ def interval(entry: Entry, metric: str, joint: str = " to ") -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table, or one field for programs.
-
-    Names and headings may hold ``{passes}`` and ``{seconds}``: the costs at which a group is compared.
-    """
+    """One column of a table, or one field for programs."""
 
     field: str = ""  # name in JSON and CSV; empty for what they have under another name
     value: Callable[[Entry], Any] | None = None  # what JSON has; by default the entry's attribute `field`
     parts: type | None = None  # the class whose fields are cells of their own in CSV
+    # The next three may hold ``{passes}`` and ``{seconds}``, the costs at which a group is compared.
     name: str = ""  # in words; empty for a column that tables of text lack
     heading: str = ""  # the name in short lines, for the terminal and LaTeX; by default the name
     page: str = ""  # lines of the heading on the page, without the unit; empty for what the page lacks
@@ -151,7 +148,6 @@ class Column:
         return self.write(entry) if self.write else self.units[-1](self.figure(entry))
 
     def width(self, entries: Iterable[Entry]) -> int:
-        """Count the characters that the column needs."""
         return max(map(len, [*self.heading.split("\n"), *(self.cell(entry) for entry in entries)]))
 
 
@@ -264,10 +260,8 @@ def text_columns(group: Group) -> list[Column]:
 
 
 def fit(group: Group, width: int) -> tuple[list[Column], list[Column]]:
-    """Split a group's columns into those that ``width`` characters hold and those left out.
-
-    The least important ones go first. Labels may be broken into lines, so they ask for a quarter at most.
-    """
+    """Split a group's columns into those that ``width`` characters hold and the least important others."""
+    # Labels may be broken into lines, so they ask for a quarter at most.
     chosen, most = text_columns(group), max(_SHORTEST_LABEL, width // 4)
     widths = {column.name: column.width(group.measured) for column in chosen}
     widths |= {column.name: min(widths[column.name], most) for column in chosen if column.is_text}

@@ -18,7 +18,7 @@ from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, differing, e
 from pugdft.leaderboard.load import collect
 from pugdft.leaderboard.power import Plan, outlook
 from pugdft.leaderboard.ranking import Measured, measure, num_test_images, without_lost
-from pugdft.leaderboard.stats import LEVEL, EntryScores, MeanDifference, compare, mcnemar
+from pugdft.leaderboard.stats import LEVEL, EntryScores, MeanDifference, compare_all, mcnemar
 from pugdft.predictions import METRICS
 
 SCHEMA = "pugdft.compare/1"
@@ -36,7 +36,6 @@ class Selection:
 
     @property
     def title(self) -> str:
-        """Data set, model and protocol."""
         return f"{self.group.dataset} × {self.group.model} ({self.group.protocol})"
 
 
@@ -48,13 +47,9 @@ def find_selections(
     model: str | None,
     report: Callable[[str], None],
 ) -> tuple[Selection, Selection]:
-    """Find the runs of two optimizers in one group.
+    """Find the runs of two optimizers in one group; ``report`` gets messages about files left out.
 
-    Each is the path of a record or of a folder with the runs of one optimizer, else a label that is looked up
-    in ``records``, there on ``dataset`` and ``model``. ``report`` gets messages about files left out.
-
-    Raises:
-        UserError: a name is unknown or ambiguous; the runs have different protocols.
+    Each is the path of a record or of a folder with the runs of one optimizer, else a label in ``records``.
     """
 
     @cache
@@ -168,11 +163,7 @@ class Report:
 def compare_selections(
     first: Selection, second: Selection, metric: str = "top1", margin: float | None = None
 ) -> Report:
-    """Compare the runs of two optimizers, A and B, with a gate if A may be worse by ``margin``.
-
-    Raises:
-        UserError: a selection has no completed run, or one without a valid metric; the margin is no size.
-    """
+    """Compare the runs of two optimizers, A and B, with a gate if A may be worse by ``margin``."""
     if margin is not None and not 0 <= margin < math.inf:
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
     if {run.record.id for run in first.runs.completed} & {run.record.id for run in second.runs.completed}:
@@ -189,7 +180,7 @@ def compare_selections(
     one, two = (EntryScores(each.scores(metric), each.images) for each in measured)
     num_images = num_test_images(measured)
     size = num_images if METRICS[metric].is_share_of_images else None
-    difference = compare(one, two, size, unpaired=conflicts is not None)
+    difference = compare_all([one, two], size, conflicts)[0]
     p_value, detectable = None, None
     if difference.testable:
         p_value = difference.p_value
@@ -260,10 +251,8 @@ def _seed_rows(one: EntryScores, two: EntryScores) -> list[SeedComparison]:
 
 
 def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntry) -> Gate:
-    """Test non-inferiority by the one-sided 95 % bound, one end of the two-sided 90 % interval.
-
-    The gate does not hold while A has seeds without a completed run: the bound describes the others only.
-    """
+    """Test non-inferiority by the one-sided 95 % bound, one end of the two-sided 90 % interval."""
+    # The bound would describe the completed seeds only.
     if lost := {status: seeds for status, seeds in first.lost_seeds().items() if status in _LOST}:
         return Gate(margin, None, False, f"A has seeds without a completed run: {_by_status(lost)}")
     interval = difference.interval(2 * LEVEL)

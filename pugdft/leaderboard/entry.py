@@ -100,7 +100,6 @@ class Entry:
 
     @property
     def top1(self) -> Summary | None:
-        """Top-1 accuracy."""
         return self.summaries.get("top1")
 
     def summary(self, metric: str) -> Summary | None:

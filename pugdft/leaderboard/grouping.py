@@ -53,10 +53,6 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
     """Find the name that is equal to ``wanted``, else equal but for case, else the only one that contains it.
 
     ``kind``, such as ``data set``, and ``source``, which has these names, are words for the message.
-
-    Raises:
-        NothingMatches: no name matches.
-        UserError: several names match.
     """
     known = sorted(set(names))
     folded = wanted.casefold()
@@ -76,11 +72,8 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
 
 
 def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Label each different ``optimizer`` mapping of one group, such as ``sam+adamw[rho=0.1]``.
-
-    The base is named if it is not SGD, or if the group's methods have different bases. Of equal labels, the
-    options that differ are added.
-    """
+    """Label a group's ``optimizer`` mappings: ``sam+adamw[rho=0.1]``, with the options that differ."""
+    # The base is named if it is not SGD, or if the group's methods have different bases.
     bases = [str(spec["base"]["name"]) if isinstance(spec.get("base"), Mapping) else "" for spec in specs]
     hidden = {""} if len(set(bases) - {""}) > 1 else {"", _DEFAULT_BASE}
     names = [
@@ -100,10 +93,7 @@ def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def protocol_line(recipe: Mapping[str, Any]) -> str:
-    """Describe a run's conditions for a table's title: ``224 px, 100 epochs, batch 100, fp32, cosine``.
-
-    Settings that are not the default are added: a step limit, warm-up, held-out images, weights, freezing.
-    """
+    """Write a run's conditions, ``224 px, 100 epochs, batch 100, fp32, cosine``, and what is not default."""
     values = _flat(recipe)
     epochs, worth = ("{} epoch", "'s worth") if values.get("train.epochs") == 1 else ("{} epochs", "' worth")
     if values.get("train.budget") == "passes":
@@ -180,7 +170,6 @@ def shown(value: Any) -> str:
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:

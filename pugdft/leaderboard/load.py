@@ -120,17 +120,13 @@ def record_files(paths: Sequence[Path], note: Callable[[str], None]) -> Iterator
 
 @dataclass(frozen=True)
 class PerImage:
-    """Scores of one run for each test image."""
-
     scores: Mapping[str, np.ndarray]  # of each metric that is a mean over images, and a number
     split: str  # equal for runs whose test images stand in the same order, as far as their labels tell
 
 
 def read_per_image(run: Loaded) -> PerImage | None:
-    """Read the per-image scores of a completed run; None if it stored no predictions.
-
-    They must give exactly the record's metrics. To compare the file's sha256 too would double a table's cost.
-    """
+    """Read the per-image scores of a completed run; None if it stored no predictions."""
+    # They must give the record's metrics; to compare the file's sha256 too would double a table's cost.
     record = run.record
     artifact = record.artifacts.get(artifact_name("test"))
     metrics = record.metrics.test if record.metrics else None

@@ -32,11 +32,9 @@ class Plan:
         return cls(math.sqrt(variance), pair.spread.images, num_pairs)
 
     def power(self, num_seeds: int, difference: float) -> float:
-        """Compute the probability that the test separates a true ``difference``; 0 for one seed.
-
-        The threshold depends on the estimated variance over seeds (see :mod:`pugdft.leaderboard.stats`), so
-        average over that estimate. Without ``image_variance`` this is the power of the noncentral t.
-        """
+        """Compute the probability that the test separates a true ``difference``; 0 for one seed."""
+        # The threshold depends on the estimated variance over seeds, so average over that estimate. Without
+        # ``image_variance`` this is the power of the noncentral t.
         if num_seeds < 2:
             return 0.0
         if self.std <= 0 and self.image_variance <= 0:
@@ -109,7 +107,6 @@ def _variance_estimates(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     from scipy.special import gammaincinv
 
     # Even steps in the logit, because small estimates decide at strict levels; each tail left out has 3e-7.
-    logits = np.linspace(-15, 15, 241)
-    below = 1 / (1 + np.exp(-logits))
+    below = 1 / (1 + np.exp(-np.linspace(-15, 15, 241)))
     weights = below * (1 - below)
     return 2 * gammaincinv(freedom / 2, below) / freedom, weights / weights.sum()

@@ -1,7 +1,4 @@
-"""Read figures that papers printed, and list them below what was measured here, never ranked.
-
-They come from ``leaderboard/reported/*.yaml``: ``sources`` (key to title, arXiv number, year) and ``rows``.
-"""
+"""Read what papers printed, from ``leaderboard/reported/*.yaml``, and list it below what was measured."""
 
 from __future__ import annotations
 
@@ -55,7 +52,6 @@ class ReportedRow(BaseModel, extra="allow"):
     final_top1: Fraction | None = None
 
     def conditions(self) -> dict[str, Any]:
-        """Return what the protocol is made of."""
         own = set(type(self).model_fields) - {"selection", "final_top1"}
         return self.model_dump(exclude=own, exclude_none=True)
 
@@ -104,7 +100,6 @@ def read_reported(path: Path) -> list[ReportedPair]:
 
 @lru_cache
 def reported_rows(folder: Path) -> tuple[ReportedPair, ...]:
-    """Read the rows of all files in a folder."""
     return tuple(pair for path in sorted(folder.glob("*.yaml")) for pair in read_reported(path))
 
 
@@ -128,10 +123,9 @@ def _place(group: Group) -> tuple[str, str]:
 
 
 def with_reported(groups: Sequence[Group], rows: Iterable[ReportedPair]) -> list[Group]:
-    """Add the reported rows below the measured entries of their data set and architecture.
+    """Add each reported row once, to the group of its data set and architecture with the nearest protocol.
 
-    Where several groups fit, a row stands once, in the one whose protocol is nearest; where none does,
-    rows of one data set and model make a group of their own, behind the measured ones.
+    Where there is none, rows of one data set and model make a group of their own, behind the measured ones.
     """
     pairs = list(rows)
     places = [_place(group) for group in groups]

@@ -48,7 +48,6 @@ class Measured:
 
     @property
     def records(self) -> list[RunRecord]:
-        """The records of completed runs."""
         return [run.record for run in self.runs.completed]
 
     def scores(self, metric: str) -> dict[int, float]:
@@ -56,7 +55,6 @@ class Measured:
         return {seed: value for seed, value in self.values[metric].items() if value is not None}
 
     def mean(self, metric: str) -> float:
-        """Compute the mean of the valid values."""
         return fmean(self.scores(metric).values())
 
     def without(self, metric: str) -> list[int]:
@@ -69,11 +67,10 @@ class Measured:
 
 
 def without_lost(entry: RunEntry, metric: str) -> RunEntry:
-    """Count completed runs whose final loss is NaN as diverged.
+    """Count completed runs whose final loss is NaN as diverged: their accuracy on record means nothing.
 
-    The outputs of such a network are NaN, so the accuracy on record means nothing. Ranked by the loss itself,
-    these runs have no valid value and rank last. An infinite loss is different: that of one image may
-    overflow although all predictions are good.
+    Ranked by the loss itself, they have no valid value and rank last. An infinite loss is different: that of
+    one image may overflow although all predictions are good.
     """
     records = [run.record for run in entry.completed]
     lost = {each.seed: each for each in records if math.isnan(_test_value(each, "loss") or 0.0)}
@@ -160,10 +157,7 @@ def build_leaderboard(
     """Rank the runs of each data set × model × protocol by ``metric`` of the last epoch on the test split.
 
     Runs of a search are only counted in a note. ``dataset`` and ``model`` are names, or parts that no other
-    name has, in any case.
-
-    Raises:
-        UserError: a filter matches nothing, or several names; the message lists what exists.
+    name has, in any case; UserError if one matches nothing, or several names.
     """
     return [_ranked(group, metric) for group in group_runs(records, dataset, model)]
 
@@ -205,11 +199,7 @@ def _ranked(group: RunGroup, metric: str) -> Group:
 def _compared(
     scored: Sequence[Measured], metric: str, conflicts: np.ndarray | None, budgets: _Budgets
 ) -> list[Entry]:
-    """Build ranked entries, best first, each compared with the first.
-
-    Seeds that completed say nothing of those that diverged: an optimizer with diverged seeds is never
-    separated from an entry below it.
-    """
+    """Build ranked entries, best first, each compared with the first."""
     row = METRICS[metric]
     num_images = num_test_images(scored) if row.is_share_of_images else None
     samples = [stats.EntryScores(each.scores(metric), each.images) for each in scored]
@@ -222,6 +212,7 @@ def _compared(
         note = f"{len(lost or ())} of {num_seeds} seeds diverged: not ranked above others"
         diverged.append((note,) if lost else ())
     better, worse = stats.better_and_worse(pairs.difference, len(scored), row.higher_is_better)
+    # Seeds that completed say nothing of those that diverged.
     testable = pairs.testable & ~np.array([bool(notes) for notes in diverged], dtype=bool)[better]
     separated = testable & (adjusted <= stats.LEVEL)
     ranges = stats.rank_ranges(better[separated], worse[separated], len(scored))
@@ -234,7 +225,7 @@ def _compared(
             more_seeds, needs_images = outlook(pairs[place], p_value, len(adjusted))
             difference = -float(pairs.difference[place])
             versus = Versus(difference, p_value, bool(separated[place]), more_seeds)
-            notes += (warnings.more_images_note(" to the best"),) * needs_images
+            notes += (warnings.MORE_IMAGES.format(" to the best"),) * needs_images
         ranked = {"rank_low": low, "rank_high": high, "scores": each.scores(metric), "versus_best": versus}
         entries.append(_entry(each, budgets, notes, **ranked))
     return entries
@@ -303,11 +294,11 @@ def _mean_curve(histories: Sequence[_History]) -> tuple[CurvePoint, ...]:
 def _top1_at(
     histories: Sequence[_History], totals: Sequence[float | None], cost: str, budget: float | None
 ) -> float | None:
-    """Compute the mean over runs of top-1 at the last evaluated epoch within a budget.
+    """Compute the mean over runs of top-1 at the last evaluated epoch within a budget; None if one has none.
 
     Runs of one entry cost slightly different times. Each may spend the same share of its own total, such that
     the budget is their average; the entry that the budget was taken from thus spends all of it. Unless all
-    totals are known, each run may spend the budget itself. None if a run was not evaluated within its budget.
+    totals are known, each run may spend the budget itself.
     """
     if budget is None or not histories:
         return None

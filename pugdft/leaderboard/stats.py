@@ -145,10 +145,8 @@ def spread_of(values: np.ndarray) -> Spread:
 def summarize(
     values: Iterable[float], spread: Spread | None = None, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Summary:
-    """Compute mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``.
-
-    With ``spread`` the interval covers other seeds and images; without, it is t over seeds, for these images.
-    """
+    """Compute mean, standard deviation over seeds, and the mean's 95 % interval, clipped to ``bounds``."""
+    # With ``spread`` the interval covers other seeds and images; without, it is t over seeds.
     values = list(values)
     centre = fmean(values)
     if len(values) < 2:
@@ -196,7 +194,6 @@ class MeanDifference:
         return self.difference - half, self.difference + half
 
     def __getitem__(self, place: int) -> MeanDifference:
-        """Return the numbers of one pair."""
         whole, spread = (
             {key: each[place].item() for key, each in vars(arrays).items() if isinstance(each, np.ndarray)}
             for arrays in (self, self.spread)
@@ -209,16 +206,15 @@ def compare_all(
 ) -> MeanDifference:
     """Compare all pairs (0, 1), (0, 2), …, (1, 2), …: paired over common seeds, else by Welch's test.
 
-    Pairing is valid because equal seeds share their split, order, augmentation and head. One common seed, or
-    one seed of an unpaired entry, gives no estimate of the variance, and nothing is testable. With per-image
-    scores of both entries the test images count as a sample, too.
+    Pairing is valid because equal seeds share their split, order, augmentation and head, but for pairs of
+    entries that are true in the square matrix ``unpaired``. One common seed, or one seed of an unpaired
+    entry, gives no estimate of the variance, and nothing is testable. With per-image scores of both entries
+    the test images count as a sample, too.
 
     Few seeds often agree by chance, and a variance of zero would make t infinite. Rounding top-1 to steps of
     1/N for N test images has the variance 1/(12 N²), and 1/(6 N²) for a difference of two: the least that is
     assumed. Three seeds that differ by one image each are thus not separated (p = 0.051), those that differ
     by two are. ``num_images`` is N, or None where scores are no counts: then zero variance is not testable.
-
-    ``unpaired``, a square matrix, is true for pairs of entries whose equal seeds do not share these four.
     """
     first, second = np.triu_indices(len(entries), 1)
     rounding = 1 / (12 * num_images**2) if num_images else 0.0
@@ -245,17 +241,6 @@ def compare_all(
         paired=paired,
         seed_variance=np.where(paired, paired_variance, own_variance[first] + own_variance[second]),
     )
-
-
-def compare(
-    first: EntryScores | Scores,
-    second: EntryScores | Scores,
-    num_images: int | None = None,
-    unpaired: bool = False,
-) -> MeanDifference:
-    """Compare one pair by the rules of :func:`compare_all`."""
-    pair = [each if isinstance(each, EntryScores) else EntryScores(each) for each in (first, second)]
-    return compare_all(pair, num_images, np.full((2, 2), True) if unpaired else None)[0]
 
 
 @dataclass(frozen=True)

@@ -214,8 +214,6 @@ def _num_ascents(optimizer: Any) -> int:
 
 @dataclass
 class CheckedRecord:
-    """What is wrong with one file."""
-
     path: Path
     record: RunRecord | None = None  # None if it cannot be read
     faults: list[ConfigIssue] = field(default_factory=list)
@@ -280,7 +278,6 @@ def _check_artifact(checked: CheckedRecord, record: RunRecord, name: str) -> Non
 
 
 def _check_predictions(checked: CheckedRecord, record: RunRecord, split: str, file: Path) -> None:
-    """Compare the record's metrics of a split with those of its predictions."""
     recorded = getattr(record.metrics, split, None)
     if record.data is None or split not in record.data.sizes or recorded is None:
         raise UserError(f"is there, but the record lacks data.sizes.{split} or metrics.{split}")

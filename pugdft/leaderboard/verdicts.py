@@ -215,7 +215,6 @@ def _gate_line(gate: Gate, metric: str) -> str:
 
 
 def _seed_table(seeds: Sequence[SeedComparison], metric: str) -> list[str]:
-    """Write a row for each seed, with all columns aligned to the right."""
     unit = unit_of(metric)
     rows = [("seed", "A", "B", "A − B", "only A right", "only B right", "McNemar's p")]
     for each in seeds:

@@ -34,6 +34,7 @@ _SHARED_BY_SEED = {
     ("data", "augmentation_sha256"): "augmentation",
     ("model", "head_sha256"): "initial head",
 }
+MORE_IMAGES = "so small a difference{} would need more test images, whatever the number of seeds"
 _EQUAL_BUDGETS = 1.1  # ratio up to which budgets count as equal
 _MOST_NAMED = 6
 _LONGEST_VALUE = 60
@@ -108,14 +109,11 @@ def tuning_budget(entry: RunEntry) -> tuple[TuningBudget | None, list[str]]:
 
 
 def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, list[str]]:
-    """Find pairs of entries whose equal seeds used different random draws: a square matrix, and notes.
-
-    The matrix is None if there is no such pair. What is not on record counts as equal.
-    """
+    """Mark pairs of entries whose equal seeds had other random draws, in a square matrix if any; say why."""
     matrix = np.zeros((len(entries), len(entries)), dtype=bool)
     notes = []
     for (section, field), name in _SHARED_BY_SEED.items():
-        # Of each seed, the digests on record by the positions of the entries.
+        # Of each seed, the digests by the positions of the entries; what is not on record counts as equal.
         by_seed: dict[int, dict[int, str]] = defaultdict(dict)
         for position, entry in enumerate(entries):
             for run in entry.completed:
@@ -169,17 +167,11 @@ def difference_limits(
     elif any(each.images is None for each in measured):
         notes.append("without stored predictions on both sides, this speaks of these test images only")
     if needs_images:
-        notes.append(more_images_note())
+        notes.append(MORE_IMAGES.format(""))
     return notes
 
 
-def more_images_note(to: str = "") -> str:
-    """Say that a difference cannot be found with the test images at hand."""
-    return f"so small a difference{to} would need more test images, whatever the number of seeds"
-
-
 def why_untestable(difference: MeanDifference) -> str:
-    """Say why there is no estimate of a difference's variance."""
     if difference.num_seeds < 2:
         kind = "common seed" if difference.paired else "seed on one side"
         return f"there is one {kind}, and nothing tells how much another would differ"

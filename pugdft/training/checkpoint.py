@@ -38,7 +38,6 @@ _UNFIT = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 def now() -> str:
-    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -67,7 +66,6 @@ class RestartLog:
         return [each for number, each in enumerate(self.starts) if number or each.get("step")]
 
     def write(self) -> None:
-        """Write the log into its folder."""
         content = {"micro_batch_size": self.micro_batch_size, "starts": self.starts}
         write_atomically(self.folder / RESTART_LOG_NAME, json.dumps(content).encode())
 

@@ -23,8 +23,8 @@ _WAIT, _WARM_UP, _ACTIVE = 2, 1, 3
 class Profile:
     """Seconds of each part of a run, and a trace in its folder; without a folder, nothing is measured.
 
-    Spans are nested, and time belongs to the innermost one: the optimizer's share does not contain the
-    passes that it asks for. On a GPU each begin and end waits for the device, which costs speed.
+    Time belongs to the innermost span: the optimizer's share does not contain the passes that it asks for.
+    On a GPU each begin and end waits for the device, which costs speed.
     """
 
     def __init__(self, folder: Path | None = None, device: torch.device | None = None) -> None:
@@ -37,7 +37,6 @@ class Profile:
 
     @contextmanager
     def span(self, part: str) -> Iterator[None]:
-        """Around work that belongs to a part of the run."""
         if not self.is_on:
             yield
             return
@@ -46,7 +45,6 @@ class Profile:
 
     @contextmanager
     def _counted(self, part: str) -> Iterator[None]:
-        """Around work that belongs to a part, without a name in the trace."""
         self._count_open()
         self._open.append(part)
         yield
@@ -73,7 +71,6 @@ class Profile:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around the whole training."""
         if not self.is_on:
             yield
             return
@@ -96,7 +93,6 @@ class Profile:
             self._whole += time.perf_counter() - began
 
     def after_step(self) -> None:
-        """Called after an update."""
         if self._profiler is not None:
             with self._counted("trace"):
                 self._profiler.step()
@@ -111,7 +107,6 @@ class Profile:
             self._profiler = None
 
     def table(self) -> str:
-        """Format the seconds of each part for people."""
         rows = [(part, self.seconds[part]) for part in PARTS]
         rows.append(("else", max(0.0, self._whole - sum(seconds for _, seconds in rows))))
         whole = max(self._whole, 1e-9)

@@ -86,11 +86,10 @@ class Observer:
 def lr_factor(name: str, step: float, total_steps: int, warmup_steps: int = 0) -> float:
     """Return the learning rate after ``step`` updates (or gradient passes) as a factor of its base value.
 
-    ``cosine`` is ½(1 + cos πp) of the progress p after warm-up (SGDR, arXiv 1608.03983, eq. 5, without
-    restarts). The last update of the linear warm-up has the full rate.
+    ``cosine`` is SGDR's (arXiv 1608.03983, eq. 5) without restarts: ½(1 + cos πp) of the progress p.
     """
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return (step + 1) / warmup_steps  # the last one has the full rate
     if name == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
@@ -115,7 +114,6 @@ class Trainer:
         self._base_lrs = [group["lr"] for group in components.optimizer.param_groups]
 
     def spent(self, position: Position) -> float:
-        """Return how much of the total has been spent."""
         counts_passes = self.components.recipe.train.budget == "passes"
         return position.gradient_passes if counts_passes else position.steps
 

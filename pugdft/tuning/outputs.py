@@ -40,7 +40,6 @@ class Question:
     validation: float  # fraction of the train split that the trials hold out
 
     def as_dict(self) -> dict[str, Any]:
-        """As in ``tuning.yaml``."""
         return {
             "schema": SCHEMA,
             "recipe": self.recipe.as_dict(),
@@ -51,10 +50,7 @@ class Question:
 
 
 def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
-    """Return what earlier commands have found, as in ``tuning.yaml``; refuse a folder of another search.
-
-    The optimizers and the number of trials may change: a longer search continues a shorter one.
-    """
+    """Return what earlier commands have found, as in ``tuning.yaml``; refuse a folder of another search."""
     path = folder / TUNING_NAME
     if not path.is_file():
         for foreign in (folder / BENCH_NAME, folder / RECIPE_NAME):
@@ -68,7 +64,7 @@ def check_folder(folder: Path, question: Question) -> list[dict[str, Any]]:
     theirs = {key: given.get(key) for key in ours}
     with suppress(ValidationError):  # of an older version: the defaults of newer keys are what it ran with
         theirs["recipe"] = Recipe.model_validate(theirs["recipe"]).as_dict()
-    for each in (ours, theirs):
+    for each in (ours, theirs):  # a longer search continues a shorter one
         if isinstance(each["search"], Mapping):
             each["search"] = {**each["search"], "trials": None}
     if differences := differences_between(theirs, ours):
@@ -93,10 +89,7 @@ def claim_folder(folder: Path, question: Question) -> None:
 
 
 def write_outputs(folder: Path, question: Question, tuned: Sequence[Tuned], say: Say) -> Path | None:
-    """Write what was found; what other commands found for further optimizers stays.
-
-    Returns the bench file's path, or None and no bench file if one of ``tuned`` has no trial with a score.
-    """
+    """Write what was found beside what other commands found; return the bench file if all have a score."""
     path = folder / BENCH_NAME
     with locked(folder / _LOCK):
         found = {each["label"]: each for each in check_folder(folder, question)}

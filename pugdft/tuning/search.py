@@ -22,8 +22,6 @@ _HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """The arguments of ``pugdft tune``."""
-
     recipe: str
     overrides: Sequence[str]
     optimizers: str
@@ -35,11 +33,10 @@ class TuneRequest:
 
 
 def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
-    """Choose the options of every optimizer on held-out images, and write the comparison that follows.
+    """Choose the options of every optimizer on held-out images; return them and, if whole, the bench file.
 
     The same request continues an interrupted search, shares the trials of one that another command has
-    started, and finds a finished one as it is. Returns what was found for each optimizer, and the bench file,
-    or None if one has no trial with a score. Raises StoppedError as :meth:`Trials.run`.
+    started, and finds a finished one as it is.
     """
     search = _search(request)
     seeds = parse_seeds(request.seeds)
@@ -80,7 +77,6 @@ def _search(request: TuneRequest) -> space.Search:
 
 
 def _recipes(request: TuneRequest, say: Say) -> tuple[Recipe, Recipe]:
-    """The final comparison's recipe, and the trials'."""
     data = read_recipe(request.recipe, request.overrides).as_dict() | {"tuning": None}
     if data["train"]["evaluate"] != "all":
         say("train.evaluate: validation is for the trials; the final comparison is judged on the test split")
@@ -137,19 +133,16 @@ class _GreedyState:
         return number
 
     def refine(self, num_trials: int) -> None:
-        """Add points until it has so many trials: to the last list that runs the method itself, if any.
-
-        A base's list is shared with other methods.
-        """
+        """Add points until it has so many trials: to the last list that runs the method itself, if any."""
         candidates = [number for number, grid in enumerate(self.grids) if grid.can_refine]
         if candidates:
+            # A base's list is shared with other methods.
             chosen = max(candidates, key=lambda number: (not self.grids[number].alone, number))
             # One by one: a middle that is the untuned value is no further trial.
             while self.num_trials < num_trials:
                 self.grids[chosen] = self.grids[chosen].refined()
 
     def stage(self, number: int) -> list[Trial]:
-        """The trials of a grid."""
         grid, label, spec, found = self.grids[number], self.label, self._spec, self._found
         if grid.alone:
             spec = spec["base"]
@@ -177,7 +170,6 @@ class _GreedyState:
         self._found[grid.option] = value
 
     def tuned(self) -> Tuned:
-        """The result of the search."""
         only_base = all(grid.alone for grid in self.grids)
         is_found = bool(self._found) if only_base else self._best is not None
         spec = self._spec if is_found else None

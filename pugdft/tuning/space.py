@@ -137,13 +137,10 @@ class _Search(Section):
         return self._title
 
     def as_dict(self) -> dict[str, Any]:
-        """What was read, with every default."""
         return self.model_dump(by_alias=True, exclude_none=True)
 
 
 class GreedySearch(_Search):
-    """One option after another."""
-
     search: Literal["greedy"]
     equalize: bool = True  # shorter searches get finer grids until all optimizers have as many trials
     stages: Annotated[list[SearchStage], Field(min_length=1)]
@@ -165,7 +162,6 @@ class GreedySearch(_Search):
 
     @property
     def dimensions(self) -> list[SearchAxis]:
-        """Every option that is searched."""
         axes = []
         for stage in self.stages:
             points = tuple(stage.times or stage.values or ())
@@ -185,7 +181,6 @@ class GeneralSearch(_Search):
 
     @property
     def dimensions(self) -> list[SearchAxis]:
-        """Every option that is searched."""
         axes = []
         for option, where in self.space.items():
             given = where.times if isinstance(where, Multiples) else where
@@ -266,7 +261,6 @@ class SearchAxis:
 
     @property
     def values(self) -> list[Any]:
-        """The option's values at :attr:`points`."""
         return [self.value(point) for point in self.points]
 
     def edge(self, value: Any) -> str:
@@ -314,7 +308,6 @@ def edges_of(axes: Iterable[SearchAxis], options: Mapping[str, Any]) -> dict[str
 
 
 def with_option(spec: Mapping[str, Any], option: str, value: Any) -> dict[str, Any]:
-    """The optimizer with another value of an option."""
     key = option.removeprefix(_BASE)
     if option.startswith(_BASE) and spec["name"] in METHODS:
         return {**spec, "base": {**spec["base"], key: value}}

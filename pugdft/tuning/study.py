@@ -23,15 +23,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from pugdft.paths import locked
-from pugdft.tuning.space import (
-    GeneralSearch,
-    NumberRange,
-    SearchAxis,
-    Untuned,
-    axes_of,
-    edges_of,
-    with_option,
-)
+from pugdft.tuning import space
+from pugdft.tuning.space import GeneralSearch, NumberRange, SearchAxis, Untuned
 from pugdft.tuning.trials import Trial, Trials, Tuned
 
 
@@ -63,7 +56,7 @@ class _Study:
         self, search: GeneralSearch, optimizer: Untuned, trials: Trials, storage: JournalStorage, lock: Path
     ) -> None:
         self._search, self._optimizer, self._trials, self._lock = search, optimizer, trials, lock
-        self._axes = {axis.option: axis for axis in axes_of(search.dimensions, optimizer)}
+        self._axes = {axis.option: axis for axis in space.axes_of(search.dimensions, optimizer)}
         self._made: dict[int, Trial] = {}  # by Optuna's number
         digest = hashlib.sha256(json.dumps(optimizer.spec, sort_keys=True).encode()).hexdigest()
         name = f"{optimizer.spec['name']}-{digest[:8]}"
@@ -89,7 +82,6 @@ class _Study:
         return has_run
 
     def _tell_results(self) -> None:
-        """Write to the journal what the sampler does not know yet."""
         with locked(self._lock):
             self.chosen()
             for asked in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -104,11 +96,7 @@ class _Study:
                     self._study.tell(asked.number, value, state)
 
     def choose(self) -> bool:
-        """Choose the options of a further trial; False if all are chosen.
-
-        The first trial is the untuned optimizer, if the search has it. The sampler is seeded by the number
-        of trials, so the choice does not depend on how often the search was interrupted.
-        """
+        """Choose the options of a further trial, first the untuned ones if searched; False after the last."""
         with locked(self._lock):
             chosen = self.chosen()
             if len(chosen) == self._search.trials:
@@ -118,18 +106,18 @@ class _Study:
             is_enqueued = any(each.state == TrialState.WAITING for each in known)
             if not chosen and not is_enqueued and None not in untuned.values():
                 self._study.enqueue_trial(untuned)
+            # The choice must not depend on how often the search was interrupted.
             seed = int(np.random.SeedSequence((self._search.seed, len(known))).generate_state(1)[0])
             self._study.sampler = (TPESampler if self._search.sampler == "tpe" else RandomSampler)(seed=seed)
             self._study.ask({option: _distribution(axis) for option, axis in self._axes.items()})
             return True
 
     def tuned(self) -> Tuned:
-        """The result of the search."""
         tried = self._trials.finished((trial, "") for trial in self.chosen())
         best = self._trials.best(each.trial for each in tried)
         if best is None:
             return Tuned(self._optimizer.label, None, {}, None, tried, {})
-        edges = edges_of(self._axes.values(), best.options)
+        edges = space.edges_of(self._axes.values(), best.options)
         outcome = self._trials.outcome(best)
         return Tuned(self._optimizer.label, best.spec, best.options, outcome, tried, edges)
 
@@ -138,7 +126,7 @@ class _Study:
         for option, axis in self._axes.items():
             point = points[option]
             options[option] = axis.value(point if isinstance(axis.where, NumberRange) else axis.where[point])
-            spec = with_option(spec, option, options[option])
+            spec = space.with_option(spec, option, options[option])
         return self._trials.make(self._optimizer.label, options, spec)
 
 

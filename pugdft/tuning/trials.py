@@ -28,8 +28,6 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """A choice of options."""
-
     label: str  # of the optimizer that runs: a method, or its base alone
     options: Mapping[str, Any]  # those that are searched, with their values
     spec: Mapping[str, Any]  # the optimizer with these options
@@ -53,8 +51,6 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial with its outcome."""
-
     trial: Trial
     outcome: Outcome
     stage: str = ""  # in a greedy search, the option that it was for
@@ -62,8 +58,6 @@ class Finished:
 
 @dataclass(frozen=True)
 class Tuned:
-    """An optimizer after the search."""
-
     label: str  # as it was written
     spec: Mapping[str, Any] | None  # with the options that were found; None if no trial has a score
     options: Mapping[str, Any]  # those that were searched, as they were found
@@ -112,7 +106,6 @@ class Trials:
         return all(map(self._is_settled, trial.cells))
 
     def outcome(self, trial: Trial) -> Outcome:
-        """Return the result of a finished trial."""
         records = [record for cell in trial.cells if (record := self._record(cell))]
         passes = sum(record.cost.gradient_passes for record in records)
         scores = [each.metrics.validation for each in records if each.metrics and each.metrics.validation]

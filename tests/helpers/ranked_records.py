@@ -14,6 +14,7 @@ from pugdft.leaderboard import Entry, Group, Loaded, build_leaderboard
 from pugdft.leaderboard.stats import (
     LEVEL,
     EntryScores,
+    MeanDifference,
     Scores,
     better_and_worse,
     compare_all,
@@ -29,6 +30,16 @@ def one_group(*runs: Any, **options: Any) -> Group:
     groups = build_leaderboard(loaded(*runs), **options)
     assert len(groups) == 1
     return groups[0]
+
+
+def compare(
+    first: EntryScores | Scores,
+    second: EntryScores | Scores,
+    num_images: int | None = None,
+    unpaired: bool = False,
+) -> MeanDifference:
+    pair = [each if isinstance(each, EntryScores) else EntryScores(each) for each in (first, second)]
+    return compare_all(pair, num_images, np.full((2, 2), True) if unpaired else None)[0]
 
 
 def entry_of(group: Group, label: str) -> Entry:

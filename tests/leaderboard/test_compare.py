@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import typer
 from conftest import pugdft
+from ranked_records import compare
 from run_records import PUGD, SAM, SGD, loaded, record, stored
 from scipy import stats
 from typer.testing import CliRunner
@@ -21,7 +22,7 @@ from pugdft.errors import UserError
 from pugdft.leaderboard.compare import Report, Selection, compare_selections, find_selections
 from pugdft.leaderboard.grouping import group_runs
 from pugdft.leaderboard.power import Plan
-from pugdft.leaderboard.stats import EntryScores, compare, mcnemar
+from pugdft.leaderboard.stats import EntryScores, mcnemar
 from pugdft.leaderboard.verdicts import comparison_text
 from pugdft.records import RunRecord, write_record
 

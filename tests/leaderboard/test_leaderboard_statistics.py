@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from ranked_records import all_ranks
+from ranked_records import all_ranks, compare
 
-from pugdft.leaderboard.stats import LEVEL, compare, holm_adjusted, summarize
+from pugdft.leaderboard.stats import LEVEL, holm_adjusted, summarize
 
 
 def scores(*values: float, start: int = 0) -> dict[int, float]:

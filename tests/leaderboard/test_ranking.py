@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranked_records import NAN, entry_of, networks, one_group, seeds, stored_seeds
+from ranked_records import NAN, compare, entry_of, networks, one_group, seeds, stored_seeds
 from run_records import PUGD, SAM, SGD, record
 
 from pugdft.leaderboard import Group
 from pugdft.leaderboard.power import Plan
-from pugdft.leaderboard.stats import compare
 from pugdft.records import RunRecord
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranked_records import entry_of, networks, one_group, seeds, stored_seeds
+from ranked_records import compare, entry_of, networks, one_group, seeds, stored_seeds
 from run_records import PUGD, SAM, SGD, predictions, stored
 
 from pugdft.leaderboard import Loaded
-from pugdft.leaderboard.stats import EntryScores, compare, spread_of, summarize
+from pugdft.leaderboard.stats import EntryScores, spread_of, summarize
 
 ONLY_THESE = "ranks speak of these test images only"
 

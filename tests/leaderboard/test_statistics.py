@@ -12,7 +12,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from ranked_records import all_ranks
+from ranked_records import all_ranks, compare
 from scipy import stats
 
 from pugdft.leaderboard.power import MOST_SEEDS, Plan
@@ -20,7 +20,6 @@ from pugdft.leaderboard.stats import (
     LEVEL,
     EntryScores,
     Spread,
-    compare,
     compare_all,
     holm_adjusted,
     mean_squares,

@@ -27,9 +27,8 @@ _GROUP_FIELDS = ("dataset", "model", "protocol", "metric", "equal_passes", "equa
 def as_json(groups: Sequence[Group]) -> str:
     """Write the groups as one JSON document.
 
-    An entry without a completed run has null ranks; one with a completed run that lacks the ranking metric
-    has ranks behind the others and null means; a reported one has neither ranks nor records. Costs are
-    means over the counted seeds.
+    An entry without a completed run has null ranks; one that lacks the ranking metric has ranks behind the
+    others and null means; a reported one has neither ranks nor records. Costs are means over counted seeds.
     """
     names = (*_GROUP_FIELDS[:4], "recipe", *_GROUP_FIELDS[4:], "notes")
     chosen = _columns_with_fields()
@@ -44,9 +43,8 @@ def as_json(groups: Sequence[Group]) -> str:
 def as_csv(groups: Sequence[Group]) -> str:
     """Write one line for each entry of all groups; columns are named like the fields in JSON.
 
-    Nested fields are joined by underscores (``top1_ci95_low``, ``source_arxiv``), several records or notes
-    by a space or a semicolon; ``spec``, ``failed`` and ``scores`` are JSON. A text that a spreadsheet would
-    run as a formula begins with an apostrophe.
+    Nested fields are joined by underscores (``top1_ci95_low``), records by a space, notes by a semicolon;
+    ``spec``, ``failed`` and ``scores`` are JSON. A text that would run as a formula gets an apostrophe.
     """
     text, chosen = io.StringIO(), _columns_with_fields()
     writer = csv.writer(text, lineterminator="\n")
@@ -63,7 +61,7 @@ def as_csv(groups: Sequence[Group]) -> str:
 
 
 def _columns_with_fields() -> list[Column]:
-    """List the columns that programs read; the metrics keep their order, whichever ranks."""
+    # The metrics keep their order, whichever ranks.
     return [column for column in columns(next(iter(METRICS))) if column.field]
 
 

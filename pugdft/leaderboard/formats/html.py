@@ -1,7 +1,4 @@
-"""Groups as one HTML page: sortable tables, charts, and the details behind each row.
-
-The templates read plain dictionaries; a key that is missing is an error.
-"""
+"""Groups as one HTML page: sortable tables, charts, and the details behind each row."""
 
 from __future__ import annotations
 
@@ -35,9 +32,8 @@ _ARXIV = re.compile(r"[0-9]{4}\.[0-9]{4,5}(v[0-9]{1,2})?")
 def as_html(groups: Sequence[Group], title: str = "pugdft leaderboard") -> str:
     """Write the whole page. Equal groups give equal text.
 
-    Everything from a record is untrusted: it is put on one line, without control characters or bidirectional
-    overrides, and escaped, in one place for all of the template. The page's own policy allows the one style
-    sheet and the one script whose hashes it names.
+    Everything from a record is untrusted: it is put on one line, cleaned and escaped in one place for all of
+    the template. The page's own policy allows the one style sheet and the one script whose hashes it names.
     """
     environment = Environment(
         loader=PackageLoader("pugdft.leaderboard.formats", "templates"),
@@ -68,7 +64,6 @@ def _harmless(value: Any) -> Any:
 
 @cache
 def _swatch(style: int, filled: bool) -> str:
-    """Draw a short line with its marker, for the legend."""
     return svg_text(swatch(style, filled), f"swatch{style}{filled}")
 
 

@@ -53,11 +53,8 @@ _NARROWEST = len("optimizer")
 
 
 def print_table(groups: Sequence[Group], console: Console) -> None:
-    """Print one table for each group, best mean first, with the remarks that its statistics allow.
-
-    Texts go out as ``rich.text.Text`` without control characters: a record can neither style nor link.
-    """
-    from rich.text import Text
+    """Print one table for each group, best mean first, with the remarks that its statistics allow."""
+    from rich.text import Text  # without control characters: a record can neither style nor link
 
     def say(lines: Sequence[str], style: str = "dim") -> None:
         for line in lines:
@@ -211,10 +208,7 @@ _SIGNS |= {letter: f"$\\{name}$" for letter, name in zip(_GREEK, _COMMANDS.split
 
 
 def as_latex(groups: Sequence[Group]) -> str:
-    r"""Write a ``table*`` for each group; needs ``\usepackage{booktabs}``.
-
-    Comments name the records of each row. The least important columns are left out where the page is full.
-    """
+    r"""Write a ``table*`` for each group, with each row's records in comments."""
     blocks = [r"% needs \usepackage{booktabs}"]
     blocks += [_float(group, number) for number, group in enumerate(groups, start=1)]
     blocks.append("\n".join(map(_comment, verdicts.legend(groups))))
