@@ -103,7 +103,7 @@ def _facts_path(root: Path, source: Source, resize_to: int | None) -> Path:
     return root / f"{kept_name(source.key, resize_to)}.json"
 
 
-def _find_facts(root: Path, source: Source, image_size: int) -> FileFacts | None:
+def kept_facts(root: Path, source: Source, image_size: int) -> FileFacts | None:
     """Read the facts kept for a source; None if they are damaged or another decoder made them."""
     for resize_to in (None, image_size):
         with suppress(FileNotFoundError, ValueError):
@@ -329,10 +329,10 @@ def _files_store(root: Path, source: Source, image_size: int) -> Store:
             f"Either {_UNPACK}, or {_LARGER_DISK} and leave data.storage at auto"
         )
     contents = source.read()
-    facts = _find_facts(root, source, image_size)
+    facts = kept_facts(root, source, image_size)
     if facts is None:
         with FileLock(root / f"{source.key}-files.lock"):
-            facts = _find_facts(root, source, image_size)
+            facts = kept_facts(root, source, image_size)
             if facts is None:
                 with suppress(NotNative):
                     facts = _learn_facts(source, contents, None, image_size)
@@ -351,7 +351,7 @@ def _decoded_store(root: Path, source: Source, image_size: int, keeps_reserve: b
     """Open or build the decoded store; ``keeps_reserve`` as in ``check_room``."""
     if store := find_store(root, source, image_size):
         return store
-    if keeps_reserve and (facts := _find_facts(root, source, image_size)):
+    if keeps_reserve and (facts := kept_facts(root, source, image_size)):
         check_room(root, source, facts.images * facts.side**2 * 3, keeps_reserve)  # nothing is decoded yet
     with FileLock(root / f"{source.key}.lock"):
         if store := find_store(root, source, image_size):

@@ -51,6 +51,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = (5, 6, 7, 8)
 # Texts in a PNG of any length a person may keep there; Pillow stops at 1 MiB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
@@ -103,11 +104,31 @@ def decode(sample: EncodedImage, resize_to: int | None = None, doubts: list[str]
         return np.asarray(rgb)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says; a damaged EXIF says nothing."""
-    orientation = 1
+def stated_size(sample: EncodedImage) -> tuple[int, int]:
+    """Width and height of an image as a viewer shows it, from its header alone.
+
+    Raises:
+        UserError: not an image; one that is damaged behind its header is not noticed.
+    """
+    content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
+    with (
+        refuse(Exception, lambda error: f"{sample.where}: {_fault(error, sample.content)}"),
+        Image.open(content, formats=FORMATS) as opened,
+    ):
+        width, height = opened.size
+        return (height, width) if _orientation(opened) in _LYING else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; a damaged EXIF says nothing."""
     with suppress(Exception):  # Pillow's reader raises many kinds
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says."""
+    orientation = _orientation(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
@@ -175,7 +196,7 @@ def decoded_images(
                     f"data set {name}: the {split} split has one class only; at least two are needed"
                 )
     if faults:
-        raise UserError(_all_named([str(fault) for fault in faults]))
+        raise UserError(all_named([str(fault) for fault in faults]))
     if doubts:
         named = ", ".join(sorted(doubts)[:3]) + (", …" if len(doubts) > 3 else "")
         notes.append(
@@ -184,7 +205,7 @@ def decoded_images(
         )
 
 
-def _all_named(faults: list[str]) -> str:
+def all_named(faults: list[str]) -> str:
     """One message for all damaged images, the first hundred by name."""
     if len(faults) == 1:
         return faults[0]

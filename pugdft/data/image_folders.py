@@ -60,6 +60,7 @@ class LeftOut:
     accidental: set[Path] = field(default_factory=set)
     others: set[Path] = field(default_factory=set)
     empty: set[Path] = field(default_factory=set)
+    unused: set[Path] = field(default_factory=set)
 
     def notes(self) -> Iterator[str]:
         """Name the first of each kind, with their number."""
@@ -67,6 +68,7 @@ class LeftOut:
             (self.accidental, "hidden, or left by a system"),
             (self.others, "no images in a format that is read"),
             (self.empty, "class folders without images"),
+            (self.unused, "folders of no split that is read; data.splits can name one"),
         ):
             if found:
                 names = [visible(str(each.relative_to(self.root))) for each in sorted(found)]
@@ -130,12 +132,14 @@ def image_folder_source(folder: Path, name: str, choice: SplitChoice) -> Source 
     train = next((at for each, at in splits.items() if each.casefold() in train_names), None)
     # Beside other folders, one called train that holds images alone is a class: of vehicles, perhaps.
     if train is not None and (not classes or left.folders_in(train) or (train / _METADATA).is_file()):
+        left.unused |= set(classes)
         return _read_splits(folder, name, choice, splits, left)
     if tables := [each for each in sorted(folder.glob("*.[ct]sv")) if _columns(each)]:
         return table_source(folder, name, choice, tables)
     if classes:
         labelled = {"all": _class_folders(folder, list(folders.values()), left)}
-        return _source(folder, name, choice, _chosen(folder, choice, labelled)[0], [], tuple(left.notes()))
+        rows, origins, notes = _chosen(folder, choice, labelled)
+        return _source(folder, name, choice, rows, origins, [], (*notes, *left.notes()))
     return None
 
 
@@ -164,7 +168,7 @@ def _read_splits(
     # An empty class folder of a split and none are the same fact, which ``_source`` tells.
     trained = {label for _, label in labelled["train"]}
     left.empty = {each for each in left.empty if class_name(each.name) not in trained}
-    return _source(folder, name, choice, labelled, tables, (*notes, *left.notes()))
+    return _source(folder, name, choice, labelled, chosen, tables, (*notes, *left.notes()))
 
 
 def _share_a_class(train: Path, other: Path) -> bool:
@@ -189,15 +193,15 @@ def table_source(folder: Path, name: str, choice: SplitChoice, tables: Sequence[
         tables = splits
     else:
         rows = _rows(tables[0])
-    labelled, notes = _chosen(folder, choice, rows)
-    return _source(folder, name, choice, labelled, list(tables), notes)
+    labelled, origins, notes = _chosen(folder, choice, rows)
+    return _source(folder, name, choice, labelled, origins, list(tables), notes)
 
 
 def _chosen(
     folder: Path, choice: SplitChoice, labelled: Mapping[str, Labelled]
-) -> tuple[dict[str, Labelled], tuple[str, ...]]:
+) -> tuple[dict[str, Labelled], dict[str, str], tuple[str, ...]]:
     chosen, notes = choice.pick(list(labelled), str(folder), lambda *_: True)
-    return {use: labelled[each] for use, each in chosen.items()}, notes
+    return {use: labelled[each] for use, each in chosen.items()}, chosen, notes
 
 
 def _source(
@@ -205,6 +209,7 @@ def _source(
     name: str,
     choice: SplitChoice,
     labelled: Mapping[str, Labelled],
+    origins: Mapping[str, str],
     tables: list[Path],
     notes: tuple[str, ...],
 ) -> Source:
@@ -230,8 +235,9 @@ def _source(
 
     splits = {use: split(rows) for use, rows in labelled.items()}
     paths = [file for rows in labelled.values() for file, _ in rows]
-    key = content_key("images", folder, [*paths, *tables], choice.trusts_memory)
-    return choice.applied(Source(name, key, lambda: Contents(classes, splits), folder, notes))
+    key = content_key("images", folder, [*paths, *tables], choice)
+    contents = Contents(classes, splits, origins=origins)
+    return choice.applied(Source(name, key, lambda: contents, folder, notes))
 
 
 def _class_folders(split: Path, folders: Sequence[Path], left: LeftOut, is_train: bool = True) -> Labelled:
