@@ -139,7 +139,7 @@ def any_separated(tables: Sequence[Table], with_images: bool) -> bool:
     """Whether the ranking tells any two apart."""
     samples = [sample(table, with_images) for table in tables]
     pairs = compare_all(samples, num_images=tables[0].shape[1])
-    return bool((holm_adjusted(pairs.p_values) <= LEVEL).any())
+    return bool((holm_adjusted(pairs.p_value) <= LEVEL).any())
 
 
 def sample(table: Table, with_images: bool) -> EntryScores:

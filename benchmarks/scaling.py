@@ -30,7 +30,7 @@ from pugdft.optim import build_optimizer
 from pugdft.records import RunRecord, read_record
 from pugdft.training.run import read_recipe
 from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
-from pugdft.training.trainer import Position, Totals, Trainer, new_totals
+from pugdft.training.trainer import Position, Totals, Trainer
 
 BASE = {"name": "sgd", "lr": 0.001, "momentum": 0.9}
 SPECS = {"sgd": BASE, "sam": {"name": "sam", "base": BASE}, "pugd": {"name": "pugd", "base": BASE}}
@@ -56,7 +56,7 @@ def seconds_an_update(parts: RunComponents, num_warm_up: int = WARM_UP) -> float
         return len(moments) == num_warm_up + TIMED
 
     trainer = Trainer(parts, after_step=note, total=10**9)
-    trainer.train_epoch(Position(), new_totals(parts.device))
+    trainer.train_epoch(Position(), Totals(parts.device))
     return (moments[-1] - moments[num_warm_up - 1]) / TIMED
 
 

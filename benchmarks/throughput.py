@@ -95,8 +95,8 @@ def recipe_of(task: Task) -> dict[str, Any]:
 
 def train_with_pugdft(task: Task, overrides: list[str], profile: bool = False) -> None:
     """In a process of its own: ``pugdft finetune`` with an observer that looks at the clock."""
-    from pugdft.training.callbacks import Observer
     from pugdft.training.run import finetune, read_recipe
+    from pugdft.training.trainer import Observer
 
     class Clock(Observer):
         def on_step(self, position: Any, totals: Any, done: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -18,8 +19,7 @@ def git_revision() -> str | None:
     if not (top / ".git").exists():
         return None
     command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+    with suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
+        return answer.strip() or None
+    return None

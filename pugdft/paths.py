@@ -7,115 +7,88 @@ import functools
 import hashlib
 import os
 import socket
-import stat
 import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pugdft.errors import UserError, printable
+from pugdft.errors import UserError, printable, reason, refuse
 
 
 def cache_folder() -> Path:
-    """``$PUGDFT_CACHE``, or ``pugdft`` under ``$XDG_CACHE_HOME`` or ``~/.cache``; it may not exist yet.
-
-    Raises:
-        UserError: something else than a folder is there, or there is no home folder.
-    """
-    if chosen := os.environ.get("PUGDFT_CACHE"):
-        folder = expanded(chosen, "PUGDFT_CACHE")
-    elif chosen := os.environ.get("XDG_CACHE_HOME"):
-        folder = expanded(chosen, "XDG_CACHE_HOME") / "pugdft"
-    else:
-        folder = expanded("~/.cache", "PUGDFT_CACHE is not set") / "pugdft"
+    """``$PUGDFT_CACHE``, or ``pugdft`` under ``$XDG_CACHE_HOME`` or ``~/.cache``; it may not exist yet."""
+    folder = _chosen("PUGDFT_CACHE")
+    if folder is None:
+        parent = _chosen("XDG_CACHE_HOME") or expanded("~/.cache", "PUGDFT_CACHE is not set")
+        folder = parent / "pugdft"
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"PUGDFT_CACHE: {folder} is not a folder")
     return folder
 
 
 def cache_subfolder(name: str) -> Path:
-    """The folder ``name`` in the cache, made if it is not there.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """The folder ``name`` in the cache, made if it is not there; UserError if it cannot be made."""
     folder = cache_folder() / name
-    try:
+    advice = "Set PUGDFT_CACHE to a folder that can be written"
+    with refuse(OSError, lambda error: f"PUGDFT_CACHE: {folder} cannot be made: {reason(error)}. {advice}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"PUGDFT_CACHE: {folder} cannot be made: {error.strerror}. "
-            "Set PUGDFT_CACHE to a folder that can be written"
-        ) from None
     return folder
 
 
 def data_folder() -> Path:
     """``$PUGDFT_DATA`` or ``data`` in the cache: ``cifar10/`` here is used instead of the Hub's copy."""
-    if chosen := os.environ.get("PUGDFT_DATA"):
-        return expanded(chosen, "PUGDFT_DATA")
-    return cache_folder() / "data"
+    return _chosen("PUGDFT_DATA") or cache_folder() / "data"
 
 
 def weights_folder() -> Path:
     """``$PUGDFT_WEIGHTS`` or ``weights`` in the cache: ``MODEL.TAG.safetensors`` here needs no Hub."""
-    if chosen := os.environ.get("PUGDFT_WEIGHTS"):
-        return expanded(chosen, "PUGDFT_WEIGHTS")
-    return cache_folder() / "weights"
+    return _chosen("PUGDFT_WEIGHTS") or cache_folder() / "weights"
+
+
+def _chosen(variable: str) -> Path | None:
+    """The folder that an environment variable names, if it is set."""
+    return expanded(os.environ[variable], variable) if os.environ.get(variable) else None
 
 
 def expanded(path: str, where: str) -> Path:
-    """A path with ``~`` and ``~name`` put in full; ``where`` opens the message if there is no such home.
-
-    Raises:
-        UserError: that user, or the current one, has no home folder.
-    """
-    try:
+    """Put ``~`` and ``~name`` of a path in full; UserError, opened by ``where``, if there is no such home."""
+    home = "".join(Path(path).parts[:1])
+    words = f"{where}: {home} is no home folder on this machine; give a full path"
+    with refuse(RuntimeError, lambda error: words):
         return Path(path).expanduser()
-    except RuntimeError:
-        home = Path(path).parts[0]
-        raise UserError(f"{where}: {home} is no home folder on this machine; give a full path") from None
 
 
 @functools.cache
 def stay_offline_without_network() -> bool:
-    """Tell the Hub's client to use its cache alone if the Hub's name does not resolve; True if so.
-
-    Its client otherwise tries again for half a minute before it says that there is no network. Behind a
-    proxy names need not resolve here, so nothing is concluded then.
-    """
+    """Keep the Hub's client from trying for half a minute if the Hub's name does not resolve; True if so."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return True
     if urllib.request.getproxies():
+        return False  # behind a proxy, names need not resolve here
+    with suppress(OSError):
+        socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname or "", 443)
         return False
-    host = urllib.parse.urlparse(constants.ENDPOINT).hostname or ""
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported or started later
-        constants.HF_HUB_OFFLINE = True
-        return True
-    return False
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported or started later
+    constants.HF_HUB_OFFLINE = True
+    return True
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``; a reader or a crash sees the old file or the new one, no mixture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
+    with ExitStack() as stack:
+        stack.callback(Path(name).unlink, missing_ok=True)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, readable_mode())  # mkstemp makes private files
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def readable_mode() -> int:
@@ -132,67 +105,36 @@ def file_sha256(path: Path) -> str:
 
 
 def file_inside(folder: Path, name: str) -> Path | None:
-    """The regular file that ``name`` leads to inside ``folder``; None if there is none.
-
-    Raises:
-        UserError: the path leads out of the folder; ``name`` may come from a file that somebody else wrote.
-    """
+    """The file inside ``folder`` that ``name``, which a stranger may have written, leads to, if any."""
     file = folder / name
-    try:
+    with suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
         # The usual case, without a look at every folder above: a table reads thousands.
-        if os.path.basename(name) == name and stat.S_ISREG(os.lstat(file).st_mode):
+        if os.path.basename(name) == name and os.path.isfile(file) and not os.path.islink(file):
             return file
         file = file.resolve()
         if file.is_relative_to(folder.resolve()):
             return file if file.is_file() else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
-        pass
     raise UserError(
         f'"{printable(name)[:80]}" leads out of the record\'s folder; files are read from there only'
     )
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[int | None]:
-    """Hold the lock of a cell's folder; yields its descriptor, or None if another process has it.
-
-    A child that inherits the descriptor goes on holding the lock after its parent was killed, so a cell
-    still at work is never started a second time.
-    """
+def claimed(folder: Path) -> AbstractContextManager[int | None]:
+    """Hold the lock of a cell's folder; yields its descriptor, or None if another process has it."""
+    # A child that inherits the descriptor holds the lock on after its parent was killed: no cell runs twice.
     locks = folder.parent / ".claims"
     locks.mkdir(exist_ok=True)
-    with _lock(locks / folder.name, folder.parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as descriptor:
-        yield descriptor
+    return locked(locks / folder.name, folder.parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for the lock on the file ``path``, and hold it until the end of the ``with``."""
-    with _lock(path, path.parent, fcntl.LOCK_EX):
-        yield
-
-
-@contextmanager
-def _lock(path: Path, folder: Path, operation: int) -> Iterator[int | None]:
-    """Hold a lock of the kernel (flock), which ends with its last holder: a killed command leaves none.
-
-    Raises:
-        UserError: the file system has no locks, as some network drives.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, operation)
-        except BlockingIOError:
-            yield None
-        except OSError as error:
-            raise UserError(
-                f"--output {folder}: this file system has no locks ({error.strerror}), which commands need "
-                "to share a folder; choose a folder on another file system"
-            ) from None
-        else:
-            yield descriptor
-    finally:
-        os.close(descriptor)
+def locked(path: Path, folder: Path | None = None, operation: int = fcntl.LOCK_EX) -> Iterator[int | None]:
+    """Wait for the kernel's lock (flock) on a file and hold it; a killed command leaves none."""
+    without = f"--output {folder or path.parent}: this file system has no locks"
+    need = "which commands need to share a folder; choose a folder on another file system"
+    held = None
+    with path.open("ab") as file:
+        with refuse(OSError, lambda fault: f"{without} ({reason(fault)}), {need}"), suppress(BlockingIOError):
+            fcntl.flock(file, operation)
+            held = file.fileno()
+        yield held

@@ -38,9 +38,9 @@ from pugdft.reproduce import (
     verify,
 )
 from pugdft.training import trainer as loop
-from pugdft.training.callbacks import Observer
 from pugdft.training.checkpoint import RESTART_LOG_NAME
 from pugdft.training.run import finetune, read_recipe
+from pugdft.training.trainer import Observer
 
 RECIPE: dict[str, Any] = {
     "model": {"name": "test_vit", "pretrained": False},
@@ -118,9 +118,9 @@ def test_a_fresh_run_holds_bit_for_bit(run: Path) -> None:
     assert "compared bit for bit" in verification.notes[0]
     assert [check.name for check in verification.checks] == [
         "weights file", "data",
-        "test top-1", "test top-5", "test loss", "test calibration error",
+        "test top-1", "test top-5", "test loss", "test ECE",
         "test predictions file", "test predictions",
-        "validation top-1", "validation top-5", "validation loss", "validation calibration error",
+        "validation top-1", "validation top-5", "validation loss", "validation ECE",
         "validation predictions file", "validation predictions",
     ]  # fmt: skip
     assert detail(verification, "test predictions") == "33 images, identical"
@@ -176,7 +176,7 @@ def test_other_weights_are_seen_by_what_they_do_even_if_the_record_speaks_of_the
         ({"top1": 0.97}, "test top-1"),
         ({"top5": 0.97}, "test top-5"),
         ({"loss": 0.91}, "test loss"),
-        ({"ece": 0.01}, "test calibration error"),
+        ({"ece": 0.01}, "test ECE"),
     ],
 )
 def test_a_changed_metric_is_named(facts: dict[str, float], named: str, run: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_changed_metric_is_named(facts: dict[str, float], named: str, run: Pat
 def test_one_prediction_changed_with_all_that_follows_from_it_is_named(run: Path) -> None:
     cheat(run, 1)
     verification = verify(run)
-    assert differing(verification) == ["test top-1", "test calibration error", "test predictions"]
+    assert differing(verification) == ["test top-1", "test ECE", "test predictions"]
     assert "1 of 33 images have another class" in detail(verification, "test predictions")
 
 
@@ -240,7 +240,7 @@ def test_with_another_version_rounding_is_allowed_and_no_more(run: Path) -> None
     assert (
         verification.notes[0] == f"compared up to rounding (torch: recorded 2.9.0, found {version('torch')})"
     )
-    assert "allowed: top-1 and top-5 by 0.2%" in verification.notes[1]
+    assert "allowed: top-1 by 0.2%" in verification.notes[1]
     claim(run, loss=loss + 0.0011, top1=top1 + 2 / 33)
     assert differing(verify(run)) == ["test top-1", "test loss"]
     claim(run, loss=float("nan"), top1=top1)
@@ -274,7 +274,7 @@ def test_a_record_in_fp16_is_evaluated_in_fp32_where_there_is_no_fp16(run: Path)
     assert verification.agrees
     assert verification.notes[0].startswith("evaluated in fp32: this device has no fp16")
     assert "precision: recorded fp16, found fp32" in verification.notes[1]
-    assert "top-1 and top-5 by 0.5%" in verification.notes[2]
+    assert "top-1 by 0.5%" in verification.notes[2]
 
 
 def test_a_run_without_weights_is_refused_with_what_to_do(run: Path) -> None:
@@ -674,7 +674,7 @@ def test_verify_prints_a_line_for_each_check_and_goes_through_all_records(
     assert exit_code(verify_command, [finished]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{finished / 'record.yaml'}: {read_record(finished / 'record.yaml').id}"
-    assert "  weights file                  ok       sha256 " in lines[2]
+    assert "  weights file                 ok       sha256 " in lines[2]
     assert lines[-1] == "  the record holds"
     change(run, lambda data: data.update(id="a\x1b[31mb"))
     claim(run, top1=0.97)

@@ -77,7 +77,7 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     from pugdft.data.loader import EvaluationBatches
     from pugdft.training.performance import rounding_of
     from pugdft.training.setup import assemble, load, make_accelerator
-    from pugdft.training.trainer import Position, Totals, Trainer, evaluate, new_totals
+    from pugdft.training.trainer import Position, Totals, Trainer, evaluate
 
     accelerator = make_accelerator(recipe)
     parts = assemble(recipe, accelerator, *load(recipe))
@@ -91,7 +91,7 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
 
     trainer = Trainer(parts, after_step=note, total=10**9)
     with rounding_of(parts.switches, parts.device.type):
-        trainer.train_epoch(Position(), new_totals(parts.device))
+        trainer.train_epoch(Position(), Totals(parts.device))
     start = moments[min(_WARM_UP, len(moments) - 1) - 1] if len(moments) > 1 else (begin, 0)
     passes = moments[-1][1] - start[1]
     images = {name: len(each.images) for name, each in parts.evaluations.items()}

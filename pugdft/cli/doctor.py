@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -17,20 +16,18 @@ import typer
 from pugdft.errors import counted
 
 if TYPE_CHECKING:
-    from pugdft.doctor import Check
+    from pugdft.doctor import Report
+
+_STYLES = {"ok": "32", "note": "33", "problem": "1;31"}
+_NAME_WIDTH = 14
 
 
-class ReportFormat(StrEnum):
-    """How the report is written."""
-
-    TEXT = "text"
-    JSON = "json"
+ReportFormat = StrEnum("ReportFormat", ["TEXT", "JSON"])
 
 
 def command(
     recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="[RECIPE]", help="Also look at what this recipe needs.", show_default=False),
+        str | None, typer.Argument(metavar="[RECIPE]", help="Also look at what it needs.", show_default=False)
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -58,70 +55,51 @@ def command(
         find_recipe(recipe)  # a misspelt name is reported before other packages are imported
     from pugdft.doctor import examine
 
-    report = examine(recipe, overrides or (), output, deep=deep, clean=clean)
-    end_with(report, format_)
+    end_with(examine(recipe, overrides or (), str(output or ""), deep, clean), format_)
 
 
-SCHEMA = "pugdft.doctor/1"
-_STYLES = {"ok": "32", "note": "33", "problem": "1;31"}
-_NAME_WIDTH = 14
-_URL_ACCOUNT = re.compile(r"(?<=://)[^/@\s]+@")
+def end_with(report: Report, format_: ReportFormat = ReportFormat.TEXT) -> NoReturn:
+    """Print a report and end the command; exit code 1 if there is a problem."""
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    typer.echo(as_json(report) if format_ is ReportFormat.JSON else as_text(report, colour))
+    raise typer.Exit(1 if _count(report, "problem") else 0)
 
 
-def num_problems(report: Mapping[str, Sequence[Check]], state: str = "problem") -> int:
-    """Count the results of a state."""
-    return sum(check.state == state for checks in report.values() for check in checks)
-
-
-def as_text(report: Mapping[str, Sequence[Check]], colour: bool = False) -> str:
+def as_text(report: Report, colour: bool = False) -> str:
     """Write a line for each result, its remedy below it, and the number of problems at the end."""
     rows: list[str] = []
     for title, checks in report.items():
         rows.append(shown(title))
         for check in checks:
             state = f"{check.state:<7}"
-            if colour:
-                state = f"\x1b[{_STYLES[check.state]}m{state}\x1b[0m"
+            state = f"\x1b[{_STYLES[check.state]}m{state}\x1b[0m" if colour else state
             rows.append(f"  {state}  {shown(check.name):<{_NAME_WIDTH}} {shown(check.text)}")
             if check.remedy:
                 rows.append(f"{'':{11 + _NAME_WIDTH}} remedy: {shown(check.remedy)}")
         rows.append("")
-    problems = num_problems(report)
-    counts = counted(problems, "problem") if problems else "no problem"
-    return "\n".join([*rows, f"{counts}, {counted(num_problems(report, 'note'), 'note')}"])
+    counts = counted(_count(report, "problem"), "problem").replace("0 problems", "no problem")
+    return "\n".join([*rows, f"{counts}, {counted(_count(report, 'note'), 'note')}"])
 
 
-def as_json(report: Mapping[str, Sequence[Check]]) -> str:
+def as_json(report: Report) -> str:
     """Write the same for programs."""
-    sections = [
-        {
-            "title": shown(title),
-            "lines": [{key: shown(value) for key, value in asdict(check).items()} for check in checks],
-        }
-        for title, checks in report.items()
-    ]
-    whole = {"schema": SCHEMA, "problems": num_problems(report), "sections": sections}
+    sections = []
+    for title, checks in report.items():
+        lines = [{key: shown(value) for key, value in asdict(check).items()} for check in checks]
+        sections.append({"title": shown(title), "lines": lines})
+    whole = {"schema": "pugdft.doctor/1", "problems": _count(report, "problem"), "sections": sections}
     return json.dumps(whole, indent=1, ensure_ascii=False)
 
 
+def _count(report: Report, state: str) -> int:
+    return sum(check.state == state for checks in report.values() for check in checks)
+
+
 def shown(text: str) -> str:
-    """Make text safe to publish: ``~`` for the home folder, no account in an address, nothing invisible.
-
-    Control characters, bidirectional overrides and lone surrogates, which a file's name may have, are written
-    as escapes.
-    """
+    """Make text safe to publish: ``~`` for the home folder, no account in an address, escapes for marks."""
     home = os.path.expanduser("~")
-    for each in sorted({home, os.path.realpath(home)}, key=len, reverse=True):
-        if len(each) > 1:
-            text = re.sub(rf"{re.escape(each)}(?=[/\s,;:)'\"]|$)", "~", text)
-    text = _URL_ACCOUNT.sub("***@", text)
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
-    )
-
-
-def end_with(report: Mapping[str, Sequence[Check]], format_: ReportFormat = ReportFormat.TEXT) -> NoReturn:
-    """Print a report and end the command; exit code 1 if there is a problem."""
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    typer.echo(as_json(report) if format_ is ReportFormat.JSON else as_text(report, colour))
-    raise typer.Exit(1 if num_problems(report) else 0)
+    for each in sorted({home, os.path.realpath(home)} - {"/"}, key=len, reverse=True):
+        text = re.sub(rf"{re.escape(each)}(?=[/\s,;:)'\"]|$)", "~", text)
+    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    # A file's name may hold control characters, bidirectional overrides and lone surrogates.
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

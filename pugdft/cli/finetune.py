@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,20 +13,9 @@ from pugdft.cli.output import given_path
 from pugdft.config import yaml
 
 
-class ProgressFormat(StrEnum):
-    """The form of the progress on stderr."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-_EXIT_CODES = {"completed": 0, "diverged": 1, "failed": 1, "oom": 1}
-
-
 def command(
     recipe: Annotated[
-        str,
-        typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.", show_default=False),
+        str, typer.Argument(metavar="RECIPE", help="A recipe's file or bundled name.", show_default=False)
     ],
     overrides: Annotated[
         list[str] | None,
@@ -47,8 +35,8 @@ def command(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     progress: Annotated[
-        ProgressFormat, typer.Option(help="On stderr: text for people, JSON lines for programs.")
-    ] = ProgressFormat.TEXT,
+        Literal["text", "json"], typer.Option(help="On stderr: text for people, JSON lines for programs.")
+    ] = "text",
 ) -> None:
     """Fine-tune a backbone as a recipe says.
 
@@ -71,22 +59,21 @@ def command(
         options = ["--output", str(output)] if output else []
         options += ["--no-resume"] if no_resume else []
         options += ["--profile"] if profile else []
-        options += ["--progress", progress.value]
+        options += ["--progress", progress]
         raise typer.Exit(launch(num_processes, ["finetune", recipe, *texts, *options]))
     from pugdft.cli.progress import JsonProgress, ProgressLog, print_summary
-    from pugdft.training.callbacks import Observer
 
-    observer = Observer()
-    if is_main_process():
-        observer = ProgressLog() if progress is ProgressFormat.TEXT else JsonProgress()
+    is_main, is_text = is_main_process(), progress == "text"
+    observer = (ProgressLog() if is_text else JsonProgress()) if is_main else None
     record, path = finetune(resolved, output, resume=not no_resume, observer=observer, profile=profile)
-    if is_main_process():
-        if progress is ProgressFormat.TEXT:
+    if is_main:
+        if is_text:
             print_summary(record)
         typer.echo(str(path))
         sys.stdout.flush()
     if record.status == "interrupted":
         raise typer.Exit(143 if "signal 15" in (record.error or "") else 130)
-    if record.status != "completed" and is_main_process():
-        print(f"pugdft: the run ended as {record.status}: {record.error}", file=sys.stderr)
-    raise typer.Exit(_EXIT_CODES[record.status])
+    if record.status != "completed":
+        if is_main:
+            print(f"pugdft: the run ended as {record.status}: {record.error}", file=sys.stderr)
+        raise typer.Exit(1)

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pugdft.machine import usable_cores
 
 _LAUNCHER = "PUGDFT_LAUNCHER"
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def is_main_process() -> bool:
@@ -21,11 +20,7 @@ def is_main_process() -> bool:
 
 
 def launch(num_processes: int, arguments: list[str]) -> int:
-    """Run ``python -m pugdft ARGUMENTS`` in each of ``num_processes`` processes on this machine.
-
-    Returns:
-        0, or the exit code of a process that failed first.
-    """
+    """Run ``python -m pugdft ARGUMENTS`` in so many processes here; return 0, or the first failure's code."""
     import logging
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -60,26 +55,20 @@ def launch(num_processes: int, arguments: list[str]) -> int:
 
 
 def end_with_the_launcher() -> None:
-    """End this process, started by ``launch``, as soon as the launcher is gone, even if it was killed.
-
-    Otherwise the processes would train on unnoticed and keep their folder locked.
-    """
+    """End this process, started by ``launch``, when the launcher is gone; it would train on unnoticed."""
     launcher = os.environ.get(_LAUNCHER, "")
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(0.5)
+        os._exit(1)
+
     if launcher.isdigit() and "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_end_without, args=(int(launcher),), daemon=True).start()
-
-
-def _end_without(launcher: int) -> None:
-    while os.getppid() == launcher:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def end_one_of_several(code: int) -> None:
-    """End one of several processes at once: torch's own shutdown sometimes aborts.
-
-    That would report a complete run as failed. Does nothing where there is only one process.
-    """
+    """End one of several processes at once: torch's own shutdown may abort and make a good run fail."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         with suppress(OSError):
             sys.stdout.flush()
@@ -88,10 +77,8 @@ def end_one_of_several(code: int) -> None:
 
 
 def _leave_at_a_second_ctrl_c() -> None:
-    """Exit at the second Ctrl-C, for which torch's launcher does not; its processes end with this one.
-
-    The launcher replaces our signal handlers, so this reads the signal numbers from Python's wakeup pipe.
-    """
+    """Exit at the second Ctrl-C, for which torch's launcher does not; its processes end with this one."""
+    # The launcher replaces our signal handlers, so this reads the signal numbers from Python's wakeup pipe.
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

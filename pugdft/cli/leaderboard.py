@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,34 +13,18 @@ import typer
 from typer.core import TyperCommand
 
 from pugdft.cli.output import given_path
+from pugdft.errors import UserError, counted, refuse, undriven
 
 if TYPE_CHECKING:
     from pugdft.leaderboard import Group, Loaded
 
-_PLAIN_WIDTH = 120
-_DEFAULT_PATHS = (Path("runs"),)
 _CHECK = "check"
 _GATE_DID_NOT_HOLD = 3
 
 
-class LeaderboardFormat(StrEnum):
-    """How the leaderboard is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    HTML = "html"
-
-
-class RankedBy(StrEnum):
-    """The keys of ``METRICS``, written again so that ``--help`` needs no import of numpy."""
-
-    TOP1 = "top1"
-    TOP5 = "top5"
-    LOSS = "loss"
-    ECE = "ece"
+LeaderboardFormat = StrEnum("LeaderboardFormat", ["TABLE", "JSON", "CSV", "MARKDOWN", "LATEX", "HTML"])
+# The keys of `METRICS`, written again so that `--help` needs no import of numpy.
+RankedBy = StrEnum("RankedBy", ["TOP1", "TOP5", "LOSS", "ECE"])
 
 
 class Command(TyperCommand):
@@ -54,7 +39,7 @@ class Command(TyperCommand):
         return typer.main.get_command(inner).make_context(f"{info_name} {_CHECK}", args[1:], *rest, **extra)
 
 
-def command(
+def show(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(metavar="PATH", help="Records, or folders searched for them.", show_default="runs"),
@@ -82,7 +67,27 @@ def command(
 
     `pugdft leaderboard check PATH...` validates records instead, such as those that others contribute.
     """
-    show(paths or (), dataset, model, format_, output, metric=metric, reported=reported, strict=strict)
+    from pugdft.leaderboard import Collected, collect
+    from pugdft.leaderboard.load import without_garbage_collection
+
+    with without_garbage_collection():
+        places = paths or [Path("runs")]
+        # Reported rows need no run, so the default folder may be missing.
+        is_needed = bool(paths) or not reported or places[0].exists()
+        collected = collect(places) if is_needed else Collected([], (), ())
+        left_out = [f"{counted(len(collected.left_out), 'record')} left out"] if collected.left_out else []
+        for message in (*collected.left_out, *collected.notes, *left_out):
+            print(message, file=sys.stderr)
+        if not collected.records and not reported:
+            where = ", ".join(map(str, places))
+            raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
+        groups = _groups(collected.records, dataset, model, metric.value, reported)
+        if not groups and not reported:
+            trials = counted(len(collected.records), "record")
+            raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
+        _write(_text(groups, format_, output), output)
+        if strict and collected.left_out:
+            raise typer.Exit(1)
 
 
 def check(
@@ -95,7 +100,6 @@ def check(
 
     A line for each record, or one for each thing wrong with it; exit code 3 if there is any.
     """
-    from pugdft.errors import undriven
     from pugdft.leaderboard.validate import check_records
 
     checked = check_records(paths, lambda note: print(undriven(note), file=sys.stderr))
@@ -108,91 +112,36 @@ def check(
         raise typer.Exit(_GATE_DID_NOT_HOLD)
 
 
-def show(
-    paths: Sequence[Path],
-    dataset: str | None = None,
-    model: str | None = None,
-    format_: LeaderboardFormat = LeaderboardFormat.TABLE,
-    output: Path | None = None,
-    *,
-    metric: RankedBy = RankedBy.TOP1,
-    reported: bool = False,
-    strict: bool = False,
-) -> None:
-    """Collect, rank and write the leaderboard of records; without paths, of those in ``runs``.
-
-    Raises:
-        UserError: no record, or none that fits the filters; ``output`` cannot be written.
-        typer.Exit: with code 1 after the leaderboard, if ``strict`` and a record was left out.
-    """
-    from pugdft.errors import UserError, counted
-    from pugdft.leaderboard import Collected, collect
-    from pugdft.leaderboard.load import without_garbage_collection
-
-    with without_garbage_collection():
-        places = paths or _DEFAULT_PATHS
-        # Reported rows need no run, so the default folder may be missing.
-        is_needed = bool(paths) or not reported or places[0].exists()
-        collected = collect(places) if is_needed else Collected([], (), ())
-        for message in (*collected.left_out, *collected.notes):
-            print(message, file=sys.stderr)
-        if collected.left_out:
-            print(f"{counted(len(collected.left_out), 'record')} left out", file=sys.stderr)
-        if not collected.records and not reported:
-            where = ", ".join(map(str, places))
-            raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
-        groups = _groups(collected.records, dataset, model, metric, reported)
-        if not groups and not reported:
-            trials = counted(len(collected.records), "record")
-            raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
-        _write(_text(groups, format_, output), output)
-        if strict and collected.left_out:
-            raise typer.Exit(1)
-
-
 def _groups(
-    records: Sequence[Loaded], dataset: str | None, model: str | None, metric: RankedBy, reported: bool
+    records: Sequence[Loaded], dataset: str | None, model: str | None, metric: str, reported: bool
 ) -> list[Group]:
     """Rank the records and add what papers printed; a filter that matches either matches."""
-    from pugdft.errors import UserError
     from pugdft.leaderboard import build_leaderboard
     from pugdft.leaderboard.grouping import NothingMatches
     from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
 
     if not reported:
-        return build_leaderboard(records, dataset, model, metric.value)
+        return build_leaderboard(records, dataset, model, metric)
     groups: list[Group] = []
     unmatched = ""
     try:
-        groups = build_leaderboard(records, dataset, model, metric.value) if records else []
+        groups = build_leaderboard(records, dataset, model, metric) if records else []
     except NothingMatches as error:
         unmatched = f"{error}\n"
-    try:
-        rows = select_rows(reported_rows(reported_folder()), groups, dataset, model)
-    except NothingMatches as error:
-        raise UserError(f"{unmatched}{error}") from None
-    return with_reported(groups, rows)
+    with refuse(UserError, lambda error: f"{unmatched}{error}"):
+        return with_reported(groups, select_rows(reported_rows(reported_folder()), groups, dataset, model))
 
 
 def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None) -> str:
     """Write the groups as text, or a table straight to a terminal."""
     from pugdft import leaderboard
 
-    match format_:
-        case LeaderboardFormat.HTML:
-            from pugdft.leaderboard.formats.html import as_html
+    if format_ is LeaderboardFormat.HTML:
+        from pugdft.leaderboard.formats.html import as_html
 
-            return as_html(groups).rstrip("\n") + "\n"
-        case LeaderboardFormat.JSON:
-            return leaderboard.as_json(groups)
-        case LeaderboardFormat.CSV:
-            return leaderboard.as_csv(groups)
-        case LeaderboardFormat.MARKDOWN:
-            return leaderboard.as_markdown(groups)
-        case LeaderboardFormat.LATEX:
-            return leaderboard.as_latex(groups)
-
-    from io import StringIO
+        return as_html(groups)
+    if format_ is not LeaderboardFormat.TABLE:
+        return getattr(leaderboard, f"as_{format_.value}")(groups)
 
     from rich.console import Console
 
@@ -200,21 +149,18 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
         leaderboard.print_table(groups, Console(file=sys.stdout, highlight=False))
         return ""
     buffer = StringIO()
-    leaderboard.print_table(groups, Console(file=buffer, width=_PLAIN_WIDTH, highlight=False))
+    leaderboard.print_table(groups, Console(file=buffer, width=120, highlight=False))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
 
 
 def _write(text: str, path: Path | None) -> None:
-    from pugdft.errors import UserError
     from pugdft.paths import write_atomically
 
     if path is None:
         sys.stdout.write(text)
         return
-    try:
+    with refuse(OSError, lambda error: f"--output {path}: cannot be written: {error.strerror}"):
         # Writing atomically replaces what is there, which must not happen to a device or a pipe.
         if path.exists() and not path.is_file():
             raise UserError(f"--output {path}: is not a file")
         write_atomically(path, text.encode())
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None

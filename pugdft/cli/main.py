@@ -10,23 +10,12 @@ import errno
 import os
 import sys
 from io import TextIOWrapper
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 
 from pugdft import __version__
-from pugdft.cli import (
-    bench,
-    compare,
-    data,
-    doctor,
-    finetune,
-    leaderboard,
-    optimizers,
-    recipes,
-    tune,
-    verify,
-)
+from pugdft.cli import bench, compare, data, doctor, finetune, leaderboard, optimizers, recipes, tune, verify
 from pugdft.cli.launch import end_one_of_several, is_main_process
 from pugdft.cli.output import LossyStream
 from pugdft.errors import RunFailed, UserError, undriven
@@ -44,7 +33,7 @@ app = typer.Typer(
 app.command("finetune")(finetune.command)
 app.command("bench")(bench.command)
 app.command("tune")(tune.command)
-app.command("leaderboard", cls=leaderboard.Command)(leaderboard.command)
+app.command("leaderboard", cls=leaderboard.Command)(leaderboard.show)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)
 app.command("compare")(compare.command)
@@ -76,56 +65,50 @@ _UsageError: type[Exception] = next(
 
 def main() -> None:
     """Run the command; a user's mistake is one message and exit code 2, never a traceback."""
-    try:
-        _run()
-    except SystemExit as end:
-        end_one_of_several(end.code if isinstance(end.code, int) else int(end.code is not None))
-        raise
-
-
-def _run() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A name with characters outside the terminal's encoding must not end the command.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     if isinstance(sys.stderr, TextIOWrapper):
         sys.stderr = LossyStream(sys.stderr)
+    code, message = _run()
+    if message:
+        print(f"pugdft: {undriven(message)}", file=sys.stderr)
+    end_one_of_several(code)
+    sys.exit(code)
+
+
+def _run() -> tuple[int, str]:
+    """Run the command; return its exit code and the message to print, if it failed."""
     try:
         code = app(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
-    except SystemExit as error:
-        # typer exits with 1 when the reader of stdout closes it, as `head` does: that is no failure.
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
-            _leave_quietly()
-        raise error
+        return code if isinstance(code, int) else 0, ""
     except _UsageError as error:
         usage: Any = error
         usage.show()
-        sys.exit(usage.exit_code)
+        return usage.exit_code, ""
     except UserError as error:
         # Every process of a run finds the same mistake; only the main one prints it.
-        _end(str(error) if is_main_process() else "", 2)
+        return 2, str(error) if is_main_process() else ""
     except RunFailed as error:
-        _end(str(error), 1)
+        return 1, str(error)
     except (KeyboardInterrupt, typer.Abort):
-        _end("interrupted", 130)
-    except BrokenPipeError:
-        _leave_quietly()
+        return 130, "interrupted"
+    except SystemExit as end:
+        # typer exits with 1 when the reader of stdout closes it, as `head` does: that is no failure.
+        if type(sys.stdout).__name__ != "PacifyFlushWrapper":
+            return end.code if isinstance(end.code, int) else int(end.code is not None), ""
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            _drop_output()
+            return 1, f"cannot write: {error.strerror}"
+        if not isinstance(error, BrokenPipeError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _end(f"cannot write: {error.strerror}", 1)
+    _drop_output()
+    return 0, ""
 
 
-def _leave_quietly() -> NoReturn:
-    """Exit with 0 and print nothing, not even what is still buffered."""
+def _drop_output() -> None:
+    """Print nothing more on stdout, not even what is still buffered."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(0)
-
-
-def _end(message: str, code: int) -> None:
-    if message:
-        print(f"pugdft: {undriven(message)}", file=sys.stderr)
-    sys.exit(code)

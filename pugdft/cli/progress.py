@@ -14,8 +14,7 @@ from rich.table import Table
 from pugdft.cli.output import duration
 from pugdft.errors import counted, undriven
 from pugdft.records import RunRecord
-from pugdft.training.callbacks import Observer
-from pugdft.training.trainer import Position, Totals
+from pugdft.training.trainer import Observer, Position, Totals
 
 _SECONDS = 0.5
 _LOG_SECONDS = 10.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pugdft.cli.output import given_path
-from pugdft.errors import UserError, printable
+from pugdft.errors import ConfigIssue, UserError, collect, printable
 
 if TYPE_CHECKING:
     from pugdft.records import StoredRun
@@ -42,22 +42,15 @@ def verify_command(
     from pugdft.cli.progress import ProgressLog
     from pugdft.reproduce import verify
 
-    agree, unreadable = [], []
+    agree: list[bool] = []
+    faults: list[ConfigIssue] = []
     for path in records:
-        try:
-            verification = verify(path, data, tolerant=tolerant, observer=ProgressLog())
-        except UserError as error:
-            unreadable.append(str(error))
-            continue
-        typer.echo(printable(f"{verification.run.path}: {verification.run.record.id}"))
-        for note in verification.notes:
-            typer.echo(f"  {printable(note)}")
-        _print_checks(verification.checks, "ok")
-        typer.echo("  the record holds" if verification.agrees else "  the record does not hold")
-        sys.stdout.flush()
-        agree.append(verification.agrees)
-    if unreadable:
-        raise UserError("\n".join(unreadable))
+        with collect(faults):
+            found = verify(path, data, tolerant=tolerant, observer=ProgressLog())
+            _print_checks(found.run, "", found.notes, found.checks, "ok")
+            agree.append(_print_verdict(found.agrees))
+    if faults:
+        raise UserError("\n".join(map(str, faults)))
     raise typer.Exit(0 if all(agree) else GATE_DID_NOT_HOLD)
 
 
@@ -86,62 +79,53 @@ def rerun_command(
     interrupted rerun. Exit code 0 if the record holds, 3 if not.
     """
     from pugdft.cli.launch import is_main_process, launch
-    from pugdft.reproduce import open_run, rerun, rerun_folder, rerun_recipe
+    from pugdft.cli.progress import ProgressLog
+    from pugdft.reproduce import compare_runs, open_run, rerun, rerun_folder, rerun_recipe
 
     old = open_run(record)
     folder = rerun_folder(old, output)
     rerun_recipe(old, data)  # a mistake is said before processes start
     if num_processes is not None and num_processes > 1:
         # They only run: one that ended with the verdict as its exit code would take the others down.
-        options = ["--output", str(folder), "--only-run"]
-        options += ["--data", data] if data is not None else []
-        options += ["--no-resume"] if no_resume else []
-        if code := launch(num_processes, ["rerun", str(record), *options]):
+        words = ["rerun", str(record), "--output", str(folder), "--only-run"]
+        words += ["--data", data] if data is not None else []
+        if code := launch(num_processes, words + (["--no-resume"] if no_resume else [])):
             raise typer.Exit(code)
         new = open_run(folder)
     else:
-        from pugdft.cli.progress import ProgressLog
-        from pugdft.training.callbacks import Observer
-
-        is_main = is_main_process()
-        new = rerun(
-            old, folder, data, resume=not no_resume, observer=ProgressLog() if is_main else Observer()
-        )
+        observer = ProgressLog() if is_main_process() else None
+        new = rerun(old, folder, data, resume=not no_resume, observer=observer)
         if new.record.status == "interrupted":
-            code = 143 if "signal 15" in (new.record.error or "") else 130
-            _end(new.path if is_main else None, code)
-        if only_run or not is_main:
+            if is_main_process():
+                typer.echo(str(new.path))
+            raise typer.Exit(143 if "signal 15" in (new.record.error or "") else 130)
+        if only_run or not is_main_process():
             raise typer.Exit
-    _conclude(old, new, tolerant)
-
-
-def _conclude(old: StoredRun, new: StoredRun, tolerant: bool) -> NoReturn:
-    """Compare both runs, print the result and exit."""
-    from pugdft.reproduce import compare_runs
-
     status = new.record.status
     if status in ("oom", "failed") and status != old.record.status:
         print(f"pugdft: the run ended as {status}: {new.record.error}", file=sys.stderr)
-        _end(new.path, 1)
-    comparison = compare_runs(old, new, tolerant=tolerant)
-    typer.echo(printable(f"{old.path}: {old.record.id}, run again"))
-    _print_checks(comparison.checks, "same")
-    verdict = "the record holds" if comparison.agrees else "the record does not hold"
-    typer.echo(f"  {verdict}: {printable(comparison.verdict)}")
-    _end(new.path, 0 if comparison.agrees else GATE_DID_NOT_HOLD)
+        code = 1
+    else:
+        comparison = compare_runs(old, new, tolerant=tolerant)
+        _print_checks(old, ", run again", [], comparison.checks, "same")
+        code = 0 if _print_verdict(comparison.agrees, f": {comparison.verdict}") else GATE_DID_NOT_HOLD
+    typer.echo(str(new.path))
+    raise typer.Exit(code)
 
 
-def _print_checks(checks: Sequence[ValueCheck], agreement: str) -> None:
-    """Print a line for each check: ok or same, differs, and the values."""
+def _print_verdict(agrees: bool, why: str = "") -> bool:
+    typer.echo(f"  the record {'holds' if agrees else 'does not hold'}{printable(why)}")
+    return agrees
+
+
+def _print_checks(
+    run: StoredRun, what: str, notes: Sequence[str], checks: Sequence[ValueCheck], agreement: str
+) -> None:
+    """Print a run, notes, and for each check whether it agrees, and the values."""
+    typer.echo(printable(f"{run.path}: {run.record.id}{what}"))
+    for note in notes:
+        typer.echo(f"  {printable(note)}")
     width = max(len(check.name) for check in checks)
     for check in checks:
         word = "" if check.agrees is None else agreement if check.agrees else "differs"
         typer.echo(f"  {check.name:<{width}}  {word:<7}  {printable(check.detail)}")
-
-
-def _end(path: Path | None, code: int) -> NoReturn:
-    """Print the new record's path as the last line, and exit."""
-    if path is not None:
-        typer.echo(str(path))
-        sys.stdout.flush()
-    raise typer.Exit(code)

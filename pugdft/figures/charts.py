@@ -1,7 +1,6 @@
-"""Draw results with matplotlib: SVG text for a page, or a PDF, PNG or SVG file for a paper.
+"""Draw plain numbers, in the units to show: SVG text for a page, or a PDF, PNG or SVG file for a paper.
 
-Every function takes plain numbers, in the units to show, and returns a figure. Equal data give equal files:
-pyplot and the user's matplotlibrc are not used. matplotlib is imported only when something is drawn.
+Equal data give equal files: pyplot and the user's matplotlibrc are not used. Only drawing imports matplotlib.
 """
 
 from __future__ import annotations
@@ -20,8 +19,12 @@ from pugdft.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 Theme = Mapping[str, str]  # names of colours to their values
+Titles = tuple[str, str]  # of the horizontal axis, which starts at zero, and of the vertical one
+Span = tuple[float, float]  # lowest and highest value
+_Mark = tuple["Result", float, float]  # with its place in points
 
 # Each style has its own colour, marker and dashes.
 _SERIES = ("#0b67b2", "#d0560a", "#2f8a85", "#611661", "#444606", "#9566fa", "#884f61", "#231da3")
@@ -35,36 +38,26 @@ LIGHT |= {f"s{style}": colour for style, colour in enumerate(_SERIES)}
 DARK = {"page": "#15181c", "text": "#e7e9ec", "muted": "#a3abb5", "faint": "#292e34"}
 DARK |= {f"s{style}": colour for style, colour in enumerate(_SERIES_DARK)}
 
-# In points, from the lower left corner.
-_HEIGHT, _LEFT, _BOTTOM, _TOP = 302.0, 50.0, 46.0, 276.0
+_HEIGHT, _LEFT, _BOTTOM, _TOP = 302.0, 50.0, 46.0, 276.0  # in points, from the lower left corner
 _MARK_GAP = 8.0  # between marks of equal cost
 _CLUSTER_GAP = 28.0  # marks that are nearer share a column of labels
-_LINE_HEIGHT = 14.0
-_LINE_WIDTH = 1.8
-
+_LINE_HEIGHT, _LINE_WIDTH = 14.0, 1.8
+_LEADER = {"marker": "", "lw": 0.8, "zorder": 1.5}  # a thin line from a mark to its label
 _FAR = 6.0  # a mean this many median distances behind the best is left off the axis
 _LEAST = 0.002  # of a value: a smaller spread counts as this
 _STARTED = 0.3  # of a training: later values must be on the axis
-
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What is drawn in one style.
-
-    Attributes:
-        style: 0 to ``NUM_STYLES`` − 1; None for small grey marks without a label.
-        filled: whether marks are filled and the label is bold.
-        key: name of the series in a page (``data-series``).
-        tip: shown on the page when the pointer is over the mark.
-    """
+    """What is drawn in one style."""
 
     label: str
-    style: int | None
-    filled: bool = False
-    key: str = "-"
-    tip: str = ""
+    style: int | None  # 0 to NUM_STYLES − 1; None for small grey marks without a label
+    filled: bool = False  # whether marks are filled and the label is bold
+    key: str = "-"  # name of the series in a page (`data-series`)
+    tip: str = ""  # shown on the page when the pointer is over the mark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +66,7 @@ class Result(Series):
 
     cost: float
     mean: float
-    interval: tuple[float, float] | None = None
+    interval: Span | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +83,8 @@ def _own_settings(salt: str = "pugdft") -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # the page's fonts may have it
+        # The page's fonts may have the glyph.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         own: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, "pdf.fonttype": 42, "font.size": 12.5}
         matplotlib.rcParams.update(own)
@@ -103,25 +95,18 @@ class _Chart:
     """A figure with one pair of axes. Marks and labels have places in points, lines have values."""
 
     def __init__(
-        self,
-        width: float,
-        right: float,
-        costs: Sequence[float],
-        room: float,
-        limits: tuple[float, float],
-        titles: tuple[str, str],
-        theme: Theme,
+        self, shape: Sequence[float], costs: Sequence[float], limits: Span, titles: Titles, theme: Theme
     ) -> None:
+        """Draw the axes; ``shape`` is the figure's width, their right end, and the room beside the costs."""
         from matplotlib.figure import Figure
         from matplotlib.transforms import Affine2D
 
-        self.theme = theme
+        (width, right, room), self.theme, muted = shape, theme, theme["muted"]
         self.figure = Figure((width / 72, _HEIGHT / 72), dpi=72, facecolor=theme["page"])
         self.points = Affine2D().scale(1 / 72) + self.figure.dpi_scale_trans
-        size = (right - _LEFT) / width, (_TOP - _BOTTOM) / _HEIGHT
-        axes = self.axes = self.figure.add_axes((_LEFT / width, _BOTTOM / _HEIGHT, *size), facecolor="none")
-        muted = theme["muted"]
-        axes.set(xlim=(0, room * max(costs) or 1.0), ylim=limits)
+        place = (_LEFT / width, _BOTTOM / _HEIGHT, (right - _LEFT) / width, (_TOP - _BOTTOM) / _HEIGHT)
+        axes = self.axes = self.figure.add_axes(place, facecolor="none")
+        axes.set(xlim=(0, room * max(costs) or 1.0), ylim=limits, axisbelow=True)
         for x, y, title, side in ((right, 8, titles[0], "right"), (8, _TOP + 14, titles[1], "left")):
             axes.text(x, y, title, transform=self.points, ha=side, color=muted, parse_math=False)
         axes.spines[["left", "right", "top"]].set_visible(False)
@@ -129,137 +114,113 @@ class _Chart:
         axes.tick_params(color=muted, labelcolor=muted)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", color=theme["faint"], linewidth=1)
-        axes.set_axisbelow(True)
         axes.locator_params(nbins=6, steps=[1, 2, 2.5, 5, 10])
         axes.locator_params(axis="x", integer=all(float(cost).is_integer() for cost in costs))
         axes.ticklabel_format(style="plain", useOffset=False)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """The place of a value, or the nearest one on the axis."""
+        """Return the place of a value, or the nearest one on the axis."""
         x, y = self.axes.transData.transform((x, y))
         return float(x), min(max(float(y), _BOTTOM), _TOP)
 
-    def line(self, xs: list[float], ys: list[float], group: str, series: Series, **look: Any) -> None:
-        """Draw a line or marks at places."""
-        gid = _gid(group, series)
-        self.axes.plot(xs, ys, transform=self.points, clip_on=False, gid=gid, **(self.marker(series) | look))
-
-    def leader(self, xs: list[float], ys: list[float], series: Series) -> None:
-        """Draw a thin line from a mark to its label."""
-        self.line(xs, ys, "leader", series, marker="", lw=0.8, zorder=1.5)
-
-    def marker(self, series: Series) -> dict[str, Any]:
-        if series.style is None:
-            return {"color": self.theme["muted"], "marker": "o", "ms": 5, "mew": 0, "alpha": 0.6}
-        colour = self.theme[f"s{series.style}"]
-        fill = colour if series.filled else self.theme["page"]
-        return {"color": colour, "marker": _MARKERS[series.style], "mfc": fill, "mew": 1.7, "ms": 8}
+    def line(self, xs: Sequence[float], ys: Sequence[float], group: str, series: Series, **look: Any) -> None:
+        """Draw a line or marks, at places by default."""
+        look = _marker(series, self.theme) | {"transform": self.points, "clip_on": False} | look
+        # `svg_text` reads class, series and tip from the id.
+        self.axes.plot(xs, ys, gid=f"{group} {series.key} {printable(series.tip)}", **look)
 
     def label(self, x: float, y: float, series: Series, most: int, side: str = "left") -> Any:
         """Write at most so many characters of a label."""
-        shown = printable(series.label)
-        return self.axes.text(
-            x,
-            y,
-            shown if len(shown) <= most else shown[: most - 1].rstrip() + "…",
-            transform=self.points,
-            parse_math=False,
-            ha=side,
-            va="center_baseline",
-            gid=f"label {series.key}",
-            color=self.theme["text"],
-            weight="bold" if series.filled else "normal",
-        )
+        look: Any = {"color": self.theme["text"], "weight": "bold" if series.filled else "normal"}
+        look |= {"ha": side, "va": "center_baseline", "gid": f"label {series.key}", "parse_math": False}
+        return self.axes.text(x, y, shortened(series.label, most), transform=self.points, **look)
+
+
+def _marker(series: Series, theme: Theme) -> dict[str, Any]:
+    if series.style is None:
+        return {"color": theme["muted"], "marker": "o", "ms": 5, "mew": 0, "alpha": 0.6}
+    colour = theme[f"s{series.style}"]
+    fill = colour if series.filled else theme["page"]
+    return {"color": colour, "marker": _MARKERS[series.style], "mfc": fill, "mew": 1.7, "ms": 8}
+
+
+def _dashes(style: int) -> dict[str, Any]:
+    lengths = [length / _LINE_WIDTH for length in _DASHES[style]]
+    return {"lw": _LINE_WIDTH, "ls": (0, lengths) if lengths else "-"}
 
 
 @_own_settings()
-def scatter_cost(
-    results: Sequence[Result], titles: tuple[str, str], limits: tuple[float, float], theme: Theme = LIGHT
-) -> Figure:
-    """Draw means with intervals against cost.
+def scatter_cost(results: Sequence[Result], titles: Titles, limits: Span, theme: Theme = LIGHT) -> Figure:
+    """Draw means with intervals against cost; ``limits`` are the vertical axis's, see ``value_limits``.
 
     Styled marks of about equal cost stand side by side. A mean outside ``limits`` is drawn at the axis's end.
     A label that would cover something is left out.
-
-    Args:
-        results: at least one.
-        titles: of the horizontal axis, which starts at zero, and of the vertical one.
-        limits: of the vertical axis, see ``value_limits``.
-        theme: ``LIGHT`` or ``DARK``.
     """
-    chart = _Chart(520, 506, [result.cost for result in results], 1.12, limits, titles, theme)
+    from matplotlib.transforms import Bbox
+
+    chart = _Chart((520, 506, 1.12), [result.cost for result in results], limits, titles, theme)
     for result in results:
         if result.style is None:
             x, y = chart.place(result.cost, result.mean)
             chart.line([x], [y], "rest", result)
     named = sorted((result for result in results if result.style is not None), key=lambda result: result.cost)
     xs = spread_apart([chart.place(result.cost, 0)[0] for result in named], _MARK_GAP, _LEFT + 6, 500)
-    marks = []  # with the space that each takes: left, bottom, right, top
+    clusters: list[list[_Mark]] = []
+    taken: list[Bbox] = []
     for result, x in zip(named, xs, strict=True):
         y = chart.place(0, result.mean)[1]
         low, high = (chart.place(0, end)[1] for end in result.interval or (result.mean, result.mean))
         if result.interval:
             ends = [number for number, inside in enumerate((low > _BOTTOM, high < _TOP)) if inside]
-            chart.line(
-                [x, x], [low, high], "whisker", result, marker="_", ms=7, mew=1.4, markevery=ends, lw=1.4
-            )
+            bar = {"marker": "_", "ms": 7, "mew": 1.4, "markevery": ends, "lw": 1.4}
+            chart.line([x, x], [low, high], "whisker", result, **bar)
         chart.line([x], [y], "mark", result)
-        marks.append((result, x, y, (x - 6, min(low, y - 6), x + 6, max(high, y + 6))))
-    clusters: list[list[Any]] = []
-    for mark in marks:
-        if clusters and mark[1] - clusters[-1][-1][1] <= _CLUSTER_GAP:
-            clusters[-1].append(mark)
-        else:
-            clusters.append([mark])
-    taken: list[Any] = [box for *_, box in marks]
+        taken.append(Bbox.from_extents(x - 6, min(low, y - 6), x + 6, max(high, y + 6)))
+        if not clusters or x - clusters[-1][-1][1] > _CLUSTER_GAP:
+            clusters.append([])
+        clusters[-1].append((result, x, y))
     for cluster in clusters:
         _label_cluster(chart, cluster, taken)
     return chart.figure
 
 
-def _label_cluster(chart: _Chart, cluster: list[Any], taken: list[Any]) -> None:
+def _label_cluster(chart: _Chart, cluster: Sequence[_Mark], taken: list[Bbox]) -> None:
     """Write labels in a column to the right of neighbouring marks, or to the left if more fit there."""
-    heights = spread_apart([y for _, _, y, _ in cluster], _LINE_HEIGHT, _BOTTOM + 8, _TOP)
+    heights = spread_apart([y for *_, y in cluster], _LINE_HEIGHT, _BOTTOM + 8, _TOP)
     columns = []
     for at, side in ((cluster[-1][1] + 10, "left"), (cluster[0][1] - 10, "right")):
-        texts = [chart.label(at, y, mark[0], 24, side) for mark, y in zip(cluster, heights, strict=True)]
-        boxes = [text.get_window_extent().padded(-1.5).extents for text in texts]
-        fits = [
-            box[0] > _LEFT and box[2] < 519 and not any(overlap(box, other) for other in taken)
-            for box in boxes
-        ]
-        columns.append((sum(fits), at, list(zip(texts, boxes, fits, strict=True))))
-    best = max(columns, key=lambda column: column[0])
-    for column in columns:
-        _, at, labels = column
-        for (result, x, y, _), height, (text, box, fit) in zip(cluster, heights, labels, strict=True):
-            if column is not best or not fit:
+        labels = []
+        for mark, height in zip(cluster, heights, strict=True):
+            text = chart.label(at, height, mark[0], 24, side)
+            box = text.get_window_extent().padded(-1.5)
+            fits = box.x0 > _LEFT and box.x1 < 519 and not box.count_overlaps(taken)
+            labels.append((mark, height, text, box, fits))
+        columns.append((at, labels))
+    best, _ = max(columns, key=lambda column: sum(fits for *_, fits in column[1]))
+    for at, labels in columns:
+        for (result, x, y), height, text, box, fits in labels:
+            if at != best or not fits:
                 text.remove()
                 continue
             taken.append(box)
             if abs(at - x) > 12 or abs(height - y) > 5:
-                chart.leader([x, at], [y, height], result)
+                chart.line([x, at], [y, height], "leader", result, **_LEADER)
 
 
 @_own_settings()
-def histories(
-    curves: Sequence[History], titles: tuple[str, str], limits: tuple[float, float], theme: Theme = LIGHT
-) -> Figure:
-    """Draw values in the course of training, with a label at the end of each line.
-
-    What lies outside ``limits`` is cut off. The arguments are those of ``scatter_cost``.
-    """
+def histories(curves: Sequence[History], titles: Titles, limits: Span, theme: Theme = LIGHT) -> Figure:
+    """Draw values in the course of training, labelled at their ends; outside ``limits`` they are cut off."""
     costs = [cost for curve in curves for cost in curve.costs]
-    chart = _Chart(640, 486, costs, 1.02, limits, titles, theme)
+    chart = _Chart((640, 486, 1.02), costs, limits, titles, theme)
     ends = [chart.place(curve.costs[-1], curve.values[-1]) for curve in curves]
     heights = spread_apart([y for _, y in ends], _LINE_HEIGHT, _BOTTOM, _TOP)
     for curve, (x, y), height in reversed(list(zip(curves, ends, heights, strict=True))):
         style, every = curve.style or 0, -(-len(curve.values) // 5)
-        look = {"lw": _LINE_WIDTH, "ls": _dashes(style), "markevery": (style % every, every)}
-        chart.axes.plot(curve.costs, curve.values, gid=_gid("line", curve), **chart.marker(curve), **look)
-        chart.leader([x, 492], [y, height], curve)
+        look: Any = {"markevery": (style % every, every), "transform": chart.axes.transData, "clip_on": True}
+        chart.line(curve.costs, curve.values, "line", curve, **_dashes(style), **look)
+        chart.line([x, 492], [y, height], "leader", curve, **_LEADER)
         chart.line([501], [height], "leader", curve)
-        chart.label(510, height, curve, 16)
+        chart.label(510, height, curve, 14 if curve.filled else 16)
     return chart.figure
 
 
@@ -268,13 +229,12 @@ def swatch(style: int, filled: bool) -> Figure:
     """Draw a short line with its marker, for a legend."""
     from matplotlib.figure import Figure
 
-    colour = LIGHT[f"s{style}"]
     figure = Figure((34 / 72, 14 / 72), dpi=72, facecolor="none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 34), ylim=(0, 14))
     axes.set_axis_off()
-    axes.plot([0, 34], [7, 7], color=colour, lw=_LINE_WIDTH, ls=_dashes(style))
-    fill = colour if filled else LIGHT["page"]
-    axes.plot([17], [7], color=colour, marker=_MARKERS[style], mfc=fill, mew=1.7, ms=8)
+    look = _marker(Series(label="", style=style, filled=filled), LIGHT)
+    axes.plot([0, 34], [7, 7], color=look["color"], **_dashes(style))
+    axes.plot([17], [7], **look)
     return figure
 
 
@@ -288,9 +248,8 @@ def save(figure: Figure, path: Path) -> None:
 def svg_text(figure: Figure, name: str, description: str = "") -> str:
     """Return an ``<svg>`` element for a page; ``name`` must be unique on the page.
 
-    Colours become the page's variables (``var(--s0, #0b67b2)``), so they follow its theme. A strict
-    Content-Security-Policy holds: there are no style attributes, no links, and no ids
-    but those of clip paths.
+    Colours become the page's variables (``var(--s0, #0b67b2)``), so they follow its theme. It passes a strict
+    Content-Security-Policy: no style attributes, no links, and no ids but those of clip paths.
     """
     buffer = io.BytesIO()
     with _own_settings(salt=name):
@@ -303,9 +262,8 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
         element.text, element.tail = element.text if element.tag == "text" else None, None
         for child in list(element):
             # Styles of matplotlib's own, and shapes of markers: each mark gets its own copy below.
-            if child.tag == f"{_SVG}metadata" or (
-                child.tag == f"{_SVG}defs" and child.find(f"{_SVG}clipPath") is None
-            ):
+            is_unused = child.tag == f"{_SVG}defs" and child.find(f"{_SVG}clipPath") is None
+            if is_unused or child.tag == f"{_SVG}metadata":
                 element.remove(child)
         for part in element.attrib.pop("style", "").split("; "):
             key, _, value = part.partition(": ")
@@ -332,15 +290,11 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
 
 
 def value_limits(
-    values: Sequence[tuple[float, tuple[float, float] | None]],
-    *,
-    higher_is_better: bool,
-    possible: tuple[float, float],
-) -> tuple[float, float]:
+    values: Sequence[tuple[float, Span | None]], *, higher_is_better: bool, possible: Span
+) -> Span:
     """Choose an axis for means with intervals on which the good ones can be told apart.
 
-    A mean far behind the others lies outside, and a long interval stretches the axis by at most the spread of
-    the means: one collapsed run, or an interval over two seeds, would else press everything into a line.
+    A mean far behind lies outside, and a long interval stretches the axis by at most the spread of the means.
     """
     means = [mean for mean, _ in values]
     kept = comparable(means, higher_is_better=higher_is_better)
@@ -351,7 +305,7 @@ def value_limits(
     return _padded(max(lowest, low - reach), min(highest, high + reach), possible)
 
 
-def history_limits(curves: Sequence[Sequence[float]], possible: tuple[float, float]) -> tuple[float, float]:
+def history_limits(curves: Sequence[Sequence[float]], possible: Span) -> Span:
     """Choose an axis for histories; steep first epochs and a collapsed run may lie below it."""
     kept = comparable([values[-1] for values in curves], higher_is_better=True)
     near = [values for values, keep in zip(curves, kept, strict=True) if keep]
@@ -375,30 +329,20 @@ def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -
 
     if not places:
         return []
-    order = np.argsort(places, kind="stable")
-    steps = gap * np.arange(len(places))
+    order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
+    nearest = isotonic_regression(np.asarray(places)[order] - steps).x
     moved = np.empty(len(places))
-    moved[order] = (
-        np.clip(isotonic_regression(np.asarray(places)[order] - steps).x, low, high - steps[-1]) + steps
-    )
-    return [round(float(place), 2) for place in moved]
+    moved[order] = np.clip(nearest, low, high - steps[-1]) + steps
+    return moved.round(2).tolist()
 
 
-def _padded(low: float, high: float, possible: tuple[float, float]) -> tuple[float, float]:
+def _padded(low: float, high: float, possible: Span) -> Span:
     room = 0.06 * (high - low) or 0.02 * abs(high) or 1.0
     lower, upper = max(low - room, possible[0]), min(high + room, possible[1])
     return lower, upper if upper > lower else lower + room
 
 
-def overlap(box: Sequence[float], other: Sequence[float]) -> bool:
-    """Say whether two boxes (left, bottom, right, top) overlap."""
-    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
-
-
-def _dashes(style: int) -> Any:
-    return (0, [length / _LINE_WIDTH for length in _DASHES[style]]) if _DASHES[style] else "-"
-
-
-def _gid(group: str, series: Series) -> str:
-    """Name an artist for ``svg_text``: its class, series and tip."""
-    return f"{group} {series.key} {printable(series.tip)}"
+def shortened(text: object, most: int = 80) -> str:
+    """Return ``text`` on one line with at most so many characters, cut at its end."""
+    shown = printable(text)
+    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"

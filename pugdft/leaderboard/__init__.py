@@ -1,16 +1,13 @@
 """Rank and compare optimizers by run records: load, group, compute statistics, write.
 
 ``load`` reads files, ``grouping`` finds comparable runs, ``stats`` and ``power`` know only numbers.
-``ranking`` joins them, ``compare`` compares two optimizers, ``published`` adds results of papers.
-``columns``, ``warnings`` and ``verdicts`` hold the words that people read, and ``formats`` writes them.
-``validate`` checks records that others contribute.
+``ranking``, ``compare`` and ``published`` make the results; ``columns``, ``warnings`` and ``verdicts`` hold
+the words that people read, and ``formats`` writes them. ``validate`` checks records that others contribute.
 """
 
 from pugdft.leaderboard.entry import Entry, Group
 from pugdft.leaderboard.formats.csv_json import as_csv, as_json
-from pugdft.leaderboard.formats.latex import as_latex
-from pugdft.leaderboard.formats.markdown import as_markdown
-from pugdft.leaderboard.formats.table import print_table
+from pugdft.leaderboard.formats.text import as_latex, as_markdown, print_table
 from pugdft.leaderboard.load import Collected, Loaded, collect
 from pugdft.leaderboard.ranking import build_leaderboard
 

@@ -1,258 +1,186 @@
-"""Turn entries into the plain data of the page's charts; the pixel scale of the intervals in its tables."""
+"""Turn entries into the plain data of the page's charts, and of the intervals in its tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-from pugdft.errors import printable
-from pugdft.figures.charts import (
-    NUM_STYLES,
-    History,
-    Result,
-    histories,
-    history_limits,
-    scatter_cost,
-    svg_text,
-    value_limits,
-)
-from pugdft.leaderboard.columns import (
-    COUNT,
-    PERCENT,
-    DisplayUnit,
-    number,
-    passes_unit,
-    seconds_unit,
-    unit_of,
-)
+from pugdft.figures import charts
+from pugdft.figures.charts import shortened
+from pugdft.leaderboard import columns
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
+from pugdft.leaderboard.warnings import listed
 from pugdft.predictions import METRICS
 
 MOST_MARKS = 60
+STRIP_WIDTH, _STRIP_EDGE = 120.0, 6.0
 
-Cost = Literal["passes", "seconds", "epochs"]
 
-COST_WORDS: Mapping[Cost, str] = {
-    "passes": "gradient passes",
-    "seconds": "training time",
-    "epochs": "epochs",
+@dataclass(frozen=True)
+class CostAxis:
+    """A horizontal axis of the charts: the cost of an entry, or of its history up to a point."""
+
+    words: str
+    field: str  # of `Entry` and `CurvePoint`
+    units: tuple[columns.DisplayUnit, ...]
+    tip: str  # around a number in the text shown over a mark
+
+    def spent(self, what: Entry | CurvePoint) -> float | None:
+        """Return what something cost; None if it is unknown."""
+        spent = finite(getattr(what, self.field))
+        return spent if spent is not None and spent >= 0 else None
+
+
+COSTS: Mapping[str, CostAxis] = {
+    "epochs": CostAxis("epochs", "epoch", (columns.COUNT,), "epoch {}"),
+    "passes": CostAxis("gradient passes", "gradient_passes", columns.PASSES, "{} passes"),
+    "seconds": CostAxis("training time", "train_seconds", columns.SECONDS, "{}"),
 }
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis, in pixels."""
+def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> dict[str, Any] | None:
+    """Draw the ranking metric against one of ``COSTS``; None where fewer than two entries have both.
 
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class PixelScale:
-    """Values from ``low`` to ``high`` on the pixels from ``start`` to ``end``; ``end`` may lie before."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def at(self, value: float) -> float:
-        """The pixel of a value; one outside lands on the nearest end."""
-        return self.beyond(min(max(value, self.low), self.high))
-
-    def beyond(self, value: float) -> float:
-        """The pixel of a value, wherever that is: for what a clip path cuts."""
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 2)
-
-    def holds(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def ticks(self, unit: DisplayUnit, most: int) -> tuple[Tick, ...]:
-        """Round numbers in ``unit``, at most about ``most`` of them."""
-        low, high = self.low / unit.size, self.high / unit.size
-        step = _round_step((high - low) / most)
-        decimals = next((many for many in range(9) if math.isclose(round(step, many), step)), 9)
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        values = [index * step for index in range(first, last + 1)]
-        return tuple(Tick(self.at(value * unit.size), number(value, decimals)) for value in values)
-
-
-def _round_step(step: float) -> float:
-    """The next larger of 1, 2, 2.5, 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))
-
-
-@dataclass(frozen=True)
-class PageChart:
-    """A drawn chart and what a reader must know of it."""
-
-    cost: Cost
-    svg: str
-    notes: tuple[str, ...]
-
-
-def metric_limits(summaries: Sequence[Summary], metric: str) -> tuple[float, float]:
-    """The values that an axis of a ranking metric shows."""
-    return value_limits(
-        [(summary.mean, summary.ci95) for summary in summaries],
-        higher_is_better=METRICS[metric].higher_is_better,
-        possible=METRICS[metric].bounds,
-    )
-
-
-def metric_axis(summaries: Sequence[Summary], metric: str, start: float, end: float) -> PixelScale:
-    """The axis of a ranking metric, from ``start`` to ``end``."""
-    return PixelScale(*metric_limits(summaries, metric), start, end)
-
-
-def cost_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) -> PageChart | None:
-    """Draw the measured entries against cost, or return None where fewer than two can be drawn.
-
-    Args:
-        group: whose entries are drawn.
-        styles: position of an entry to its style, for those that are named.
-        cost: what lies on the horizontal axis.
-        id: of the group, unique on the page.
+    ``styles`` maps positions of named entries to their style; the others are small grey marks.
     """
+    axis, name, metric_unit = COSTS[cost], METRICS[group.metric].name, columns.unit_of(group.metric)
     found = [
-        (index, entry, summary, spent)
-        for index, entry in enumerate(group.entries)
-        if entry.status == "measured"
-        and (summary := entry.summary(group.metric)) is not None
-        and (spent := spent_by(entry, cost)) is not None
+        (index, summary, spent)
+        for index, entry in enumerate(group.measured)
+        if (summary := entry.summary(group.metric)) and (spent := axis.spent(entry)) is not None
     ]
     if len(found) < 2:
         return None
-    drawn, name, metric_unit = found[:MOST_MARKS], METRICS[group.metric].name, unit_of(group.metric)
-    low, high = metric_limits([summary for _, _, summary, _ in drawn], group.metric)
-    unit, size = cost_unit(cost, [spent for *_, spent in drawn]), metric_unit.size
-    results, off, cut = [], [], False
-    for index, entry, summary, spent in drawn:
-        said = f"{shortened(entry.label, 80)}: {name} {metric_unit.phrase(summary.mean)}"
-        if summary.ci95:
-            said += f" (95 % CI {metric_unit(summary.ci95[0])} to {metric_unit(summary.ci95[1])})"
-            cut |= summary.ci95[0] < low or summary.ci95[1] > high
-        if not low <= summary.mean <= high:
-            off.append(said)
-        results.append(
-            Result(
-                label=entry.label,
-                cost=spent / unit.size,
-                mean=summary.mean / size,
-                interval=(summary.ci95[0] / size, summary.ci95[1] / size) if summary.ci95 else None,
-                style=styles.get(index),
-                filled=entry.rank_low == 1,
-                key=f"{id}e{index}",
-                tip=f"{said}; {written(cost, unit, spent)}",
-            )
-        )
-    notes = []
-    if len(found) > len(drawn):
-        notes.append(f"The first {len(drawn)} of {len(found)} entries are drawn.")
-    if any(result.style is None for result in results):
-        notes.append("Small grey marks are entries without a name in the legend.")
-    if cut:
-        notes.append("An interval without a bar at its end goes on beyond the axis.")
-    if off:
-        notes.append(f"Beyond the axis, drawn at its end: {listed(off)}.")
-    titles = unit.heading(COST_WORDS[cost]), metric_unit.heading(name)
-    figure = scatter_cost(results, titles, (low / size, high / size))
+    drawn = found[:MOST_MARKS]
+    unit, size = columns.fitting_unit(axis.units, [spent for *_, spent in drawn]), metric_unit.size
+    results = []
+    for index, summary, spent in drawn:
+        bounds = columns.interval(group.entries[index], group.metric)
+        said = f"{name} {metric_unit.phrase(summary.mean)}{bounds and f' (95 % CI {bounds})'}"
+        series = _series(group, index, styles, id, f"{said}; {axis.tip.format(unit.phrase(spent))}")
+        ends = (summary.ci95[0] / size, summary.ci95[1] / size) if summary.ci95 else None
+        mean, at = summary.mean / size, spent / unit.size
+        results.append(charts.Result(**series, cost=at, mean=mean, interval=ends))
+    limits = _metric_limits([summary for _, summary, _ in drawn], group.metric)
+    low, high = (limit / size for limit in limits)
+    off = [result.tip.rpartition(";")[0] for result in results if not low <= result.mean <= high]
+    is_unnamed = any(each.style is None for each in results)
+    is_cut = any(not low <= each.interval[0] <= each.interval[1] <= high for each in results if each.interval)
+    notes = {
+        f"The first {len(drawn)} of {len(found)} entries are drawn.": len(found) > len(drawn),
+        "Small grey marks are entries without a name in the legend.": is_unnamed,
+        "An interval without a bar at its end goes on beyond the axis.": is_cut,
+        f"Beyond the axis, drawn at its end: {listed(off)}.": bool(off),
+    }
+    titles = unit.heading(axis.words), metric_unit.heading(name)
     description = f"{titles[1]} against {titles[0]}; the table has the values"
-    return PageChart(cost, svg_text(figure, f"{id}c{cost}", description), tuple(notes))
+    svg = charts.svg_text(charts.scatter_cost(results, titles, (low, high)), f"{id}c{cost}", description)
+    return {"cost": cost, "words": axis.words, "svg": svg, "notes": [each for each in notes if notes[each]]}
 
 
-def history_chart(group: Group, styles: Mapping[int, int], cost: Cost, id: str) -> PageChart | None:
-    """Draw the histories of the named entries, or return None where none has two points.
-
-    The arguments are those of ``cost_chart``. Epochs without an evaluation are passed over.
-    """
+def history_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> dict[str, Any] | None:
+    """Draw the evaluated epochs of the named entries, or return None where none has two."""
+    axis = COSTS[cost]
     points = {
         index: [
-            (spent, top1)
+            (spent, top1 / columns.PERCENT.size)
             for point in group.entries[index].curve
-            if (spent := spent_by(point, cost)) is not None and (top1 := finite(point.test_top1)) is not None
+            if (spent := axis.spent(point)) is not None and (top1 := finite(point.test_top1)) is not None
         ]
         for index in styles
     }
     points = {index: found for index, found in points.items() if len(found) > 1}
     if not points:
         return None
-    unit = cost_unit(cost, [spent for found in points.values() for spent, _ in found])
-    low, high = history_limits([[top1 for _, top1 in found] for found in points.values()], (0.0, 1.0))
-    curves = [
-        History(
-            label=group.entries[index].label,
-            costs=[spent / unit.size for spent, _ in found],
-            values=[top1 / PERCENT.size for _, top1 in found],
-            style=styles[index],
-            filled=group.entries[index].rank_low == 1,
-            key=f"{id}e{index}",
-            tip=f"{shortened(group.entries[index].label, 80)}: {PERCENT.phrase(found[-1][1])}, "
-            f"{written(cost, unit, found[-1][0])}",
-        )
-        for index, found in points.items()
-    ]
-    below = min(top1 for found in points.values() for _, top1 in found) < low
-    notes = (f"What lies below {PERCENT.phrase(low)} is cut off.",) if below else ()
-    titles = unit.heading(COST_WORDS[cost]), PERCENT.heading("top-1")
-    figure = histories(curves, titles, (low / PERCENT.size, high / PERCENT.size))
+    unit = columns.fitting_unit(axis.units, [spent for found in points.values() for spent, _ in found])
+    curves = []
+    for index, found in points.items():
+        costs, values = zip(*found, strict=True)
+        said = f"{values[-1]:.2f} %, {axis.tip.format(unit.phrase(costs[-1]))}"
+        series = _series(group, index, styles, id, said)
+        curves.append(charts.History(**series, costs=[spent / unit.size for spent in costs], values=values))
+    low, high = charts.history_limits([curve.values for curve in curves], (0.0, 100.0))
+    is_cut = min(min(curve.values) for curve in curves) < low
+    titles = unit.heading(axis.words), columns.PERCENT.heading("top-1")
     description = f"{titles[1]} on the test split against {titles[0]}"
-    return PageChart(cost, svg_text(figure, f"{id}h{cost}", description), notes)
+    svg = charts.svg_text(charts.histories(curves, titles, (low, high)), f"{id}h{cost}", description)
+    notes = [f"What lies below {low:.2f} % is cut off."] if is_cut else []
+    return {"cost": cost, "words": axis.words, "svg": svg, "notes": notes}
 
 
-def cost_unit(cost: Cost, spent: Iterable[float | None]) -> DisplayUnit:
-    return {"passes": passes_unit, "seconds": seconds_unit, "epochs": lambda _: COUNT}[cost](spent)
+def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: str) -> dict[str, Any]:
+    """How an entry is drawn, and what is said of it over its mark."""
+    entry = group.entries[index]
+    return {
+        "label": entry.label,
+        "style": styles.get(index),
+        "filled": entry.rank_low == 1,
+        "key": f"{id}e{index}",
+        "tip": f"{shortened(entry.label)}: {said}",
+    }
 
 
-def spent_by(what: Entry | CurvePoint, cost: Cost) -> float | None:
-    """What an entry, or its history up to a point, cost."""
-    field = {"passes": "gradient_passes", "seconds": "train_seconds", "epochs": "epoch"}[cost]
-    spent = finite(getattr(what, field))
-    return spent if spent is not None and spent >= 0 else None
+def _metric_limits(summaries: Sequence[Summary], metric: str) -> charts.Span:
+    """Choose the values that an axis of a ranking metric shows."""
+    row, values = METRICS[metric], [(summary.mean, summary.ci95) for summary in summaries]
+    return charts.value_limits(values, higher_is_better=row.higher_is_better, possible=row.bounds)
 
 
-def written(cost: Cost, unit: DisplayUnit, spent: float) -> str:
-    """``78.2 k gradient passes``, ``12.5 min``, ``epoch 3``: the text shown over a mark."""
-    if cost == "epochs":
-        return f"epoch {unit(spent)}"
-    return f"{unit.phrase(spent)} passes" if cost == "passes" else unit.phrase(spent)
+def interval_strips(
+    entries: Sequence[Entry], metric: str
+) -> tuple[list[dict[str, Any] | None], list[tuple[float, str]]]:
+    """Place what was measured in strips of ``STRIP_WIDTH`` pixels; also ticks, as place and text."""
+    summaries = [entry.summary(metric) if entry.status == "measured" else None for entry in entries]
+    if not any(summaries):
+        return [None] * len(entries), []
+    low, high = _metric_limits([summary for summary in summaries if summary], metric)
+
+    def place(value: float) -> float:
+        share = (min(max(value, low), high) - low) / (high - low)
+        return round(_STRIP_EDGE + share * (STRIP_WIDTH - 2 * _STRIP_EDGE), 2)
+
+    def strip(summary: Summary, entry: Entry) -> dict[str, Any]:
+        bounds = summary.ci95 or (math.nan, math.nan)
+        return {
+            "mean": place(summary.mean),
+            "bar": tuple(map(place, bounds)) if summary.ci95 else None,
+            "cut_low": bounds[0] < low,
+            "cut_high": bounds[1] > high,
+            "seeds": [place(score) for score in entry.scores.values() if low <= score <= high],
+            "off": not low <= summary.mean <= high,
+        }
+
+    size = columns.unit_of(metric).size
+    ticks = [(place(value * size), text) for value, text in round_ticks(low / size, high / size, 3)]
+    pairs = zip(summaries, entries, strict=True)
+    return [strip(summary, entry) if summary else None for summary, entry in pairs], ticks
 
 
-def shortened(text: object, most: int) -> str:
-    """``text`` on one line with at most so many characters, cut at its end."""
-    shown = printable(text)
-    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"
+def round_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
+    """Choose round numbers from ``low`` to ``high``, at most about ``most``; each with its text."""
+    from matplotlib.ticker import MaxNLocator
 
-
-def listed(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + " and " * (len(words) > 1) + words[-1]
+    values = list(map(float, MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)))
+    step = values[1] - values[0]
+    decimals = next((many for many in range(9) if math.isclose(round(step, many), step, rel_tol=1e-6)), 9)
+    slack = 1e-9 * (high - low)
+    inside = [value for value in values if low - slack <= value <= high + slack]
+    return [(value, columns.number(value, decimals)) for value in inside]
 
 
 def assign_styles(groups: Sequence[Group]) -> list[dict[int, int]]:
-    """For each group, position of an entry to its style: the first ones have one, and none stands twice.
-
-    An optimizer keeps its style from group to group as far as that goes.
-    """
+    """Give the first entries of each group, by position, styles of their own, kept from group to group."""
     preferred: dict[str, int] = {}
     assigned = []
     for group in groups:
-        named = [
-            (index, entry.label)
-            for index, entry in enumerate(group.entries)
-            if entry.status == "measured" and (entry.num_seeds or entry.curve)
-        ][:NUM_STYLES]
+        named = [index for index, entry in enumerate(group.measured) if entry.num_seeds or entry.curve]
         styles: dict[int, int] = {}
-        for index, label in named:
-            if label in preferred and preferred[label] not in styles.values():
-                styles[index] = preferred[label]
-        for index, label in named:
-            if index not in styles:
-                free = [style for style in range(NUM_STYLES) if style not in styles.values()]
-                styles[index] = min(free, key=lambda style: (style in preferred.values(), style))
-                preferred.setdefault(label, styles[index])
-        assigned.append(dict(sorted(styles.items())))
+        for index in named[: charts.NUM_STYLES]:
+            own = preferred.get(group.measured[index].label)
+            free = [each for each in range(charts.NUM_STYLES) if each not in styles.values()]
+            styles[index] = min(free, key=lambda each: (each != own, each in preferred.values(), each))
+            preferred.setdefault(group.measured[index].label, styles[index])
+        assigned.append(styles)
     return assigned

@@ -12,24 +12,14 @@ from operator import attrgetter
 from typing import Any
 
 from pugdft.errors import printable
-from pugdft.leaderboard.entry import (
-    Entry,
-    Group,
-    PublishedSource,
-    Summary,
-    TuningBudget,
-    Versus,
-    finite,
-)
+from pugdft.leaderboard.entry import Entry, Group, PublishedSource, Summary, TuningBudget, Versus, finite
 from pugdft.predictions import METRICS, Metric
 
 NOTHING = "–"
-
 _MINUS = "\N{MINUS SIGN}"
-
 _LARGE = 1e9  # from here on digits say less than a power of ten
-
 _SHORTEST_LABEL = 16
+GAP = 2  # characters between columns of text
 
 
 def number(value: float | None, decimals: int = 2) -> str:
@@ -45,23 +35,15 @@ def number(value: float | None, decimals: int = 2) -> str:
 
 @dataclass(frozen=True)
 class DisplayUnit:
-    """A unit in which people read a stored number.
+    """A unit in which people read a stored number."""
 
-    Attributes:
-        name: written behind the number or in the heading.
-        size: what the stored number is divided by.
-        decimals: digits behind the point.
-        least: the unit serves values whose largest is at least this, in the unit.
-    """
-
-    name: str
-    size: float = 1.0
+    name: str  # behind the number or in the heading
+    size: float = 1.0  # the stored number is divided by it
     decimals: int = 0
-    least: float = 0.0
+    least: float = 0.0  # the unit serves values whose largest is at least this, in the unit
 
     def __call__(self, value: float | None) -> str:
         """Write a stored number without the unit's name."""
-        value = finite(value)
         return number(None if value is None else value / self.size, self.decimals)
 
     def heading(self, what: str) -> str:
@@ -73,34 +55,16 @@ class DisplayUnit:
         return f"{self(value)} {self.name}".rstrip()
 
 
-PERCENT = DisplayUnit("%", 0.01, 2)
-
-COUNT = DisplayUnit("")
+PERCENT, COUNT = DisplayUnit("%", 0.01, 2), DisplayUnit("")
+# For `fitting_unit`: the largest has at most four digits before the point.
+PASSES = (DisplayUnit("M", 1e6, 2, least=10), DisplayUnit("k", 1e3, 1, least=10), COUNT)
+SECONDS = (DisplayUnit("h", 3600, 2, least=2), DisplayUnit("min", 60, 1, least=2), DisplayUnit("s", 1, 1))
 
 
 def unit_of(metric: str) -> DisplayUnit:
     """Return the unit in which people read a metric."""
     row = METRICS[metric]
     return DisplayUnit(row.unit, 1 / row.scale, row.digits)
-
-
-_PASSES = (DisplayUnit("M", 1e6, 2, least=10), DisplayUnit("k", 1e3, 1, least=10), COUNT)
-
-_SECONDS = (
-    DisplayUnit("h", 3600, 2, least=2),
-    DisplayUnit("min", 60, 1, least=2),
-    DisplayUnit("s", 1, 1),
-)
-
-
-def passes_unit(values: Iterable[float | None]) -> DisplayUnit:
-    """Choose the unit for gradient passes in which the largest has at most four digits before the point."""
-    return fitting_unit(_PASSES, values)
-
-
-def seconds_unit(values: Iterable[float | None]) -> DisplayUnit:
-    """Choose hours, minutes or seconds."""
-    return fitting_unit(_SECONDS, values)
 
 
 def fitting_unit(units: Sequence[DisplayUnit], values: Iterable[float | None]) -> DisplayUnit:
@@ -112,10 +76,8 @@ def fitting_unit(units: Sequence[DisplayUnit], values: Iterable[float | None]) -
 def count(value: float | None) -> str:
     """Write ``950``, ``12.0k``, ``1.2M``."""
     value = finite(value)
-    if value is None:
-        return NOTHING
-    if value < 1e4:
-        return f"{value:,.0f}"
+    if value is None or value < 1e4:
+        return number(value, 0)
     return f"{value / 1e3:.1f}k" if value < 1e6 else f"{value / 1e6:.1f}M"
 
 
@@ -145,10 +107,10 @@ def mean_and_spread(entry: Entry, metric: str) -> str:
     return unit(found.mean) + ("" if found.std is None else f" ± {unit(found.std)}")
 
 
-def interval(entry: Entry, metric: str) -> str:
-    """Write ``94.65–95.41``."""
+def interval(entry: Entry, metric: str, joint: str = " to ") -> str:
+    """Write ``94.65 to 95.41``; nothing if there is none."""
     found = entry.summary(metric)
-    return "–".join(map(unit_of(metric), found.ci95)) if found and found.ci95 else NOTHING
+    return joint.join(map(unit_of(metric), found.ci95)) if found and found.ci95 else ""
 
 
 @dataclass(frozen=True)
@@ -156,207 +118,123 @@ class Column:
     """One column of a table, or one field for programs.
 
     Names and headings may hold ``{passes}`` and ``{seconds}``: the costs at which a group is compared.
-
-    Attributes:
-        field: name in JSON and CSV; empty for what they have under another name.
-        value: what JSON has; by default the entry's attribute of that name.
-        parts: the class whose fields are cells of their own in CSV.
-        name: in words; empty for a column that tables of text lack.
-        heading: the name in short lines, for the terminal and LaTeX.
-        page: lines of the heading on the page, without the unit; empty for a column that the page lacks.
-        section: heading over neighbouring columns of the page.
-        help: what the page's heading means.
-        units: of the number; the page takes one for the whole column.
-        read: the number that people see.
-        write: an entry's cell in tables of text; by default the number in the last unit.
-        importance: on a narrow table the highest numbers go first; 0 always stays.
-        metric: the metric that the column shows.
-        is_ranked: whether the ranks are by it.
-        is_interval: whether the page draws the interval.
-        is_text: aligned to the left, and may be broken into lines; else to the right.
-        lower_first: whether the page's first sort begins with the lowest.
     """
 
-    field: str = ""
-    value: Callable[[Entry], Any] | None = None
-    parts: type | None = None
-    name: str = ""
-    heading: str = ""
-    page: str = ""
-    section: str = ""
-    help: str = ""
-    units: tuple[DisplayUnit, ...] = (COUNT,)
-    read: Callable[[Entry], float | None] = lambda _: None
-    write: Callable[[Entry], str] | None = None
-    importance: int = 0
-    metric: str = ""
-    is_ranked: bool = False
-    is_interval: bool = False
-    is_text: bool = False
-    lower_first: bool = False
+    field: str = ""  # name in JSON and CSV; empty for what they have under another name
+    value: Callable[[Entry], Any] | None = None  # what JSON has; by default the entry's attribute `field`
+    parts: type | None = None  # the class whose fields are cells of their own in CSV
+    name: str = ""  # in words; empty for a column that tables of text lack
+    heading: str = ""  # the name in short lines, for the terminal and LaTeX; by default the name
+    page: str = ""  # lines of the heading on the page, without the unit; empty for what the page lacks
+    section: str = ""  # heading over neighbouring columns of the page
+    help: str = ""  # what the page's heading means
+    units: tuple[DisplayUnit, ...] = (COUNT,)  # of the number; the page takes one for the whole column
+    read: Callable[[Entry], float | None] | None = None  # the number that people see; by default the value
+    write: Callable[[Entry], str] | None = None  # a cell of text; by default the number in the last unit
+    importance: int = 0  # on a narrow table the highest numbers go first; 0 always stays
+    metric: str = ""  # the metric that the column shows
+    is_ranked: bool = False  # whether the ranks are by it
+    is_interval: bool = False  # whether the page draws the interval
+    is_text: bool = False  # aligned to the left, and may be broken into lines; else to the right
+    lower_first: bool = False  # whether the page's first sort begins with the lowest
+
+    def get(self, entry: Entry) -> Any:
+        """Return what JSON has for an entry."""
+        return self.value(entry) if self.value else attrgetter(self.field)(entry)
+
+    def figure(self, entry: Entry) -> float | None:
+        """Return the number that people see for an entry; None if there is none."""
+        return finite(self.read(entry) if self.read else self.get(entry))
 
     def cell(self, entry: Entry) -> str:
         """Write an entry's cell in a table of text."""
-        return self.write(entry) if self.write else self.units[-1](self.read(entry))
+        return self.write(entry) if self.write else self.units[-1](self.figure(entry))
 
     def width(self, entries: Iterable[Entry]) -> int:
         """Count the characters that the column needs."""
         return max(map(len, [*self.heading.split("\n"), *(self.cell(entry) for entry in entries)]))
 
 
-SECTIONS = (
-    "",
-    "test split, last epoch",
-    "cost of a run",
-    "top-1 at equal cost",
-    "evidence",
-    "never ranks",
-)
-"""Headings over the page's columns, in their order."""
+# Headings over the page's columns, in their order.
+SECTIONS = ("", "test split, last epoch", "cost of a run", "top-1 at equal cost", "evidence", "never ranks")
+_TEST, _COST, EQUAL, _EVIDENCE, _NEVER = SECTIONS[1:]
 
 
 def columns(metric: str) -> tuple[Column, ...]:
     """List all columns of a leaderboard that is ranked by ``metric``, in their order."""
-    others = (_mean_column(other) for key, other in METRICS.items() if key != metric)
-    return (*_FIRST, *_ranked_columns(METRICS[metric]), *others, *_LATER)
-
-
-def _ranked_columns(metric: Metric) -> tuple[Column, Column]:
-    """The ranking metric with its spread, and its confidence interval."""
-    arrow = "↑" if metric.higher_is_better else "↓"
+    plain = {key: _mean_column(row) for key, row in METRICS.items()}
+    own, arrow = plain.pop(metric), "↑" if METRICS[metric].higher_is_better else "↓"
     mean = replace(
-        _mean_column(metric),
-        name=f"{arrow} {metric.name} {metric.unit}".rstrip(),
-        heading=f"{arrow} {metric.name}\n{metric.unit}".rstrip(),
-        help=f"Mean {metric.name} ± standard deviation over seeds.",
-        write=lambda entry: mean_and_spread(entry, metric.key),
-        importance=0,
-        is_ranked=True,
-    )
+        own, name=f"{arrow} {own.name}", heading=f"{arrow} {own.heading}", importance=0, is_ranked=True,
+        write=lambda entry: mean_and_spread(entry, metric),
+        help=f"Mean {METRICS[metric].name} ± standard deviation over seeds.",
+    )  # fmt: skip
     confidence = Column(
-        name="95 % CI",
-        heading="95 %\nCI",
-        page="95 % CI",
-        section=mean.section,
+        name="95 % CI", heading="95 %\nCI", page="95 % CI", section=_TEST, units=own.units, metric=metric,
+        importance=2, is_interval=True, lower_first=own.lower_first,
+        read=lambda entry: found.ci95[0] if (found := entry.summary(metric)) and found.ci95 else None,
+        write=lambda entry: interval(entry, metric, "–") or NOTHING,
         help="95 % t-interval of the mean over seeds; thin strokes are the seeds.",
-        units=mean.units,
-        read=lambda entry: found.ci95[0] if (found := entry.summary(metric.key)) and found.ci95 else None,
-        write=lambda entry: interval(entry, metric.key),
-        importance=2,
-        metric=metric.key,
-        is_interval=True,
-        lower_first=mean.lower_first,
-    )
-    return mean, confidence
+    )  # fmt: skip
+    return (*_FIRST, mean, confidence, *plain.values(), *_LATER)
 
 
 def _mean_column(metric: Metric) -> Column:
     return Column(
-        field=metric.key,
-        value=lambda entry: entry.summaries.get(metric.key),
-        parts=Summary,
-        name=f"{metric.name} {metric.unit}".rstrip(),
-        heading=f"{metric.name}\n{metric.unit}".rstrip(),
-        page=metric.name,
-        section="test split, last epoch",
-        help=f"Mean {metric.name} over seeds.",
-        units=(unit_of(metric.key),),
+        metric.key, lambda entry: entry.summaries.get(metric.key), Summary,
+        name=f"{metric.name} {metric.unit}".rstrip(), heading=f"{metric.name}\n{metric.unit}".rstrip(),
+        page=metric.name, section=_TEST, units=(unit_of(metric.key),), metric=metric.key,
+        importance=metric.importance, lower_first=not metric.higher_is_better,
         read=lambda entry: found.mean if (found := entry.summary(metric.key)) else None,
-        importance=metric.importance,
-        metric=metric.key,
-        lower_first=not metric.higher_is_better,
-    )
-
-
-# A paper may not say how many; a measured entry always knows.
-def _num_seeds(entry: Entry) -> int | None:
-    return entry.num_seeds if entry.num_seeds or entry.status == "measured" else None
+        help=f"Mean {metric.name} over seeds.",
+    )  # fmt: skip
 
 
 _FIRST = (
-    Column(name="rank", heading="rank", write=rank),
-    Column(
-        "optimizer", attrgetter("label"),
-        name="optimizer", heading="optimizer", write=lambda entry: printable(entry.label), is_text=True,
-    ),
-    Column("status"),
-    Column("rank_low"),
-    Column("rank_high"),
-    Column(
-        "num_seeds", _num_seeds,
-        name="seeds", heading="seeds", page="seeds", importance=1, read=_num_seeds,
-        help="Completed runs, or as many as the source states.",
-    ),
+    Column(name="rank", write=rank),
+    Column("optimizer", attrgetter("label"), name="optimizer", is_text=True,
+           write=lambda entry: printable(entry.label)),
+    *map(Column, ("status", "rank_low", "rank_high")),
+    # A paper may not say how many; a measured entry always knows.
+    Column("num_seeds", lambda entry: entry.num_seeds or (0 if entry.status == "measured" else None),
+           name="seeds", page="seeds", importance=1,
+           help="Completed runs, or as many as the source states."),
 )  # fmt: skip
 
 _LATER = (
-    Column(
-        "best_test_top1_picked_on_test", attrgetter("best_test_top1"),
-        page="best epoch,\npicked on test", section="never ranks", units=(PERCENT,),
-        read=attrgetter("best_test_top1"),
-        help="Top-1 of the best epoch, picked on the test split: for comparison with papers. It never ranks.",
-    ),
+    Column("best_test_top1_picked_on_test", attrgetter("best_test_top1"), page="best epoch,\npicked on test",
+           section=_NEVER, units=(PERCENT,),
+           help="Top-1 of the best epoch, picked on the test split: for comparison with papers. "
+           "It never ranks."),
     Column("scores"),
-    Column(
-        "gradient_passes",
-        name="gradient passes", heading="grad.\npasses", page="passes", section="cost of a run",
-        importance=3, units=_PASSES, lower_first=True,
-        read=attrgetter("gradient_passes"), write=lambda entry: count(entry.gradient_passes),
-        help="Forward-backward passes over a batch. An update of SAM or PUGD takes two.",
-    ),
-    Column(
-        "train_seconds",
-        name="training time", heading="train\ntime", page="training", section="cost of a run",
-        importance=4, units=_SECONDS, lower_first=True,
-        read=attrgetter("train_seconds"), write=lambda entry: duration(entry.train_seconds),
-        help="Time of training, without evaluation.",
-    ),
-    Column(
-        "images_per_second",
-        name="images/s", heading="img\n/s", page="images/s", section="cost of a run", importance=13,
-        read=attrgetter("images_per_second"), help="Images of updates a second.",
-    ),
-    Column(
-        "peak_memory_bytes",
-        name="peak GiB", heading="peak\nGiB", page="memory", section="cost of a run", importance=9,
-        units=(DisplayUnit("GiB", 2.0**30, 1),), read=attrgetter("peak_memory_bytes"), lower_first=True,
-        help="Peak memory of the device.",
-    ),
-    Column(
-        "top1_at_equal_passes",
-        name="top-1 % at {passes} passes", heading="top-1 %\nat {passes}", page="{passes}\npasses",
-        section="top-1 at equal cost", importance=6, units=(PERCENT,),
-        read=attrgetter("top1_at_equal_passes"),
-        help="After as many gradient passes as the cheapest entry takes in all.",
-    ),
-    Column(
-        "top1_at_equal_seconds",
-        name="top-1 % at {seconds}", heading="top-1 %\nat {seconds}", page="{seconds}",
-        section="top-1 at equal cost", importance=7, units=(PERCENT,),
-        read=attrgetter("top1_at_equal_seconds"),
-        help="After as much training time as the cheapest entry takes in all.",
-    ),
-    Column(
-        "tuning", parts=TuningBudget,
-        name="tuning trials", heading="tuning\ntrials", page="tuning\ntrials", section="cost of a run",
-        importance=11, lower_first=True, read=lambda entry: entry.tuning.trials if entry.tuning else None,
-        help="Trials on held-out images, spent to choose the options.",
-    ),
-    Column(
-        "mean_perturbation_norm",
-        name="‖e‖", heading="‖e‖", page="‖e‖", section="evidence", importance=14,
-        units=(DisplayUnit("", 1, 3),), read=attrgetter("mean_perturbation_norm"),
-        write=lambda entry: (
-            NOTHING if finite(entry.mean_perturbation_norm) is None else f"{entry.mean_perturbation_norm:.3g}"
-        ),
-        help="Mean length of the perturbation.",
-    ),
-    Column(
-        "mean_gradient_cosine",
-        name="cos", heading="cos", page="cos", section="evidence", importance=15,
-        units=(DisplayUnit("", 1, 2),), read=attrgetter("mean_gradient_cosine"),
-        help="Mean cosine between both gradients of an update.",
-    ),
+    Column("gradient_passes", name="gradient passes", heading="grad.\npasses", page="passes", section=_COST,
+           units=PASSES, write=lambda entry: count(entry.gradient_passes), importance=3, lower_first=True,
+           help="Forward-backward passes over a batch. An update of SAM or PUGD takes two."),
+    Column("train_seconds", name="training time", heading="train\ntime", page="training", section=_COST,
+           units=SECONDS, write=lambda entry: duration(entry.train_seconds), importance=4, lower_first=True,
+           help="Time of training, without evaluation."),
+    Column("images_per_second", name="images/s", heading="img\n/s", page="images/s", section=_COST,
+           importance=13, help="Images of updates a second."),
+    Column("peak_memory_bytes", name="peak GiB", heading="peak\nGiB", page="memory", section=_COST,
+           units=(DisplayUnit("GiB", 2.0**30, 1),), importance=9, lower_first=True,
+           help="Peak memory of the device."),
+    Column("top1_at_equal_passes", name="top-1 % at {passes} passes", heading="top-1 %\nat {passes}",
+           page="{passes}\npasses", section=EQUAL, units=(PERCENT,), importance=6,
+           help="After as many gradient passes as the cheapest entry takes in all."),
+    Column("top1_at_equal_seconds", name="top-1 % at {seconds}", heading="top-1 %\nat {seconds}",
+           page="{seconds}", section=EQUAL, units=(PERCENT,), importance=7,
+           help="After as much training time as the cheapest entry takes in all."),
+    Column("tuning", parts=TuningBudget, name="tuning trials", heading="tuning\ntrials",
+           page="tuning\ntrials", section=_COST, importance=11, lower_first=True,
+           read=lambda entry: entry.tuning.trials if entry.tuning else None,
+           help="Trials on held-out images, spent to choose the options."),
+    Column("mean_perturbation_norm", name="‖e‖", page="‖e‖", section=_EVIDENCE,
+           units=(DisplayUnit("", 1, 3),), importance=14, write=lambda entry: (
+               NOTHING if (norm := finite(entry.mean_perturbation_norm)) is None else f"{norm:.3g}"),
+           help="Mean length of the perturbation."),
+    Column("mean_gradient_cosine", name="cos", page="cos", section=_EVIDENCE,
+           units=(DisplayUnit("", 1, 2),), importance=15,
+           help="Mean cosine between both gradients of an update."),
     Column("versus_best", parts=Versus),
     Column("num_failed"),
     Column("failed", attrgetter("unfinished")),
@@ -371,7 +249,8 @@ _LATER = (
 def titled(column: Column, group: Group) -> Column:
     """Fill a group's equal costs into the column's names."""
     costs = {"passes": count(group.equal_passes), "seconds": duration(group.equal_seconds)}
-    name, heading, page = (text.format_map(costs) for text in (column.name, column.heading, column.page))
+    texts = (column.name, column.heading or column.name, column.page)
+    name, heading, page = (text.format_map(costs) for text in texts)
     return replace(column, name=name, heading=heading, page=page)
 
 
@@ -384,23 +263,17 @@ def text_columns(group: Group) -> list[Column]:
     ]
 
 
-def fit(
-    chosen: Sequence[Column], entries: Sequence[Entry], width: int, gap: int
-) -> tuple[list[Column], list[Column]]:
-    """Split columns into those that ``width`` characters hold and those left out.
+def fit(group: Group, width: int) -> tuple[list[Column], list[Column]]:
+    """Split a group's columns into those that ``width`` characters hold and those left out.
 
-    Between columns there are ``gap`` characters. The least important columns go first. Labels may be broken
-    into lines, so they ask for a quarter of the width at most.
+    The least important ones go first. Labels may be broken into lines, so they ask for a quarter at most.
     """
-    widths = {
-        column.name: min(column.width(entries), max(_SHORTEST_LABEL, width // 4))
-        if column.is_text
-        else column.width(entries)
-        for column in chosen
-    }
+    chosen, most = text_columns(group), max(_SHORTEST_LABEL, width // 4)
+    widths = {column.name: column.width(group.measured) for column in chosen}
+    widths |= {column.name: min(widths[column.name], most) for column in chosen if column.is_text}
     kept = list(chosen)
     for column in sorted(chosen, key=lambda column: -column.importance):
-        if sum(widths[each.name] for each in kept) + gap * (len(kept) - 1) <= width or not column.importance:
+        if sum(widths[each.name] + GAP for each in kept) - GAP <= width or not column.importance:
             break
         kept.remove(column)
     return kept, [column for column in chosen if column not in kept]

@@ -5,34 +5,26 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pugdft.errors import UserError, close_match, printable
-from pugdft.leaderboard.grouping import RunEntry, RunGroup, differing, entry_labels, group_runs, shown
+from pugdft.leaderboard import warnings
+from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, differing, entry_labels, group_runs, shown
 from pugdft.leaderboard.load import collect
-from pugdft.leaderboard.power import Plan
-from pugdft.leaderboard.ranking import Measured, chosen_groups, measure, num_test_images, without_lost
-from pugdft.leaderboard.stats import LEVEL, MeanDifference, compare, mcnemar, mean
-from pugdft.leaderboard.warnings import (
-    condition_warnings,
-    difference_limits,
-    listed,
-    unpaired,
-    why_untestable,
-)
+from pugdft.leaderboard.power import Plan, outlook
+from pugdft.leaderboard.ranking import Measured, measure, num_test_images, without_lost
+from pugdft.leaderboard.stats import LEVEL, EntryScores, MeanDifference, compare, mcnemar
 from pugdft.predictions import METRICS
 
 SCHEMA = "pugdft.compare/1"
 
 _MOST_NAMED = 20
-
-# Ways to end that speak against an optimizer; "interrupted" does not.
-_LOST = ("diverged", "failed", "oom")
+_LOST = ("diverged", "failed", "oom")  # speak against an optimizer, which "interrupted" does not
 
 
 @dataclass(frozen=True)
@@ -58,87 +50,75 @@ def find_selections(
 ) -> tuple[Selection, Selection]:
     """Find the runs of two optimizers in one group.
 
-    Args:
-        first: path of a record or of a folder with the runs of one optimizer; else a label.
-        second: likewise.
-        records: where labels are looked up.
-        dataset: the data set that is meant where a label is in several groups.
-        model: likewise.
-        report: called with messages about files that were left out.
+    Each is the path of a record or of a folder with the runs of one optimizer, else a label that is looked up
+    in ``records``, there on ``dataset`` and ``model``. ``report`` gets messages about files left out.
 
     Raises:
         UserError: a name is unknown or ambiguous; the runs have different protocols.
     """
 
-    def read(paths: Sequence[Path]) -> list[Selection]:
+    @cache
+    def read(*paths: Path) -> list[Selection]:
         collected = collect(paths)
         for message in (*collected.left_out, *collected.notes):
             report(message)
-        groups = chosen_groups(group_runs(collected.records), dataset, model)
+        groups = group_runs(collected.records, dataset, model)
         return [Selection(entry, group) for group in groups for entry in group.entries]
 
-    known: list[Selection] | None = None
-    candidates = []
-    for text in (first, second):
-        if os.path.exists(text):
-            candidates.append([_only(text, read([Path(text)]))])
-            continue
-        if known is None:
-            if missing := [path for path in records if not path.exists()]:
-                raise UserError(
-                    f'"{printable(text)}": no such file or folder; nor can it be looked up as an optimizer: '
-                    f"{printable(missing[0])} does not exist (--records)"
-                )
-            known = read(records)
-        candidates.append(_labelled(text, known, records))
+    candidates = [_named(text, read, records) for text in (first, second)]
     comparable = [pair for pair in product(*candidates) if not _protocol_differences(*pair)]
-    if len(comparable) == 1:
-        one, two = comparable[0]
-        return one, two
-    if comparable:
+    if not comparable:
+        differences = "; ".join(_protocol_differences(candidates[0][0], candidates[1][0]))
+        raise UserError(
+            f"A ({printable(first)}) and B ({printable(second)}) did not run under one protocol, so nothing "
+            f"can be said of the optimizers: {differences}"
+        )
+    if len(comparable) > 1:
         groups = "; ".join(one.title for one, _ in comparable[:_MOST_NAMED])
         raise UserError(
             f"both are in several groups: {groups}. Choose one with --dataset and --model, or give folders."
         )
-    differences = "; ".join(_protocol_differences(candidates[0][0], candidates[1][0]))
+    one, two = comparable[0]
+    return one, two
+
+
+def _named(text: str, read: Callable[..., list[Selection]], records: Sequence[Path]) -> list[Selection]:
+    """Find what a path or a label means: for a path one selection, for a label one in each group."""
+    name = printable(text)
+    if os.path.exists(text):
+        found = read(Path(text))
+        if not found:
+            raise UserError(f"{name}: no run on a test split")
+        if len(found) > 1:
+            names = "; ".join(f"{each.runs.label} on {each.title}" for each in found[:_MOST_NAMED])
+            raise UserError(
+                f"{name}: holds runs of several optimizers or protocols: {names}. Give a folder with "
+                "one of them, or its label with --records."
+            )
+        return found
+    if missing := [path for path in records if not path.exists()]:
+        raise UserError(
+            f'"{name}": no such file or folder; nor can it be looked up as an optimizer: '
+            f"{printable(missing[0])} does not exist (--records)"
+        )
+    known = read(*records)
+    if found := [each for each in known if each.runs.label == text]:
+        return found
+    labels = sorted({each.runs.label for each in known})
+    exists = f"Known: {', '.join(labels[:_MOST_NAMED])}" if labels else "There are none"
     raise UserError(
-        f"A ({printable(first)}) and B ({printable(second)}) did not run under one protocol, so nothing can "
-        f"be said of the optimizers: {differences}"
+        f'"{name}": no such file or folder, and no optimizer of that label in '
+        f"{printable(', '.join(map(str, records)))}. {exists}.{close_match(text, labels)}"
     )
-
-
-def _only(text: str, found: Sequence[Selection]) -> Selection:
-    if not found:
-        raise UserError(f"{printable(text)}: no run on a test split")
-    if len(found) > 1:
-        names = "; ".join(f"{each.runs.label} on {each.title}" for each in found[:_MOST_NAMED])
-        raise UserError(
-            f"{printable(text)}: holds runs of several optimizers or protocols: {names}. Give a folder with "
-            "one of them, or its label with --records."
-        )
-    return found[0]
-
-
-def _labelled(label: str, known: Sequence[Selection], records: Sequence[Path]) -> list[Selection]:
-    found = [each for each in known if each.runs.label == label]
-    if not found:
-        labels = sorted({each.runs.label for each in known})
-        exists = f"Known: {', '.join(labels[:_MOST_NAMED])}" if labels else "There are none"
-        raise UserError(
-            f'"{printable(label)}": no such file or folder, and no optimizer of that label in '
-            f"{printable(', '.join(map(str, records)))}. {exists}.{close_match(label, labels)}"
-        )
-    return found
 
 
 def _protocol_differences(*pair: Selection) -> list[str]:
     """List where two protocols differ, in words."""
-    groups = [each.group for each in pair]
-    facts = [{"data.name": group.dataset, "model.name": group.model, **group.recipe} for group in groups]
-    if all(group.data_sha256 for group in groups):
-        facts = [
-            {**each, "data.sha256": group.data_sha256} for each, group in zip(facts, groups, strict=True)
-        ]
+    has_data = all(each.group.data_sha256 for each in pair)
+    facts = []
+    for group in (each.group for each in pair):
+        data = {"data.sha256": group.data_sha256} if has_data else {}
+        facts.append({"data.name": group.dataset, "model.name": group.model, **group.recipe, **data})
     left, right = ({key: shown(value)[:80] for key, value in each.items()} for each in differing(facts))
     return [
         printable(f"{key} is {left.get(key, 'absent')} for A and {right.get(key, 'absent')} for B")
@@ -148,75 +128,47 @@ def _protocol_differences(*pair: Selection) -> list[str]:
 
 @dataclass(frozen=True)
 class SeedComparison:
-    """The scores of one common seed.
-
-    Attributes:
-        only_first: number of images that only A's network gets right; None without stored predictions.
-        p_value: McNemar's exact test, two-sided.
-    """
+    """The scores of one common seed; without stored predictions these alone."""
 
     seed: int
     first: float
     second: float
-    only_first: int | None = None
+    only_first: int | None = None  # number of images that only A's network gets right
     only_second: int | None = None
-    p_value: float | None = None
+    p_value: float | None = None  # of McNemar's exact test, two-sided
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A test of non-inferiority: A is not worse than B by ``margin`` or more.
-
-    Attributes:
-        bound: one-sided 95 % lower bound of how much A is better than B; None if there is none.
-        reason: why the gate does not hold.
-        seeds_needed: number that shows it four times in five if both are equal; None if none is known to.
-    """
+    """A test of non-inferiority: A is not worse than B by ``margin`` or more."""
 
     margin: float
-    bound: float | None
+    bound: float | None  # one-sided 95 % lower bound of how much A is better than B, if there is one
     holds: bool
-    reason: str | None
-    seeds_needed: int | None = None
+    reason: str | None  # why it does not hold
+    seeds_needed: int | None = None  # to show it four times in five if both are equal; None if unknown
 
 
 @dataclass(frozen=True)
 class Report:
-    """The comparison A minus B, in the metric's own unit.
+    """The comparison A minus B, in the metric's own unit."""
 
-    Attributes:
-        selections: A and B, with labels that tell them apart.
-        difference: of the means over seeds.
-        rows: one for each common seed; empty if equal seeds are no pairs.
-        num_images: of the test split if the interval counts them as a sample; else None.
-        more_seeds: about how many more seeds each would show that the difference is real; None if it is
-            shown, or if no number would.
-        detectable: true difference that as many seeds find four times in five; None if nothing is testable.
-        notes: warnings, and what the data cannot show.
-    """
-
-    selections: tuple[Selection, Selection]
+    group: RunGroup
+    sides: list[Measured]  # A and B, with labels that tell them apart
     metric: str
-    means: tuple[float, float]
     difference: MeanDifference
-    rows: tuple[SeedComparison, ...]
-    num_images: int | None
-    more_seeds: int | None
-    detectable: float | None
+    rows: list[SeedComparison]  # one for each common seed; empty if equal seeds are no pairs
+    num_images: int | None  # of the test split if the interval counts them as a sample
+    more_seeds: int | None  # about how many more each show that the difference is real, if any do
+    detectable: float | None  # true difference that as many seeds find four times in five, if testable
     gate: Gate | None
-    notes: tuple[str, ...]
+    notes: list[str]  # warnings, and what the data cannot show
 
 
 def compare_selections(
     first: Selection, second: Selection, metric: str = "top1", margin: float | None = None
 ) -> Report:
-    """Compare the runs of two optimizers.
-
-    Args:
-        first: A.
-        second: B.
-        metric: of the last epoch on the test split.
-        margin: of the gate: by how much A may be worse, in the metric's unit.
+    """Compare the runs of two optimizers, A and B, with a gate if A may be worse by ``margin``.
 
     Raises:
         UserError: a selection has no completed run, or one without a valid metric; the margin is no size.
@@ -225,74 +177,61 @@ def compare_selections(
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
     if {run.record.id for run in first.runs.completed} & {run.record.id for run in second.runs.completed}:
         raise UserError("A and B share runs: two different optimizers are to be compared")
-    runs = [without_lost(each.runs, metric) for each in (first, second)]
-    measured = measure(runs, metric)
+    measured = measure([without_lost(each.runs, metric) for each in (first, second)], metric)
+    runs = [each.runs for each in measured]
     for name, each in zip("AB", measured, strict=True):
+        title = f"{name} ({each.runs.label})"
         if not each.runs.completed:
-            raise UserError(f"{name} ({each.runs.label}) has no completed run")
-        if without := each.without(metric):
-            seeds = ", ".join(map(str, without))
-            raise UserError(
-                f"{name} ({each.runs.label}) has no valid {METRICS[metric].name} for seed {seeds}"
-            )
-    lettered = [replace(each, label=name) for each, name in zip(runs, "AB", strict=True)]
-    conflicts, pairing_notes = unpaired(lettered)
-    one, two = (each.sample(metric) for each in measured)
+            raise UserError(f"{title} has no completed run")
+        if without := ", ".join(map(str, each.without(metric))):
+            raise UserError(f"{title} has no valid {METRICS[metric].name} for seed {without}")
+    conflicts, pairing_notes = warnings.unpaired(runs)
+    one, two = (EntryScores(each.scores(metric), each.images) for each in measured)
     num_images = num_test_images(measured)
     size = num_images if METRICS[metric].is_share_of_images else None
     difference = compare(one, two, size, unpaired=conflicts is not None)
-    plan = Plan.of(difference)
-    is_undecided = difference.testable and difference.p_value > LEVEL
-    needs_images = (
-        is_undecided and difference.difference != 0 and plan.needs_more_images(difference.difference)
-    )
-    labels = [each.label for each in runs]
+    p_value, detectable = None, None
+    if difference.testable:
+        p_value = difference.p_value
+        detectable = Plan.of(difference).detectable_difference(difference.num_seeds)
+    more_seeds, needs_images = outlook(difference, p_value)
+    lettered = [replace(each, label=name) for each, name in zip(runs, "AB", strict=True)]
     if runs[0].spec != runs[1].spec:  # else two sets of runs of one optimizer
         labels = entry_labels([each.spec for each in runs])
-    one_label, two_label = labels
+        runs = [replace(each, label=label) for each, label in zip(runs, labels, strict=True)]
     return Report(
-        selections=(
-            Selection(replace(runs[0], label=one_label), first.group),
-            Selection(replace(runs[1], label=two_label), second.group),
-        ),
+        group=first.group,
+        sides=[replace(each, runs=labelled) for each, labelled in zip(measured, runs, strict=True)],
         metric=metric,
-        means=(mean(one.scores.values()), mean(two.scores.values())),
         difference=difference,
-        rows=_seed_rows(measured, metric) if difference.paired else (),
+        rows=_seed_rows(one, two) if difference.paired else [],
         num_images=num_images if one.images is not None and two.images is not None else None,
-        more_seeds=plan.more_seeds(difference.difference, difference.num_seeds) if is_undecided else None,
-        detectable=plan.detectable_difference(difference.num_seeds) if difference.testable else None,
+        more_seeds=more_seeds,
+        detectable=detectable,
         gate=None if margin is None else _gate(difference, metric, margin, runs[0]),
-        notes=(
-            *difference_limits(difference, measured, metric, needs_images),
+        notes=[
+            *warnings.difference_limits(difference, measured, metric, needs_images),
             *pairing_notes,
-            *condition_warnings(lettered),
-            *(
-                f"{name}: {note}"
-                for name, each in zip("AB", measured, strict=True)
-                for note in (*_unfinished(each.runs), *each.runs.notes, *each.notes)
-            ),
-        ),
+            *warnings.condition_warnings(lettered),
+            *_notes_on("A", measured[0]),
+            *_notes_on("B", measured[1]),
+        ],
     )
 
 
 def as_json(report: Report) -> str:
     """Write a comparison as one JSON document; fractions stay fractions."""
-    difference, group = report.difference, report.selections[0].group
+    difference, group, metric = report.difference, report.group, report.metric
+    one, two = (
+        {"optimizer": side.runs.label, "mean": side.mean(metric), "records": [run.id for run in side.records]}
+        for side in report.sides
+    )
     content: dict[str, Any] = {
         "schema": SCHEMA,
-        "dataset": group.dataset,
-        "model": group.model,
-        "protocol": group.protocol,
-        "metric": report.metric,
-        **{
-            letter: {
-                "optimizer": each.runs.label,
-                "mean": value,
-                "records": [run.record.id for run in each.runs.completed],
-            }
-            for letter, each, value in zip("ab", report.selections, report.means, strict=True)
-        },
+        **{key: getattr(group, key) for key in ("dataset", "model", "protocol")},
+        "metric": metric,
+        "a": one,
+        "b": two,
         "difference": difference.difference,
         "ci95": difference.interval(),
         "p_value": difference.p_value if difference.testable else None,
@@ -308,20 +247,16 @@ def as_json(report: Report) -> str:
     return json.dumps(content, indent=2, allow_nan=False)
 
 
-def _seed_rows(measured: Sequence[Measured], metric: str) -> tuple[SeedComparison, ...]:
-    one, two = (each.scores(metric) for each in measured)
-    left, right = (each.images for each in measured)
+def _seed_rows(one: EntryScores, two: EntryScores) -> list[SeedComparison]:
     rows = []
-    for seed in sorted(one.keys() & two.keys()):
-        row = SeedComparison(seed, one[seed], two[seed])
-        if left is not None and right is not None and left[seed].dtype == bool:
-            counts = (
-                int((left[seed] & ~right[seed]).sum()),
-                int((right[seed] & ~left[seed]).sum()),
-            )
-            row = SeedComparison(seed, one[seed], two[seed], *counts, mcnemar(*counts))
+    for seed in sorted(one.scores.keys() & two.scores.keys()):
+        row = SeedComparison(seed, one.scores[seed], two.scores[seed])
+        if one.images is not None and two.images is not None and one.images[seed].dtype == bool:
+            left, right = one.images[seed], two.images[seed]
+            counts = int((left & ~right).sum()), int((right & ~left).sum())
+            row = replace(row, only_first=counts[0], only_second=counts[1], p_value=mcnemar(*counts))
         rows.append(row)
-    return tuple(rows)
+    return rows
 
 
 def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntry) -> Gate:
@@ -329,12 +264,11 @@ def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntr
 
     The gate does not hold while A has seeds without a completed run: the bound describes the others only.
     """
-    lost = {status: seeds for status, seeds in first.lost_seeds().items() if status in _LOST}
-    if lost:
+    if lost := {status: seeds for status, seeds in first.lost_seeds().items() if status in _LOST}:
         return Gate(margin, None, False, f"A has seeds without a completed run: {_by_status(lost)}")
     interval = difference.interval(2 * LEVEL)
     if interval is None:
-        return Gate(margin, None, False, why_untestable(difference))
+        return Gate(margin, None, False, warnings.why_untestable(difference))
     bound = interval[0] if METRICS[metric].higher_is_better else -interval[1]
     if bound > -margin:
         return Gate(margin, bound, True, None)
@@ -343,16 +277,15 @@ def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntr
     return Gate(margin, bound, False, reason, plan.seeds_needed(margin))
 
 
-def _unfinished(runs: RunEntry) -> list[str]:
-    """Describe all runs that did not complete, also of seeds that completed when they ran again."""
-    by_status: dict[str, list[int]] = defaultdict(list)
-    for record in runs.unfinished:
-        by_status[record.status].append(record.seed)
-    return [f"not in its mean: {_by_status(by_status)}"] if by_status else []
+def _notes_on(name: str, measured: Measured) -> list[str]:
+    """Collect an optimizer's notes; the first names all runs that did not complete, also if others did."""
+    by_status = by_key(measured.runs.unfinished, lambda record: record.status)
+    seeds = {str(status): [record.seed for record in records] for status, records in by_status.items()}
+    unfinished = [f"not in its mean: {_by_status(seeds)}"] if seeds else []
+    return [f"{name}: {note}" for note in (*unfinished, *measured.runs.notes, *measured.notes)]
 
 
 def _by_status(seeds: Mapping[str, list[int]]) -> str:
-    """``2 diverged (seed 3, 4), 1 oom (seed 0)``."""
-    return ", ".join(
-        f"{len(each)} {status} (seed {listed(sorted(each))})" for status, each in sorted(seeds.items())
-    )
+    """Write ``2 diverged (seed 3, 4), 1 oom (seed 0)``."""
+    counts = [(len(each), status, warnings.listed(sorted(each))) for status, each in sorted(seeds.items())]
+    return ", ".join(f"{number} {status} (seed {listed})" for number, status, listed in counts)

@@ -41,20 +41,12 @@ class TuningBudget:
 
 @dataclass(frozen=True)
 class Versus:
-    """Comparison of an entry with the best entry of its group.
+    """Comparison of an entry with the best entry of its group."""
 
-    Attributes:
-        difference: of the ranking metric, this entry minus the best.
-        p_value: two-sided, after Holm's correction over all pairs of the group; None if nothing can be
-            tested.
-        separated: whether the data tell the two apart.
-        more_seeds: about how many more seeds each would need if the difference is real; None if separated,
-            if nothing can be told, or if there is no difference to find.
-    """
-
-    difference: float
-    p_value: float | None
-    separated: bool
+    difference: float  # of the ranking metric, this entry minus the best
+    p_value: float | None  # two-sided, Holm-corrected over all pairs of the group; None if untestable
+    separated: bool  # whether the data tell the two apart
+    # About how many more seeds each needs if the difference is real; None if separated or if none helps.
     more_seeds: int | None
 
 
@@ -72,45 +64,34 @@ class PublishedSource:
 
 @dataclass(frozen=True)
 class Entry:
-    """One optimizer's row. Means are over its completed seeds.
-
-    Attributes:
-        rank_low: best rank that the seeds allow; None if no run completed, and for reported rows.
-        summaries: by metric. A metric is missing if no run completed, or if a completed run has no valid
-            value: leaving that seed out would flatter the optimizer. By this metric such an entry ranks last.
-        best_test_top1: of the best epoch picked on the test split. Comparable with papers, never ranks.
-        top1_at_equal_passes: at the group's ``equal_passes``, from the histories.
-        scores: the ranking metric by seed.
-        unfinished: status to the number of runs that ended so.
-        records: ids of the runs counted, by seed.
-        source: where a reported row was printed.
-    """
+    """One optimizer's row. Means are over its completed seeds."""
 
     label: str
     status: Literal["measured", "reported"]
     spec: Mapping[str, Any]
-    rank_low: int | None = None
+    rank_low: int | None = None  # best rank that the seeds allow; None if none completed, or if reported
     rank_high: int | None = None
     num_seeds: int = 0
+    # By metric; missing if a completed run has no valid value: without that seed the mean would flatter.
     summaries: Mapping[str, Summary] = field(default_factory=dict)
-    best_test_top1: float | None = None
+    best_test_top1: float | None = None  # the best epoch picked on the test split: never ranks
     gradient_passes: float | None = None
     train_seconds: float | None = None
     images_per_second: float | None = None
     peak_memory_bytes: float | None = None
-    top1_at_equal_passes: float | None = None
+    top1_at_equal_passes: float | None = None  # at the group's equal_passes, from the histories
     top1_at_equal_seconds: float | None = None
     tuning: TuningBudget | None = None
     mean_perturbation_norm: float | None = None
     mean_gradient_cosine: float | None = None
-    scores: Mapping[int, float] = field(default_factory=dict)
+    scores: Mapping[int, float] = field(default_factory=dict)  # the ranking metric by seed
     curve: tuple[CurvePoint, ...] = ()
     versus_best: Versus | None = None
-    unfinished: Mapping[str, int] = field(default_factory=dict)
-    records: tuple[str, ...] = ()
+    unfinished: Mapping[str, int] = field(default_factory=dict)  # number of runs by status
+    records: tuple[str, ...] = ()  # ids of the runs counted, by seed
     unfinished_records: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    source: PublishedSource | None = None
+    source: PublishedSource | None = None  # where a reported row was printed
 
     @property
     def num_failed(self) -> int:
@@ -125,33 +106,25 @@ class Entry:
     def summary(self, metric: str) -> Summary | None:
         """Return a metric's summary without numbers that are not finite; None if its mean is none."""
         found = self.summaries.get(metric)
-        if found is None or finite(found.mean) is None:
+        if found is None or not math.isfinite(found.mean):
             return None
-        bounds = found.ci95 if found.ci95 and all(map(math.isfinite, found.ci95)) else None
-        return Summary(found.mean, finite(found.std), bounds)
+        has_interval = found.ci95 and all(map(math.isfinite, found.ci95))
+        return Summary(found.mean, finite(found.std), found.ci95 if has_interval else None)
 
 
 @dataclass(frozen=True)
 class Group:
-    """One ranking: measured entries by the metric, those without it, those never completed, reported ones.
-
-    Attributes:
-        protocol: one line for people; ``reported`` groups say so in it.
-        recipe: the shared part of the recipes; empty for a group of reported rows alone.
-        equal_passes: gradient passes of the cheapest entry, at which all are compared.
-        equal_seconds: likewise in seconds of training.
-        notes: doubts about the whole comparison.
-    """
+    """One ranking: measured entries by the metric, those without it, those never completed, reported ones."""
 
     dataset: str
     model: str
-    protocol: str
-    recipe: Mapping[str, Any]
+    protocol: str  # one line for people
+    recipe: Mapping[str, Any]  # the shared part; empty if all rows are reported
     entries: tuple[Entry, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # doubts about the whole comparison
     metric: str = "top1"
-    equal_passes: float | None = None
-    equal_seconds: float | None = None
+    equal_passes: float | None = None  # gradient passes of the cheapest entry, at which all are compared
+    equal_seconds: float | None = None  # likewise in seconds of training
 
     @property
     def best(self) -> tuple[Entry, ...]:

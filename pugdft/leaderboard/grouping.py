@@ -1,24 +1,48 @@
 """Group runs that can be compared, and find the runs that are seeds of one entry.
 
 A group is data set × model × protocol. The protocol is the resolved recipe without the optimizer, its tuning,
-the seed, the names of data set and model, how often and in what batches the test split is evaluated (the last
-epoch's top-1 does not depend on it), and settings of speed, which change results only by rounding.
-``micro_batch_size`` is part of it because BatchNorm depends on it. Runs of a search were judged on held-out
-images and are in no group. The order in which records were read does not matter.
+the seed, the two names, and settings that change results only by rounding or not at all, such as those of
+speed and of evaluation. ``micro_batch_size`` stays in it because BatchNorm depends on it. Runs of a search
+are in no group: they were judged on held-out images.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
-from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, TrainSection
+from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, Section, TrainSection
 from pugdft.errors import UserError, close_match, counted, printable
 from pugdft.leaderboard.load import Loaded
 from pugdft.records import RunRecord
+
+_DEFAULT_BASE = "sgd"
+_BASE = "base."
+_MOST_NAMED = 6
+
+# Keys that are no part of the protocol. ``evaluate`` decides only whether a run has a group at all.
+_NO_PROTOCOL = {
+    "model": {"name"},
+    "data": {"name", "workers", "storage"},
+    "train": {"seed", "eval_batch_size", "eval_every", "evaluate", "performance", "checkpoint_minutes"},
+}
+
+# Defaults of all keys: older records lack the newer keys.
+_SECTIONS: Mapping[str, type[Section]] = {
+    "model": ModelSection, "data": DataSection, "schedule": ScheduleSection, "train": TrainSection,
+}  # fmt: skip
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
+    for name, section in _SECTIONS.items()
+}
+
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+
+_canonical_texts: dict[str, str] = {}
 
 
 class NothingMatches(UserError):
@@ -26,16 +50,12 @@ class NothingMatches(UserError):
 
 
 def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record") -> str:
-    """Find the name that is meant: equal, else equal but for case, else the only one that contains it.
+    """Find the name that is equal to ``wanted``, else equal but for case, else the only one that contains it.
 
-    Args:
-        kind: such as ``data set``, for the message.
-        wanted: what the user gave.
-        names: what exists.
-        source: what has these names, for the message.
+    ``kind``, such as ``data set``, and ``source``, which has these names, are words for the message.
 
     Raises:
-        NothingMatches: no name matches; the message lists what exists.
+        NothingMatches: no name matches.
         UserError: several names match.
     """
     known = sorted(set(names))
@@ -55,46 +75,42 @@ def chosen(kind: str, wanted: str, names: Iterable[str], source: str = "record")
     )
 
 
-DEFAULT_BASE = "sgd"
-
-_BASE = "base."
-
-_MOST_TEXTS = 4096
-
-_canonical_texts: dict[str, str] = {}
-
-
 def entry_labels(specs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Label each different ``optimizer`` mapping of one group, such as ``sam+adamw[rho=0.1]``.
 
-    The base is named if it is not SGD, or if the group's methods have different bases. Options are added only
-    to labels that would be equal, and only options that differ.
+    The base is named if it is not SGD, or if the group's methods have different bases. Of equal labels, the
+    options that differ are added.
     """
-    bases = [_base_name(spec) for spec in specs]
-    several = len({base for base in bases if base is not None}) > 1
+    bases = [str(spec["base"]["name"]) if isinstance(spec.get("base"), Mapping) else "" for spec in specs]
+    hidden = {""} if len(set(bases) - {""}) > 1 else {"", _DEFAULT_BASE}
     names = [
-        f"{spec['name']}+{base}"
-        if base is not None and (several or base != DEFAULT_BASE)
-        else str(spec["name"])
+        f"{spec['name']}" if base in hidden else f"{spec['name']}+{base}"
         for spec, base in zip(specs, bases, strict=True)
     ]
-    suffixes = [""] * len(specs)
-    for name in set(names):
-        alike = [index for index, other in enumerate(names) if other == name]
-        for index, options in zip(alike, differing([specs[index] for index in alike]), strict=True):
-            suffixes[index] = _bracketed(options)
-    return [printable(name + suffix) for name, suffix in zip(names, suffixes, strict=True)]
+    labels = []
+    for name, options in zip(names, _told_apart(names, specs), strict=True):
+        # Options of the base have no prefix unless the method has the same key.
+        keys = {key: key.removeprefix(_BASE) for key in options}
+        words = [
+            f"{key if short != key and short in options else short}={shown(options[key])}"
+            for key, short in keys.items()
+        ]
+        labels.append(printable(f"{name}[{','.join(words)}]" if words else name))
+    return labels
 
 
 def protocol_line(recipe: Mapping[str, Any]) -> str:
-    """Describe the conditions of a run for a table's title: ``224 px, 100 epochs, batch 100, fp32, cosine``.
+    """Describe a run's conditions for a table's title: ``224 px, 100 epochs, batch 100, fp32, cosine``.
 
     Settings that are not the default are added: a step limit, warm-up, held-out images, weights, freezing.
     """
     values = _flat(recipe)
+    epochs, worth = ("{} epoch", "'s worth") if values.get("train.epochs") == 1 else ("{} epochs", "' worth")
+    if values.get("train.budget") == "passes":
+        epochs += f"{worth} of gradient passes"
     forms = {
         "data.image_size": "{} px",
-        "train.epochs": _epochs_form(values),
+        "train.epochs": epochs,
         "train.max_steps": "at most {} steps",
         "train.batch_size": "batch {}",
         "train.precision": "{}",
@@ -104,21 +120,11 @@ def protocol_line(recipe: Mapping[str, Any]) -> str:
     }
     parts = [form.format(shown(values[key])) for key, form in forms.items() if values.get(key)]
     pretrained = values.get("model.pretrained", True)
-    if pretrained is False:
-        parts.append("from scratch")
-    elif pretrained is not True:
-        parts.append(f"weights {shown(pretrained)}")
+    if pretrained is not True:
+        parts.append("from scratch" if pretrained is False else f"weights {shown(pretrained)}")
     if values.get("train.freeze", "none") != "none":
         parts.append(f"{shown(values['train.freeze'])} frozen")
     return printable(", ".join(parts))
-
-
-def _epochs_form(values: Mapping[str, Any]) -> str:
-    """Choose the words for epochs, or for a budget of as many gradient passes."""
-    is_one = values.get("train.epochs") == 1
-    if values.get("train.budget") == "passes":
-        return "{} epoch's worth of gradient passes" if is_one else "{} epochs' worth of gradient passes"
-    return "{} epoch" if is_one else "{} epochs"
 
 
 def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -126,34 +132,42 @@ def differing(mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     flats = [_flat(mapping) for mapping in mappings]
     # A method's own options first, then its base's.
     keys = sorted({key for flat in flats for key in flat}, key=lambda key: (key.startswith(_BASE), key))
-    absent = "absent"
-    varying = [
-        key for key in keys if len({canonical(flat[key]) if key in flat else absent for flat in flats}) > 1
-    ]
-    return [{key: flat[key] for key in varying if key in flat} for flat in flats]
+    texts = {key: {canonical(flat[key]) if key in flat else None for flat in flats} for key in keys}
+    return [{key: flat[key] for key in keys if key in flat and len(texts[key]) > 1} for flat in flats]
+
+
+def _told_apart(names: Sequence[Any], mappings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the options of each mapping that are not equal in all mappings of the same name."""
+    options: list[dict[str, Any]] = [{}] * len(names)
+    for alike in by_key(range(len(names)), names.__getitem__).values():
+        for index, found in zip(alike, differing([mappings[index] for index in alike]), strict=True):
+            options[index] = found
+    return options
+
+
+def by_key(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Sort items into lists of equal keys, both in the order of the items."""
+    lists: dict[Key, list[Item]] = {}
+    for item in items:
+        lists.setdefault(key(item), []).append(item)
+    return lists
 
 
 def canonical(value: Any) -> str:
     """Write a value such that equal values have equal texts; key order, and 1 or 1.0, do not matter."""
     # A thousand records have a few dozen different recipes, and repr is faster than sorting.
-    written = repr(value)
-    text = _canonical_texts.get(written)
-    if text is None:
-        if len(_canonical_texts) == _MOST_TEXTS:
-            _canonical_texts.clear()
-        text = _canonical_texts[written] = _canonical(value)
-    return text
-
-
-def _canonical(value: Any) -> str:
+    written = text = repr(value)
+    if written in _canonical_texts:
+        return _canonical_texts[written]
     if isinstance(value, Mapping):
-        items = sorted(f"{_canonical(key)}: {_canonical(item)}" for key, item in value.items())
-        return f"{{{', '.join(items)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_canonical, value))}]"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return repr(value)
+        items = sorted(f"{canonical(key)}: {canonical(item)}" for key, item in value.items())
+        text = f"{{{', '.join(items)}}}"
+    elif isinstance(value, list | tuple):
+        text = f"[{', '.join(map(canonical, value))}]"
+    elif isinstance(value, float) and value.is_integer():
+        text = repr(int(value))
+    _canonical_texts[written] = text
+    return text
 
 
 def shown(value: Any) -> str:
@@ -163,20 +177,6 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(shown, value))}]"
     return str(value)
-
-
-def _bracketed(options: Mapping[str, Any]) -> str:
-    """``[rho=0.1,lr=0.01]``; options of the base have no prefix unless the method has the same key."""
-    words = []
-    for key, value in options.items():
-        short = key.removeprefix(_BASE)
-        words.append(f"{key if short in options and short != key else short}={shown(value)}")
-    return f"[{','.join(words)}]" if words else ""
-
-
-def _base_name(spec: Mapping[str, Any]) -> str | None:
-    base = spec.get("base")
-    return str(base["name"]) if isinstance(base, Mapping) else None
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -190,229 +190,141 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_NO_PROTOCOL = {
-    ("model", "name"),
-    ("data", "name"),
-    ("train", "seed"),
-    ("train", "eval_batch_size"),
-    ("train", "eval_every"),
-    ("train", "evaluate"),  # runs on held-out images alone are in no group
-    ("train", "performance"),
-    ("train", "checkpoint_minutes"),
-    ("data", "workers"),
-    ("data", "storage"),
-}
-
-_MOST_NAMED = 6
-
-# Defaults of all keys: older records lack the newer keys.
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
-    for name, section in (
-        ("model", ModelSection),
-        ("data", DataSection),
-        ("schedule", ScheduleSection),
-        ("train", TrainSection),
-    )
-}
-
-
 @dataclass(frozen=True)
 class RunEntry:
-    """The runs of one optimizer with its options.
+    """The runs of one optimizer with its options."""
 
-    Attributes:
-        label: unique in its group unless two option names are themselves confusable.
-        spec: the whole ``optimizer`` mapping, which is the entry's identity.
-        completed: one run a seed, by seed, with the files they were read from.
-        unfinished: every run that ended otherwise.
-        notes: for readers, such as a seed that ran twice.
-    """
-
-    label: str
-    spec: Mapping[str, Any]
-    completed: tuple[Loaded, ...]
-    unfinished: tuple[RunRecord, ...]
-    notes: tuple[str, ...]
+    label: str  # unique in its group, unless only characters that cannot be printed differ
+    spec: Mapping[str, Any]  # the whole optimizer mapping, which is the entry's identity
+    completed: tuple[Loaded, ...]  # one run for each seed, in the order of seeds
+    unfinished: tuple[RunRecord, ...]  # all runs that ended otherwise
+    notes: tuple[str, ...]  # for readers, such as that a seed ran twice
 
     def lost_seeds(self) -> dict[str, list[int]]:
         """Return the seeds that no run completed, by the status of their runs."""
         completed = {run.record.seed for run in self.completed}
-        lost: dict[str, set[int]] = defaultdict(set)
-        for record in self.unfinished:
-            if record.seed not in completed:
-                lost[record.status].add(record.seed)
-        return {status: sorted(seeds) for status, seeds in sorted(lost.items())}
+        lost = {(each.status, each.seed) for each in self.unfinished if each.seed not in completed}
+        by_status = by_key(sorted(lost), lambda pair: pair[0])
+        return {status: [seed for _, seed in pairs] for status, pairs in by_status.items()}
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ only in the optimizer and the seed.
-
-    Attributes:
-        protocol: one line for people, different for each group of the same data set and model.
-        recipe: the shared part of the recipes.
-        data_sha256: of the images, None if no run came as far as to read them.
-        notes: about other runs of the same data set and model.
-    """
+    """Runs that differ only in the optimizer and the seed."""
 
     dataset: str
     model: str
-    protocol: str
-    recipe: Mapping[str, Any]
+    protocol: str  # one line for people, different for each group of the same data set and model
+    recipe: Mapping[str, Any]  # the shared part
     entries: tuple[RunEntry, ...]
-    data_sha256: str | None = None
-    notes: tuple[str, ...] = ()
+    data_sha256: str | None = None  # digest of the images; None if no run read them
+    notes: tuple[str, ...] = ()  # about other runs of the same data set and model
 
 
-def is_trial(record: RunRecord) -> bool:
-    """Tell whether the run belongs to a search: it was judged on held-out images only."""
-    train = record.recipe.get("train")
-    return isinstance(train, Mapping) and train.get("evaluate") == "validation"
+def group_runs(
+    loaded: Iterable[Loaded], dataset: str | None = None, model: str | None = None
+) -> list[RunGroup]:
+    """Sort runs into groups by data set, model and protocol, and keep those of ``dataset`` and ``model``.
 
-
-def group_runs(loaded: Iterable[Loaded]) -> list[RunGroup]:
-    """Sort runs into groups by data set, model and protocol.
-
-    Runs with equal names of data sets but different images or labels (``data.sha256``) are different groups:
-    their test splits differ. A run that ended before it read its data joins the other runs of its recipe if
-    those agree, else a group of its own.
+    Data sets of one name but with different images or labels (``data.sha256``) make different groups. A run
+    that ended before it read its data joins the other runs of its recipe if all of those have the same data.
     """
     buckets: dict[tuple[str, str, str], list[Loaded]] = defaultdict(list)
     num_trials: Counter[tuple[str, str]] = Counter()
     for run in sorted(loaded, key=lambda run: run.record.id):
-        names = _dataset_name(run.record), str(run.record.recipe["model"]["name"])
-        if is_trial(run.record):
-            num_trials[printable(names[0]), printable(names[1])] += 1
+        record, recipe = run.record, run.record.recipe
+        path, network = recipe["data"]["name"], recipe["model"]["name"]
+        # A recipe may name its data by a path: the name is its last part if the data was never read.
+        data = record.data.name if record.data else PurePath(path).name or path
+        if _train_value(record, "evaluate") == "validation":
+            num_trials[printable(data), printable(network)] += 1
         else:
-            buckets[*names, canonical(shared_recipe(run.record.recipe))].append(run)
+            buckets[data, network, canonical(shared_recipe(recipe))].append(run)
     groups = []
-    for (dataset, model, _), runs in buckets.items():
+    for (data, network, _), runs in buckets.items():
         recipe = shared_recipe(runs[0].record.recipe)
-        parts = _by_data(runs)
-        for digest, part in parts.items():
-            line = protocol_line(recipe) + (f", data {printable(digest[:8])}" if len(parts) > 1 else "")
-            sha256 = next((run.record.data.sha256 for run in part if run.record.data), None)
-            groups.append(
-                RunGroup(printable(dataset), printable(model), line, recipe, _entries(part), sha256)
-            )
-    ordered = sorted(_told_apart(groups), key=lambda group: (group.dataset, group.model, group.protocol))
-    return _with_neighbours(ordered, num_trials)
-
-
-def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe without keys that may differ within a group, and without the group's two names.
-
-    Missing keys and sections are filled in with their defaults.
-    """
-    return {
-        section: {
-            key: item
-            for key, item in {**_DEFAULTS.get(section, {}), **value}.items()
-            if (section, key) not in _NO_PROTOCOL
-        }
-        if isinstance(value, Mapping)
-        else value
-        for section, value in {**{name: {} for name in _DEFAULTS}, **recipe}.items()
-        if section not in ("optimizer", "tuning")
-    }
-
-
-def _dataset_name(record: RunRecord) -> str:
-    """Return the data set's name; the last part of the recipe's path if the data was never read."""
-    name = str(record.recipe["data"]["name"])
-    return record.data.name if record.data else PurePath(name).name or name
-
-
-def _by_data(runs: Sequence[Loaded]) -> dict[str, list[Loaded]]:
-    """Split runs by the digest of their data; one part if there is only one digest."""
-    digests = {run.record.data.sha256 for run in runs if run.record.data}
-    if len(digests) <= 1:
-        return {"": list(runs)}
-    parts: dict[str, list[Loaded]] = defaultdict(list)
-    for run in runs:
-        parts[run.record.data.sha256 if run.record.data else "unknown"].append(run)
-    return parts
-
-
-def _with_neighbours(groups: Sequence[RunGroup], num_trials: Mapping[tuple[str, str], int]) -> list[RunGroup]:
-    """Add notes on other runs of the same data set and model: on other images, or of a search."""
-    digests: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for group in groups:
-        if group.data_sha256:
-            digests[group.dataset, group.model].add(group.data_sha256)
-    result, told = [], set()
-    for group in groups:
-        names = group.dataset, group.model
-        notes = []
-        if group.data_sha256 and len(digests[names]) > 1:
+        by_data = by_key(runs, lambda run: run.record.data.sha256 if run.record.data else None)
+        if len(by_data.keys() - {None}) <= 1:
+            by_data = {next(filter(None, by_data), None): runs}
+        for digest, part in by_data.items():
+            line = protocol_line(recipe)
+            if len(by_data) > 1:
+                line += f", data {printable((digest or 'unknown')[:8])}"
+            entries = _entries(part)
+            groups.append(RunGroup(printable(data), printable(network), line, recipe, entries, digest))
+    names = [(group.dataset, group.model, group.protocol) for group in groups]
+    for index, settings in enumerate(_told_apart(names, [group.recipe for group in groups])):
+        words = [f"{key}={shown(value)}" for key, value in settings.items()]
+        protocol = printable(", ".join([groups[index].protocol, *words]))
+        groups[index] = replace(groups[index], protocol=protocol)
+    digests = {(group.dataset, group.model, group.data_sha256) for group in groups if group.data_sha256}
+    num_data = Counter(each[:2] for each in digests)
+    result = []
+    for group in sorted(groups, key=lambda group: (group.dataset, group.model, group.protocol)):
+        both, notes = (group.dataset, group.model), []
+        if group.data_sha256 and num_data[both] > 1:
             notes.append(
                 f"other runs of {group.dataset} × {group.model} had other images (data.sha256); "
                 "numbers of different groups cannot be compared"
             )
-        if num_trials.get(names) and names not in told:
-            told.add(names)
-            notes.append(f"{counted(num_trials[names], 'run')} of a search, on held-out images, not shown")
+        if number := num_trials.pop(both, 0):  # said once
+            notes.append(f"{counted(number, 'run')} of a search, on held-out images, not shown")
         result.append(replace(group, notes=tuple(notes)))
+    for kind, field, wanted in (("data set", "dataset", dataset), ("model", "model", model)):
+        if wanted is not None:
+            name = chosen(kind, wanted, {getattr(group, field) for group in result})
+            result = [group for group in result if getattr(group, field) == name]
     return result
 
 
-def _told_apart(groups: Sequence[RunGroup]) -> list[RunGroup]:
-    """Add the settings that differ to protocol lines that would otherwise be equal."""
-    alike: dict[tuple[str, str, str], list[RunGroup]] = defaultdict(list)
-    for group in groups:
-        alike[group.dataset, group.model, group.protocol].append(group)
-    result = []
-    for same in alike.values():
-        for group, settings in zip(same, differing([group.recipe for group in same]), strict=True):
-            words = [f"{key}={shown(value)}" for key, value in settings.items()]
-            result.append(replace(group, protocol=printable(", ".join([group.protocol, *words]))))
-    return result
+def _train_value(record: RunRecord, key: str) -> Any:
+    train = record.recipe.get("train")
+    return train.get(key) if isinstance(train, Mapping) else None
+
+
+def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the recipes of a group share, with defaults for missing keys and sections."""
+    shared = {}
+    for section, value in {**{name: {} for name in _DEFAULTS}, **recipe}.items():
+        if isinstance(value, Mapping):
+            items = {**_DEFAULTS.get(section, {}), **value}.items()
+            value = {key: item for key, item in items if key not in _NO_PROTOCOL.get(section, ())}
+        if section not in ("optimizer", "tuning"):
+            shared[section] = value
+    return shared
 
 
 def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
-    by_spec: dict[str, list[Loaded]] = defaultdict(list)
-    for run in loaded:
-        by_spec[canonical(run.record.recipe["optimizer"])].append(run)
+    by_spec = by_key(loaded, lambda run: canonical(run.record.recipe["optimizer"]))
     ordered = [by_spec[key] for key in sorted(by_spec)]
     specs = [runs[0].record.recipe["optimizer"] for runs in ordered]
     entries = []
     for label, spec, runs in zip(entry_labels(specs), specs, ordered, strict=True):
-        seeded, doubts = _by_recipes_seed(runs)
-        completed, notes = _one_run_a_seed(run for run in seeded if run.record.status == "completed")
+        seeded, notes = _by_recipes_seed(runs)
+        done = [run for run in seeded if run.record.status == "completed"]
+        completed = []
+        for seed, repeated in sorted(by_key(done, lambda run: run.record.seed).items()):
+            # A repeated seed is no second sample: the run that finished last counts, or has the last id.
+            newest = sorted(repeated, key=lambda run: str(run.record.environment.get("finished") or ""))[-1]
+            completed.append(newest)
+            if len(repeated) > 1:
+                name = printable(newest.record.id)
+                notes.append(f"seed {seed} ran {len(repeated)} times; {name}, the newest, counts")
         unfinished = tuple(run.record for run in seeded if run.record.status != "completed")
-        entries.append(RunEntry(label, spec, completed, unfinished, doubts + notes))
+        entries.append(RunEntry(label, spec, tuple(completed), unfinished, tuple(notes)))
     return tuple(entries)
 
 
-def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], tuple[str, ...]]:
-    """Give each run the seed of its recipe: one seed recorded as five is not five samples."""
+def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], list[str]]:
+    """Use the seed of each run's recipe: a wrong seed on record would count one seed twice."""
     seeded, differing_ids = [], []
     for run in runs:
-        train, record = run.record.recipe.get("train"), run.record
-        seed = train.get("seed") if isinstance(train, Mapping) else None
-        if type(seed) is int and seed != record.seed:
-            differing_ids.append(printable(record.id))
-            run = replace(run, record=record.model_copy(update={"seed": seed}))
+        seed = _train_value(run.record, "seed")
+        if type(seed) is int and seed != run.record.seed:
+            differing_ids.append(printable(run.record.id))
+            run = replace(run, record=run.record.model_copy(update={"seed": seed}))
         seeded.append(run)
     if not differing_ids:
-        return seeded, ()
+        return seeded, []
     number, named = counted(len(differing_ids), "run"), ", ".join(differing_ids[:_MOST_NAMED])
-    return seeded, (f"{number} with another seed on record than in the recipe, which counts: {named}",)
-
-
-def _one_run_a_seed(runs: Iterable[Loaded]) -> tuple[tuple[Loaded, ...], tuple[str, ...]]:
-    """Keep one run of each seed, the last finished: a repeated seed is no second sample."""
-    by_seed: dict[int, list[Loaded]] = defaultdict(list)
-    for run in runs:
-        by_seed[run.record.seed].append(run)
-    chosen, notes = [], []
-    for seed, repeated in sorted(by_seed.items()):
-        newest = max(
-            repeated, key=lambda run: (str(run.record.environment.get("finished") or ""), run.record.id)
-        )
-        chosen.append(newest)
-        if len(repeated) > 1:
-            name = printable(newest.record.id)
-            notes.append(f"seed {seed} ran {len(repeated)} times; {name}, the newest, counts")
-    return tuple(chosen), tuple(notes)
+    return seeded, [f"{number} with another seed on record than in the recipe, which counts: {named}"]

@@ -19,30 +19,19 @@ from pugdft.records import RECORD_NAME, RunRecord, StoredRun, read_record
 
 Loaded = StoredRun
 
-_TOLERANCE = 1e-9
-
 
 @dataclass(frozen=True)
 class Collected:
-    """The records below some paths, in the order of the search; messages are one line, fit for a terminal.
-
-    Attributes:
-        left_out: one message for each file that was found and not read: broken, foreign, of a newer schema.
-        notes: what else a reader must know, such as a folder that cannot be listed or holds no record.
-    """
+    """The records below some paths, in the order of the search; messages are one line, fit for a terminal."""
 
     records: list[Loaded]
-    left_out: tuple[str, ...]
-    notes: tuple[str, ...]
+    left_out: tuple[str, ...]  # for each file that was found and not read: broken, foreign, of a newer schema
+    notes: tuple[str, ...]  # what else a reader must know: a folder cannot be listed, or holds no record
 
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Disable the garbage collector while records are read.
-
-    It starts anew whenever the number of objects has grown by a quarter, and goes through all of them: for
-    ten thousand records it takes about as long as everything else, and finds nothing.
-    """
+    """Disable the garbage collector: of ten thousand records it takes half of the time, and finds nothing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -54,18 +43,11 @@ def without_garbage_collection() -> Iterator[None]:
 
 @without_garbage_collection()
 def collect(paths: Sequence[Path]) -> Collected:
-    """Read every run below ``paths`` once, with a message for each thing that was left out.
-
-    Args:
-        paths: record files of any name, or folders, searched for ``record.yaml`` through links as well.
-
-    Raises:
-        UserError: a path does not exist, or two files give one id different contents.
-    """
+    """Read every run below ``paths`` once: record files of any name, or folders, searched through links."""
     left_out: list[str] = []
     notes: list[str] = []
     found: dict[str, Loaded] = {}
-    for file in record_files(paths, left_out.append, notes.append):
+    for file in record_files(paths, notes.append):
         try:
             record = read_checked(file)
         except UserError as error:
@@ -75,30 +57,23 @@ def collect(paths: Sequence[Path]) -> Collected:
         first = found.setdefault(record.id, run)
         if first is run:
             continue
-        if first.record == record and not _has_predictions(first) and _has_predictions(run):
-            found[record.id] = run  # a copy says the same, and has more to show
-        elif first.record.to_yaml() != record.to_yaml():
+        if first.record.to_yaml() != record.to_yaml():
             raise UserError(
                 f'the id "{printable(record.id)}" stands in two records that differ: {printable(first.path)} '
                 f"and {printable(file)}. Remove the one that is not the run's own."
             )
+        if not first.path.with_name("predictions.npz").exists():
+            found[record.id] = run  # a copy says the same, and may have more to show
     return Collected(list(found.values()), tuple(map(printable, left_out)), tuple(map(printable, notes)))
 
 
-def _has_predictions(run: Loaded) -> bool:
-    return (run.path.parent / "predictions.npz").exists()
-
-
 def read_checked(file: Path) -> RunRecord:
-    """Read a record that can be grouped: its recipe names model, data, optimizer and base.
-
-    Raises:
-        UserError: anything else, however the file came to be.
-    """
+    """Read a record that can be grouped, or refuse it: its recipe names model, data, optimizer and base."""
+    if not os.path.exists(file):
+        raise UserError(f"{file}: a link that leads nowhere")
     record = read_record(file)
     named = {section: record.recipe.get(section) for section in ("model", "data", "optimizer")}
-    optimizer = named["optimizer"]
-    if isinstance(optimizer, Mapping) and "base" in optimizer:
+    if isinstance(optimizer := named["optimizer"], Mapping) and "base" in optimizer:
         named["optimizer.base"] = optimizer["base"]
     for section, value in named.items():
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
@@ -106,18 +81,15 @@ def read_checked(file: Path) -> RunRecord:
     return record
 
 
-def record_files(
-    paths: Sequence[Path], leave_out: Callable[[str], None], note: Callable[[str], None]
-) -> Iterator[Path]:
-    """Yield the files to read, each once however many paths or links lead to it.
-
-    Raises:
-        UserError: a path does not exist.
-    """
+def record_files(paths: Sequence[Path], note: Callable[[str], None]) -> Iterator[Path]:
+    """Yield the files to read, each once however many ways lead to it; links that lead nowhere too."""
     for path in paths:
         if not os.path.exists(path):  # unlike Path.exists, false for a name that is too long
             raise UserError(f"{printable(path)}: no such file or folder")
     seen: set[tuple[int, int]] = set()
+
+    def unreadable(error: OSError) -> None:
+        note(f"left out: {error.filename}: cannot be listed: {error.strerror}")
 
     def is_new(path: Path | str) -> bool:
         status = os.stat(path)
@@ -126,9 +98,6 @@ def record_files(
             return False
         seen.add(identity)
         return True
-
-    def unreadable(error: OSError) -> None:
-        note(f"left out: {error.filename}: cannot be listed: {error.strerror}")
 
     for path in paths:
         if not path.is_dir():
@@ -142,11 +111,7 @@ def record_files(
                 continue
             subfolders.sort()
             file = Path(folder, RECORD_NAME)
-            if RECORD_NAME not in names:
-                continue
-            if not os.path.exists(file):
-                leave_out(f"left out: {file}: a link that leads nowhere")
-            elif is_new(file):
+            if RECORD_NAME in names and (not os.path.exists(file) or is_new(file)):
                 found = True
                 yield file
         if not found:
@@ -155,25 +120,16 @@ def record_files(
 
 @dataclass(frozen=True)
 class PerImage:
-    """Scores of one run for each test image.
+    """Scores of one run for each test image."""
 
-    Attributes:
-        scores: of each metric that is a mean over images, and a number.
-        split: equal for runs whose test images stand in the same order, as far as their labels tell.
-    """
-
-    scores: Mapping[str, np.ndarray]
-    split: str
+    scores: Mapping[str, np.ndarray]  # of each metric that is a mean over images, and a number
+    split: str  # equal for runs whose test images stand in the same order, as far as their labels tell
 
 
 def read_per_image(run: Loaded) -> PerImage | None:
-    """The per-image scores of a completed run; None if it stored no predictions.
+    """Read the per-image scores of a completed run; None if it stored no predictions.
 
-    The file's sha256 is not compared, which would double the cost of a table: what is read must have the
-    test split's size and give exactly the record's metrics, and that says more.
-
-    Raises:
-        UserError: the file is missing, damaged, elsewhere, or not this record's.
+    They must give exactly the record's metrics. To compare the file's sha256 too would double a table's cost.
     """
     record = run.record
     artifact = record.artifacts.get(artifact_name("test"))
@@ -190,6 +146,6 @@ def read_per_image(run: Loaded) -> PerImage | None:
     kept = {metric: values for metric, values in scores.items() if math.isfinite(getattr(metrics, metric))}
     for metric, values in kept.items():
         found, recorded = float(values.mean(dtype=float)), getattr(metrics, metric)
-        if not math.isclose(found, recorded, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+        if not math.isclose(found, recorded, rel_tol=1e-9, abs_tol=1e-9):
             raise UserError(f"they do not give the record's {metric}")
     return PerImage(kept, labels_sha256(arrays["label"]))

@@ -11,28 +11,18 @@ import numpy as np
 
 from pugdft.leaderboard.stats import LEVEL, MeanDifference
 
-MOST_SEEDS = 1000
-"""Nobody runs more seeds; a difference that needs more cannot be found."""
+MOST_SEEDS = 1000  # nobody runs more
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned two-sided test of the difference of two optimizers on common seeds.
+    """A planned two-sided test of the difference of two optimizers on common seeds."""
 
-    Attributes:
-        std: standard deviation of the difference over seeds.
-        image_variance: variance of the mean difference due to the sample of test images; more seeds do not
-            reduce it.
-        num_pairs: number of pairs tested; the plan is for level/num_pairs, the hardest step of Holm.
-        level: of the test; twice the level of a one-sided test.
-        target: power that is asked for.
-    """
-
-    std: float
-    image_variance: float = 0.0
-    num_pairs: int = 1
-    level: float = LEVEL
-    target: float = 0.8
+    std: float  # standard deviation of the difference over seeds
+    image_variance: float = 0.0  # of the mean difference, due to the sample of test images, for any seeds
+    num_pairs: int = 1  # tested together: each at level/num_pairs, the hardest step of Holm
+    level: float = LEVEL  # twice that of a one-sided test
+    target: float = 0.8  # power that is asked for
 
     @classmethod
     def of(cls, pair: MeanDifference, num_pairs: int = 1) -> Plan:
@@ -44,9 +34,8 @@ class Plan:
     def power(self, num_seeds: int, difference: float) -> float:
         """Compute the probability that the test separates a true ``difference``; 0 for one seed.
 
-        Without ``image_variance`` this is the power of the noncentral t. With it, the threshold depends on
-        the estimated variance over seeds (see :mod:`pugdft.leaderboard.stats`), so the normal probability
-        beyond the threshold is averaged over the distribution of that estimate.
+        The threshold depends on the estimated variance over seeds (see :mod:`pugdft.leaderboard.stats`), so
+        average over that estimate. Without ``image_variance`` this is the power of the noncentral t.
         """
         if num_seeds < 2:
             return 0.0
@@ -71,51 +60,39 @@ class Plan:
             return 0.0  # without any variance every difference is found
         from scipy.optimize import brentq
 
-        while self.power(num_seeds, high) < self.target:
-            high *= 2
-
         def excess(difference: float) -> float:
             return self.power(num_seeds, difference) - self.target
 
+        while excess(high) < 0:
+            high *= 2
         return float(brentq(excess, 0.0, high, xtol=1e-15 * high, rtol=1e-14))
 
     def seeds_needed(self, difference: float) -> int | None:
-        """Compute the fewest common seeds that find a true ``difference`` with the target power.
-
-        None if :data:`MOST_SEEDS` are not enough: the difference is almost zero, or the test images are too
-        few (:meth:`needs_more_images`).
-        """
-        difference = abs(difference)
-        if difference == 0 or self.needs_more_images(difference):
+        """Compute the fewest common seeds that find a true ``difference``; None if no number up to 1,000."""
+        if self.needs_more_images(difference):
             return None
-        # With a known variance one seed fewer would already be too few.
-        spare = (difference / self._known_variance_multiple()) ** 2 - self.image_variance
-        if spare <= 0:
-            return None  # by rounding alone
-        low = max(1, math.ceil(min(self.std**2 / spare, MOST_SEEDS)) - 1)
-        high = low + 1
-        while self.power(high, difference) < self.target:
-            if high == MOST_SEEDS:
-                return None
-            low, high = high, min(high + 2 * (high - low), MOST_SEEDS)
-        candidates = range(low + 1, high)
-        enough = bisect_left(candidates, True, key=lambda n: self.power(n, difference) >= self.target)
-        return low + 1 + enough
-
-    def more_seeds(self, difference: float, num_seeds: int) -> int | None:
-        """Compute how many more seeds a difference needs, 1 at least; None if no number is enough."""
-        needed = self.seeds_needed(difference)
-        return None if needed is None else max(1, needed - num_seeds)
+        numbers = range(2, MOST_SEEDS + 1)
+        place = bisect_left(numbers, True, key=lambda number: self.power(number, difference) >= self.target)
+        return numbers[place] if place < len(numbers) else None
 
     def needs_more_images(self, difference: float) -> bool:
         """Tell whether no number of seeds finds ``difference`` on so few test images."""
-        return abs(difference) <= self._known_variance_multiple() * math.sqrt(self.image_variance)
-
-    def _known_variance_multiple(self) -> float:
-        """Detectable difference in standard errors if those were known exactly."""
         from scipy.special import ndtri
 
-        return float(ndtri(self.target) - ndtri(self.level / self.num_pairs / 2))
+        # In standard errors that are known exactly, as after very many seeds.
+        detectable = float(ndtri(self.target) - ndtri(self.level / self.num_pairs / 2))
+        return (difference / detectable) ** 2 <= self.image_variance
+
+
+def outlook(pair: MeanDifference, p_value: float | None, num_pairs: int = 1) -> tuple[int | None, bool]:
+    """Return how many more seeds show that a difference is real, if any, and whether images are too few."""
+    difference = pair.difference
+    if p_value is None or p_value <= LEVEL or difference == 0:
+        return None, False
+    plan = Plan.of(pair, num_pairs)
+    needed = plan.seeds_needed(difference)
+    more_seeds = None if needed is None else max(1, needed - pair.num_seeds)
+    return more_seeds, plan.needs_more_images(difference)
 
 
 @lru_cache(maxsize=4096)
@@ -131,8 +108,7 @@ def _variance_estimates(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     """Estimates of a variance of 1 with ``freedom`` degrees of freedom, and the probability of each."""
     from scipy.special import gammaincinv
 
-    # Equally spaced in the logit of the cumulative probability: small estimates decide at strict levels.
-    # The tails that are left out have a probability of 3e-7 each.
+    # Even steps in the logit, because small estimates decide at strict levels; each tail left out has 3e-7.
     logits = np.linspace(-15, 15, 241)
     below = 1 / (1 + np.exp(-logits))
     weights = below * (1 - below)

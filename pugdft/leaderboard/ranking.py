@@ -3,83 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
-from pugdft.errors import UserError
-from pugdft.leaderboard.costs import by_epoch, mean_curve, mean_of, top1_at
-from pugdft.leaderboard.entry import Entry, Group, Summary, Versus
-from pugdft.leaderboard.grouping import RunEntry, RunGroup, chosen, group_runs
-from pugdft.leaderboard.load import (
-    Loaded,
-    PerImage,
-    read_per_image,
-    without_garbage_collection,
-)
-from pugdft.leaderboard.power import Plan
-from pugdft.leaderboard.stats import (
-    LEVEL,
-    EntryScores,
-    Spread,
-    compare_all,
-    holm_adjusted,
-    mean,
-    rank_ranges,
-    spread_of,
-    summarize,
-)
-from pugdft.leaderboard.warnings import (
-    condition_warnings,
-    listed,
-    more_images_note,
-    scope_notes,
-    tuning_budget,
-    unpaired,
-)
+from pugdft.errors import ConfigIssue, collect
+from pugdft.leaderboard import stats, warnings
+from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Versus
+from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, group_runs
+from pugdft.leaderboard.load import Loaded, PerImage, read_per_image, without_garbage_collection
+from pugdft.leaderboard.power import outlook
 from pugdft.predictions import METRICS
-from pugdft.records import RunRecord
+from pugdft.records import LARGEST, RunRecord
 
-# A record writes 0 for a cost that was not measured.
-_COSTS: Mapping[str, Callable[[RunRecord], float | None]] = {
-    "gradient_passes": lambda run: run.cost.gradient_passes or None,
-    "train_seconds": lambda run: run.cost.train_seconds or None,
+_COSTS = ("gradient_passes", "train_seconds", "images_per_second", "peak_memory_bytes")
+
+# What a curve shows, with the bounds of valid values; anything else in a history is not measured.
+_CURVE = {
+    "gradient_passes": (0.0, LARGEST),
+    "train_seconds": (0.0, LARGEST),
+    "train_loss": (-LARGEST, LARGEST),
+    "test_top1": (0.0, 1.0),
 }
+_SLACK = 1e-5  # costs are sums of floats and are rounded in the history
 
-_Budgets = Mapping[str, float | None]
+_Budgets = Mapping[str, float | None]  # the lowest mean of each cost that a schedule spends
+_History = Mapping[int, Mapping[str, Any]]  # a run's rows by epoch
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of one entry's runs.
-
-    Attributes:
-        values: of each metric by seed, None where a completed run has no valid value.
-        spreads: of the metrics' means over seeds and test images, if all runs stored usable predictions.
-        images: scores of each test image by seed, of the ranking metric; under the same condition.
-        split: digest of the test images' order.
-    """
+    """The metrics of one entry's runs; the fields with defaults need usable predictions of all runs."""
 
     runs: RunEntry
-    values: Mapping[str, Mapping[int, float | None]]
-    spreads: Mapping[str, Spread] = field(default_factory=dict)
-    images: Mapping[int, np.ndarray] | None = None
-    split: str | None = None
+    values: Mapping[str, Mapping[int, float | None]]  # by metric and seed; None for an invalid one
+    spreads: Mapping[str, stats.Spread] = field(default_factory=dict)  # of means over seeds and test images
+    images: Mapping[int, np.ndarray] | None = None  # each test image's ranking metric, by seed
+    split: str | None = None  # digest of the test images' order
     notes: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """The records of completed runs."""
+        return [run.record for run in self.runs.completed]
 
     def scores(self, metric: str) -> dict[int, float]:
         """Return the valid values by seed."""
         return {seed: value for seed, value in self.values[metric].items() if value is not None}
 
+    def mean(self, metric: str) -> float:
+        """Compute the mean of the valid values."""
+        return fmean(self.scores(metric).values())
+
     def without(self, metric: str) -> list[int]:
         """List completed seeds without a valid value."""
         return [seed for seed, value in self.values[metric].items() if value is None]
 
-    def sample(self, metric: str) -> EntryScores:
-        """Return the scores for comparisons by the ranking metric."""
-        return EntryScores(self.scores(metric), self.images)
+    def costs(self, name: str) -> list[float | None]:
+        """Return a cost of each run; a record writes 0 for one that was not measured."""
+        return [getattr(record.cost, name) or None for record in self.records]
 
 
 def without_lost(entry: RunEntry, metric: str) -> RunEntry:
@@ -89,21 +75,22 @@ def without_lost(entry: RunEntry, metric: str) -> RunEntry:
     these runs have no valid value and rank last. An infinite loss is different: that of one image may
     overflow although all predictions are good.
     """
-    lost = [run.record for run in entry.completed if _is_lost(run.record)]
+    records = [run.record for run in entry.completed]
+    lost = {each.seed: each for each in records if math.isnan(_test_value(each, "loss") or 0.0)}
     if not lost or metric == "loss":
         return entry
-    seeds = listed(record.seed for record in lost)
+    diverged = (each.model_copy(update={"status": "diverged"}) for each in lost.values())
+    note = f"the loss of seed {warnings.listed(lost)} is not a number: counted as diverged"
     return replace(
         entry,
-        completed=tuple(run for run in entry.completed if not _is_lost(run.record)),
-        unfinished=(*entry.unfinished, *(each.model_copy(update={"status": "diverged"}) for each in lost)),
-        notes=(*entry.notes, f"the loss of seed {seeds} is not a number: counted as diverged"),
+        completed=tuple(run for run in entry.completed if run.record.seed not in lost),
+        unfinished=(*entry.unfinished, *diverged),
+        notes=(*entry.notes, note),
     )
 
 
-def _is_lost(record: RunRecord) -> bool:
-    test = record.metrics.test if record.metrics else None
-    return test is not None and math.isnan(test.loss)
+def _test_value(record: RunRecord, metric: str) -> float | None:
+    return getattr(record.metrics.test if record.metrics else None, metric, None)
 
 
 def measure(entries: Sequence[RunEntry], metric: str) -> list[Measured]:
@@ -121,44 +108,36 @@ def measure(entries: Sequence[RunEntry], metric: str) -> list[Measured]:
 
 
 def _measure(entry: RunEntry, metric: str) -> Measured:
-    values: dict[str, dict[int, float | None]] = {
-        name: {run.record.seed: _value(run.record, name) for run in entry.completed} for name in METRICS
+    images: dict[int, PerImage] = {}
+    faults: list[ConfigIssue] = []
+    for run in entry.completed:
+        with collect(faults, str(run.record.seed)):
+            if found := read_per_image(run):
+                images[run.record.seed] = found
+    values = {
+        name: {run.record.seed: valid(_test_value(run.record, name), name) for run in entry.completed}
+        for name in METRICS
     }
-    images, notes = _per_image(entry)
+    notes = [
+        f"predictions of seed {', '.join(fault.where for fault in alike)} not used: {reason}"
+        for reason, alike in sorted(by_key(faults, lambda fault: fault.message).items())
+    ]
     splits = {each.split for each in images.values()}
+    if len(splits) > 1:
+        notes.append("its seeds' test images stand in different orders: predictions are not used")
     if len(images) < len(entry.completed) or len(splits) != 1:
-        if len(splits) > 1:
-            notes.append("its seeds' test images stand in different orders: predictions are not used")
         return Measured(entry, values, notes=tuple(notes))
     by_metric = {
         name: {seed: each.scores[name] for seed, each in images.items()}
         for name in METRICS
         if all(name in each.scores for each in images.values())
     }
-    spreads: dict[str, Spread] = {
-        name: spread_of(np.stack(list(by_seed.values())))
+    spreads = {
+        name: stats.spread_of(np.stack(list(by_seed.values())))
         for name, by_seed in by_metric.items()
         if len(by_seed) > 1 and min(map(len, by_seed.values())) > 1
     }
     return Measured(entry, values, spreads, by_metric.get(metric), splits.pop(), tuple(notes))
-
-
-def _per_image(entry: RunEntry) -> tuple[dict[int, PerImage], list[str]]:
-    """Read the per-image scores by seed, with notes on predictions that are not used."""
-    found: dict[int, PerImage] = {}
-    reasons: dict[str, list[int]] = defaultdict(list)
-    for run in entry.completed:
-        try:
-            images = read_per_image(run)
-        except UserError as error:
-            reasons[str(error)].append(run.record.seed)
-            continue
-        if images is not None:
-            found[run.record.seed] = images
-    return found, [
-        f"predictions of seed {', '.join(map(str, seeds))} not used: {reason}"
-        for reason, seeds in sorted(reasons.items())
-    ]
 
 
 def valid(value: float | None, metric: str) -> float | None:
@@ -167,95 +146,60 @@ def valid(value: float | None, metric: str) -> float | None:
     return value if value is not None and low <= value <= high else None
 
 
-def _value(record: RunRecord, metric: str) -> float | None:
-    test = record.metrics.test if record.metrics else None
-    return valid(getattr(test, metric), metric) if test else None
-
-
 def num_test_images(measured: Sequence[Measured]) -> int | None:
     """Return the size of the test split, the smallest if records disagree; None if one does not state it."""
-    records = [record for each in measured for record in _records(each)]
-    smallest = min((record.data.sizes.get("test", 0) if record.data else 0 for record in records), default=0)
-    return smallest if smallest > 0 else None
+    records = [record for each in measured for record in each.records]
+    sizes = [record.data.sizes.get("test", 0) if record.data else 0 for record in records]
+    return min(sizes, default=0) or None
 
 
 @without_garbage_collection()
 def build_leaderboard(
-    records: Sequence[Loaded],
-    dataset: str | None = None,
-    model: str | None = None,
-    metric: str = "top1",
+    records: Sequence[Loaded], dataset: str | None = None, model: str | None = None, metric: str = "top1"
 ) -> list[Group]:
-    """Rank the runs of each data set × model × protocol; runs of a search are only counted in a note.
+    """Rank the runs of each data set × model × protocol by ``metric`` of the last epoch on the test split.
 
-    Args:
-        records: from :func:`pugdft.leaderboard.load.collect`.
-        dataset: keep only this one: its name, or a part that no other name has; case does not matter.
-        model: likewise.
-        metric: what ranks, of the last epoch on the test split.
+    Runs of a search are only counted in a note. ``dataset`` and ``model`` are names, or parts that no other
+    name has, in any case.
 
     Raises:
         UserError: a filter matches nothing, or several names; the message lists what exists.
     """
-    return [_ranked(group, metric) for group in chosen_groups(group_runs(records), dataset, model)]
-
-
-def chosen_groups(groups: list[RunGroup], dataset: str | None, model: str | None) -> list[RunGroup]:
-    """Keep the groups that match the filters.
-
-    Raises:
-        UserError: as :func:`build_leaderboard`.
-    """
-    if dataset is not None:
-        name = chosen("data set", dataset, {group.dataset for group in groups})
-        groups = [group for group in groups if group.dataset == name]
-    if model is not None:
-        name = chosen("model", model, {group.model for group in groups})
-        groups = [group for group in groups if group.model == name]
-    return groups
+    return [_ranked(group, metric) for group in group_runs(records, dataset, model)]
 
 
 def _ranked(group: RunGroup, metric: str) -> Group:
     """Rank every entry with a completed run; those without the metric come last."""
-    runs = tuple(without_lost(entry, metric) for entry in group.entries)
-    measured = measure(runs, metric)
+    runs = [without_lost(entry, metric) for entry in group.entries]
+    measured = sorted(measure(runs, metric), key=lambda each: each.runs.label)
     started = [each for each in measured if each.runs.completed]
     sign = -1 if METRICS[metric].higher_is_better else 1
-    scored = sorted(
-        (each for each in started if not each.without(metric)),
-        key=lambda each: (sign * mean(each.scores(metric).values()), each.runs.label),
-    )
-    without = [each for each in started if each.without(metric)]
-    conflicts, pairing_notes = unpaired([each.runs for each in scored])
+    scored = [each for each in started if not each.without(metric)]
+    scored.sort(key=lambda each: sign * each.mean(metric))
+    conflicts, pairing_notes = warnings.unpaired([each.runs for each in scored])
     budgets: dict[str, float | None] = {}
-    for cost, read in _COSTS.items():
-        means = [mean_of(_records(each), read) for each in scored]
+    for cost in ("gradient_passes", "train_seconds"):
+        means = [_mean_of(each.costs(cost)) for each in scored]
         budgets[cost] = min((value for value in means if value is not None), default=None)
-    last_ranks = len(scored) + 1, len(scored) + len(without)
-    entries = [
-        *_compared(scored, metric, conflicts, budgets),
-        *_by_label(_without_metric(each, metric, last_ranks, budgets) for each in without),
-        *_by_label(_entry(each, budgets) for each in measured if not each.runs.completed),
-    ]
+    entries = _compared(scored, metric, conflicts, budgets)
+    for each in started:
+        if seeds := each.without(metric):
+            # Its mean without the missing seed would flatter it.
+            note = f"no valid {METRICS[metric].name} for seed {', '.join(map(str, seeds))}: ranked last"
+            entries.append(_entry(each, budgets, (note,), rank_low=len(scored) + 1, rank_high=len(started)))
+    entries += [_entry(each, budgets) for each in measured if not each.runs.completed]
+    doubts = (*warnings.condition_warnings(runs), *pairing_notes, *warnings.scope_notes(scored, metric))
     return Group(
         dataset=group.dataset,
         model=group.model,
         protocol=group.protocol,
         recipe=group.recipe,
         entries=tuple(entries),
-        notes=(*group.notes, *condition_warnings(runs), *pairing_notes, *scope_notes(scored, metric)),
+        notes=(*group.notes, *doubts),
         metric=metric,
         equal_passes=budgets["gradient_passes"],
         equal_seconds=budgets["train_seconds"],
     )
-
-
-def _by_label(entries: Iterable[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda entry: entry.label)
-
-
-def _records(measured: Measured) -> list[RunRecord]:
-    return [run.record for run in measured.runs.completed]
 
 
 def _compared(
@@ -266,100 +210,124 @@ def _compared(
     Seeds that completed say nothing of those that diverged: an optimizer with diverged seeds is never
     separated from an entry below it.
     """
-    if not scored:
-        return []
-    num_images = num_test_images(scored) if METRICS[metric].is_share_of_images else None
-    pairs = compare_all([each.sample(metric) for each in scored], num_images, conflicts)
-    adjusted = holm_adjusted(pairs.p_values)
-    diverged = [_diverged(each) for each in scored]
-    first, second = pairs.first_and_second()
-    better = np.where((pairs.difference > 0) == METRICS[metric].higher_is_better, first, second)
-    testable = pairs.testable & ~np.array([note is not None for note in diverged])[better]
-    ranges = rank_ranges(pairs, testable & (adjusted <= LEVEL), METRICS[metric].higher_is_better)
+    row = METRICS[metric]
+    num_images = num_test_images(scored) if row.is_share_of_images else None
+    samples = [stats.EntryScores(each.scores(metric), each.images) for each in scored]
+    pairs = stats.compare_all(samples, num_images, conflicts)
+    adjusted = stats.holm_adjusted(pairs.p_value)
+    diverged: list[tuple[str, ...]] = []
+    for each in scored:
+        lost = each.runs.lost_seeds().get("diverged")
+        num_seeds = len({record.seed for record in (*each.records, *each.runs.unfinished)})
+        note = f"{len(lost or ())} of {num_seeds} seeds diverged: not ranked above others"
+        diverged.append((note,) if lost else ())
+    better, worse = stats.better_and_worse(pairs.difference, len(scored), row.higher_is_better)
+    testable = pairs.testable & ~np.array([bool(notes) for notes in diverged], dtype=bool)[better]
+    separated = testable & (adjusted <= stats.LEVEL)
+    ranges = stats.rank_ranges(better[separated], worse[separated], len(scored))
     entries = []
     for number, (each, (low, high)) in enumerate(zip(scored, ranges, strict=True)):
-        entry = _entry(each, budgets)
-        versus, notes = None, [*entry.notes, diverged[number]]
+        versus, notes = None, diverged[number]
         if number > 0:
             place = number - 1  # the pairs with the best entry come first
+            p_value = float(adjusted[place]) if testable[place] else None
+            more_seeds, needs_images = outlook(pairs[place], p_value, len(adjusted))
             difference = -float(pairs.difference[place])
-            versus = Versus(difference, None, False, None)
-            if testable[place]:
-                p_value = float(adjusted[place])
-                versus = Versus(difference, p_value, p_value <= LEVEL, None)
-                if p_value > LEVEL and difference != 0:
-                    plan = Plan.of(pairs[place], num_pairs=len(adjusted))
-                    more_seeds = plan.more_seeds(difference, int(pairs.num_seeds[place]))
-                    versus = replace(versus, more_seeds=more_seeds)
-                    if plan.needs_more_images(difference):
-                        notes.append(more_images_note(" to the best"))
-        entries.append(
-            replace(
-                entry,
-                rank_low=low,
-                rank_high=high,
-                scores=each.scores(metric),
-                versus_best=versus,
-                notes=tuple(note for note in notes if note),
-            )
-        )
+            versus = Versus(difference, p_value, bool(separated[place]), more_seeds)
+            notes += (warnings.more_images_note(" to the best"),) * needs_images
+        ranked = {"rank_low": low, "rank_high": high, "scores": each.scores(metric), "versus_best": versus}
+        entries.append(_entry(each, budgets, notes, **ranked))
     return entries
 
 
-def _diverged(measured: Measured) -> str | None:
-    """Describe seeds that diverged and that no run completed."""
-    runs = measured.runs
-    lost = runs.lost_seeds().get("diverged")
-    if not lost:
-        return None
-    seeds = {run.seed for run in (*_records(measured), *runs.unfinished)}
-    return f"{len(lost)} of {len(seeds)} seeds diverged: not ranked above others"
-
-
-def _without_metric(measured: Measured, metric: str, ranks: tuple[int, int], budgets: _Budgets) -> Entry:
-    """Build an entry that shares the last ranks: its mean without the missing seed would flatter it."""
-    seeds = ", ".join(map(str, measured.without(metric)))
-    entry = _entry(measured, budgets)
-    notes = (*entry.notes, f"no valid {METRICS[metric].name} for seed {seeds}: ranked last")
-    return replace(entry, rank_low=ranks[0], rank_high=ranks[1], notes=notes)
-
-
-def _entry(measured: Measured, budgets: _Budgets) -> Entry:
-    """Build an entry without ranks; of the other entries it needs only the lowest costs."""
-    runs, records = measured.runs, _records(measured)
-    histories = [by_epoch(run.history) for run in records]
-    at_equal = {
-        cost: top1_at(histories, [read(run) for run in records], cost, budgets[cost])
-        for cost, read in _COSTS.items()
-    }
-    tuning, tuning_note = tuning_budget(runs)
+def _entry(measured: Measured, budgets: _Budgets, notes: tuple[str, ...] = (), **ranked: Any) -> Entry:
+    """Build an entry with fields from its ranking; of the other entries it needs only the lowest costs."""
+    runs, records = measured.runs, measured.records
+    ranked |= {name: _mean_of(measured.costs(name)) for name in _COSTS}
+    histories = [_by_epoch(run.history) for run in records]
+    at_passes, at_seconds = (
+        _top1_at(histories, measured.costs(cost), cost, budget) for cost, budget in budgets.items()
+    )
+    tuning, tuning_notes = warnings.tuning_budget(runs)
     best_epochs = [run.metrics.best_test if run.metrics else None for run in records]
     return Entry(
         label=runs.label,
         status="measured",
         spec=runs.spec,
         num_seeds=len(records),
-        summaries={name: found for name in METRICS if (found := _summary(measured, name))},
-        best_test_top1=mean_of(best_epochs, lambda best: valid(best.top1, "top1") if best else None),
-        gradient_passes=mean_of(records, _COSTS["gradient_passes"]),
-        train_seconds=mean_of(records, _COSTS["train_seconds"]),
-        top1_at_equal_passes=at_equal["gradient_passes"],
-        top1_at_equal_seconds=at_equal["train_seconds"],
-        images_per_second=mean_of(records, lambda run: run.cost.images_per_second or None),
-        peak_memory_bytes=mean_of(records, lambda run: run.cost.peak_memory_bytes or None),
+        summaries={
+            name: stats.summarize(measured.scores(name).values(), measured.spreads.get(name), row.bounds)
+            for name, row in METRICS.items()
+            if records and not measured.without(name)
+        },
+        best_test_top1=_mean_of([valid(best.top1, "top1") if best else None for best in best_epochs]),
+        top1_at_equal_passes=at_passes,
+        top1_at_equal_seconds=at_seconds,
         tuning=tuning,
-        mean_perturbation_norm=mean_of(records, lambda run: run.method.mean_perturbation_norm),
-        mean_gradient_cosine=mean_of(records, lambda run: run.method.mean_gradient_cosine),
-        curve=mean_curve(histories),
+        mean_perturbation_norm=_mean_of([run.method.mean_perturbation_norm for run in records]),
+        mean_gradient_cosine=_mean_of([run.method.mean_gradient_cosine for run in records]),
+        curve=_mean_curve(histories),
         unfinished=dict(sorted(Counter(run.status for run in runs.unfinished).items())),
         records=tuple(run.id for run in records),
         unfinished_records=tuple(run.id for run in runs.unfinished),
-        notes=(*runs.notes, *measured.notes, *((tuning_note,) if tuning_note else ())),
+        notes=(*runs.notes, *measured.notes, *tuning_notes, *notes),
+        **ranked,
     )
 
 
-def _summary(measured: Measured, metric: str) -> Summary | None:
-    if not measured.runs.completed or measured.without(metric):
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    """Compute the mean of numbers; None unless all are known, finite and small enough to add."""
+    known = [value for value in values if value is not None and abs(value) <= LARGEST]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _by_epoch(history: Sequence[Mapping[str, Any]]) -> _History:
+    """Index rows by epoch; of several rows of one epoch the last counts."""
+    epochs = _numbers([row.get("epoch") for row in history], (1, 1e9)).tolist()
+    return {int(epoch): row for epoch, row in zip(epochs, history, strict=True) if epoch % 1 == 0}
+
+
+def _mean_curve(histories: Sequence[_History]) -> tuple[CurvePoint, ...]:
+    """Compute means over runs at the end of every epoch that all runs reached."""
+    epochs = sorted(set.intersection(*map(set, histories))) if histories else []
+    if not epochs:
+        return ()
+    rows = [history[epoch] for history in histories for epoch in epochs]
+    columns = []
+    for key, bounds in _CURVE.items():
+        values = _numbers([row.get(key) for row in rows], bounds).reshape(len(histories), len(epochs))
+        columns.append([None if each != each else each for each in values.mean(axis=0).tolist()])
+    return tuple(CurvePoint(*point) for point in zip(epochs, *columns, strict=True))
+
+
+def _top1_at(
+    histories: Sequence[_History], totals: Sequence[float | None], cost: str, budget: float | None
+) -> float | None:
+    """Compute the mean over runs of top-1 at the last evaluated epoch within a budget.
+
+    Runs of one entry cost slightly different times. Each may spend the same share of its own total, such that
+    the budget is their average; the entry that the budget was taken from thus spends all of it. Unless all
+    totals are known, each run may spend the budget itself. None if a run was not evaluated within its budget.
+    """
+    if budget is None or not histories:
         return None
-    scores = measured.scores(metric).values()
-    return summarize(scores, measured.spreads.get(metric), METRICS[metric].bounds)
+    average = _mean_of(totals)
+    budgets = [budget / average * (total or 0.0) if average else budget for total in totals]
+    last = []
+    for history, own in zip(histories, budgets, strict=True):
+        rows = [history[epoch] for epoch in sorted(history)]
+        spent = _numbers([row.get(cost) for row in rows], (0.0, own * (1 + _SLACK)))
+        top1 = _numbers([row.get("test_top1") for row in rows], (0.0, 1.0))
+        known = top1[~np.isnan(spent + top1)].tolist()
+        last.append(known[-1] if known else None)
+    return _mean_of(last)
+
+
+def _numbers(values: Sequence[Any], bounds: tuple[float, float]) -> np.ndarray:
+    """Convert values to floats; NaN for all that are no number within ``bounds``."""
+    usable = [
+        value if type(value) is float or (type(value) is int and abs(value) <= LARGEST) else np.nan
+        for value in values
+    ]
+    numbers = np.array(usable, dtype=float)
+    return np.where((numbers >= bounds[0]) & (numbers <= bounds[1]), numbers, np.nan)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pugdft.errors import counted, printable
-from pugdft.leaderboard.costs import number_in
 from pugdft.leaderboard.entry import TuningBudget
 from pugdft.leaderboard.grouping import RunEntry, shown
+from pugdft.leaderboard.stats import MeanDifference
 from pugdft.predictions import METRICS
-from pugdft.records import RunRecord
+from pugdft.records import LARGEST
 
 if TYPE_CHECKING:
     from pugdft.leaderboard.ranking import Measured
-    from pugdft.leaderboard.stats import MeanDifference
 
 # Fields of record.environment, with what a difference may change.
 _ENVIRONMENT = {
@@ -35,8 +34,7 @@ _SHARED_BY_SEED = {
     ("data", "augmentation_sha256"): "augmentation",
     ("model", "head_sha256"): "initial head",
 }
-# Budgets count as equal up to this ratio.
-_EQUAL_BUDGETS = 1.1
+_EQUAL_BUDGETS = 1.1  # ratio up to which budgets count as equal
 _MOST_NAMED = 6
 _LONGEST_VALUE = 60
 
@@ -48,55 +46,98 @@ def listed(words: Iterable[object]) -> str:
     return ", ".join(texts[:_MOST_NAMED]) + more
 
 
-def condition_warnings(entries: Sequence[RunEntry]) -> tuple[str, ...]:
+def condition_warnings(entries: Sequence[RunEntry]) -> list[str]:
     """Describe unequal weights, tuning, software and hardware of completed runs."""
-    completed = [entry for entry in entries if entry.completed]
-    return (*_weights(completed), *_tuning(completed), *_environment(completed), *_modified(completed))
+    runs = [(entry.label, run.record) for entry in entries for run in entry.completed]
+    notes = []
+    weights = {
+        record.model.weights_sha256
+        for _, record in runs
+        if record.model and record.recipe["model"].get("pretrained") is not False
+    }
+    if len(weights) > 1:
+        notes.append(f"the runs started from {len(weights)} different sets of weights (model.weights_sha256)")
+    notes += _tuning([entry for entry in entries if entry.completed])
+    for key, name in _ENVIRONMENT.items():
+        values = [(record.environment.get(key), label) for label, record in runs]
+        known = dict.fromkeys(pair for pair in values if isinstance(pair[0], str | int | float))
+        found = [(printable(shown(value))[:_LONGEST_VALUE], label) for value, label in known]
+        if len({value for value, _ in found}) > 1:
+            notes.append(f"the runs differ in {name}: {_by_value(found)}")
+    # Code that is in no commit cannot be obtained again.
+    modified = [label for label, record in runs if str(record.environment.get("git")).endswith("-dirty")]
+    if modified:
+        notes.append(f"run from a modified checkout (environment.git): {listed(dict.fromkeys(modified))}")
+    return notes
 
 
-def tuning_budget(entry: RunEntry) -> tuple[TuningBudget | None, str | None]:
+def _tuning(entries: Sequence[RunEntry]) -> list[str]:
+    budgets = [tuning_budget(entry)[0] for entry in entries]
+    known = [(budget.trials, budget.gradient_passes) for budget in budgets if budget]
+    is_equal = all(max(column) <= _EQUAL_BUDGETS * min(column) for column in zip(*known, strict=True))
+    if not known or (is_equal and len(known) == len(budgets)):
+        return []
+    found = []
+    for entry, budget in zip(entries, budgets, strict=True):
+        text = "none on record"
+        if budget:
+            trials = counted(budget.trials, "trial")
+            text = f"{trials} of {budget.gradient_passes:,.0f} gradient passes in all"
+        found.append((text, entry.label))
+    return [f"tuning budgets differ: {_by_value(found)}"]
+
+
+def _by_value(found: Sequence[tuple[str, str]]) -> str:
+    """Write the labels behind each value: ``2.10 (sam, sgd); 2.9 (pugd)``."""
+    labels: dict[str, dict[str, None]] = defaultdict(dict)  # as sets that keep their order
+    for value, label in found:
+        labels[value][label] = None
+    return "; ".join(f"{value} ({listed(each)})" for value, each in sorted(labels.items()))
+
+
+def tuning_budget(entry: RunEntry) -> tuple[TuningBudget | None, list[str]]:
     """Return the tuning budget of an entry's runs, the largest if they differ, and a note if they do."""
-    budgets = {budget for run in entry.completed if (budget := _budget(run.record))}
-    if not budgets:
-        return None, None
-    most = max(budgets, key=lambda budget: (budget.gradient_passes, budget.trials))
-    return most, None if len(budgets) == 1 else "its runs name different tuning budgets; the largest is shown"
+    budgets = set()
+    for run in entry.completed:
+        if isinstance(tuning := run.record.recipe.get("tuning"), Mapping):
+            costs: list[Any] = [tuning.get("trials"), tuning.get("gradient_passes")]
+            if all(type(cost) in (int, float) and 0 <= cost <= LARGEST for cost in costs):
+                budgets.add(TuningBudget(int(costs[0]), float(costs[1])))
+    most = max(budgets, key=lambda budget: (budget.gradient_passes, budget.trials), default=None)
+    return most, ["its runs name different tuning budgets; the largest is shown"] * (len(budgets) > 1)
 
 
-def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Find pairs of entries whose equal seeds used different random draws, and describe them.
+def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, list[str]]:
+    """Find pairs of entries whose equal seeds used different random draws: a square matrix, and notes.
 
-    Returns:
-        A square matrix, true for such pairs; None if there is none. What is not on record counts as equal.
+    The matrix is None if there is no such pair. What is not on record counts as equal.
     """
     matrix = np.zeros((len(entries), len(entries)), dtype=bool)
     notes = []
     for (section, field), name in _SHARED_BY_SEED.items():
-        # Of each seed, the digests on record and the positions of the entries that have them.
-        by_seed: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        # Of each seed, the digests on record by the positions of the entries.
+        by_seed: dict[int, dict[int, str]] = defaultdict(dict)
         for position, entry in enumerate(entries):
             for run in entry.completed:
-                digest = getattr(getattr(run.record, section), field, None)
-                if isinstance(digest, str):
-                    by_seed[run.record.seed][digest].add(position)
-        differing = sorted(seed for seed, holders in by_seed.items() if len(holders) > 1)
+                if digest := getattr(getattr(run.record, section), field, None):
+                    by_seed[run.record.seed][position] = digest
+        differing = sorted(seed for seed, digests in by_seed.items() if len(set(digests.values())) > 1)
         for seed in differing:
-            everyone = set().union(*by_seed[seed].values())
-            for positions in by_seed[seed].values():
-                matrix[np.ix_(sorted(positions), sorted(everyone - positions))] = True
+            positions, digests = list(by_seed[seed]), np.array(list(by_seed[seed].values()))
+            matrix[np.ix_(positions, positions)] |= digests[:, None] != digests
         if differing:
             notes.append(
                 f"the {name} of seed {listed(differing)} differs between entries ({section}.{field}): "
                 "pairing by seed is not justified, and those entries are compared as unpaired"
             )
-    return (matrix if notes else None), tuple(notes)
+    return (matrix if notes else None), notes
 
 
-def scope_notes(measured: Sequence[Measured], metric: str) -> tuple[str, ...]:
+def scope_notes(measured: Sequence[Measured], metric: str) -> list[str]:
     """Say to which seeds and images the ranks of comparable entries are limited."""
     several = [each for each in measured if len(each.runs.completed) > 1]
     if len(several) < 2:
-        return ()
+        return []
     notes = []
     if len({frozenset(each.values[metric]) for each in several}) > 1:
         notes.append(
@@ -108,7 +149,7 @@ def scope_notes(measured: Sequence[Measured], metric: str) -> tuple[str, ...]:
     elif without:
         whose = "" if len(without) == len(several) else f" of {listed(without)}"
         notes.append(f"without stored predictions, ranks{whose} speak of these test images only")
-    return tuple(notes)
+    return notes
 
 
 def difference_limits(
@@ -143,70 +184,3 @@ def why_untestable(difference: MeanDifference) -> str:
         kind = "common seed" if difference.paired else "seed on one side"
         return f"there is one {kind}, and nothing tells how much another would differ"
     return "nothing spreads, so there is nothing to hold the difference against"
-
-
-def _weights(entries: Sequence[RunEntry]) -> list[str]:
-    digests = {
-        run.record.model.weights_sha256
-        for entry in entries
-        for run in entry.completed
-        if run.record.model and run.record.recipe["model"].get("pretrained") is not False
-    }
-    if len(digests) <= 1:
-        return []
-    return [f"the runs started from {len(digests)} different sets of weights (model.weights_sha256)"]
-
-
-def _tuning(entries: Sequence[RunEntry]) -> list[str]:
-    budgets = {entry.label: tuning_budget(entry)[0] for entry in entries}
-    known = [(budget.trials, budget.gradient_passes) for budget in budgets.values() if budget]
-    is_equal = all(max(column) <= _EQUAL_BUDGETS * min(column) for column in zip(*known, strict=True))
-    if not known or (is_equal and len(known) == len(budgets)):
-        return []
-    labels: dict[str, list[str]] = defaultdict(list)
-    for label, budget in budgets.items():
-        text = "none on record"
-        if budget:
-            text = (
-                f"{counted(budget.trials, 'trial')} of {budget.gradient_passes:,.0f} gradient passes in all"
-            )
-        labels[text].append(label)
-    return [f"tuning budgets differ: {_labels_by_value(labels)}"]
-
-
-def _budget(record: RunRecord) -> TuningBudget | None:
-    tuning = record.recipe.get("tuning")
-    if not isinstance(tuning, Mapping):
-        return None
-    trials, passes = number_in(tuning, "trials"), number_in(tuning, "gradient_passes")
-    if trials is None or passes is None or trials < 0 or passes < 0:
-        return None
-    return TuningBudget(int(trials), passes)
-
-
-def _environment(entries: Sequence[RunEntry]) -> list[str]:
-    notes = []
-    for key, name in _ENVIRONMENT.items():
-        labels: dict[str, list[str]] = defaultdict(list)
-        for entry in entries:
-            found = [run.record.environment.get(key) for run in entry.completed]
-            values: set[Any] = {value for value in found if isinstance(value, str | int | float)}
-            for value in sorted(map(shown, values)):
-                labels[printable(value)[:_LONGEST_VALUE]].append(entry.label)
-        if len(labels) > 1:
-            notes.append(f"the runs differ in {name}: {_labels_by_value(labels)}")
-    return notes
-
-
-def _modified(entries: Sequence[RunEntry]) -> list[str]:
-    """Name entries whose code is in no commit, so that it cannot be obtained again."""
-    labels = [
-        entry.label
-        for entry in entries
-        if any(str(run.record.environment.get("git")).endswith("-dirty") for run in entry.completed)
-    ]
-    return [f"run from a modified checkout (environment.git): {listed(labels)}"] if labels else []
-
-
-def _labels_by_value(labels: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"{value} ({listed(each)})" for value, each in sorted(labels.items()))

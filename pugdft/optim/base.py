@@ -225,7 +225,7 @@ _TORCH_ONLY = {"asgd": torch.optim.ASGD, "rprop": torch.optim.Rprop}
 
 
 def find_base(name: Any) -> Callable[..., Any] | None:
-    """Find what has the options of a base, by name (ours, torch's, timm's) or class; None if it is unknown."""
+    """Find what has the options of a base by name (ours, torch's, timm's) or class; None if unknown."""
     if isinstance(name, type) and issubclass(name, torch.optim.Optimizer):
         return name
     # timm's "momentum" and "nesterov" are SGD with options bound; here the options are the recipe's.

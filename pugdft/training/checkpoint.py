@@ -6,12 +6,10 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import shutil
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,22 +20,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pugdft.errors import UserError
+from pugdft.errors import UserError, reason
 from pugdft.paths import file_sha256, readable_mode, write_atomically
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import BestEpoch
-from pugdft.training.callbacks import Observer
-from pugdft.training.distributed import is_out_of_memory, require_same
+from pugdft.training.distributed import gathered, is_out_of_memory
 from pugdft.training.setup import RunComponents
-from pugdft.training.trainer import Position
+from pugdft.training.trainer import Observer, Position
 
-CHECKPOINT_NAME, PREVIOUS_NAME = "checkpoint", "checkpoint.previous"
-RESTART_LOG_NAME = "starts.json"
-
+CHECKPOINT_NAME, PREVIOUS_NAME, RESTART_LOG_NAME = "checkpoint", "checkpoint.previous", "starts.json"
 _NEW_NAME, _DAMAGED_NAME = f".{CHECKPOINT_NAME}.new", f"{CHECKPOINT_NAME}.damaged"
 _STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
-_STATE_KEYS = ("position", "history", "best_test", "totals", "sources", "processes")
 _FORMAT = 1  # one more whenever an older pugdft could not go on from a checkpoint
+_CHANGED = "is not what was written"
+# What content of another form raises; other damage is found by its digest before it is read.
+_UNFIT = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 def now() -> str:
@@ -47,53 +44,32 @@ def now() -> str:
 
 @dataclass
 class RestartLog:
-    """The starts of the run in a folder, kept in a file until the run is finished.
-
-    Attributes:
-        starts: of each, the time, the update that it went on from, and what was different.
-        micro_batch_size: images of a forward pass and process, if memory did not hold more.
-    """
+    """The starts of the run in a folder, kept in a file until the run is finished."""
 
     folder: Path
+    # Of each, the time, the update that it went on from, and what was different.
     starts: list[dict[str, Any]] = field(default_factory=list)
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = None  # images of a pass and process, if memory did not hold more
 
     @classmethod
     def read(cls, folder: Path) -> RestartLog:
         """Read a folder's log; empty if it is missing or damaged."""
-        try:
+        log = cls(folder)
+        with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads((folder / RESTART_LOG_NAME).read_text(encoding="utf-8"))
-            starts = [dict(each) for each in content["starts"]]
-            size = content["micro_batch_size"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls(folder)
-        return cls(folder, starts, size if type(size) is int and size > 0 else None)
-
-    @property
-    def first_start(self) -> str:
-        """The time in UTC at which the run was first started."""
-        return str(self.starts[0].get("time", "")) if self.starts else now()
+            log.starts, size = [dict(each) for each in content["starts"]], content["micro_batch_size"]
+            log.micro_batch_size = size if type(size) is int and size > 0 else None
+        return log
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
         """All starts that went on from an earlier one, even if the entry of the first one was lost."""
-        is_whole = not self.starts or not self.starts[0].get("step")
-        return self.starts[1:] if is_whole else self.starts
-
-    def add(self, step: int, **facts: Any) -> None:
-        """Add a start after ``step`` earlier updates."""
-        if self.micro_batch_size is not None:
-            facts["micro_batch_size"] = self.micro_batch_size
-        self.starts.append({"time": now(), "step": step, **facts})
+        return [each for number, each in enumerate(self.starts) if number or each.get("step")]
 
     def write(self) -> None:
         """Write the log into its folder."""
         content = {"micro_batch_size": self.micro_batch_size, "starts": self.starts}
         write_atomically(self.folder / RESTART_LOG_NAME, json.dumps(content).encode())
-
-    def remove(self) -> None:
-        """Delete the file: the record has its content, or the run begins anew."""
-        (self.folder / RESTART_LOG_NAME).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -107,59 +83,41 @@ class Checkpoint:
     version: str
 
 
-class _Damaged(Exception):
-    """A checkpoint is not what was written; says what is wrong with it."""
-
-
 class OtherVersion(UserError):
     """A checkpoint was written by a version of pugdft that this one cannot go on from."""
 
-    def __init__(self, place: Path, writer: str, reason: str) -> None:
+    def __init__(self, place: Path, writer: str, why: str) -> None:
         super().__init__(
             f"{place}: was written by another version of pugdft ({writer}; this is {version('pugdft')}) and "
-            f"cannot be used here: {reason}. Install that version, or begin anew with --no-resume"
+            f"cannot be used here: {why}. Install that version, or begin anew with --no-resume"
         )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model as ``.safetensors`` that ``timm.create_model(..., checkpoint_path=…)`` loads.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write the model as ``.safetensors`` that ``timm.create_model(..., checkpoint_path=…)`` loads."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     temporary = path.with_name(f".{path.name}.new")
-    try:
-        safetensors.torch.save_file(tensors, temporary)
+    with ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
+        with _system_error(path):
+            safetensors.torch.save_file(tensors, temporary)
         temporary.chmod(readable_mode())  # safetensors makes private files
         _flush(temporary)
         temporary.replace(path)
-    except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
-        raise error if isinstance(error, OSError) else _as_os_error(path, error) from None
 
 
 def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    optimizer: dict[str, Any],
-    state: dict[str, Any],
-    predictions: Mapping[str, Predictions],
+    folder: Path, model: nn.Module, optimizer: Any, state: dict[str, Any], predictions: dict[str, Predictions]
 ) -> None:
-    """Write ``folder/checkpoint``; the one before becomes ``checkpoint.previous`` once this one is whole.
-
-    Raises:
-        OSError: it cannot be written; what was there is still there.
-    """
-    new = folder / _NEW_NAME
+    """Write ``folder/checkpoint``; once it is whole, the one before is ``checkpoint.previous``."""
+    new, current, previous = (folder / name for name in (_NEW_NAME, CHECKPOINT_NAME, PREVIOUS_NAME))
     shutil.rmtree(new, ignore_errors=True)
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, new, ignore_errors=True)
         new.mkdir(parents=True)
         save_weights(model, new / _WEIGHTS)
-        try:
+        with _system_error(new / _OPTIMIZER):
             torch.save(optimizer, new / _OPTIMIZER)
-        except RuntimeError as error:  # how torch says that a file cannot be written
-            raise _as_os_error(new / _OPTIMIZER, error) from None
         for split, each in predictions.items():
             each.write(new / f"predictions_{split}.npz")
         digests = {path.name: file_sha256(path) for path in sorted(new.iterdir())}
@@ -167,113 +125,81 @@ def save_checkpoint(
         (new / _STATE).write_text(json.dumps({**content, "own_sha256": _digest(content)}))
         for path in (*new.iterdir(), new):
             _flush(path)
-        current, previous = folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME
         if current.exists():
             shutil.rmtree(previous, ignore_errors=True)
             current.rename(previous)
         new.rename(current)
         _flush(folder)
-    except OSError:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Read the newest whole checkpoint of an output folder.
-
-    Returns:
-        The checkpoint or None, and a message for each newer one that is damaged.
-
-    Raises:
-        OtherVersion: it has another format.
-    """
-    faults = []
-    for name in (CHECKPOINT_NAME, PREVIOUS_NAME):
-        try:
-            found = _read(folder / name)
-        except _Damaged as error:
-            faults.append(f"{folder / name}: {error}")
+    """Read a folder's newest whole checkpoint, if any; describe each newer one that is damaged."""
+    faults: list[str] = []
+    for place in (folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME):
+        if not place.is_dir():
             continue
-        if found is not None:
-            return found, faults
+        try:
+            return _read(place), faults
+        except OtherVersion:
+            raise
+        except OSError as error:
+            faults.append(f"{place}: {Path(error.filename or place).name}: {reason(error)}")
+        except _UNFIT as error:
+            faults.append(f"{place}: cannot be read ({type(error).__name__})")
     return None, faults
 
 
 def put_damaged_aside(folder: Path) -> None:
-    """Rename the newest checkpoint if it is damaged: a save would put it in the place of the one before."""
-    current, aside = folder / CHECKPOINT_NAME, folder / _DAMAGED_NAME
-    try:
-        _read(current)
-    except _Damaged:
-        shutil.rmtree(aside, ignore_errors=True)
-        current.rename(aside)
+    """Rename the newest checkpoint, which is damaged: a save would put it in the place of the one before."""
+    shutil.rmtree(folder / _DAMAGED_NAME, ignore_errors=True)
+    with suppress(FileNotFoundError):  # it is the one before that is damaged, and no newer one is there
+        (folder / CHECKPOINT_NAME).rename(folder / _DAMAGED_NAME)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete an output folder's checkpoints, after the files that replace them are on the disk."""
+    """Delete the checkpoints and the restart log of a run, after the files that replace them are on disk."""
     if folder.is_dir():
         _flush(folder)
     for name in (_NEW_NAME, _DAMAGED_NAME, PREVIOUS_NAME, CHECKPOINT_NAME):
         shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / RESTART_LOG_NAME).unlink(missing_ok=True)
 
 
-def _read(place: Path) -> Checkpoint | None:
-    """Read a checkpoint; None if there is none.
-
-    Raises:
-        _Damaged: a file is missing, has other bytes than were written, or cannot be read.
-        OtherVersion: it has another format.
-    """
-    if not place.is_dir():
-        return None
-    try:
-        content = json.loads((place / _STATE).read_text(encoding="utf-8"))
-        own_digest = content.pop("own_sha256")
-        if _digest(content) != own_digest:
-            raise _Damaged(f"{_STATE} is not what was written")
-        # Checkpoints from before there was a number have format 1, and do not say who wrote them.
-        number, writer = content.get("format", 1), str(content.get("pugdft", "an older one"))
-        if number != _FORMAT:
-            raise OtherVersion(place, writer, f"its format is {number}, not {_FORMAT}")
-        for file, digest in content["sha256"].items():
-            if Path(file).name != file or file_sha256(place / file) != digest:
-                raise _Damaged(f"{file} is not what was written")
-        splits = [
-            file.removeprefix("predictions_").removesuffix(".npz")
-            for file in content["sha256"]
-            if file.startswith("predictions_")
-        ]
-        return Checkpoint(
-            safetensors.torch.load_file(place / _WEIGHTS),
-            torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu"),
-            content["state"],
-            {split: read_predictions(place / f"predictions_{split}.npz") for split in splits},
-            writer,
-        )
-    except OtherVersion:
-        raise
-    except OSError as error:
-        raise _Damaged(f"{Path(error.filename or place).name}: {error.strerror or error}") from None
-    except (
-        ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,
-        SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        raise _Damaged(f"cannot be read ({type(error).__name__})") from None
+def _read(place: Path) -> Checkpoint:
+    """Read a checkpoint; raises OtherVersion, OSError or one of ``_UNFIT``."""
+    content = json.loads((place / _STATE).read_text(encoding="utf-8"))
+    if content.pop("own_sha256") != _digest(content):
+        raise OSError(errno.EBADMSG, _CHANGED, _STATE)
+    # Checkpoints from before there was a number have format 1, and do not say who wrote them.
+    number, writer = content.get("format", 1), str(content.get("pugdft", "an older one"))
+    if number != _FORMAT:
+        raise OtherVersion(place, writer, f"its format is {number}, not {_FORMAT}")
+    for file, digest in content["sha256"].items():
+        if Path(file).name != file or file_sha256(place / file) != digest:
+            raise OSError(errno.EBADMSG, _CHANGED, file)
+    weights = safetensors.torch.load_file(place / _WEIGHTS)
+    optimizer = torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu")
+    files = [place / file for file in content["sha256"] if file.startswith("predictions_")]
+    predictions = {file.stem.removeprefix("predictions_"): read_predictions(file) for file in files}
+    return Checkpoint(weights, optimizer, content["state"], predictions, writer)
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _as_os_error(path: Path, error: Exception) -> OSError:
-    """Find the system's error behind a library's, which has it in words only, if at all."""
-    words = str(error)
-    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-    number = next((each for each in known if os.strerror(each).lower() in words.lower()), 0)
-    if not number and shutil.disk_usage(path.parent).free < 1 << 20:
-        number = errno.ENOSPC
-    first_line = (words.splitlines() or [type(error).__name__])[0]
-    return OSError(number or errno.EIO, os.strerror(number) if number else first_line, str(path))
+@contextmanager
+def _system_error(path: Path) -> Iterator[None]:
+    """Raise the system's error behind a library's, which has it in words only, if at all."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+        number = next((each for each in known if os.strerror(each).lower() in str(error).lower()), 0)
+        if not number and shutil.disk_usage(path.parent).free < 1 << 20:
+            number = errno.ENOSPC
+        why = os.strerror(number) if number else reason(error)
+        raise OSError(number or errno.EIO, why, str(path)) from None
 
 
 def _flush(path: Path) -> None:
@@ -291,88 +217,84 @@ def _flush(path: Path) -> None:
 
 @dataclass
 class RunState:
-    """The part of a checkpoint that is neither weights nor optimizer state.
-
-    Attributes:
-        predictions: of the newest evaluation, by split.
-        totals: the sums of the epoch's :class:`Totals` over all processes, as of the last save.
-    """
+    """The part of a checkpoint that is neither weights nor optimizer state."""
 
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
     best_test: BestEpoch | None = None
-    predictions: dict[str, Predictions] = field(default_factory=dict)
+    predictions: dict[str, Predictions] = field(default_factory=dict)  # of the newest evaluation, by split
+    # The sums of the epoch's Totals over all processes, as of the last save.
     totals: list[float] = field(default_factory=lambda: [0.0] * 4)
 
 
+@dataclass
 class CheckpointManager:
     """Saves and restores the checkpoints of one run: the state of its components, and a log of its starts."""
 
-    def __init__(
-        self, folder: Path, components: RunComponents, restart_log: RestartLog, observer: Observer
-    ) -> None:
-        self._folder, self._components = folder, components
-        self._restart_log, self._observer = restart_log, observer
-        self._saved_step: int | None = None
+    folder: Path
+    components: RunComponents
+    restart_log: RestartLog
+    observer: Observer
+    _saved_step: int | None = None
 
     def resume(self) -> RunState:
-        """Restore the newest whole checkpoint and log the start; a new state if there is none.
-
-        Raises:
-            UserError: it was made with other images, initial weights or another version of pugdft, or not
-                all processes find it.
-        """
-        checkpoint, faults = load_checkpoint(self._folder)
+        """Restore the newest whole checkpoint, if it is of this run, and log the start."""
+        checkpoint, faults = load_checkpoint(self.folder)
         for fault in faults:
-            self._observer.on_message(f"a checkpoint is damaged and is left out: {fault}")
-        accelerator, facts, state = self._components.accelerator, dict[str, Any](), RunState()
-        require_same(
-            accelerator,
-            -1 if checkpoint is None else checkpoint.state.get("position", {}).get("steps", -1),
-            f"{self._folder}: the processes of this run find different checkpoints here; --output has to be "
-            "on a disk that all of them share",
-        )
+            self.observer.on_message(f"a checkpoint is damaged and is left out: {fault}")
+        accelerator, facts, state = self.components.accelerator, dict[str, Any](), RunState()
+        if len(set(gathered(accelerator, checkpoint.state["position"]["steps"] if checkpoint else -1))) > 1:
+            raise UserError(
+                f"{self.folder}: the processes of this run find different checkpoints here; --output has to "
+                "be on a disk that all of them share"
+            )
         if faults and accelerator.is_main_process:
-            put_damaged_aside(self._folder)
+            put_damaged_aside(self.folder)
         if checkpoint is not None:
             state = self._restore(checkpoint)
             self._saved_step = state.position.steps
-            self._observer.on_message(f"going on from update {self._saved_step}")
+            self.observer.on_message(f"going on from update {self._saved_step}")
             before, processes = checkpoint.state["processes"], accelerator.num_processes
             if before != processes:
                 facts = {"processes": processes}
-                self._observer.on_message(
+                self.observer.on_message(
                     f"it began with {before} processes and goes on with {processes}: the result is not what "
                     "it would have been, for BatchNorm averages over each process's images and sums are "
                     "taken in another order"
                 )
-        self._restart_log.add(self._saved_step or 0, **facts)
+        log = self.restart_log
+        if log.micro_batch_size is not None:
+            facts["micro_batch_size"] = log.micro_batch_size
+        log.starts.append({"time": now(), "step": self._saved_step or 0, **facts})
         if accelerator.is_main_process:
-            self._restart_log.write()
+            log.write()
         return state
 
     def save(self, state: RunState) -> None:
         """Make a checkpoint, all processes together; only report it if the disk does not take it."""
-        components, accelerator = self._components, self._components.accelerator
-        optimizer = components.optimizer.state_dict()
+        components, accelerator = self.components, self.components.accelerator
+        model, optimizer = components.backbone.model, components.optimizer.state_dict()
         if accelerator.is_main_process:
-            content = {
-                "position": asdict(state.position),
-                "history": state.history,
-                "best_test": state.best_test.model_dump() if state.best_test else None,
-                "totals": state.totals,
-                "sources": self._sources(),
-                "processes": accelerator.num_processes,
-            }
-            model = components.backbone.model
             try:
-                save_checkpoint(self._folder, model, optimizer, content, state.predictions)
+                save_checkpoint(self.folder, model, optimizer, self._content(state), state.predictions)
                 self._saved_step = state.position.steps
             except OSError as error:
-                where = f"{error.filename or self._folder}: {error.strerror or error}"
+                where = f"{error.filename or self.folder}: {reason(error)}"
                 stays = self.with_saved_step("; that of update {} stays")
-                self._observer.on_message(f"no checkpoint could be made: {where}{stays}")
+                self.observer.on_message(f"no checkpoint could be made: {where}{stays}")
         accelerator.wait_for_everyone()
+
+    def _content(self, state: RunState) -> dict[str, Any]:
+        """Return what a checkpoint's ``state.json`` says of a run."""
+        components = self.components
+        return {
+            "position": asdict(state.position),
+            "history": state.history,
+            "best_test": state.best_test.model_dump() if state.best_test else None,
+            "totals": state.totals,
+            "sources": {"images": components.store.sha256, "weights": components.backbone.weights_sha256},
+            "processes": components.accelerator.num_processes,
+        }
 
     def with_saved_step(self, words: str) -> str:
         """Format ``words`` with the newest checkpoint's update; empty if there is no checkpoint."""
@@ -380,49 +302,34 @@ class CheckpointManager:
 
     def _restore(self, checkpoint: Checkpoint) -> RunState:
         """Load a checkpoint into model and optimizer; check that it belongs to this run and version."""
-        content, optimizer = checkpoint.state, self._components.optimizer
+        content, optimizer = checkpoint.state, self.components.optimizer
         try:
-            _require_keys(content, _STATE_KEYS)
-            _require_keys(content["position"], (each.name for each in fields(Position)))
-            best = content["best_test"]
-            state = RunState(
-                position=Position(**content["position"]),
-                history=content["history"],
-                best_test=BestEpoch(**best) if best else None,
-                predictions=checkpoint.predictions,
-                totals=content["totals"],
-            )
-            there, here = content["sources"], self._sources()
-            changed = next((what for what in here if there[what] != here[what]), None)
-            if changed is None:
-                own = optimizer.state_dict()
-                _require_keys(checkpoint.optimizer, own)
-                _require_keys(checkpoint.optimizer["pugdft"], own["pugdft"])
-                self._components.backbone.model.load_state_dict(checkpoint.weights)
-                optimizer.load_state_dict(checkpoint.optimizer)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if is_out_of_memory(error):
+            known = self._content(RunState())
+            _require_keys(content, known)
+            _require_keys(content["position"], known["position"])
+            for what, here in known["sources"].items():
+                there = content["sources"][what]
+                if there != here:
+                    raise UserError(
+                        f"{self.folder}: the {what} have changed since this run began ({there[:12]}… "
+                        f"then, {here[:12]}… now); --no-resume starts anew"
+                    )
+            own, best = optimizer.state_dict(), content["best_test"]
+            _require_keys(checkpoint.optimizer, own)
+            _require_keys(checkpoint.optimizer["pugdft"], own["pugdft"])
+            self.components.backbone.model.load_state_dict(checkpoint.weights)
+            optimizer.load_state_dict(checkpoint.optimizer)
+            position, best_test = Position(**content["position"]), BestEpoch(**best) if best else None
+            history, totals = content["history"], content["totals"]
+            return RunState(position, history, best_test, checkpoint.predictions, totals)
+        except _UNFIT as error:
+            if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
-            words = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-            reason = " ".join(words.split())[:300]
-            raise OtherVersion(self._folder / CHECKPOINT_NAME, checkpoint.version, reason) from None
-        if changed is not None:
-            raise UserError(
-                f"{self._folder}: the {changed} have changed since this run began ({there[changed][:12]}… "
-                f"then, {here[changed][:12]}… now); --no-resume starts anew"
-            )
-        return state
-
-    def _sources(self) -> dict[str, str]:
-        components = self._components
-        return {"images": components.store.sha256, "weights": components.backbone.weights_sha256}
+            words = reason(error) if type(error) is ValueError else f"{type(error).__name__}: {reason(error)}"
+            raise OtherVersion(self.folder / CHECKPOINT_NAME, checkpoint.version, words) from None
 
 
 def _require_keys(found: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Check that a part of a checkpoint has exactly the keys that this version writes.
-
-    Raises:
-        ValueError: it lacks some, or has more.
-    """
+    """Raise ValueError unless a part of a checkpoint has exactly the keys that this version writes."""
     if different := set(found) ^ set(known):
         raise ValueError(f"missing or unknown {', '.join(sorted(map(repr, different)))}")

@@ -1,4 +1,4 @@
-"""Runs of several processes: their environment variables, stop signals, and decisions made together."""
+"""Runs of several processes: environment variables, stop signals, errors, and decisions made together."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,23 +20,11 @@ from pugdft.errors import RunFailed, UserError
 
 # The numbers that a launcher sets, and the least value of each.
 _LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
-_NEEDED_BY_SEVERAL = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _TRUE, _FALSE = {"1", "true", "yes", "on", "y", "t"}, {"", "0", "false", "no", "off", "n", "f"}
-# Each of these would change the training without being in the recipe.
-_UNSUPPORTED = (
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_USE_FSDP",
-    "ACCELERATE_USE_MEGATRON_LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG",
-)
 
 
 def check_variables() -> None:
-    """Check the environment variables of launchers and of Accelerate.
-
-    Raises:
-        UserError: one has an invalid value, is missing, or asks for something that no recipe can say.
-    """
+    """Refuse variables of launchers and of Accelerate that are wrong, missing, or not for a recipe to say."""
     for name, least in _LAUNCHER_NUMBERS.items():
         value = os.environ.get(name)
         if value is not None and not (value.isdecimal() and int(value) >= least):
@@ -46,7 +33,7 @@ def check_variables() -> None:
                 "(torchrun, accelerate launch, --num-processes); without one, unset it"
             )
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    missing = [name for name in _NEEDED_BY_SEVERAL if name not in os.environ]
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world > 1 and missing:
         raise UserError(
             f"WORLD_SIZE: {world} says that this is one of several processes, but {', '.join(missing)} "
@@ -54,7 +41,9 @@ def check_variables() -> None:
         )
     if world > 1 and int(os.environ["RANK"]) >= world:
         raise UserError(f"RANK: {os.environ['RANK']} is no number of {world} processes, which begin at 0")
-    for name in _UNSUPPORTED:
+    # Each of these would change the training without being in the recipe.
+    for what in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        name = f"ACCELERATE_USE_{what}"
         if _is_on(name):
             raise UserError(f"{name}: is not supported; unset it (Accelerate's config may have set it)")
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
@@ -66,11 +55,7 @@ def check_variables() -> None:
 
 
 def must_use_cpu() -> bool:
-    """Tell whether Accelerate is told to use no accelerator.
-
-    Raises:
-        UserError: the variable says neither yes nor no.
-    """
+    """Tell whether Accelerate is told to use no accelerator."""
     return _is_on("ACCELERATE_USE_CPU")
 
 
@@ -82,14 +67,10 @@ def _is_on(name: str) -> bool:
 
 
 class StopSignal:
-    """Remember SIGINT and SIGTERM inside a ``with`` instead of ending at once; a second SIGINT does end.
-
-    Attributes:
-        received: the number of the first signal, or 0.
-    """
+    """Remember SIGINT and SIGTERM inside a ``with`` instead of ending at once; a second SIGINT does end."""
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = 0  # the number of the first signal
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -121,33 +102,29 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explain_failure(error: BaseException, num_processes: int) -> str | None:
     """Explain an error in one sentence; None for what may be a bug, whose traceback is needed."""
     text = str(error)
-    first_line = (text.splitlines() or [""])[0]
+    first_line = (text.splitlines() or [""])[0][:200]
     if isinstance(error, UserError | RunFailed):
         return text
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        return f"a process that reads images was killed, perhaps for its memory ({first_line[:200]})"
+        return f"a process that reads images was killed, perhaps for its memory ({first_line})"
     if isinstance(error, ValueError) and "more than 1 value per channel" in text:
         return (
             "BatchNorm has nothing to average over in a pass of one image, whose features are 1 × 1: give "
             "train.batch_size or train.micro_batch_size more images a process, or set train.batch_norm=fixed"
         )
-    lost = isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(word in text.lower() for word in _LOST_PEER)
-    )
-    if num_processes > 1 and lost:
-        return f"another process of this run has ended or cannot be reached ({first_line[:200]})"
+    says_so = isinstance(error, RuntimeError) and any(word in text.lower() for word in _LOST_PEER)
+    if num_processes > 1 and (says_so or isinstance(error, torch.distributed.DistError)):
+        return f"another process of this run has ended or cannot be reached ({first_line})"
     return None
 
 
 # Polling waits for the other processes and for the accelerator's work: once in so many seconds or updates.
-_SECONDS = 2.0
-_STEPS = 50
+_SECONDS, _STEPS = 2.0, 50
 
 
-@dataclass(frozen=True)
-class SyncDecision:
+class SyncDecision(NamedTuple):
     """What all processes do after an update; ``polled`` says whether they were asked at all."""
 
     stop: bool = False
@@ -156,21 +133,12 @@ class SyncDecision:
 
 
 class RankSync:
-    """Decide after each update, equally on all processes, whether to stop and whether to save.
+    """Decide after each update, equally on all processes, whether to stop and whether to save."""
 
-    Args:
-        accelerator: of the run.
-        stop_signal: of this process.
-        checkpoint_seconds: the longest time between two checkpoints.
-    """
-
-    def __init__(self, accelerator: Accelerator, stop_signal: StopSignal, checkpoint_seconds: float) -> None:
-        self._accelerator, self._stop_signal = accelerator, stop_signal
-        self._checkpoint_seconds = checkpoint_seconds
+    def __init__(self, accelerator: Accelerator, stop_signal: StopSignal, minutes: float, steps: int) -> None:
+        """``minutes``: the longest time between two checkpoints; ``steps``: updates made before."""
+        self._accelerator, self._stop_signal, self._save_seconds = accelerator, stop_signal, 60 * minutes
         self._is_cheap = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-
-    def start(self, steps: int) -> None:
-        """Begin, or go on, after ``steps`` updates."""
         self._next_poll, self._last_poll = steps + 1, (steps, time.monotonic())
         self.note_saved()
 
@@ -203,21 +171,24 @@ class RankSync:
         return SyncDecision(stop > 0, save > 0)
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._saved >= self._checkpoint_seconds
+        return time.monotonic() - self._saved >= self._save_seconds
 
 
 Result = TypeVar("Result")
 
 
-def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
-    """End all processes if one of them has an error: the others would wait for it forever.
+def attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """Call ``work``; return its result, or the error that is to be raised on all processes."""
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
 
-    Raises:
-        Exception: this process's error. A process without one ends with an empty message.
-    """
+
+def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
+    """Raise this process's error, or an empty one if another process has one: else it would wait forever."""
     if accelerator.num_processes > 1:
-        code = 0 if error is None else 2 if isinstance(error, UserError) else 1
-        codes = accelerator.gather(torch.tensor([code], device=accelerator.device)).tolist()
+        codes = gathered(accelerator, 0 if error is None else 2 if isinstance(error, UserError) else 1)
         # An error of the user is the same on the first process; any other one is of a single machine.
         by_user = codes[0] == 2
         if error is None and any(codes):
@@ -228,46 +199,17 @@ def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
         raise error
 
 
-def on_first_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result | None:
-    """Return what ``work`` gives on the first process, None on the others, which wait for it.
-
-    Raises:
-        Exception: the first process's; the others end as well.
-    """
-    result: Result | None = None
-    error: Exception | None = None
-    try:
-        result = work() if accelerator.is_main_process else None
-    except Exception as problem:  # raised below, on all processes
-        error = problem
-    raise_together(accelerator, error)
-    return result
-
-
-def require_same(accelerator: Accelerator, number: int, message: str) -> None:
-    """Check that all processes have the same number.
-
-    Raises:
-        UserError: with ``message``, if they have not.
-    """
-    if accelerator.num_processes > 1:
-        numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
-        if len(set(numbers.tolist())) > 1:
-            raise UserError(message)
+def gathered(accelerator: Accelerator, number: int) -> list[int]:
+    """Return the numbers of all processes."""
+    return list(accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist())
 
 
 def fix_reduction_order(model: nn.Module, image_size: int, device: torch.device) -> None:
     """Make DDP sum gradients in the same order in every update, the first one after a restart included.
 
-    After its first backward pass DDP groups gradients anew, in the order in which they came. The sum of
-    three or more numbers depends on the order, so the first update after a restart would differ in its last
-    bits from that of the unbroken run. One pass over zeros, whose gradients are dropped, has DDP do so now.
-
-    Args:
-        model: as wrapped by Accelerate; does nothing unless it is DDP of three or more processes. It is left
-            in evaluation mode, so that BatchNorm's statistics do not see the pass.
-        image_size: side of its square inputs.
-        device: where it is.
+    After its first backward pass DDP groups gradients anew, in the order in which they came. The sum of three
+    or more numbers depends on the order, so the first update after a restart would differ in its last bits.
+    One pass over zeros has DDP do so now, in evaluation mode, so that BatchNorm does not see it.
     """
     wrapped = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(wrapped, DistributedDataParallel) or torch.distributed.get_world_size() < 3:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from operator import attrgetter
@@ -29,37 +28,25 @@ _KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 256 * 2**20))
 # Tensors from 4 MiB on have blocks of their own, however many were freed before (glibc raises the limit by
 # itself, and then small long-lived blocks settle between large ones); the rest as glibc does by default.
 _GIVE_BACK = (
-    (_MMAP_MAX, 65536),
-    (_MMAP_THRESHOLD, 4 * 2**20),
-    (_TRIM_THRESHOLD, 128 * 2**10),
-    (_TOP_PAD, 128 * 2**10),
-)
+    (_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 4 * 2**20), (_TRIM_THRESHOLD, 2**17), (_TOP_PAD, 2**17)
+)  # fmt: skip
 
 
 def retain_freed_memory(retain: bool) -> bool:
     """Ask glibc to reuse freed memory, or to return it to the system; False where that is not glibc.
 
     By default every tensor above 128 KiB is mapped anew at every step, and the kernel clears its pages at
-    first touch: a third of the time of a small model's training step on two cores. The price of reuse is
-    fragmentation.
-
-    Memory that is returned is allocated in huge pages the next time, which the kernel clears about eight
-    times faster. torch reads that variable once, at a process's first tensor on the CPU.
+    first touch: a third of the time of a small model's step on two cores. Reuse costs fragmentation.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     if not retain:
+        # Huge pages, which the kernel clears about eight times faster. torch reads this at its first tensor.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all(mallopt(parameter, value) == 1 for parameter, value in (_KEEP if retain else _GIVE_BACK))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library has none
+    settings = _KEEP if retain else _GIVE_BACK
+    return mallopt is not None and all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 
-# Beyond this side, attention's matrices may weigh more than what plain products gain on a CPU.
-_LARGEST_PLAIN_ATTENTION = 256
-
+_LARGEST_PLAIN_ATTENTION = 256  # the side beyond which attention's matrices may cost more than they gain
 _COMPILER = "inductor"
 
 
@@ -74,38 +61,25 @@ class Switches:
     compile: bool
     retain_memory: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for the record."""
-        return asdict(self)
-
     def __str__(self) -> str:
-        words = [f"{name} {str(value).lower()}" for name, value in self.as_dict().items()]
-        return ", ".join(words)
+        return ", ".join(f"{name} {str(value).lower()}" for name, value in asdict(self).items())
 
 
 def pick(recipe: Recipe, device_type: str) -> Switches:
-    """Decide the switches of a recipe on a device; ``auto`` is what was measured fastest there.
-
-    Raises:
-        UserError: a switch that the recipe sets is not for this device.
-    """
+    """Decide a recipe's switches on a device, or refuse them; ``auto`` is what was measured fastest there."""
     given, on_cpu, is_fp32 = recipe.train.performance, device_type == "cpu", recipe.train.precision == "fp32"
-    matmul = "ieee" if given.matmul == "auto" else given.matmul
+    where, matmul = "train.performance", "ieee" if given.matmul == "auto" else given.matmul
     if matmul == "tf32" and on_cpu:
-        raise UserError("train.performance.matmul: tf32 needs a GPU; on a CPU use ieee or bf16")
+        raise UserError(f"{where}.matmul: tf32 needs a GPU; on a CPU use ieee or bf16")
     if matmul != "ieee" and not on_cpu and (device_type != "cuda" or matmul == "bf16"):
-        raise UserError(
-            f"train.performance.matmul: {matmul} is not for {device_type}; train.precision=bf16 is"
-        )
+        raise UserError(f"{where}.matmul: {matmul} is not for {device_type}; train.precision=bf16 is")
     compiles = given.compile is True
     has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     is_exact_onednn = on_cpu and is_fp32 and matmul == "ieee" and not compiles and has_onednn
     if given.onednn_linear is True and not is_exact_onednn:
-        raise UserError(
-            "train.performance.onednn_linear: is for fp32 on a CPU, with matmul ieee and without compile"
-        )
+        raise UserError(f"{where}.onednn_linear: is for fp32 on a CPU, with matmul ieee and without compile")
     if given.retain_memory is True and not on_cpu:
-        raise UserError("train.performance.retain_memory: is for a CPU; torch does so by itself on others")
+        raise UserError(f"{where}.retain_memory: is for a CPU; torch does so by itself on others")
     few_tokens = recipe.data.image_size <= _LARGEST_PLAIN_ATTENTION
 
     def decide(value: bool | str, automatic: bool) -> bool:
@@ -125,11 +99,10 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
 def attention_of(switches: Switches) -> Iterator[None]:
     """Within the context, have timm build models with or without fused attention."""
     before = timm.layers.use_fused_attn(), timm.layers.use_fused_attn(experimental=True)
-    timm.layers.set_fused_attn(switches.fused_attention, before[1] and switches.fused_attention)
-    try:
+    with ExitStack() as stack:
+        stack.callback(timm.layers.set_fused_attn, *before)
+        timm.layers.set_fused_attn(switches.fused_attention, before[1] and switches.fused_attention)
         yield
-    finally:
-        timm.layers.set_fused_attn(*before)
 
 
 def arrange(model: nn.Module, switches: Switches) -> None:
@@ -143,13 +116,10 @@ def arrange(model: nn.Module, switches: Switches) -> None:
 
 
 def compiled(model: nn.Module, switches: Switches) -> nn.Module:
-    """Return the model for training steps: itself, or compiled for the shapes that it meets.
-
-    The parameters are the model's own, and so are the names in its state. Random numbers are drawn as
-    without compiling, so that only rounding differs.
-    """
+    """Return the model for training steps: itself, or compiled for the shapes that it meets."""
     if not switches.compile:
         return model
+    # Random numbers are drawn as without compiling, so that only rounding differs.
     options: dict[str, Any] = {"fallback_random": True} if _COMPILER == "inductor" else {}
     module: nn.Module = torch.compile(model, dynamic=False, backend=_COMPILER, options=options or None)  # type: ignore[assignment]
     return module
@@ -195,46 +165,41 @@ def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 # Names under ``torch.backends``; old ones first, for they set the new ones too.
 _ROUNDING_FLAGS = {
     "cuda": (
-        "cuda.matmul.allow_tf32",
-        "cudnn.allow_tf32",
-        "cuda.matmul.fp32_precision",
-        "cudnn.conv.fp32_precision",
-        "cudnn.rnn.fp32_precision",
+        "cuda.matmul.allow_tf32", "cudnn.allow_tf32",
+        "cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision",
     ),
     "cpu": ("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision"),
-}
+}  # fmt: skip
 
 
 @contextmanager
 def rounding_of(switches: Switches, device_type: str) -> Iterator[None]:
-    """Within the context, round products of fp32 numbers as the switches say.
-
-    Flags of a device that the run does not use are left as they are.
-    """
-    before = {}
+    """Within the context, round products of fp32 numbers on this device as the switches say."""
+    before = []
     for path in _ROUNDING_FLAGS.get(device_type, ()):
+        place, _, name = path.rpartition(".")
         with suppress(AttributeError, RuntimeError):  # this torch has no such flag, or cannot tell it
-            before[path] = attrgetter(path)(torch.backends)
+            owner = attrgetter(place)(torch.backends)
+            before.append((owner, name, getattr(owner, name)))
     try:
-        for path in before:
+        for owner, name, _ in before:
             # torch has an old and a new name for each and refuses to read one after the other was set.
-            _set_flag(path, switches.matmul == "tf32" if path.endswith("allow_tf32") else switches.matmul)
+            setattr(owner, name, switches.matmul == "tf32" if name == "allow_tf32" else switches.matmul)
         yield
     finally:
-        for path, value in before.items():
-            _set_flag(path, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
-def _set_flag(path: str, value: Any) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(attrgetter(owner)(torch.backends), name, value)
+def proc_field(file: str, field: str) -> str | None:
+    """Read the first field of this name in a file of Linux's ``/proc``; None where there is none."""
+    place = Path("/proc") / file
+    lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else ()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), None)
 
 
 @cache
 def _blas_is_slow() -> bool:
     """Whether torch's BLAS is MKL on a processor that is not Intel's: it takes its slow kernels there."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    facts = Path("/proc/cpuinfo")
-    vendor = facts.read_text() if facts.is_file() else platform.processor()
+    vendor = proc_field("cpuinfo", "vendor_id") or platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" not in vendor

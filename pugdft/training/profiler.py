@@ -6,16 +6,14 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 TRACE_NAME = "profile/trace.json.gz"
-
 PARTS = ("input", "passes", "optimizer", "evaluation", "checkpoint", "trace")
-
 T = TypeVar("T")
 
 # Updates that the trace leaves out, then those that only warm the profiler up, then those in the trace.
@@ -23,68 +21,49 @@ _WAIT, _WARM_UP, _ACTIVE = 2, 1, 3
 
 
 class Profile:
-    """The profile of a run that is not profiled: measures nothing."""
-
-    is_on = False
-
-    def span(self, part: str) -> AbstractContextManager[object]:
-        """Around work that belongs to a part of the run."""
-        return nullcontext()
-
-    def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
-        """Iterate over ``items``; making each of them is work of a part."""
-        return items
-
-    def running(self) -> AbstractContextManager[object]:
-        """Around the whole training."""
-        return nullcontext()
-
-    def after_step(self) -> None:
-        """Called after an update."""
-
-    def table(self) -> str:
-        """Format the results for people; empty if nothing was measured."""
-        return ""
-
-
-class MeasuredProfile(Profile):
-    """Seconds of each part, and a trace in the run's folder.
+    """Seconds of each part of a run, and a trace in its folder; without a folder, nothing is measured.
 
     Spans are nested, and time belongs to the innermost one: the optimizer's share does not contain the
-    passes that it asks for. On an accelerator each begin and end waits for the device, which costs speed.
-
-    Args:
-        folder: the run's.
-        device: that it computes on.
+    passes that it asks for. On a GPU each begin and end waits for the device, which costs speed.
     """
 
-    is_on = True
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path | None = None, device: torch.device | None = None) -> None:
+        self.is_on, self.trace = folder is not None, (folder or Path()) / TRACE_NAME
         self.seconds: dict[str, float] = defaultdict(float)
-        self.trace = folder / TRACE_NAME
-        self._device = device
+        self._gpu = device if device is not None and device.type == "cuda" else None
         self._open: list[str] = []
-        self._since = self._began = 0.0
-        self._whole = 0.0
+        self._since = self._whole = 0.0
         self._profiler: torch.profiler.profile | None = None
 
     @contextmanager
     def span(self, part: str) -> Iterator[None]:
-        """Around work that belongs to a part of the run; named in the trace too."""
+        """Around work that belongs to a part of the run."""
+        if not self.is_on:
+            yield
+            return
         with self._counted(part), torch.profiler.record_function(f"pugdft.{part}"):
             yield
 
     @contextmanager
     def _counted(self, part: str) -> Iterator[None]:
-        self._turn(part)
-        try:
-            yield
-        finally:
-            self._turn(None)
+        """Around work that belongs to a part, without a name in the trace."""
+        self._count_open()
+        self._open.append(part)
+        yield
+        self._count_open()
+        self._open.pop()
+
+    def _count_open(self) -> None:
+        """Add the time since the last call to the innermost open part."""
+        if self._gpu is not None:
+            torch.cuda.synchronize(self._gpu)
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
 
     def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
-        """Iterate over ``items``, each made within a span."""
+        """Iterate over ``items``; making each of them is work of a part."""
         while True:
             with self.span(part):
                 item = next(items, None)
@@ -94,28 +73,30 @@ class MeasuredProfile(Profile):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Measure the whole training: start and end the clock and the trace."""
+        """Around the whole training."""
+        if not self.is_on:
+            yield
+            return
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it warns of missing GPUs
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self._device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        kinds = torch.profiler.ProfilerActivity
         self._profiler = torch.profiler.profile(
-            activities=activities,
+            activities=[kinds.CPU] if self._gpu is None else [kinds.CPU, kinds.CUDA],
             schedule=torch.profiler.schedule(wait=_WAIT, warmup=_WARM_UP, active=_ACTIVE, repeat=1),
             on_trace_ready=self._write,
             acc_events=True,
         )
-        self._began = time.perf_counter()
+        self._open.clear()  # an error, such as of memory, may have ended an earlier training inside a span
+        began = time.perf_counter()
         try:
             with self._counted("trace"):
                 self._profiler.start()
             yield
         finally:
             self._stop()
-            self._whole += time.perf_counter() - self._began
+            self._whole += time.perf_counter() - began
 
     def after_step(self) -> None:
-        """Advance the trace; once it is written, stop the profiler, which then costs nothing."""
+        """Called after an update."""
         if self._profiler is not None:
             with self._counted("trace"):
                 self._profiler.step()
@@ -123,35 +104,22 @@ class MeasuredProfile(Profile):
                 self._stop()
 
     def _stop(self) -> None:
+        """End the trace; from now on the profiler costs nothing."""
         if self._profiler is not None:
             with self._counted("trace"):
                 self._profiler.stop()
             self._profiler = None
 
     def table(self) -> str:
-        """Format seconds and shares of the run's parts, one line each, and the trace's path."""
+        """Format the seconds of each part for people."""
         rows = [(part, self.seconds[part]) for part in PARTS]
         rows.append(("else", max(0.0, self._whole - sum(seconds for _, seconds in rows))))
-        lines = [f"{'part':<12}{'seconds':>10}{'share':>8}"]
         whole = max(self._whole, 1e-9)
-        lines += [f"{part:<12}{seconds:>10.2f}{seconds / whole:>8.1%}" for part, seconds in rows]
-        made = self.trace.is_file()
-        where = f"{self.trace} (ui.perfetto.dev or chrome://tracing)"
-        short = f"no trace: the run had fewer than {_WAIT + _WARM_UP + 1} updates"
-        return "\n".join([*lines, f"trace: {where}" if made else short])
-
-    def _turn(self, part: str | None) -> None:
-        """Add the time since the last turn to the open part, then enter a part, or leave one (None)."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-        if part is None:
-            self._open.pop()
-        else:
-            self._open.append(part)
+        where = f"trace: {self.trace} (ui.perfetto.dev or chrome://tracing)"
+        short = f"trace: no trace: the run had fewer than {_WAIT + _WARM_UP + 1} updates"
+        lines = [f"{part:<12}{seconds:>10.2f}{seconds / whole:>8.1%}" for part, seconds in rows]
+        heading = f"{'part':<12}{'seconds':>10}{'share':>8}"
+        return "\n".join([heading, *lines, where if self.trace.is_file() else short])
 
     def _write(self, profiler: Any) -> None:
         self.trace.parent.mkdir(parents=True, exist_ok=True)

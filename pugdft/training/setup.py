@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,25 +16,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from pugdft.config.schema import Recipe
-from pugdft.data.augment import Augmentation, ResizedCrop
-from pugdft.data.auto_augment import auto_augmentation
-from pugdft.data.cache import ImageFiles, Store, cores, prepare
-from pugdft.data.datasets import open_source
-from pugdft.data.loader import (
-    RESIDENT_SHARE,
-    Batch,
-    EvaluationBatches,
-    Images,
-    Share,
-    TrainingBatches,
-    free_device_bytes,
-    is_pinned_for,
-    resident,
-)
-from pugdft.data.rng import validation_split
-from pugdft.data.transforms import ToInput
-from pugdft.data.workers import ImageWorkers
-from pugdft.errors import UserError, counted
+from pugdft.data import augment, auto_augment, cache, datasets, loader, rng, transforms, workers
+from pugdft.errors import UserError, counted, refuse
 from pugdft.models import Backbone, averages_over_batch, build_model, cache_features, freeze_backbone
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
 from pugdft.optim.triggers import Always
@@ -52,14 +36,7 @@ def device_type() -> str:
 
 
 def prepare_device(recipe: Recipe) -> str:
-    """Check that a recipe can be trained here, and make the settings that must precede the first tensor.
-
-    Returns:
-        The type of the device.
-
-    Raises:
-        UserError: the device cannot compute in the recipe's precision, or the environment is invalid.
-    """
+    """Check that a recipe can be trained here, prepare for the first tensor; return the type of device."""
     check_variables()
     kind = device_type()
     if kind == "cpu":
@@ -70,11 +47,7 @@ def prepare_device(recipe: Recipe) -> str:
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Make Accelerate for the recipe's precision; a second run in one process may have another.
-
-    Raises:
-        UserError: see :func:`prepare_device`.
-    """
+    """Make Accelerate for the recipe's precision; a second run in one process may have another."""
     AcceleratorState._reset_state()
     precision = recipe.train.precision
     # Without an accelerator, Accelerate must be told so, or it takes many processes for one.
@@ -87,19 +60,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
 @dataclass(frozen=True)
 class AscentBatch:
-    """The part of each batch that ascent gradients are taken from.
+    """The part of each batch that ascent gradients are taken from."""
 
-    Attributes:
-        num_calls: ascents of an update; its last pass takes the whole batch.
-        images: of the global batch.
-        own_images: of this process's share.
-    """
+    num_calls: int  # ascents of an update; its last pass takes the whole batch
+    images: int  # of the global batch
+    own_images: int  # of this process's share
 
-    num_calls: int
-    images: int
-    own_images: int
-
-    def of(self, micro_batches: list[Batch]) -> list[Batch]:
+    def of(self, micro_batches: list[loader.Batch]) -> list[loader.Batch]:
         """Return the first images of this process's share."""
         parts, left = [], self.own_images
         for inputs, targets in micro_batches:
@@ -111,24 +78,19 @@ class AscentBatch:
 
 @dataclass(frozen=True)
 class RunComponents:
-    """Everything that a run is made of.
-
-    Attributes:
-        model: wrapped by Accelerate for its device, precision and processes.
-        evaluations: ``test``, unless the recipe forbids it, and ``validation``, if it holds out images.
-        ascent: None takes every gradient from the whole batch.
-    """
+    """Everything that a run is made of."""
 
     recipe: Recipe
     accelerator: Accelerator
-    store: Store
+    store: cache.Store
     backbone: Backbone
-    model: nn.Module
+    model: nn.Module  # wrapped by Accelerate for its device, precision and processes
     optimizer: PerturbedOptimizer
-    training: TrainingBatches
-    evaluations: dict[str, EvaluationBatches]
+    training: loader.TrainingBatches
+    # test, unless the recipe forbids it, and validation, if it holds out images
+    evaluations: dict[str, loader.EvaluationBatches]
     switches: Switches
-    ascent: AscentBatch | None = None
+    ascent: AscentBatch | None = None  # None takes every gradient from the whole batch
 
     @property
     def device(self) -> torch.device:
@@ -150,45 +112,26 @@ class RunComponents:
         return half if smallest <= half < size else None
 
 
-def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[Store, Backbone]:
-    """Prepare the images and build the model with its weights; needs no other process.
-
-    Args:
-        recipe: the run's.
-        on_message: called with what a person may want to know of the images.
-
-    Raises:
-        UserError: the data or the weights cannot be used.
-    """
+def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[cache.Store, Backbone]:
+    """Prepare the images and build the model with its weights; needs no other process."""
     data = recipe.data
-    source = open_source(data.name, data.test, data.split_names)
-    store = prepare(source, data.image_size, data.storage, on_message)
+    source = datasets.open_source(data.name, data.test, data.split_names)
+    store = cache.prepare(source, data.image_size, data.storage, on_message)
     with attention_of(pick(recipe, device_type())):
         backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed)
     return store, backbone
 
 
 def assemble(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    store: Store,
-    backbone: Backbone,
-    micro_batch_size: int | None = None,
+    recipe: Recipe, accelerator: Accelerator, store: cache.Store, backbone: Backbone, fits: int | None = None
 ) -> RunComponents:
-    """Split and share the images, place the model, build the optimizer; all processes together.
-
-    Args:
-        recipe: resolved.
-        accelerator, store, backbone: as made for it.
-        micro_batch_size: images of a pass that fit into memory, if those asked for do not.
-
-    Raises:
-        UserError: the recipe does not fit the data.
-    """
-    train, device = recipe.train, accelerator.device
-    splits = _splits(recipe, store, device)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    check_batch(recipe, len(splits["train"]), share.world)
+    """Split and share the images, place the model, build the optimizer; all processes together."""
+    train, device, world = recipe.train, accelerator.device, accelerator.num_processes
+    asked_size = train.micro_batch_size or -(-train.batch_size // world)
+    pass_size = min(asked_size, fits or asked_size)  # more may not fit into memory
+    inputs = _inputs(recipe, accelerator, store, backbone, pass_size / asked_size)
+    images, share = inputs.splits["train"], inputs.share
+    check_batch(recipe, len(images), world)
     switches = pick(recipe, device.type)
     if train.freeze == "backbone":
         freeze_backbone(backbone.model)
@@ -203,157 +146,113 @@ def assemble(
         closure_accumulates=True,
         loss_scale=LossScale() if train.precision == "fp16" else None,
     )
-    if optimizer.method.trigger.needs_validation and not len(splits["validation"]):
+    if optimizer.method.trigger.needs_validation and not len(inputs.splits["validation"]):
         raise UserError(
             "data.validation: this trigger compares the training loss with that on held-out images: hold "
             "some out, such as data.validation=0.1 (the test split is never used for it)"
         )
-    to_input = _to_input(recipe, store, backbone, device)
-    asked_size = train.micro_batch_size or -(-train.batch_size // share.world)
-    pass_size = min(asked_size, micro_batch_size or asked_size)
-    training = TrainingBatches(
-        images=splits["train"],
-        to_input=to_input,
+    side = images.pixels.shape[1]
+    if recipe.data.cutout > side:
+        raise UserError(
+            f"data.cutout: {recipe.data.cutout} is more than the side of the stored images, {side}"
+        )
+    crop, names = recipe.data.random_resized_crop, {field.name for field in fields(augment.Augmentation)}
+    training = loader.TrainingBatches(
+        images=images,
+        to_input=inputs.to_input,
         device=device,
         share=share,
         batch_size=train.batch_size,
         micro_batch_size=pass_size,
-        augmentation=_augmentation(recipe, splits["train"]),
+        augmentation=augment.Augmentation(
+            resized_crop=augment.ResizedCrop(**crop.model_dump()) if crop else None,
+            **recipe.data.model_dump(include=names),
+        ),
         seed=train.seed,
-        workers=_workers(recipe, splits["train"], backbone, device),
+        workers=_workers(recipe, images, backbone, device),
     )
-    evaluations = _evaluation_batches(recipe, splits, to_input, device, share, pass_size / asked_size)
     ascent = _ascent_batch(recipe, optimizer.method, share)
     fix_reduction_order(model, recipe.data.image_size, device)
     return RunComponents(
-        recipe, accelerator, store, backbone, model, optimizer, training, evaluations, switches, ascent
+        recipe, accelerator, store, backbone, model, optimizer, training, inputs.evaluations, switches, ascent
     )
 
 
 def evaluation_parts(
-    recipe: Recipe, accelerator: Accelerator, store: Store, backbone: Backbone, shrunk: float = 1.0
-) -> tuple[nn.Module, dict[str, EvaluationBatches]]:
-    """Build the model and the images as a run of this recipe evaluates them, and nothing to train with.
-
-    Args:
-        recipe, accelerator, store, backbone: as for :func:`assemble`.
-        shrunk: the fraction of the images of a pass that fitted into memory.
-
-    Raises:
-        UserError: the recipe does not fit the data.
-    """
-    device = accelerator.device
-    splits = _splits(recipe, store, device)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    to_input = _to_input(recipe, store, backbone, device)
-    arrange(backbone.model, pick(recipe, device.type))
+    recipe: Recipe, accelerator: Accelerator, store: cache.Store, backbone: Backbone, shrunk: float = 1.0
+) -> tuple[nn.Module, dict[str, loader.EvaluationBatches]]:
+    """Build what a run evaluates; ``shrunk`` is the fraction of a pass that fitted into memory."""
+    evaluations = _inputs(recipe, accelerator, store, backbone, shrunk).evaluations
+    arrange(backbone.model, pick(recipe, accelerator.device.type))
     model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
-    return model, _evaluation_batches(recipe, splits, to_input, device, share, shrunk)
+    return model, evaluations
 
 
-def _to_input(recipe: Recipe, store: Store, backbone: Backbone, device: torch.device) -> ToInput:
-    """Make the transform from stored pixels to the backbone's inputs."""
-    return ToInput(
-        store.images("train").shape[1],
-        recipe.data.image_size,
-        backbone.interpolation,
-        backbone.mean,
-        backbone.std,
-        device,
-        pick(recipe, device.type).channels_last,
-    )
+class _Inputs(NamedTuple):
+    splits: dict[str, loader.Images]  # train, validation (maybe of no images) and test
+    share: loader.Share
+    to_input: transforms.ToInput
+    evaluations: dict[str, loader.EvaluationBatches]
 
 
-def _evaluation_batches(
-    recipe: Recipe,
-    splits: dict[str, Images],
-    to_input: ToInput,
-    device: torch.device,
-    share: Share,
-    shrunk: float,
-) -> dict[str, EvaluationBatches]:
-    """Make the batches of each split that is evaluated; ``shrunk``: see :func:`evaluation_parts`."""
-    train = recipe.train
+def _inputs(
+    recipe: Recipe, accelerator: Accelerator, store: cache.Store, backbone: Backbone, shrunk: float
+) -> _Inputs:
+    """Split the images, tell which are this process's, and make the batches to evaluate."""
+    device, data, train = accelerator.device, recipe.data, recipe.train
+    pixels, labels = store.images("train"), store.labels("train")
+    look = (backbone.interpolation, backbone.mean, backbone.std)
+    channels_last = pick(recipe, device.type).channels_last
+    to_input = transforms.ToInput(pixels.shape[1], data.image_size, *look, device, channels_last)
+    share = loader.Share(accelerator.process_index, accelerator.num_processes)
+    with refuse(ValueError, lambda error: f"data.validation: {error}"):  # too many are to be held out
+        own, held_out = rng.validation_split(labels, data.validation, train.seed)
+    test_pixels, test_labels = store.images("test"), store.labels("test")
+    budget = loader.RESIDENT_SHARE * loader.free_device_bytes(device)
+    # Images go to the device if they fit there; but workers read the training images themselves.
+    on_device = None if data.auto_augment else loader.resident(pixels, device, budget)
+    left = budget if on_device is None else budget - pixels.nbytes
+    test_on_device = loader.resident(test_pixels, device, left)
+    validation = loader.Images(pixels, labels, held_out, on_device)
+    if "validation" in store.splits:  # the data set's own
+        labels_of_own = store.labels("validation")
+        validation = loader.Images(store.images("validation"), labels_of_own, np.arange(len(labels_of_own)))
+    splits = {
+        "train": loader.Images(pixels, labels, own, on_device),
+        "validation": validation,
+        "test": loader.Images(test_pixels, test_labels, np.arange(len(test_labels)), test_on_device),
+    }
     # A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
     usual = 64 if device.type == "cpu" else 256
     asked_size = train.eval_batch_size or max(usual, -(-train.batch_size // share.world))
     batch_size = max(1, int(asked_size * shrunk))
-    return {
-        name: EvaluationBatches(images, to_input, device, share, batch_size)
+    evaluations = {
+        name: loader.EvaluationBatches(images, to_input, device, share, batch_size)
         for name, images in splits.items()
         if name != "train" and len(images) and (name != "test" or train.evaluate == "all")
     }
+    return _Inputs(splits, share, to_input, evaluations)
 
 
-def _splits(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Images]:
-    """Make ``train``, ``validation`` (maybe of no images) and ``test``; on the device where they fit.
-
-    Raises:
-        UserError: too many images are to be held out.
-    """
-    pixels, labels = store.images("train"), store.labels("train")
-    try:
-        train, validation = validation_split(labels, recipe.data.validation, recipe.train.seed)
-    except ValueError as error:
-        raise UserError(f"data.validation: {error}") from None
-    test_pixels, test_labels = store.images("test"), store.labels("test")
-    budget = RESIDENT_SHARE * free_device_bytes(device)
-    # Workers read the training images themselves.
-    on_device = None if recipe.data.auto_augment else resident(pixels, device, budget)
-    left = budget if on_device is None else budget - pixels.nbytes
-    held_out = Images(pixels, labels, validation, on_device)
-    if "validation" in store.splits:
-        own = store.labels("validation")
-        held_out = Images(store.images("validation"), own, np.arange(len(own)))
-    return {
-        "train": Images(pixels, labels, train, on_device),
-        "validation": held_out,
-        "test": Images(
-            test_pixels, test_labels, np.arange(len(test_labels)), resident(test_pixels, device, left)
-        ),
-    }
-
-
-def _augmentation(recipe: Recipe, images: Images) -> Augmentation:
-    """Make the augmentation of whole batches of training images.
-
-    Raises:
-        UserError: the cutout is larger than the images.
-    """
-    data, side = recipe.data, images.pixels.shape[1]
-    if data.cutout > side:
-        raise UserError(f"data.cutout: {data.cutout} is more than the side of the stored images, {side}")
-    crop = data.random_resized_crop
-    return Augmentation(
-        crop_padding=data.crop_padding,
-        flip=data.flip,
-        resized_crop=ResizedCrop((crop.scale[0], crop.scale[1]), (crop.ratio[0], crop.ratio[1]))
-        if crop
-        else None,
-        cutout=data.cutout,
-        mixup=data.mixup,
-        cutmix=data.cutmix,
-        auto_augment=data.auto_augment,
-    )
-
-
-def _workers(recipe: Recipe, images: Images, backbone: Backbone, device: torch.device) -> ImageWorkers | None:
+def _workers(
+    recipe: Recipe, images: loader.Images, backbone: Backbone, device: torch.device
+) -> workers.ImageWorkers | None:
     """Make the processes that read or augment single images; None if there is no such work."""
-    data = recipe.data
-    if data.auto_augment is None and not isinstance(images.pixels, ImageFiles):
-        return None
-    make = None
+    data, make = recipe.data, None
     if data.auto_augment is not None:
-        side = images.pixels.shape[1]
-        make = partial(auto_augmentation, data.auto_augment, side, backbone.mean, backbone.interpolation)
+        look = (images.pixels.shape[1], backbone.mean, backbone.interpolation)
+        make = partial(auto_augment.auto_augmentation, data.auto_augment, *look)
+    elif not isinstance(images.pixels, cache.ImageFiles):
+        return None
     num_workers = data.workers
     if num_workers is None:
         # A share of the cores for each process of this machine; a CPU that trains has none to spare.
-        num_workers = 0 if device.type == "cpu" else max(1, min(_MOST_WORKERS, cores() - 1))
-    return ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, is_pinned_for(device))
+        num_workers = 0 if device.type == "cpu" else max(1, min(_MOST_WORKERS, cache.cores() - 1))
+    is_pinned = loader.is_pinned_for(device)
+    return workers.ImageWorkers(images.pixels, recipe.train.seed, make, num_workers, is_pinned)
 
 
-def _ascent_batch(recipe: Recipe, method: Method, share: Share) -> AscentBatch | None:
+def _ascent_batch(recipe: Recipe, method: Method, share: loader.Share) -> AscentBatch | None:
     """Make the part of a batch for ascent gradients; None if it is the whole batch, or nothing ascends."""
     train = recipe.train
     # Two images a process at least: one alone has no variance for BatchNorm.
@@ -369,6 +268,7 @@ def _ascent_batch(recipe: Recipe, method: Method, share: Share) -> AscentBatch |
 
 
 def check_batch(recipe: Recipe, num_images: int, world: int) -> None:
+    """Refuse a batch of more images than there are, or of fewer than there are processes."""
     size = recipe.train.batch_size
     if size > num_images:
         raise UserError(

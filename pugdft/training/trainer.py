@@ -1,8 +1,7 @@
 """The training loop: one epoch of updates, one evaluation. It never asks which optimizer it has.
 
 :meth:`Trainer.train_epoch` hands the optimizer a closure that runs forward and backward over one global
-batch; the optimizer calls it as often as its method needs. Loss and accuracy are those of the first, clean
-call. They stay on the device, for reading them waits for it: an observer reads when it has something to show.
+batch; the optimizer calls it as often as its method needs. Loss and accuracy are those of the first call.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,16 +38,14 @@ class Position:
     eval_seconds: float = 0.0
 
 
-@dataclass
 class Totals:
-    """This process's sums over the clean passes of an epoch, kept on the device.
+    """This process's sums over the clean passes of an epoch, kept on the device."""
 
-    Attributes:
-        sums: of the passes whose loss is finite: loss times images, correct images, images. Fourth, the
-            number of passes whose loss was not finite, since the run began.
-    """
-
-    sums: Tensor
+    def __init__(self, device: torch.device, sums: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> None:
+        # Of the passes whose loss is finite: loss times images, correct images, images. Fourth, the number of
+        # passes whose loss was not finite, since the run began. In fp64, so that a restart, which begins with
+        # the sums of a checkpoint, rounds nothing.
+        self.sums = torch.tensor(sums, dtype=_sum_dtype(device), device=device)
 
     def add(self, loss: Tensor, correct: Tensor, num_images: int) -> None:
         """Add a clean pass: the sum of its images' losses, and how many of them were classified correctly."""
@@ -56,52 +54,50 @@ class Totals:
         self.sums[:3] += torch.where(finite, values, 0)
         self.sums[3] += ~finite
 
-    def reset(self) -> None:
-        """Begin another epoch."""
-        self.sums[:3] = 0
-
     def means(self) -> tuple[float, float]:
         """Return the mean loss and top-1 so far; waits for the device."""
         loss, correct, num_images, _ = self.sums.tolist()
         return loss / max(1.0, num_images), correct / max(1.0, num_images)
 
 
-def new_totals(device: torch.device, sums: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> Totals:
-    """Make sums on a device, from zero or from a checkpoint; in fp64, so that a restart rounds nothing."""
-    return Totals(torch.tensor(sums, dtype=_sum_dtype(device), device=device))
-
-
 def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # mps has no fp64
 
 
-def lr_factor(name: str, step: float, total_steps: int, warmup_steps: int = 0) -> float:
-    """Return the learning rate at a step as a factor of its base value.
+class Observer:
+    """Callbacks of a run; the command line shows its progress by them. None has to be overridden."""
 
-    Args:
-        name: ``cosine`` (½(1 + cos πp) of the progress p after warm-up; SGDR, arXiv 1608.03983, eq. 5
-            without restarts) or ``constant``.
-        step: updates (or gradient passes) made so far, 0..total_steps − 1.
-        total_steps: those of the whole run.
-        warmup_steps: updates of a linear rise; the last of them has the full rate.
+    def on_message(self, text: str) -> None:
+        """Called with a message for people, such as the data being decoded."""
+
+    def on_start(self, total: int, done: float, images_per_step: int) -> None:
+        """Called when training begins after ``done`` of ``total`` updates (or gradient passes)."""
+
+    def on_step(self, position: Position, totals: Totals, done: float) -> None:
+        """Called after an update. Reading ``totals`` waits for the device, so do not do it at every step."""
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """Called after an epoch; ``row`` is its row of the record's history."""
+
+    def on_end(self) -> None:
+        """Called when training has ended, for whatever reason."""
+
+
+def lr_factor(name: str, step: float, total_steps: int, warmup_steps: int = 0) -> float:
+    """Return the learning rate after ``step`` updates (or gradient passes) as a factor of its base value.
+
+    ``cosine`` is ½(1 + cos πp) of the progress p after warm-up (SGDR, arXiv 1608.03983, eq. 5, without
+    restarts). The last update of the linear warm-up has the full rate.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if name == "constant":
         return 1.0
-    assert name == "cosine"
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
 class Trainer:
-    """Makes a run's updates.
-
-    Args:
-        components: recipe, model, optimizer and batches.
-        after_step: called after each update with the totals so far; returning True stops the epoch.
-        profile: measures where the time goes.
-        total: length of the run in updates or gradient passes; None takes the recipe's.
-    """
+    """Make a run's updates; after each, ``after_step`` gets the totals so far, and true stops the epoch."""
 
     def __init__(
         self,
@@ -113,6 +109,7 @@ class Trainer:
         self.components, self.after_step = components, after_step
         self.profile = profile or Profile()
         train, steps = components.recipe.train, components.training.steps_per_epoch
+        # The length of the run in updates or gradient passes.
         self.total = total or min(train.epochs * steps, train.max_steps or train.epochs * steps)
         self._warmup_steps = round(components.recipe.schedule.warmup_epochs * steps)
         self._base_lrs = [group["lr"] for group in components.optimizer.param_groups]
@@ -123,14 +120,10 @@ class Trainer:
         return position.gradient_passes if counts_passes else position.steps
 
     def train_epoch(self, position: Position, totals: Totals) -> bool:
-        """Make the remaining updates of an epoch; return False if ``after_step`` stopped it.
-
-        ``position`` and ``totals`` are changed in place, update by update.
-        """
+        """Make the rest of an epoch's updates; return False if ``after_step`` stopped it."""
         components, recipe = self.components, self.components.recipe
-        optimizer, batches = components.optimizer, components.training
-        frozen, fixed_batch_norm = recipe.train.freeze == "backbone", recipe.train.batch_norm == "fixed"
-        training_mode(components.backbone.model, frozen, fixed_batch_norm)
+        optimizer, batches, train = components.optimizer, components.training, recipe.train
+        training_mode(components.backbone.model, train.freeze == "backbone", train.batch_norm == "fixed")
         epoch = batches.epoch(position.epoch, position.step_in_epoch)
         for micro_batches in self.profile.each("input", epoch):
             spent = self.spent(position)
@@ -159,32 +152,29 @@ class Trainer:
         num_calls, num_images = 0, 0
 
         def closure() -> Tensor:
-            with self.profile.span("passes"):
-                return forward_backward()
-
-        def forward_backward() -> Tensor:
             nonlocal num_calls, num_images
             num_calls += 1
             parts, size = micro_batches, batches.batch_size
             if ascent is not None and num_calls <= ascent.num_calls:
                 parts, size = ascent.of(micro_batches), ascent.images
             num_images += size
-            batch_loss = torch.zeros((), device=batches.device)
-            correct = torch.zeros_like(batch_loss)
-            for number, (inputs, targets) in enumerate(parts, start=1):
-                is_last = number == len(parts)
-                # One reduction a pass: earlier micro-batches accumulate locally.
-                with nullcontext() if is_last else components.accelerator.no_sync(model):
-                    logits = model(inputs)
-                    loss = targets.loss(logits, label_smoothing)
-                    # Processes' gradients are averaged; their sum has to be the global mean's gradient.
-                    optimizer.backward(loss * (batches.share.world / size))
-                batch_loss += loss.detach()
+            with self.profile.span("passes"):
+                batch_loss = torch.zeros((), device=batches.device)
+                correct = torch.zeros_like(batch_loss)
+                for number, (inputs, targets) in enumerate(parts, start=1):
+                    # One reduction a pass: earlier micro-batches accumulate locally.
+                    is_last = number == len(parts)
+                    with nullcontext() if is_last else components.accelerator.no_sync(model):
+                        logits = model(inputs)
+                        loss = targets.loss(logits, label_smoothing)
+                        # Processes' gradients are averaged; their sum has to be the global mean's gradient.
+                        optimizer.backward(loss * (batches.share.world / size))
+                    batch_loss += loss.detach()
+                    if num_calls == 1:
+                        correct += targets.correct(logits.detach())
                 if num_calls == 1:
-                    correct += targets.correct(logits.detach())
-            if num_calls == 1:
-                totals.add(batch_loss, correct, sum(len(targets) for _, targets in parts))
-            return batch_loss / size
+                    totals.add(batch_loss, correct, sum(len(targets) for _, targets in parts))
+                return batch_loss / size
 
         with self.profile.span("optimizer"):
             optimizer.step(closure)

@@ -40,10 +40,9 @@ from pugdft.data.transforms import ToInput, cut_out_, draw_boxes
 from pugdft.data.workers import ImageWorkers
 from pugdft.errors import FaultsError, UserError
 from pugdft.records import RunRecord, read_record
-from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import assemble, load, make_accelerator
-from pugdft.training.trainer import Position, Totals
+from pugdft.training.trainer import Observer, Position, Totals
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # as an accelerator whose results can never be read back

@@ -35,9 +35,8 @@ from pugdft.data.workers import ImageWorkers
 from pugdft.errors import RunFailed, UserError
 from pugdft.leaderboard.grouping import shared_recipe
 from pugdft.records import RunRecord, read_record
-from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.trainer import Position, Totals
+from pugdft.training.trainer import Observer, Position, Totals
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")

@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.transforms import Bbox
 
 from pugdft.errors import printable
 from pugdft.figures.charts import (
@@ -24,7 +25,6 @@ from pugdft.figures.charts import (
     comparable,
     histories,
     history_limits,
-    overlap,
     save,
     scatter_cost,
     spread_apart,
@@ -97,9 +97,9 @@ def test_no_label_lies_on_another_or_on_a_mark(least_cost: float, num_labels: ra
     sgd = Result(label="sgd", style=7, cost=39.1, mean=93)
     axes = scatter_cost([*results(*costs), sgd], TITLES, (92.9, 94.4)).axes[0]
     texts = [text for text in axes.texts if (text.get_gid() or "").startswith("label")]
-    boxes = [text.get_window_extent().padded(-1.5).extents for text in texts]
+    boxes = [text.get_window_extent().padded(-1.5) for text in texts]
     marks = [
-        (x - 4, y - 4, x + 4, y + 4)
+        Bbox.from_extents(x - 4, y - 4, x + 4, y + 4)
         for line in axes.lines
         if line.get_gid().startswith("mark")
         for x, y in [(line.get_xdata()[0], line.get_ydata()[0])]
@@ -107,9 +107,9 @@ def test_no_label_lies_on_another_or_on_a_mark(least_cost: float, num_labels: ra
     assert len(boxes) in num_labels
     assert len(marks) == NUM_STYLES
     for index, box in enumerate(boxes):
-        assert not any(overlap(box, other) for other in boxes[:index] + marks)
+        assert not box.count_overlaps(boxes[:index] + marks)
     if least_cost == 78.2:
-        columns = sorted(x for x, *_ in marks)
+        columns = sorted(mark.x0 for mark in marks)
         assert min(after - before for before, after in pairwise(columns)) >= 7.9, "side by side"
 
 

@@ -11,7 +11,15 @@ import numpy as np
 from run_records import loaded, record, stored
 
 from pugdft.leaderboard import Entry, Group, Loaded, build_leaderboard
-from pugdft.leaderboard.stats import LEVEL, EntryScores, Scores, compare_all, holm_adjusted, rank_ranges
+from pugdft.leaderboard.stats import (
+    LEVEL,
+    EntryScores,
+    Scores,
+    better_and_worse,
+    compare_all,
+    holm_adjusted,
+    rank_ranges,
+)
 from pugdft.records import RunRecord
 
 NAN = math.nan
@@ -55,4 +63,6 @@ def all_ranks(
 ) -> list[tuple[int, int]]:
     """The best and worst rank of each entry, as the leaderboard finds them."""
     pairs = compare_all([e if isinstance(e, EntryScores) else EntryScores(e) for e in entries], num_images)
-    return rank_ranges(pairs, holm_adjusted(pairs.p_values) <= LEVEL)
+    separated = holm_adjusted(pairs.p_value) <= LEVEL
+    better, worse = better_and_worse(pairs.difference, len(entries), higher_is_better=True)
+    return rank_ranges(better[separated], worse[separated], len(entries))

@@ -15,10 +15,9 @@ import safetensors.torch
 import torch
 
 from pugdft.records import RunRecord, read_record
-from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
-from pugdft.training.trainer import Position, Totals
+from pugdft.training.trainer import Observer, Position, Totals
 
 SGD: dict[str, Any] = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW: dict[str, Any] = {"name": "adamw", "lr": 1e-3}

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 import torch
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.callbacks import Observer
+from pugdft.training.trainer import Observer
 
 class Look(Observer):
     def on_start(self, *facts):

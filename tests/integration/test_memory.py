@@ -12,28 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from small_runs import Messages
+from small_runs import Messages, Weights
+from small_runs import run as trained
 from torch import nn
 
 from pugdft import models as freezing
 from pugdft.errors import RunFailed
 from pugdft.models import Backbone
-from pugdft.records import RunRecord
 from pugdft.training import setup as parts
-from pugdft.training.callbacks import Observer
-from pugdft.training.run import finetune, read_recipe
-
-Weights = dict[str, torch.Tensor]
-
-
-def trained(
-    recipe: dict[str, Any], output: Path, *overrides: str, **options: Any
-) -> tuple[RunRecord, Weights]:
-    record, _ = finetune(read_recipe(recipe, overrides), output, **options)
-    path = output / "model.safetensors"
-    return record, safetensors.torch.load_file(path) if path.is_file() else {}
+from pugdft.training.trainer import Observer
 
 
 def same(first: Weights, second: Weights) -> bool:
@@ -162,7 +150,7 @@ _UNDER_A_LIMIT = """
 import json, resource, sys
 from pathlib import Path
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.callbacks import Observer
+from pugdft.training.trainer import Observer
 
 class Limit(Observer):
     def on_start(self, total, done, images):

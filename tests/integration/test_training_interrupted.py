@@ -13,8 +13,7 @@ from standing_still import Command, go_on
 
 from pugdft.errors import UserError
 from pugdft.records import read_record
-from pugdft.training.callbacks import Observer
-from pugdft.training.trainer import Position, Totals
+from pugdft.training.trainer import Observer, Position, Totals
 
 
 @pytest.mark.parametrize(("method", "base", "precision", "stops"), [

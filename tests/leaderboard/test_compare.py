@@ -173,7 +173,7 @@ def test_one_common_seed_claims_nothing() -> None:
 def test_different_seeds_are_compared_as_unpaired_and_it_is_said() -> None:
     other = [record(SAM, seed, top1) for seed, top1 in ((7, 0.95), (8, 0.96))]
     found = report(seeds(SGD, 0.9, 0.91), other)
-    assert found.rows == ()
+    assert found.rows == []
     assert any("compared as unpaired" in note for note in found.notes)
     fewer = report(seeds(SGD, 0.9, 0.91, 0.92), seeds(SAM, 0.9, 0.91))
     assert any("the difference is over 2 common seeds" in note for note in fewer.notes)

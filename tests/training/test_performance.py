@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 import timm
 import torch
 from conftest import pugdft
@@ -30,10 +31,10 @@ from pugdft.training.performance import (
     pick,
     rounding_of,
 )
-from pugdft.training.profiler import PARTS, TRACE_NAME, MeasuredProfile
+from pugdft.training.profiler import PARTS, TRACE_NAME, Profile
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.setup import RunComponents, assemble, load, make_accelerator
-from pugdft.training.trainer import Position, Trainer, new_totals
+from pugdft.training.setup import RunComponents
+from pugdft.training.trainer import Position, Totals, Trainer
 
 SWITCHES = Switches(True, True, "ieee", False, False, False)
 CONVOLUTIONS = {"name": "test_resnet", "pretrained": False}
@@ -235,14 +236,13 @@ def test_onednn_s_linear_layers_may_be_written_into(shape: tuple[int, ...]) -> N
 
 def parts_of(small: dict[str, Any], **given: Any) -> RunComponents:
     small["train"]["performance"] = given
-    recipe = read_recipe(small)
-    return assemble(recipe, make_accelerator(recipe), *load(recipe))
+    return small_runs.parts_of(small)
 
 
 def trained(parts: RunComponents, epochs: int = 1) -> dict[str, torch.Tensor]:
     trainer = Trainer(parts, after_step=lambda position, totals: False, total=10**6)
     for epoch in range(epochs):
-        trainer.train_epoch(Position(epoch=epoch), new_totals(parts.device))
+        trainer.train_epoch(Position(epoch=epoch), Totals(parts.device))
     return parts.backbone.model.state_dict()
 
 
@@ -327,11 +327,9 @@ def test_a_run_says_and_records_what_was_picked_and_restores_flags(
 def test_a_profiled_run_leaves_shares_a_trace_and_the_same_weights(
     small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profiles: list[MeasuredProfile] = []
-    make = MeasuredProfile.__init__
-    monkeypatch.setattr(
-        MeasuredProfile, "__init__", lambda self, *given: profiles.append(self) or make(self, *given)
-    )
+    profiles: list[Profile] = []
+    make = Profile.__init__
+    monkeypatch.setattr(Profile, "__init__", lambda self, *given: profiles.append(self) or make(self, *given))
     small_recipe["train"]["epochs"] = 3
     recipe, messages = read_recipe(small_recipe), Messages()
     finetune(recipe, tmp_path / "plain")
@@ -345,7 +343,7 @@ def test_a_profiled_run_leaves_shares_a_trace_and_the_same_weights(
     assert list(shares) == [*PARTS, "else"]
     assert sum(shares.values()) == pytest.approx(100, abs=1)
     # Not as shares: of a run that was held up for long, a short part is 0.0 %.
-    assert min(profiles[0].seconds[part] for part in ("input", "passes", "evaluation")) > 0
+    assert min(profiles[-1].seconds[part] for part in ("input", "passes", "evaluation")) > 0
     events = json.loads(gzip.decompress((tmp_path / "run" / TRACE_NAME).read_bytes()))["traceEvents"]
     steps = [event for event in events if str(event.get("name")).startswith("ProfilerStep")]
     assert len({event["name"] for event in steps}) == 3, "three updates, however long the run"
@@ -358,7 +356,7 @@ def test_a_profiled_run_leaves_shares_a_trace_and_the_same_weights(
 
 def test_a_second_belongs_to_the_innermost_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    profile = MeasuredProfile(tmp_path, torch.device("cpu"))
+    profile = Profile(tmp_path, torch.device("cpu"))
     monkeypatch.setattr("pugdft.training.profiler.time.perf_counter", lambda: float(next(clock)))
     with profile.span("optimizer"):
         for _ in range(2):

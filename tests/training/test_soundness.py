@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from pugdft.optim import LossScale
-from pugdft.training.divergence import Diverged, DivergenceMonitor
-from pugdft.training.run import finetune, read_recipe
+from pugdft.training.run import Diverged, DivergenceMonitor, finetune, read_recipe
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.3])
@@ -29,9 +28,7 @@ def test_weights_that_the_last_update_destroyed_are_no_completed_run(
 def fp16_run(skipped: int = 0) -> tuple[DivergenceMonitor, SimpleNamespace]:
     recipe: Any = SimpleNamespace(train=SimpleNamespace(max_skipped_steps=0, precision="fp16"))
     optimizer: Any = SimpleNamespace(num_skipped_steps=skipped)
-    monitor = DivergenceMonitor(recipe, optimizer)
-    monitor.start(skipped)
-    return monitor, optimizer
+    return DivergenceMonitor(recipe, optimizer, steps=skipped), optimizer
 
 
 def test_in_fp16_updates_may_be_skipped_but_not_all_of_a_hundred() -> None:

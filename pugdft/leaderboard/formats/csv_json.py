@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
-from operator import attrgetter
 from typing import Any
 
 from pugdft.errors import printable
@@ -20,17 +19,9 @@ from pugdft.leaderboard.entry import Entry, Group, Summary
 from pugdft.predictions import METRICS
 
 SCHEMA = "pugdft.leaderboard/1"
-
 # A spreadsheet takes a text that begins so for a formula, and runs it.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-
-# The metrics keep their order, whichever ranks.
 _GROUP_FIELDS = ("dataset", "model", "protocol", "metric", "equal_passes", "equal_seconds")
-
-
-def _columns_with_fields() -> list[Column]:
-    """The columns that programs read; their order does not depend on the metric that ranks."""
-    return [column for column in columns(next(iter(METRICS))) if column.field]
 
 
 def as_json(groups: Sequence[Group]) -> str:
@@ -40,8 +31,14 @@ def as_json(groups: Sequence[Group]) -> str:
     has ranks behind the others and null means; a reported one has neither ranks nor records. Costs are
     means over the counted seeds.
     """
-    content = {"schema": SCHEMA, "groups": [_group(group) for group in groups]}
-    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    names = (*_GROUP_FIELDS[:4], "recipe", *_GROUP_FIELDS[4:], "notes")
+    chosen = _columns_with_fields()
+    content = [
+        {name: getattr(group, name) for name in names}
+        | {"entries": [dict(_fields(chosen, entry)) for entry in group.entries]}
+        for group in groups
+    ]
+    return json.dumps(_plain({"schema": SCHEMA, "groups": content}), indent=2, allow_nan=False) + "\n"
 
 
 def as_csv(groups: Sequence[Group]) -> str:
@@ -51,59 +48,38 @@ def as_csv(groups: Sequence[Group]) -> str:
     by a space or a semicolon; ``spec``, ``failed`` and ``scores`` are JSON. A text that a spreadsheet would
     run as a formula begins with an apostrophe.
     """
-    text, with_fields = io.StringIO(), _columns_with_fields()
+    text, chosen = io.StringIO(), _columns_with_fields()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [*_GROUP_FIELDS, *(name for column in with_fields for name, _ in _csv_fields(column, None))]
-    )
+    writer.writerow([*_GROUP_FIELDS, *dict(_fields(chosen, None, flat=True))])
     for group in groups:
         for entry in group.entries:
-            values = [value for column in with_fields for _, value in _csv_fields(column, entry)]
-            writer.writerow(map(_csv_cell, (*_csv_group(group, entry), *values)))
+            facts = {name: getattr(group, name) for name in _GROUP_FIELDS}
+            if entry.status == "reported":  # it must not seem to have run under the measured ones' protocol
+                protocol = entry.source.protocol if entry.source else None
+                facts |= {"protocol": protocol, "equal_passes": None, "equal_seconds": None}
+            facts |= _fields(chosen, entry, flat=True)
+            writer.writerow(map(_csv_cell, facts.values()))
     return text.getvalue()
 
 
-def _group(group: Group) -> dict[str, Any]:
-    names = ("dataset", "model", "protocol", "metric", "recipe", "equal_passes", "equal_seconds", "notes")
-    with_fields = _columns_with_fields()
-    entries = [
-        dict(field for column in with_fields for field in _json_fields(column, entry))
-        for entry in group.entries
-    ]
-    return {**{name: getattr(group, name) for name in names}, "entries": entries}
+def _columns_with_fields() -> list[Column]:
+    """List the columns that programs read; the metrics keep their order, whichever ranks."""
+    return [column for column in columns(next(iter(METRICS))) if column.field]
 
 
-def _json_fields(column: Column, entry: Entry) -> Iterator[tuple[str, Any]]:
-    value = (column.value or attrgetter(column.field))(entry)
-    if column.parts is not Summary:
-        yield column.field, value
-        return
-    for part in fields(Summary):
-        yield f"{column.field}_{part.name}", getattr(value, part.name, None)
-
-
-def _csv_fields(column: Column, entry: Entry | None) -> Iterator[tuple[str, Any]]:
-    """Names and values of a column's cells; without an entry the names alone count."""
-    value = (column.value or attrgetter(column.field))(entry) if entry else None
-    if column.parts is None:
-        yield column.field, "; ".join(map(str, value)) if column.field == "notes" and value else value
-        return
-    for part in fields(column.parts):
-        name, found = f"{column.field}_{part.name}", getattr(value, part.name, None)
-        if part.name == "ci95":
-            low, high = found or (None, None)
-            yield from ((f"{name}_low", low), (f"{name}_high", high))
-        else:
-            yield name, found
-
-
-def _csv_group(group: Group, entry: Entry) -> list[Any]:
-    """A group's fields; a reported row must not seem to have run under the measured ones' protocol."""
-    own = {"protocol": entry.source and entry.source.protocol, "equal_passes": None, "equal_seconds": None}
-    return [
-        own[name] if entry.status == "reported" and name in own else getattr(group, name)
-        for name in _GROUP_FIELDS
-    ]
+def _fields(chosen: Sequence[Column], entry: Entry | None, flat: bool = False) -> Iterator[tuple[str, Any]]:
+    """Names and values of columns, for JSON or flat for CSV; without an entry the names alone count."""
+    for column in chosen:
+        value = column.get(entry) if entry else None
+        if column.parts is None or not (flat or column.parts is Summary):
+            yield column.field, "; ".join(value) if flat and column.field == "notes" and value else value
+            continue
+        for part in fields(column.parts):
+            name, found = f"{column.field}_{part.name}", getattr(value, part.name, None)
+            if flat and part.name == "ci95":
+                yield from zip((f"{name}_low", f"{name}_high"), found or (None, None), strict=True)
+            else:
+                yield name, found
 
 
 def _plain(value: Any) -> Any:
@@ -123,9 +99,7 @@ def _csv_cell(value: Any) -> str:
     value = _plain(value)
     if value is None:
         return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
+    if isinstance(value, bool | dict):
         return json.dumps(value)
     if isinstance(value, list):
         value = " ".join(map(str, value))

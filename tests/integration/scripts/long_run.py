@@ -18,9 +18,8 @@ import torch
 from conftest import write_image_folder
 from small_runs import tiny_recipe
 
-from pugdft.training.callbacks import Observer
 from pugdft.training.run import finetune, read_recipe
-from pugdft.training.trainer import Position, Totals
+from pugdft.training.trainer import Observer, Position, Totals
 
 FIRST, LAST, EVERY = 300, 2000, 10
 
