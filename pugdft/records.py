@@ -73,6 +73,8 @@ class _Part(BaseModel):
 class DataFacts(_Part):
     """The images: ``sizes`` counts them per split, ``sha256`` is over the decoded pixels and labels.
 
+    ``class_names`` are in the order of the model's outputs.
+
     The other digests are of the images that are held out, of their order in the first epoch, and of its
     crops and flips.
     """
@@ -84,6 +86,7 @@ class DataFacts(_Part):
     split_sha256: str | None = None
     order_sha256: str | None = None
     augmentation_sha256: str | None = None
+    class_names: list[str] | None = None
 
 
 class ModelFacts(_Part):

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from PIL import features
 from pydantic import BaseModel, ConfigDict, Field
 
 from pugdft.data.decode import NotNative, decode, decoded_images, kept_name
-from pugdft.data.source import SPLITS, Contents, EncodedImage, Source, Split
+from pugdft.data.source import SPLITS, Contents, EncodedImage, Source, Split, writable
 from pugdft.errors import RunFailed, UserError, reason, refuse
 from pugdft.machine import usable_cores
 from pugdft.paths import cache_subfolder, write_atomically
@@ -234,6 +234,7 @@ class Store:
         kept: the folder or file in the cache that belongs to it.
         files: images and labels by split, if no decoded images are kept.
         notes: what a person should know of the images.
+        paths: of each split's images, relative to the data's folder; empty where images lie in tables.
     """
 
     name: str
@@ -243,6 +244,7 @@ class Store:
     kept: Path
     files: Mapping[str, tuple[ImageFiles, np.ndarray]] | None = None
     notes: tuple[str, ...] = ()
+    paths: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -305,7 +307,19 @@ def prepare(
     store = _prepared(source, image_size, storage, say)
     for note in store.notes:
         say(note)
-    return store
+    if source.folder is None:
+        return store
+    splits = source.read().splits
+    return replace(store, paths={name: _relative(splits[name], source.folder) for name in splits})
+
+
+def _relative(split: Split, folder: Path) -> list[str]:
+    """Each image's path in the folder of its data set, as text that UTF-8 can write."""
+    root, files = f"{folder}{os.sep}", (str(sample.content) for sample in split.samples())
+    return [
+        writable(file.removeprefix(root) if file.startswith(root) else os.path.relpath(file, folder))
+        for file in files
+    ]
 
 
 def _prepared(source: Source, image_size: int, storage: Storage, say: Callable[[str], None]) -> Store:

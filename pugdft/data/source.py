@@ -212,6 +212,11 @@ def visible(name: str) -> str:
     return name if plain else ascii(name)
 
 
+def writable(name: str) -> str:
+    """A name that UTF-8 can write: bytes of a file's name that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def unknown_classes(strangers: Sequence[str], where: str) -> UserError:
     """The error for test classes that the train split does not have."""
     first = visible(strangers[0])
