@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -322,10 +322,23 @@ def _relative(split: Split, folder: Path) -> list[str]:
     ]
 
 
+def known_classes(source: Source, image_size: int) -> list[str] | None:
+    """Class names of a source whose images were decoded before; None if they are still to be."""
+    root = cache_subfolder("stores")
+    with _explained(root):
+        if store := find_store(root, source, image_size):
+            return store.classes
+        return source.read().classes if kept_facts(root, source, image_size) else None
+
+
+def _explained(root: Path) -> AbstractContextManager[None]:
+    otherwise = f"Decoded images are kept in {root}; PUGDFT_CACHE chooses another folder"
+    return refuse(OSError, lambda error: f"{error.filename or root}: {reason(error)}. {otherwise}")
+
+
 def _prepared(source: Source, image_size: int, storage: Storage, say: Callable[[str], None]) -> Store:
     root = cache_subfolder("stores")
-    otherwise = f"Decoded images are kept in {root}; PUGDFT_CACHE chooses another folder"
-    with refuse(OSError, lambda error: f"{error.filename or root}: {reason(error)}. {otherwise}"):
+    with _explained(root):
         if storage == "files":
             return _files_store(root, source, image_size)
         try:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from image_layouts import as_parquet
+from PIL import Image
 
 from pugdft.errors import UserError
+from pugdft.leaderboard.grouping import group_runs
+from pugdft.leaderboard.load import collect
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import read_record
 from pugdft.training.run import finetune, read_recipe
+from pugdft.training.trainer import Observer, Position, Totals
 
 # --- b4: which output is which class, which row is which image
 
@@ -98,3 +106,117 @@ def test_paths_that_are_no_texts_are_refused(
     predictions(path).write(tmp_path / "predictions.npz")
     with pytest.raises(UserError, match=said):
         read_predictions(tmp_path / "predictions.npz", 3)
+
+
+# --- a11: data that moved is the same data
+
+
+class StopsInTheSecondEpoch(Observer):
+    """A person who presses Ctrl-C."""
+
+    def on_step(self, position: Position, totals: Totals, done: float) -> None:
+        if position.epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def moved(image_folder: Path, small_recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The recipe with the same images under another name, and in another order of time."""
+    folder = shutil.copytree(image_folder, tmp_path / "elsewhere" / "beasts", copy_function=shutil.copy)
+    return {**small_recipe, "data": {**small_recipe["data"], "name": str(folder)}}
+
+
+def test_a_run_goes_on_where_its_data_moved(
+    small_recipe: dict[str, Any], moved: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, _ = finetune(read_recipe(small_recipe), tmp_path / "whole")
+    record, _ = finetune(read_recipe(small_recipe), tmp_path / "run", observer=StopsInTheSecondEpoch())
+    assert record.status == "interrupted"
+    (tmp_path / "run" / "record.yaml").unlink()  # as after a kill: the checkpoint knows the images too
+    record, _ = finetune(read_recipe(moved), tmp_path / "run")
+    assert record.status == "completed"
+    assert len(record.restarts) == 1
+    assert record.metrics == whole.metrics
+    assert record.recipe["data"]["name"] == moved["data"]["name"]
+    assert moved["data"]["name"] in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_a_finished_run_is_known_by_its_images(
+    small_recipe: dict[str, Any], moved: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["train"]["epochs"] = moved["train"]["epochs"] = 1
+    first, path = finetune(read_recipe(small_recipe), tmp_path / "run")
+    before = path.read_bytes()
+    assert finetune(read_recipe(moved), tmp_path / "run")[0] == first
+    assert path.read_bytes() == before
+    Image.new("RGB", (16, 16)).save(Path(moved["data"]["name"]) / "train" / "ant" / "000.png")
+    for resume in (True, False):
+        with pytest.raises(UserError, match=r"another recipe:\n  data\.name:"):
+            finetune(read_recipe(moved), tmp_path / "run", resume=resume)
+    moved["train"]["batch_size"] = 12
+    with pytest.raises(UserError, match=r"train\.batch_size: 24 there, 12 here"):
+        finetune(read_recipe(moved), tmp_path / "run")
+    assert path.read_bytes() == before
+
+
+def test_equal_images_under_two_names_are_in_one_table(
+    small_recipe: dict[str, Any], moved: dict[str, Any], tmp_path: Path
+) -> None:
+    for seed, recipe in enumerate((small_recipe, moved, small_recipe)):
+        recipe["train"] |= {"epochs": 1, "seed": seed}
+        finetune(read_recipe(recipe), tmp_path / "runs" / str(seed))
+    (group,) = group_runs(collect([tmp_path / "runs"]).records)
+    assert group.dataset == "insects"
+    assert [run.record.seed for run in group.entries[0].completed] == [0, 1, 2]
+    assert any("also called beasts" in note for note in group.notes)
+
+
+# --- a13: what is checked in seconds comes before images are decoded
+
+
+def into_a_file(recipe: dict[str, Any], tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "run"
+
+
+def missing_weights(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["model"]["pretrained"] = True
+
+
+def weights_of_another_model(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["model"]["pretrained"] = str(tmp_path / "w.safetensors")
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "w.safetensors")
+
+
+def no_held_out_images(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["optimizer"] |= {"trigger": {"name": "generalization_gap"}}
+
+
+def too_large_a_batch(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["train"]["batch_size"] = 500
+
+
+@pytest.mark.parametrize(
+    "fault", [into_a_file, missing_weights, weights_of_another_model, no_held_out_images, too_large_a_batch]
+)
+def test_no_image_is_decoded_for_a_run_that_cannot_be(
+    fault: Callable[[dict[str, Any], Path], Path | None],
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = fault(small_recipe, tmp_path) or tmp_path / "run"
+    recipe = read_recipe(small_recipe)
+    monkeypatch.setattr("pugdft.data.decode.decode", lambda *_: pytest.fail("an image was decoded"))
+    with pytest.raises(UserError):
+        finetune(recipe, output)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_without_room_for_the_weights_is_said_first(
+    small_recipe: dict[str, Any], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=2**40, used=2**40, free=1000))
+    with pytest.raises(UserError, match=r"run: the weights take .* choose another --output"):
+        finetune(read_recipe(small_recipe), tmp_path / "run")
