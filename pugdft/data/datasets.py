@@ -107,6 +107,10 @@ def _by_path(name: str, choice: SplitChoice) -> Source:
         return folder_source(path, title, choice)
     if path.suffix.lower() in (".csv", ".tsv") and os.path.isfile(path):
         return table_source(path.parent, title.rpartition(".")[0], choice, [path])
+    if os.path.isfile(path):
+        raise UserError(
+            f"data.name: {path} is a file; of files, only .csv and .tsv are read. Give its folder"
+        )
     shown_name = name if len(name) <= _SHOWN_LENGTH else name[:_SHOWN_LENGTH] + "…"
     problem = f"data.name: no such folder, and {unknown('data set', shown_name, DATASETS)}"
     if not _HUB_ID.fullmatch(name):

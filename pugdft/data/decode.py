@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from pugdft.data.source import Contents, EncodedImage
+from pugdft.data.source import Contents, EncodedImage, visible
 from pugdft.errors import ConfigIssue, UserError, collect, counted, reason, refuse
 
 # Part of every store's name. Raise it when the same files would decode to other pixels or be stored in
@@ -191,6 +191,10 @@ def decoded_images(
                     sides = range(height, height + 1)  # one resize on the device serves all splits
                     yield split, row, sample, pixels
                     row += 1
+            absent = [name for number, name in enumerate(contents.classes) if number not in labels]
+            if split == "test" and absent and isinstance(sample.content, bytes):  # folders said it before
+                few = f'{counted(len(absent), "class")}, "{visible(absent[0])}" first'
+                notes.append(f"{name}: no test image of {few}")
             if len(labels) < 2 and not faults:
                 raise UserError(
                     f"data set {name}: the {split} split has one class only; at least two are needed"
@@ -238,6 +242,11 @@ def _grey_of_8_bits(
             white = _stated_white(opened, sample.content)
             if white < high:
                 white = _WHITE
+            if (
+                isinstance(opened, TiffImagePlugin.TiffImageFile)
+                and opened.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+            ):
+                grey = white - grey  # zero is white, as in radiographs
             if doubts is not None and white == _WHITE and 0 < high < _LEAST_WHITE:
                 doubts.append(f"{sample.where} ({low:,} to {high:,})")
             return Image.fromarray((grey / (white / 255)).round().astype(np.uint8))

@@ -35,6 +35,7 @@ _STARTS = re.compile(
 _ACCIDENTAL = frozenset(
     {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found", "icon\r"}
     | {"@recycle", "#recycle", "@recently-snapshot", "#snapshot", "system volume information", "__pycache__"}
+    | {"@tmp", "temporary items", "network trash folder"}
 )
 _UNFINISHED = ("~", ".bak", ".orig", ".old", ".tmp", ".part", ".crdownload", ".swp")
 _ANNOTATIONS, _METADATA = "val_annotations.txt", "metadata.csv"
@@ -61,6 +62,7 @@ class LeftOut:
     others: set[Path] = field(default_factory=set)
     empty: set[Path] = field(default_factory=set)
     unused: set[Path] = field(default_factory=set)
+    loose: set[Path] = field(default_factory=set)
 
     def notes(self) -> Iterator[str]:
         """Name the first of each kind, with their number."""
@@ -68,6 +70,7 @@ class LeftOut:
             (self.accidental, "hidden, or left by a system"),
             (self.others, "no images in a format that is read"),
             (self.empty, "class folders without images"),
+            (self.loose, "images beside the class folders"),
             (self.unused, "folders of no split that is read; data.splits can name one"),
         ):
             if found:
@@ -137,10 +140,18 @@ def image_folder_source(folder: Path, name: str, choice: SplitChoice) -> Source 
     if tables := [each for each in sorted(folder.glob("*.[ct]sv")) if _columns(each)]:
         return table_source(folder, name, choice, tables)
     if classes:
+        for place in classes:
+            uses = {use for use, words in SPLIT_NAMES.items() for word in words if _has_folder(place, word)}
+            if "train" in uses and len(uses) > 1:
+                raise UserError(f"{folder}: holds no class folders: {place} has splits; give it as data.name")
         labelled = {"all": _class_folders(folder, list(folders.values()), left)}
         rows, origins, notes = _chosen(folder, choice, labelled)
         return _source(folder, name, choice, rows, origins, [], (*notes, *left.notes()))
     return None
+
+
+def _has_folder(place: Path, word: str) -> bool:
+    return any((place / name).is_dir() for name in (word, word.title(), word.upper()))
 
 
 def _read_splits(
@@ -243,6 +254,8 @@ def _source(
 def _class_folders(split: Path, folders: Sequence[Path], left: LeftOut, is_train: bool = True) -> Labelled:
     """Every image below the class folders of a split, in the order of their names."""
     labelled: Labelled = []
+    files = (each for each in split.iterdir() if each.suffix.lower() in SUFFIXES)
+    left.loose |= {each for each in files if not is_accidental(each.name) and each.is_file()}
     real_split = split.resolve()
     for folder in folders:
         target = folder.resolve()

@@ -53,6 +53,7 @@ def overview(source: Source, image_size: int) -> dict[str, Any]:
                 counts[split].update(sample.label for sample in chunk)
                 list(pool.map(measure, chunk))
     train = [counts["train"][number] for number in range(len(contents.classes))]
+    smallest = min(train, default=0)
     return {
         "name": source.name,
         "folder": None if source.folder is None else str(source.folder),
@@ -64,7 +65,7 @@ def overview(source: Source, image_size: int) -> dict[str, Any]:
             {"name": name, **{split: counts[split][number] for split in counts}}
             for number, name in enumerate(contents.classes)
         ],
-        "imbalance": max(train) / min(train) if train and min(train) else None,
+        "imbalance": max(train) / smallest if smallest else None,
         "sizes": _sizes(np.array(sizes)) if sizes else None,
         "notes": [*dict.fromkeys((*source.notes, *contents.notes))],
         "faults": sorted(map(str, faults)),
