@@ -254,8 +254,8 @@ def _source(
 def _class_folders(split: Path, folders: Sequence[Path], left: LeftOut, is_train: bool = True) -> Labelled:
     """Every image below the class folders of a split, in the order of their names."""
     labelled: Labelled = []
-    files = (each for each in split.iterdir() if each.suffix.lower() in SUFFIXES)
-    left.loose |= {each for each in files if not is_accidental(each.name) and each.is_file()}
+    named = [each for each in split.iterdir() if each.suffix.lower() in SUFFIXES]
+    left.loose |= {each for each in named if not is_accidental(each.name) and each.is_file()}
     real_split = split.resolve()
     for folder in folders:
         target = folder.resolve()
