@@ -91,6 +91,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(name, path)
 
 
+def nearest_folder(folder: Path) -> Path:
+    """The folder itself if it is there, else the nearest one above it that is."""
+    places = (folder, *folder.absolute().parents)
+    return next(place for place in places if place.exists())
+
+
 def readable_mode() -> int:
     """Return the mode of a new file under the umask, as ``open`` would set it."""
     umask = os.umask(0)

@@ -18,8 +18,11 @@ from pugdft.records import LARGEST, SplitMetrics, StoredRun
 NUM_BINS = 15
 
 # The kinds of numpy's types, in words, and each array's.
-_KINDS = {"iu": "whole numbers", "b": "true or false", "f": "floating-point numbers"}
+_KINDS = {"iu": "whole numbers", "b": "true or false", "f": "floating-point numbers", "U": "text"}
 _ARRAYS = {"label": "iu", "prediction": "iu", "in_top5": "b", "confidence": "f", "loss": "f"}
+# Of a file whose images were files: their paths in the data's folder, as text.
+_PATH = "path"
+_MOST_PATH_BYTES = 2**30
 # A compressed file can unfold to any size: more images than any split has are not read.
 _MOST_IMAGES = 10_000_000
 
@@ -72,6 +75,7 @@ class Predictions:
     in_top5: np.ndarray  # whether the true class is among the five largest logits, bool
     confidence: np.ndarray  # softmax probability of ``prediction``, float32
     loss: np.ndarray  # cross-entropy, float32
+    path: np.ndarray | None = None  # each image's file, relative to the data's folder; None: no files
 
     def metrics(self) -> SplitMetrics:
         """Top-1, top-5 and calibration error as fractions, and the mean cross-entropy."""
@@ -97,7 +101,8 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write ``.npz`` atomically."""
         buffer = BytesIO()
-        np.savez_compressed(buffer, **vars(self))
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        np.savez_compressed(buffer, **arrays)
         write_atomically(path, buffer.getvalue())
 
 
@@ -119,9 +124,9 @@ def read_predictions(path: Path, num_images: int | None = None, *, exact: bool =
 
 
 def read_arrays(
-    path: Path, num_images: int | None, names: Sequence[str] = tuple(_ARRAYS), *, exact: bool = False
+    path: Path, num_images: int | None, names: Sequence[str] | None = None, *, exact: bool = False
 ) -> dict[str, np.ndarray]:
-    """Read the arrays ``names`` of an ``.npz`` file that anybody may have written; unpickle nothing.
+    """Read the arrays ``names``, or all, of an ``.npz`` file that anybody may have written; unpickle nothing.
 
     Each must have ``num_images`` entries (None: a file that pugdft itself just wrote); ``exact`` refuses
     other arrays besides. The UserError does not name the file.
@@ -131,6 +136,8 @@ def read_arrays(
     # zipfile, zlib and numpy's parser of headers let out nearly anything.
     unreadable = refuse(Exception, lambda error: f"not readable as predictions: {printable(error)[:100]}")
     with unreadable, zipfile.ZipFile(path) as archive:
+        if names is None:
+            names = [*_ARRAYS, *([_PATH] if f"{_PATH}.npy" in archive.namelist() else [])]
         if exact and sorted(archive.namelist()) != sorted(f"{name}.npy" for name in names):
             raise UserError(f"must hold the arrays {', '.join(names)}, each once, and nothing else")
         return {name: _read_array(archive, name, num_images) for name in names}
@@ -138,17 +145,20 @@ def read_arrays(
 
 def _read_array(archive: zipfile.ZipFile, name: str, num_images: int | None) -> np.ndarray:
     """Read one array, after its header promised the expected type and size."""
-    kinds = _ARRAYS[name]
+    is_path = name == _PATH
+    kinds = "U" if is_path else _ARRAYS[name]
     with archive.open(f"{name}.npy") as member:
         # In other versions a header alone may unfold to gigabytes.
         if np.lib.format.read_magic(member) != (1, 0):
             raise UserError(f"{name} is in another version of the format than pugdft writes")
         shape, _, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=1_000)
-        if dtype.kind not in kinds or dtype.itemsize > 8:
+        if dtype.kind not in kinds or (dtype.itemsize > 8 and not is_path):
             raise UserError(f"{name} is of type {printable(dtype)[:40]}, expected {_KINDS[kinds]}")
         if len(shape) != 1 or num_images not in (None, shape[0]):
             wanted = f"expected one value for each of {num_images or 0:,} images"
             raise UserError(f"{name} has the shape {shape}, {wanted}")
+        if is_path and shape[0] * dtype.itemsize > _MOST_PATH_BYTES:
+            raise UserError(f"{name} is larger than {_MOST_PATH_BYTES:,} bytes")
         content = member.read(shape[0] * dtype.itemsize)
         return np.frombuffer(content, dtype, shape[0]).copy()  # a buffer's own array is read-only
 

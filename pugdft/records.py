@@ -78,6 +78,7 @@ class DataFacts(_Part):
     split_sha256: str | None = None  # of the choice of images that are held out
     order_sha256: str | None = None  # of the first epoch
     augmentation_sha256: str | None = None  # of the first epoch's crops and flips
+    class_names: list[str] | None = None  # in the order of the model's outputs
 
 
 class ModelFacts(_Part):

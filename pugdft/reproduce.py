@@ -149,6 +149,7 @@ def _compare_predictions(
     if all(
         np.array_equal(values, getattr(found, key), equal_nan=values.dtype.kind == "f")
         for key, values in vars(stored).items()
+        if key != "path"  # the same images may lie elsewhere
     ):
         return [own, ValueCheck(name, True, f"{count:,} images, identical")]
     other_class = stored.prediction != found.prediction

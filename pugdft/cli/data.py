@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pugdft.cli.doctor import end_with
-from pugdft.errors import RunFailed
+from pugdft.cli.output import given_path
+from pugdft.errors import RunFailed, UserError, undriven
 
-app = typer.Typer(help="Prepare, verify and clean data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Show, prepare, verify and clean data sets.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Name = Annotated[
     str,
@@ -38,16 +44,72 @@ Test = Annotated[
     float, typer.Option(min=0, max=0.99, help="Fraction cut from train as the test split, as data.test.")
 ]
 
+Splits = Annotated[
+    list[str] | None,
+    typer.Option("--split", metavar="USE=NAME", help="Name a split, as data.splits: --split test=val."),
+]
+
+
+class TextFormat(StrEnum):
+    """The form of what is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def _named(splits: list[str] | None) -> dict[str, str]:
+    """Read ``--split USE=NAME`` options."""
+    from pugdft.data.source import SPLITS
+
+    pairs = [each.partition("=") for each in splits or ()]
+    for use, mark, name in pairs:
+        if use not in SPLITS or not mark or not name:
+            raise UserError(f"--split {use}{mark}{name}: expected USE=NAME; USE is {', '.join(SPLITS)}")
+    return {use: name for use, _, name in pairs}
+
+
+@app.command("show")
+def show_data(
+    name: Name,
+    image_size: ImageSize = 224,
+    test: Test = 0.0,
+    splits: Splits = None,
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(
+            parser=given_path, metavar="FILE.png", help="Draw a few images of each class.", show_default=False
+        ),
+    ] = None,
+    form: Annotated[TextFormat, typer.Option("--format", help="For people, or for programs.")] = (
+        TextFormat.TEXT
+    ),
+) -> None:
+    """Show splits, classes, image sizes and what is left out; fetches and prepares nothing."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the Hub's client reads it when it is imported
+    from pugdft.data.datasets import open_source
+    from pugdft.data.overview import contact_sheet as draw
+    from pugdft.data.overview import overview, overview_text
+
+    source = open_source(name, test, _named(splits), only_looks=True)
+    facts = overview(source, image_size)
+    if contact_sheet is not None:
+        draw(source, contact_sheet)
+    typer.echo(json.dumps(facts, indent=1) if form is TextFormat.JSON else undriven(overview_text(facts)))
+
 
 @app.command("prepare")
 def prepare_data(
-    name: Name, image_size: ImageSize = 224, storage: Storage = StorageForm.AUTO, test: Test = 0.0
+    name: Name,
+    image_size: ImageSize = 224,
+    storage: Storage = StorageForm.AUTO,
+    test: Test = 0.0,
+    splits: Splits = None,
 ) -> None:
     """Fetch a data set if need be and decode it; prints the folder that images are read from."""
     from pugdft.data.cache import prepare
     from pugdft.data.datasets import open_source
 
-    store = prepare(open_source(name, test), image_size, storage.value, _say)
+    store = prepare(open_source(name, test, _named(splits)), image_size, storage.value, _say)
     for split in store.splits:
         images = store.images(split)
         side = f"{images.shape[1]} × {images.shape[2]}"
@@ -64,6 +126,7 @@ def verify_data(
     image_size: ImageSize = 224,
     storage: Storage = StorageForm.AUTO,
     test: Test = 0.0,
+    splits: Splits = None,
 ) -> None:
     """Read every pixel and label again and compare their digest with the one of the first decoding."""
     if name is None:
@@ -73,7 +136,7 @@ def verify_data(
     from pugdft.data.cache import prepare
     from pugdft.data.datasets import open_source
 
-    source = open_source(name, test, trusts_memory=False)
+    source = open_source(name, test, _named(splits), trusts_memory=False)
     store = prepare(source, image_size, storage.value, _say)
     if store.content_sha256() != store.sha256:
         kind = "file" if store.files else "folder"

@@ -9,8 +9,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from PIL import features
 from pydantic import BaseModel, ConfigDict, Field
 
 from pugdft.data.decode import NotNative, decode, decoded_images, kept_name
-from pugdft.data.source import SPLITS, Contents, EncodedImage, Source, Split
+from pugdft.data.source import SPLITS, Contents, EncodedImage, Source, Split, writable
 from pugdft.errors import RunFailed, UserError, reason, refuse
 from pugdft.machine import usable_cores
 from pugdft.paths import cache_subfolder, write_atomically
@@ -103,7 +103,7 @@ def _facts_path(root: Path, source: Source, resize_to: int | None) -> Path:
     return root / f"{kept_name(source.key, resize_to)}.json"
 
 
-def _find_facts(root: Path, source: Source, image_size: int) -> FileFacts | None:
+def kept_facts(root: Path, source: Source, image_size: int) -> FileFacts | None:
     """Read the facts kept for a source; None if they are damaged or another decoder made them."""
     for resize_to in (None, image_size):
         with suppress(FileNotFoundError, ValueError):
@@ -234,6 +234,7 @@ class Store:
         kept: the folder or file in the cache that belongs to it.
         files: images and labels by split, if no decoded images are kept.
         notes: what a person should know of the images.
+        paths: of each split's images, relative to the data's folder; empty where images lie in tables.
     """
 
     name: str
@@ -243,6 +244,7 @@ class Store:
     kept: Path
     files: Mapping[str, tuple[ImageFiles, np.ndarray]] | None = None
     notes: tuple[str, ...] = ()
+    paths: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -305,13 +307,38 @@ def prepare(
     store = _prepared(source, image_size, storage, say)
     for note in store.notes:
         say(note)
-    return store
+    if source.folder is None:
+        return store
+    splits = source.read().splits
+    return replace(store, paths={name: _relative(splits[name], source.folder) for name in splits})
+
+
+def _relative(split: Split, folder: Path) -> list[str]:
+    """Each image's path in the folder of its data set, as text that UTF-8 can write."""
+    root, files = f"{folder}{os.sep}", (str(sample.content) for sample in split.samples())
+    return [
+        writable(file.removeprefix(root) if file.startswith(root) else os.path.relpath(file, folder))
+        for file in files
+    ]
+
+
+def known_classes(source: Source, image_size: int) -> list[str] | None:
+    """Class names of a source whose images were decoded before; None if they are still to be."""
+    root = cache_subfolder("stores")
+    with _explained(root):
+        if store := find_store(root, source, image_size):
+            return store.classes
+        return source.read().classes if kept_facts(root, source, image_size) else None
+
+
+def _explained(root: Path) -> AbstractContextManager[None]:
+    otherwise = f"Decoded images are kept in {root}; PUGDFT_CACHE chooses another folder"
+    return refuse(OSError, lambda error: f"{error.filename or root}: {reason(error)}. {otherwise}")
 
 
 def _prepared(source: Source, image_size: int, storage: Storage, say: Callable[[str], None]) -> Store:
     root = cache_subfolder("stores")
-    otherwise = f"Decoded images are kept in {root}; PUGDFT_CACHE chooses another folder"
-    with refuse(OSError, lambda error: f"{error.filename or root}: {reason(error)}. {otherwise}"):
+    with _explained(root):
         if storage == "files":
             return _files_store(root, source, image_size)
         try:
@@ -329,10 +356,10 @@ def _files_store(root: Path, source: Source, image_size: int) -> Store:
             f"Either {_UNPACK}, or {_LARGER_DISK} and leave data.storage at auto"
         )
     contents = source.read()
-    facts = _find_facts(root, source, image_size)
+    facts = kept_facts(root, source, image_size)
     if facts is None:
         with FileLock(root / f"{source.key}-files.lock"):
-            facts = _find_facts(root, source, image_size)
+            facts = kept_facts(root, source, image_size)
             if facts is None:
                 with suppress(NotNative):
                     facts = _learn_facts(source, contents, None, image_size)
@@ -351,7 +378,7 @@ def _decoded_store(root: Path, source: Source, image_size: int, keeps_reserve: b
     """Open or build the decoded store; ``keeps_reserve`` as in ``check_room``."""
     if store := find_store(root, source, image_size):
         return store
-    if keeps_reserve and (facts := _find_facts(root, source, image_size)):
+    if keeps_reserve and (facts := kept_facts(root, source, image_size)):
         check_room(root, source, facts.images * facts.side**2 * 3, keeps_reserve)  # nothing is decoded yet
     with FileLock(root / f"{source.key}.lock"):
         if store := find_store(root, source, image_size):

@@ -52,7 +52,11 @@ LAYOUTS = (
 
 
 def open_source(
-    name: str, test: float = 0.0, splits: Mapping[str, str] | None = None, trusts_memory: bool = True
+    name: str,
+    test: float = 0.0,
+    splits: Mapping[str, str] | None = None,
+    trusts_memory: bool = True,
+    only_looks: bool = False,
 ) -> Source:
     """The source behind ``data.name``.
 
@@ -64,12 +68,13 @@ def open_source(
         test: the fraction of the training images to cut off as the test split (``data.test``).
         splits: the data set's own names by ``train``, ``test``, ``validation`` (``data.splits``).
         trusts_memory: whether a digest of files that seem unchanged may be remembered; a check reads them.
+        only_looks: whether nothing is written, and a missing test split is no error but a note.
 
     Raises:
         UserError: unknown name, missing folder or layout, or a Hub data set that cannot be had; the
             message names the folder, the layout and the command that fetches it.
     """
-    choice = SplitChoice(dict(splits or {}), test, trusts_memory)
+    choice = SplitChoice(dict(splits or {}), test, trusts_memory, only_looks)
     # Whatever is not readable in the data or not writable in the cache.
     with refuse(OSError, lambda error: f"{error.filename or name}: {reason(error)}"):
         return _known(name, DATASETS[name], choice) if name in DATASETS else _by_path(name, choice)
@@ -102,11 +107,18 @@ def _by_path(name: str, choice: SplitChoice) -> Source:
         return folder_source(path, title, choice)
     if path.suffix.lower() in (".csv", ".tsv") and os.path.isfile(path):
         return table_source(path.parent, title.rpartition(".")[0], choice, [path])
+    if os.path.isfile(path):
+        raise UserError(
+            f"data.name: {path} is a file; of files, only .csv and .tsv are read. Give its folder"
+        )
     shown_name = name if len(name) <= _SHOWN_LENGTH else name[:_SHOWN_LENGTH] + "…"
     problem = f"data.name: no such folder, and {unknown('data set', shown_name, DATASETS)}"
     if not _HUB_ID.fullmatch(name):
         raise UserError(problem)
-    return hub_source(name, name, choice, lambda why: f"{problem} Nor can it be had from the Hub ({why})")
+    fetched = f"; with a network, `pugdft data prepare {name}` fetches it" if choice.only_looks else ""
+    return hub_source(
+        name, name, choice, lambda why: f"{problem} Nor can it be had from the Hub ({why}){fetched}"
+    )
 
 
 def folder_source(folder: Path, name: str, choice: SplitChoice) -> Source:

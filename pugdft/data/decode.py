@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from pugdft.data.source import Contents, EncodedImage
+from pugdft.data.source import Contents, EncodedImage, visible
 from pugdft.errors import ConfigIssue, UserError, collect, counted, reason, refuse
 
 # Part of every store's name. Raise it when the same files would decode to other pixels or be stored in
@@ -51,6 +51,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = (5, 6, 7, 8)
 # Texts in a PNG of any length a person may keep there; Pillow stops at 1 MiB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
@@ -103,11 +104,31 @@ def decode(sample: EncodedImage, resize_to: int | None = None, doubts: list[str]
         return np.asarray(rgb)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says; a damaged EXIF says nothing."""
-    orientation = 1
+def stated_size(sample: EncodedImage) -> tuple[int, int]:
+    """Width and height of an image as a viewer shows it, from its header alone.
+
+    Raises:
+        UserError: not an image; one that is damaged behind its header is not noticed.
+    """
+    content = BytesIO(sample.content) if isinstance(sample.content, bytes) else sample.content
+    with (
+        refuse(Exception, lambda error: f"{sample.where}: {_fault(error, sample.content)}"),
+        Image.open(content, formats=FORMATS) as opened,
+    ):
+        width, height = opened.size
+        return (height, width) if _orientation(opened) in _LYING else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; a damaged EXIF says nothing."""
     with suppress(Exception):  # Pillow's reader raises many kinds
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says."""
+    orientation = _orientation(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
@@ -170,12 +191,16 @@ def decoded_images(
                     sides = range(height, height + 1)  # one resize on the device serves all splits
                     yield split, row, sample, pixels
                     row += 1
+            absent = [name for number, name in enumerate(contents.classes) if number not in labels]
+            if split == "test" and absent and isinstance(sample.content, bytes):  # folders said it before
+                few = f'{counted(len(absent), "class")}, "{visible(absent[0])}" first'
+                notes.append(f"{name}: no test image of {few}")
             if len(labels) < 2 and not faults:
                 raise UserError(
                     f"data set {name}: the {split} split has one class only; at least two are needed"
                 )
     if faults:
-        raise UserError(_all_named([str(fault) for fault in faults]))
+        raise UserError(all_named([str(fault) for fault in faults]))
     if doubts:
         named = ", ".join(sorted(doubts)[:3]) + (", …" if len(doubts) > 3 else "")
         notes.append(
@@ -184,7 +209,7 @@ def decoded_images(
         )
 
 
-def _all_named(faults: list[str]) -> str:
+def all_named(faults: list[str]) -> str:
     """One message for all damaged images, the first hundred by name."""
     if len(faults) == 1:
         return faults[0]
@@ -217,6 +242,11 @@ def _grey_of_8_bits(
             white = _stated_white(opened, sample.content)
             if white < high:
                 white = _WHITE
+            if (
+                isinstance(opened, TiffImagePlugin.TiffImageFile)
+                and opened.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+            ):
+                grey = white - grey  # zero is white, as in radiographs
             if doubts is not None and white == _WHITE and 0 < high < _LEAST_WHITE:
                 doubts.append(f"{sample.where} ({low:,} to {high:,})")
             return Image.fromarray((grey / (white / 255)).round().astype(np.uint8))

@@ -35,6 +35,7 @@ _STARTS = re.compile(
 _ACCIDENTAL = frozenset(
     {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found", "icon\r"}
     | {"@recycle", "#recycle", "@recently-snapshot", "#snapshot", "system volume information", "__pycache__"}
+    | {"@tmp", "temporary items", "network trash folder"}
 )
 _UNFINISHED = ("~", ".bak", ".orig", ".old", ".tmp", ".part", ".crdownload", ".swp")
 _ANNOTATIONS, _METADATA = "val_annotations.txt", "metadata.csv"
@@ -60,6 +61,8 @@ class LeftOut:
     accidental: set[Path] = field(default_factory=set)
     others: set[Path] = field(default_factory=set)
     empty: set[Path] = field(default_factory=set)
+    unused: set[Path] = field(default_factory=set)
+    loose: set[Path] = field(default_factory=set)
 
     def notes(self) -> Iterator[str]:
         """Name the first of each kind, with their number."""
@@ -67,6 +70,8 @@ class LeftOut:
             (self.accidental, "hidden, or left by a system"),
             (self.others, "no images in a format that is read"),
             (self.empty, "class folders without images"),
+            (self.loose, "images beside the class folders"),
+            (self.unused, "folders of no split that is read; data.splits can name one"),
         ):
             if found:
                 names = [visible(str(each.relative_to(self.root))) for each in sorted(found)]
@@ -130,13 +135,23 @@ def image_folder_source(folder: Path, name: str, choice: SplitChoice) -> Source 
     train = next((at for each, at in splits.items() if each.casefold() in train_names), None)
     # Beside other folders, one called train that holds images alone is a class: of vehicles, perhaps.
     if train is not None and (not classes or left.folders_in(train) or (train / _METADATA).is_file()):
+        left.unused |= set(classes)
         return _read_splits(folder, name, choice, splits, left)
     if tables := [each for each in sorted(folder.glob("*.[ct]sv")) if _columns(each)]:
         return table_source(folder, name, choice, tables)
     if classes:
+        for place in classes:
+            uses = {use for use, words in SPLIT_NAMES.items() for word in words if _has_folder(place, word)}
+            if "train" in uses and len(uses) > 1:
+                raise UserError(f"{folder}: holds no class folders: {place} has splits; give it as data.name")
         labelled = {"all": _class_folders(folder, list(folders.values()), left)}
-        return _source(folder, name, choice, _chosen(folder, choice, labelled)[0], [], tuple(left.notes()))
+        rows, origins, notes = _chosen(folder, choice, labelled)
+        return _source(folder, name, choice, rows, origins, [], (*notes, *left.notes()))
     return None
+
+
+def _has_folder(place: Path, word: str) -> bool:
+    return any((place / name).is_dir() for name in (word, word.title(), word.upper()))
 
 
 def _read_splits(
@@ -164,7 +179,7 @@ def _read_splits(
     # An empty class folder of a split and none are the same fact, which ``_source`` tells.
     trained = {label for _, label in labelled["train"]}
     left.empty = {each for each in left.empty if class_name(each.name) not in trained}
-    return _source(folder, name, choice, labelled, tables, (*notes, *left.notes()))
+    return _source(folder, name, choice, labelled, chosen, tables, (*notes, *left.notes()))
 
 
 def _share_a_class(train: Path, other: Path) -> bool:
@@ -189,15 +204,15 @@ def table_source(folder: Path, name: str, choice: SplitChoice, tables: Sequence[
         tables = splits
     else:
         rows = _rows(tables[0])
-    labelled, notes = _chosen(folder, choice, rows)
-    return _source(folder, name, choice, labelled, list(tables), notes)
+    labelled, origins, notes = _chosen(folder, choice, rows)
+    return _source(folder, name, choice, labelled, origins, list(tables), notes)
 
 
 def _chosen(
     folder: Path, choice: SplitChoice, labelled: Mapping[str, Labelled]
-) -> tuple[dict[str, Labelled], tuple[str, ...]]:
+) -> tuple[dict[str, Labelled], dict[str, str], tuple[str, ...]]:
     chosen, notes = choice.pick(list(labelled), str(folder), lambda *_: True)
-    return {use: labelled[each] for use, each in chosen.items()}, notes
+    return {use: labelled[each] for use, each in chosen.items()}, chosen, notes
 
 
 def _source(
@@ -205,6 +220,7 @@ def _source(
     name: str,
     choice: SplitChoice,
     labelled: Mapping[str, Labelled],
+    origins: Mapping[str, str],
     tables: list[Path],
     notes: tuple[str, ...],
 ) -> Source:
@@ -230,13 +246,16 @@ def _source(
 
     splits = {use: split(rows) for use, rows in labelled.items()}
     paths = [file for rows in labelled.values() for file, _ in rows]
-    key = content_key("images", folder, [*paths, *tables], choice.trusts_memory)
-    return choice.applied(Source(name, key, lambda: Contents(classes, splits), folder, notes))
+    key = content_key("images", folder, [*paths, *tables], choice)
+    contents = Contents(classes, splits, origins=origins)
+    return choice.applied(Source(name, key, lambda: contents, folder, notes))
 
 
 def _class_folders(split: Path, folders: Sequence[Path], left: LeftOut, is_train: bool = True) -> Labelled:
     """Every image below the class folders of a split, in the order of their names."""
     labelled: Labelled = []
+    named = [each for each in split.iterdir() if each.suffix.lower() in SUFFIXES]
+    left.loose |= {each for each in named if not is_accidental(each.name) and each.is_file()}
     real_split = split.resolve()
     for folder in folders:
         target = folder.resolve()

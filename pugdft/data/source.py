@@ -15,7 +15,7 @@ import numpy as np
 
 from pugdft.data.rng import validation_split
 from pugdft.errors import UserError, counted, refuse
-from pugdft.paths import cache_subfolder, file_sha256, write_atomically
+from pugdft.paths import cache_folder, cache_subfolder, file_sha256, write_atomically
 
 SPLITS = ("train", "test", "validation")
 
@@ -52,11 +52,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Contents:
-    """Class names in label order, the splits by name, and what a person should know of them."""
+    """Class names in label order, the splits by name, and what a person should know of them.
+
+    Attributes:
+        origins: the data set's own name of each split.
+    """
 
     classes: list[str]
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def train(self) -> Split:
@@ -81,7 +86,9 @@ class Contents:
         mask = np.zeros(train.size, bool)
         mask[rows] = True
         splits = {**self.splits, "train": train.part(~mask), "test": train.part(mask)}
-        return replace(self, splits={use: splits[use] for use in SPLITS if use in splits})
+        origins = {**self.origins, "test": f"{fraction:g} of each class"}
+        splits = {use: splits[use] for use in SPLITS if use in splits}
+        return replace(self, splits=splits, origins=origins)
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,13 @@ class SplitChoice:
         named: the data set's own names by ``train``, ``test``, ``validation``.
         test: the fraction of the training images to cut off as the test split, or 0.
         trusts_memory: whether a digest of unchanged files may be remembered.
+        only_looks: whether nothing is written, and a missing test split is no error but a note.
     """
 
     named: Mapping[str, str] = field(default_factory=dict)
     test: float = 0.0
     trusts_memory: bool = True
+    only_looks: bool = False
 
     def pick(
         self, names: Sequence[str], where: str, is_usable: Callable[[str, str], bool]
@@ -152,20 +161,24 @@ class SplitChoice:
             raise UserError(
                 f"data.test: {where} has a test split, {chosen.get('test') or usable[0]}; leave data.test out"
             )
+        notes: tuple[str, ...] = ()
         if not self.test and "test" not in chosen:
-            if not usable:
-                known = ", ".join(SPLIT_NAMES["test"] + SPLIT_NAMES["validation"])
-                raise UserError(
-                    f"{where}: has no test split ({known}). data.test=0.2 cuts one from the training images; "
-                    "data.splits names one"
-                )
-            chosen["test"] = usable[0]
+            known = ", ".join(SPLIT_NAMES["test"] + SPLIT_NAMES["validation"])
+            lacking = (
+                f"{where}: has no test split ({known}). data.test=0.2 cuts one from the training images; "
+                "data.splits names one"
+            )
+            if not usable and not self.only_looks:
+                raise UserError(lacking)
+            notes = () if usable else (lacking,)
+            chosen |= {"test": usable[0]} if usable else {}
         chosen = {use: chosen[use] for use in SPLITS if use in chosen}
         unused = [name for name in names if name not in chosen.values()]
         if len(names) == 1 or (not unused and all(use == name for use, name in chosen.items())):
-            return chosen, ()
+            return chosen, notes
         note = f"{where}: " + ", ".join(f"the {use} split is {name}" for use, name in chosen.items())
-        return chosen, (note + (f"; {_listed(unused)} not used (data.splits chooses)" if unused else ""),)
+        note += f"; {_listed(unused)} not used (data.splits chooses)" if unused else ""
+        return chosen, (note, *notes)
 
     def applied(self, source: Source) -> Source:
         """The source with its test split cut off, if that is asked for, under a key of its own."""
@@ -199,6 +212,11 @@ def visible(name: str) -> str:
     return name if plain else ascii(name)
 
 
+def writable(name: str) -> str:
+    """A name that UTF-8 can write: bytes of a file's name that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def unknown_classes(strangers: Sequence[str], where: str) -> UserError:
     """The error for test classes that the train split does not have."""
     first = visible(strangers[0])
@@ -208,7 +226,7 @@ def unknown_classes(strangers: Sequence[str], where: str) -> UserError:
     )
 
 
-def content_key(kind: str, root: Path, files: Sequence[Path], trusts_memory: bool = True) -> str:
+def content_key(kind: str, root: Path, files: Sequence[Path], choice: SplitChoice) -> str:
     """sha256 over the names below ``root`` and the bytes of ``files``.
 
     Reading every byte of a large folder at every start would cost seconds, so the answer is remembered
@@ -221,19 +239,20 @@ def content_key(kind: str, root: Path, files: Sequence[Path], trusts_memory: boo
         for name, stat in zip(names, stats, strict=True)
     ]
     memo = f"{_digest(json.dumps(seen).encode())}.txt"
-    if trusts_memory and (known := remembered_key(memo)):
+    if choice.trusts_memory and (known := remembered_key(memo)):
         return known
     lines = (f"{name} {file_sha256(file)}\n" for name, file in zip(names, files, strict=True))
     # A name on Linux is bytes, not always UTF-8: Python hands the others through as surrogates.
     key = _digest(f"{kind}\n{''.join(lines)}".encode("utf-8", "surrogateescape"))
-    remember_key(memo, key)
+    if not choice.only_looks:
+        remember_key(memo, key)
     return key
 
 
 def remembered_key(memo: str) -> str | None:
     """The key under this name in the cache, if there is a whole one."""
     with suppress(OSError, UnicodeDecodeError):
-        known = (cache_subfolder("keys") / memo).read_text().strip()
+        known = (cache_folder() / "keys" / memo).read_text().strip()
         return known if len(known) == 64 else None
     return None
 

@@ -67,8 +67,8 @@ def parquet_source(folder: Path, name: str, choice: SplitChoice) -> Source | Non
     chosen, notes = choice.pick(list(parts), str(folder), is_usable)
     used = {use: parts[each] for use, each in chosen.items()}
     files = [file for each in used.values() for file in each]
-    key = content_key("parquet", folder, files, choice.trusts_memory)
-    return choice.applied(Source(name, key, lambda: _read_files(used), notes=notes))
+    key = content_key("parquet", folder, files, choice)
+    return choice.applied(Source(name, key, lambda: _read_files(used, chosen), notes=notes))
 
 
 def _has_labels(values: Iterable[Any]) -> bool:
@@ -140,7 +140,8 @@ def hub_source(
     parts = fetched()
     key = text_key([repository, *(part._fingerprint for part in parts.values())])
     contents = read(parts)
-    remember_key(memo, key)
+    if not choice.only_looks:
+        remember_key(memo, key)
     return choice.applied(Source(name, key, lambda: contents))
 
 
@@ -161,7 +162,7 @@ def saved_source(folder: Path, name: str, choice: SplitChoice) -> Source | None:
         return _contents(saved if isinstance(saved, dict) else {"all": saved}, str(folder), choice)
 
     files = sorted(each for each in folder.rglob("*") if each.suffix in (".arrow", ".json"))
-    return choice.applied(Source(name, content_key("saved", folder, files, choice.trusts_memory), read))
+    return choice.applied(Source(name, content_key("saved", folder, files, choice), read))
 
 
 def _contents(parts: Mapping[str, Any], where: str, choice: SplitChoice) -> Contents:
@@ -189,10 +190,10 @@ def _contents(parts: Mapping[str, Any], where: str, choice: SplitChoice) -> Cont
 
         return Split(len(raw), samples)
 
-    return Contents(list(names), {use: split(part) for use, part in chosen.items()}, notes)
+    return Contents(list(names), {use: split(part) for use, part in chosen.items()}, notes, chosen)
 
 
-def _read_files(parts: Mapping[str, list[Path]]) -> Contents:
+def _read_files(parts: Mapping[str, list[Path]], origins: Mapping[str, str]) -> Contents:
     """Read the schemas of parquet files; the images are read when they are asked for."""
     schemas, num_rows = {}, {}
     files = [file for each in parts.values() for file in each]
@@ -228,7 +229,8 @@ def _read_files(parts: Mapping[str, list[Path]]) -> Contents:
 
         return Split(sum(num_rows[file] for file in files), samples)
 
-    return Contents([str(name) for name in names], {use: split(files) for use, files in parts.items()})
+    splits = {use: split(files) for use, files in parts.items()}
+    return Contents([str(name) for name in names], splits, origins=origins)
 
 
 @contextmanager

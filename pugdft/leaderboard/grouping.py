@@ -218,13 +218,20 @@ def group_runs(
     Data sets of one name but with different images or labels (``data.sha256``) make different groups. A run
     that ended before it read its data joins the other runs of its recipe if all of those have the same data.
     """
+    loaded = list(loaded)
+    names_of_data: dict[str, Counter[str]] = defaultdict(Counter)
+    for run in loaded:
+        if run.record.data:
+            names_of_data[run.record.data.sha256][run.record.data.name] += 1
+    # Equal images may lie in folders of several names: most records' name, or the first by the alphabet.
+    name_of = {key: min(each, key=lambda name: (-each[name], name)) for key, each in names_of_data.items()}
     buckets: dict[tuple[str, str, str], list[Loaded]] = defaultdict(list)
     num_trials: Counter[tuple[str, str]] = Counter()
     for run in sorted(loaded, key=lambda run: run.record.id):
         record, recipe = run.record, run.record.recipe
         path, network = recipe["data"]["name"], recipe["model"]["name"]
         # A recipe may name its data by a path: the name is its last part if the data was never read.
-        data = record.data.name if record.data else PurePath(path).name or path
+        data = name_of[record.data.sha256] if record.data else PurePath(path).name or path
         if _train_value(record, "evaluate") == "validation":
             num_trials[printable(data), printable(network)] += 1
         else:
@@ -256,6 +263,9 @@ def group_runs(
                 f"other runs of {group.dataset} × {group.model} had other images (data.sha256); "
                 "numbers of different groups cannot be compared"
             )
+        others = set(names_of_data.get(group.data_sha256 or "", ())) - {name_of.get(group.data_sha256 or "")}
+        if others:
+            notes.append(f"the same images are also called {', '.join(map(printable, sorted(others)))}")
         if number := num_trials.pop(both, 0):  # said once
             notes.append(f"{counted(number, 'run')} of a search, on held-out images, not shown")
         result.append(replace(group, notes=tuple(notes)))

@@ -6,16 +6,18 @@ import platform
 import re
 import resource
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from pugdft import records
 from pugdft.config.schema import Recipe
+from pugdft.data.source import writable
 from pugdft.machine import git_revision
 from pugdft.paths import file_sha256
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
@@ -51,7 +53,12 @@ def build_record(
         recipe=recipe.as_dict(),
         seed=recipe.train.seed,
         data=records.DataFacts(
-            name=store.name, classes=len(store.classes), sizes=sizes, sha256=store.sha256, **digests
+            name=store.name,
+            classes=len(store.classes),
+            sizes=sizes,
+            sha256=store.sha256,
+            **digests,
+            class_names=[writable(name) for name in store.classes],
         ),
         model=records.ModelFacts(
             name=recipe.model.name,
@@ -88,6 +95,13 @@ def build_record(
     )
 
 
+def _image_paths(components: RunComponents, split: str) -> np.ndarray | None:
+    """The files of a split's images, in the order of its predictions; None where images lie in tables."""
+    store, images = components.store, components.evaluations[split].images
+    paths = store.paths.get(split if split in store.splits else "train")
+    return np.array([paths[index] for index in images.indices], np.str_) if paths else None
+
+
 def write_outcome(
     record: records.RunRecord, components: RunComponents, state: RunState, folder: Path
 ) -> None:
@@ -95,7 +109,7 @@ def write_outcome(
     paths = {}
     for split, each in state.predictions.items():
         name = "predictions" if split == "test" else f"predictions_{split}"
-        each.write(folder / f"{name}.npz")
+        replace(each, path=_image_paths(components, split)).write(folder / f"{name}.npz")
         paths[name] = f"{name}.npz"
     # A search makes many runs; their weights are not needed.
     if record.status == "completed" and "test" in components.evaluations:

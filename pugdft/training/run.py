@@ -7,6 +7,7 @@ record of a finished run.
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -27,14 +28,21 @@ from pugdft.errors import RunFailed, UserError, reason, refuse
 from pugdft.models import model_faults
 from pugdft.optim import PerturbedOptimizer, resolve_spec, spec_faults
 from pugdft.optim.build import respec
-from pugdft.paths import write_atomically
+from pugdft.paths import nearest_folder, write_atomically
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
 from pugdft.training import distributed
-from pugdft.training.checkpoint import CheckpointManager, RestartLog, remove_checkpoints
+from pugdft.training.checkpoint import CheckpointManager, RestartLog, load_checkpoint, remove_checkpoints
 from pugdft.training.performance import rounding_of
 from pugdft.training.profiler import Profile
 from pugdft.training.record_writer import build_record, run_id, write_outcome
-from pugdft.training.setup import RunComponents, assemble, load, make_accelerator, prepare_device
+from pugdft.training.setup import (
+    RunComponents,
+    assemble,
+    load,
+    make_accelerator,
+    prepare_device,
+    prepare_images,
+)
 from pugdft.training.trainer import Observer, Position, Totals, Trainer, evaluate
 
 RECIPE_NAME = "recipe.yaml"
@@ -77,16 +85,20 @@ def finetune(
     folder = Path(output) if output else Path("runs") / run_id(recipe)
     finished = _finished_record(folder, recipe)
     if resume and finished is not None:
+        if finished.recipe.get("data", {}).get("name") != recipe.data.name:
+            check(folder, recipe, prepare_images(recipe, observer.on_message).sha256)
         remove_checkpoints(folder)  # it may have been killed before it did that itself
         observer.on_message("this run is complete already; --no-resume runs it again")
         return finished, folder / RECORD_NAME
+    with _usable(folder), tempfile.TemporaryFile(dir=nearest_folder(folder)):
+        pass  # images are not decoded for a folder that cannot be written
     prepare_device(recipe)
     observer.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
     restart_log = RestartLog.read(folder) if resume else RestartLog(folder)
     restart_log.micro_batch_size = restart_log.micro_batch_size or micro_batch_size
     # In this order: while one process decodes or downloads, the others wait for its file lock, which has no
     # time limit; a process group has one.
-    loaded, error = distributed.attempt(lambda: load(recipe, observer.on_message))
+    loaded, error = distributed.attempt(lambda: load(recipe, observer.on_message, folder))
     accelerator = make_accelerator(recipe)
     distributed.raise_together(accelerator, error)
     assert loaded is not None
@@ -96,7 +108,7 @@ def finetune(
     # The folder is claimed only now: an error found until here leaves nothing behind.
     lock, error = None, None
     if accelerator.is_main_process:
-        lock, error = distributed.attempt(lambda: claim(folder, recipe, resume))
+        lock, error = distributed.attempt(lambda: claim(folder, recipe, resume, components.store.sha256))
     distributed.raise_together(accelerator, error)
     with lock or nullcontext(), rounding_of(components.switches, components.device.type):
         while True:
@@ -315,33 +327,56 @@ class Run:
         return record
 
 
-def check(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder that holds another recipe's run, or a folder where a run's file goes."""
+def check(folder: Path, recipe: Recipe, images_sha256: str | None = None) -> bool:
+    """Refuse a folder that holds another recipe's run, or a folder where a run's file goes.
+
+    Another name of the data is none of another recipe if the images are the same: their digest decides, as
+    soon as it is known. Returns whether the name is another.
+    """
     for name in (RECORD_NAME, "predictions.npz", "model.safetensors", RECIPE_NAME):
         where = folder / name
         if where.is_dir():
             raise UserError(f"{where}: is a folder, where a run writes a file; choose another --output")
     path = folder / RECIPE_NAME
     if not path.is_file():
-        return
+        return False
     unreadable = f"{path}: is not a recipe; choose another --output, or move it away"
     with refuse((OSError, UnicodeDecodeError, ValidationError), lambda error: unreadable):
         # A recipe of an older version lacks newer keys: their defaults are what it ran with.
         other = Recipe.model_validate(yaml.parse(path.read_text(encoding="utf-8"), str(path)))
-    if differences := differences_between(other.as_dict(), recipe.as_dict()):
+    differences = differences_between(other.as_dict(), recipe.as_dict())
+    if differences and all(line.startswith("data.name: ") for line in differences):
+        known = _images_of_run(folder)
+        if known is not None and images_sha256 in (None, known):
+            return True
+    if differences:
         shown = "\n".join(f"  {line}" for line in differences)
         remedy = "Choose another --output, or move that run away."
         raise UserError(f"{folder}: holds the run of another recipe:\n{shown}\n{remedy}")
+    return False
 
 
-def claim(folder: Path, recipe: Recipe, resume: bool = True) -> AbstractContextManager[Any]:
+def _images_of_run(folder: Path) -> str | None:
+    """The digest of the images that a folder's run was trained on; None if it made no checkpoint yet."""
+    with suppress(UserError):
+        record = read_record(folder / RECORD_NAME)
+        if record.data is not None:
+            return record.data.sha256
+    checkpoint, _ = load_checkpoint(folder)
+    return checkpoint.state.get("sources", {}).get("images") if checkpoint else None
+
+
+def claim(
+    folder: Path, recipe: Recipe, resume: bool = True, images_sha256: str | None = None
+) -> AbstractContextManager[Any]:
     """Make ``folder`` this recipe's, locked until the end of a ``with`` over the returned lock."""
     taken = f"{folder}: another process is running here; wait for it, or choose another --output"
     with _usable(folder), refuse(Timeout, lambda error: taken):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0).acquire()
-        check(folder, recipe)  # again: until now another process may have run another recipe here
-        if not (folder / RECIPE_NAME).is_file():
+        # Again: until now another process may have run another recipe here.
+        has_moved = check(folder, recipe, images_sha256)
+        if has_moved or not (folder / RECIPE_NAME).is_file():
             write_atomically(folder / RECIPE_NAME, yaml.dump(recipe.as_dict()).encode())
     if not resume:  # nothing of the earlier run may be taken for this one's
         (folder / RECORD_NAME).unlink(missing_ok=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import shutil
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +26,7 @@ from pugdft.errors import UserError, counted, refuse
 from pugdft.models import Backbone, averages_over_batch, build_model, cache_features, freeze_backbone
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
 from pugdft.optim.triggers import Always
+from pugdft.paths import nearest_folder
 from pugdft.training.distributed import check_variables, fix_reduction_order, must_use_cpu
 from pugdft.training.performance import Switches, arrange, attention_of, compiled, pick, retain_freed_memory
 
@@ -112,14 +118,60 @@ class RunComponents:
         return half if smallest <= half < size else None
 
 
-def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tuple[cache.Store, Backbone]:
-    """Prepare the images and build the model with its weights; needs no other process."""
+def prepare_images(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> cache.Store:
+    """Prepare the images alone."""
     data = recipe.data
     source = datasets.open_source(data.name, data.test, data.split_names)
-    store = cache.prepare(source, data.image_size, data.storage, on_message)
+    return cache.prepare(source, data.image_size, data.storage, on_message)
+
+
+def load(
+    recipe: Recipe, on_message: Callable[[str], None] | None = None, output: Path | None = None
+) -> tuple[cache.Store, Backbone]:
+    """Build the model with its weights and prepare the images; needs no other process.
+
+    What is checked in seconds comes before images are decoded, which may take an hour: weights, optimizer,
+    number of images, and the room for the weights in ``output``.
+    """
+    data = recipe.data
+    source = datasets.open_source(data.name, data.test, data.split_names)
+    classes = cache.known_classes(source, data.image_size)
+    contents = source.read() if classes is None else None
+    if contents is not None:
+        classes = contents.classes
+        check_batch(recipe, contents.train.size, int(os.environ.get("WORLD_SIZE", "1")))
     with attention_of(pick(recipe, device_type())):
-        backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed)
-    return store, backbone
+        backbone = build_model(recipe.model, len(classes or ()), data.image_size, recipe.train.seed)
+    if output is not None and recipe.train.evaluate == "all":
+        _check_room(output, 4 * backbone.num_parameters)
+    if contents is not None:
+        _try_optimizer(recipe, backbone, has_validation="validation" in contents.splits)
+    return cache.prepare(source, data.image_size, data.storage, on_message), backbone
+
+
+def _try_optimizer(recipe: Recipe, backbone: Backbone, has_validation: bool) -> None:
+    """Refuse an optimizer that cannot be built for this model, or needs images that are not held out."""
+    with warnings.catch_warnings():  # they come again with the run's own optimizer
+        warnings.simplefilter("ignore")
+        model = copy.deepcopy(backbone.model)
+        optimizer = build_optimizer(recipe.optimizer, model, clean_pass=nullcontext)
+    _require_validation(optimizer, has_validation or recipe.data.validation > 0)
+
+
+def _require_validation(optimizer: PerturbedOptimizer, has_images: bool) -> None:
+    if optimizer.method.trigger.needs_validation and not has_images:
+        raise UserError(
+            "data.validation: this trigger compares the training loss with that on held-out images: hold "
+            "some out, such as data.validation=0.1 (the test split is never used for it)"
+        )
+
+
+def _check_room(folder: Path, num_bytes: int) -> None:
+    """Refuse a disk that has no room for the weights at the end of a run."""
+    usage = shutil.disk_usage(nearest_folder(folder))
+    if usage.total and num_bytes > usage.free:  # not every file system can tell
+        needed, free = (f"{each / 2**30:,.2f} GiB" for each in (num_bytes, usage.free))
+        raise UserError(f"{folder}: the weights take {needed}, {free} are free; choose another --output")
 
 
 def assemble(
@@ -146,11 +198,7 @@ def assemble(
         closure_accumulates=True,
         loss_scale=LossScale() if train.precision == "fp16" else None,
     )
-    if optimizer.method.trigger.needs_validation and not len(inputs.splits["validation"]):
-        raise UserError(
-            "data.validation: this trigger compares the training loss with that on held-out images: hold "
-            "some out, such as data.validation=0.1 (the test split is never used for it)"
-        )
+    _require_validation(optimizer, len(inputs.splits["validation"]) > 0)
     side = images.pixels.shape[1]
     if recipe.data.cutout > side:
         raise UserError(

@@ -513,3 +513,54 @@ def test_a_run_uses_named_splits_and_a_cut_test_split(
     assert record.data is not None
     assert record.data.sizes == {"train": 54, "validation": 33, "test": 18}
     assert set(record.recipe["data"]) >= {"test", "splits"}
+
+
+# --- relatives of the above
+
+
+def test_grey_whose_zero_is_white_is_turned(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "x.tif", tiffinfo={262: 0, 281: 4095})
+    pixels = decode(EncodedImage(tmp_path / "x.tif", 0, "x"))
+    assert pixels[..., 0].tolist() == [[255, 191], [128, 0]]
+
+
+def test_images_beside_class_folders_are_counted(insects: Path) -> None:
+    for place in ("train", "test"):
+        shutil.copy(insects / "train" / "ant" / "000.png", insects / place / "loose.png")
+    _, said = opened(insects)
+    (text,) = said
+    assert "left out 2 (images beside the class folders): test/loose.png, train/loose.png" in text
+
+
+@pytest.mark.parametrize("name", ["@tmp", "Temporary Items", "Network Trash Folder", ".Trash-1000"])
+def test_folders_that_systems_leave_are_no_classes(name: str, insects: Path) -> None:
+    (insects / "train" / name).mkdir()
+    store, said = opened(insects)
+    assert store.classes == ["ant", "bee", "cat"]
+    assert name in said[0]
+
+
+def test_a_class_without_test_images_is_said_of_tables_too(tmp_path: Path) -> None:
+    folder = write_image_folder(tmp_path / "f", {"train": 2, "test": 2})
+    as_parquet(folder, tmp_path / "tables")
+    file = next((tmp_path / "tables").glob("test*"))
+    table = pq.read_table(file)
+    pq.write_table(table.slice(0, 4), file)
+    for _ in range(2):  # a prepared data set says it again
+        _, said = opened(tmp_path / "tables")
+        assert said == ['tables: no test image of 1 class, "cat" first']
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "Val")])
+def test_splits_one_folder_below_are_no_classes(names: tuple[str, str], insects: Path) -> None:
+    for old, new in zip(("train", "test"), names, strict=True):
+        (insects / "inner").mkdir(exist_ok=True)
+        (insects / old).rename(insects / "inner" / new)
+    with pytest.raises(UserError, match="inner has splits; give it as data"):
+        open_source(str(insects), 0.2)
+
+
+def test_a_file_that_is_no_table_of_paths_is_said_to_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "one.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="is a file; of files, only"):
+        open_source(str(tmp_path / "one.parquet"))
