@@ -118,7 +118,10 @@ def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tup
     source = datasets.open_source(data.name, data.test, data.split_names)
     store = cache.prepare(source, data.image_size, data.storage, on_message)
     with attention_of(pick(recipe, device_type())):
-        backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed)
+        known = (store.classes, store.sha256)
+        backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed, *known)
+    if on_message and (isinstance(recipe.model.pretrained, str) or recipe.model.head != "auto"):
+        on_message(f"model.head: {backbone.head}")
     return store, backbone
 
 
