@@ -146,7 +146,9 @@ def resolve_model(name: str) -> TimmModel:
             words = "is a run's folder: give its model's name here, and the folder as model.pretrained"
             raise UserError(f"{identity} {words}")
     # Whatever the network, the Hub or its client raises, or a file that is no configuration.
-    with refuse(Exception, lambda error: f"{name}: timm cannot resolve it: {reason(error)}{remedy}"):
+    with refuse(
+        Exception, lambda error: f"{name}: timm cannot resolve it: {reason(error).rstrip('.')}{remedy}"
+    ):
         config, architecture, arguments = read(identity)
         config = timm.models.PretrainedCfg(**config)
     _check_registered(architecture)
@@ -241,8 +243,8 @@ def build_model(
     model.train()
     data, heads = timm.data.resolve_model_data_config(model), head_parameters(model)
     digests = _sha256(model, set(model.state_dict()) - heads), _sha256(model, heads)
-    look = tuple(data["mean"]), tuple(data["std"]), data["interpolation"]
-    return Backbone(model, tag, *digests, *look, head)
+    mean, std = tuple(data["mean"]), tuple(data["std"])
+    return Backbone(model, tag, *digests, mean, std, data["interpolation"], head)
 
 
 def head_parameters(model: nn.Module) -> set[str]:

@@ -120,7 +120,9 @@ def load(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> tup
     with attention_of(pick(recipe, device_type())):
         known = (store.classes, store.sha256)
         backbone = build_model(recipe.model, len(store.classes), data.image_size, recipe.train.seed, *known)
-    if on_message and (isinstance(recipe.model.pretrained, str) or recipe.model.head != "auto"):
+    # A tag's weights are of other classes: that their head is new goes without saying.
+    is_usual = recipe.model.pretrained in (True, False) and recipe.model.head == "auto"
+    if on_message and (not is_usual or backbone.head.startswith("kept")):
         on_message(f"model.head: {backbone.head}")
     return store, backbone
 

@@ -147,7 +147,7 @@ VALUES = [
     value("model.pretraind", True, 'Did you mean "pretrained"?'),
     value("model.name", None, "must be text, not null"),
     value("model.name", "resnet19", 'timm has no model "resnet19"', 'Did you mean "resnet'),
-    value("model.name", "hf-hub:someone/model", "timm has no model"),
+    value("model.name", "hf-hub:someone/model", "timm cannot resolve it: "),
     value("model.name", "", "timm has no model"),
     value("model.name", "resnet18.in99k", 'has no weights "in99k"'),
     value("model.pretrained", 1, "must be true, false or a path, not 1"),
