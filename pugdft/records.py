@@ -82,12 +82,16 @@ class DataFacts(_Part):
 
 
 class ModelFacts(_Part):
-    """The backbone before the first step: ``weights_sha256`` is over its tensors but the head's."""
+    """The backbone before the first step: ``weights_sha256`` is over its tensors but the head's.
+
+    ``head`` begins with ``kept`` or ``new`` and says why.
+    """
 
     name: str
     pretrained_tag: str | None = None
     weights_sha256: Annotated[str, _SHA256]
     head_sha256: str | None = None
+    head: str | None = None
     parameters: Annotated[int, POSITIVE]
 
 

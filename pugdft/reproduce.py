@@ -270,7 +270,7 @@ def verify(
     num_classes, weights = record.data.classes, _weights_file(run)
     # The optimizer is not checked: a record of a method that is not installed here can be verified too.
     read = partial(load_recipe, overrides=(), checks={"model": model_faults})
-    recipe = _recipe(run, data, read, pretrained=False)
+    recipe = _recipe(run, data, read, pretrained=False, head="auto")
     checks.append(_compare_hashes("weights file", record.artifacts["model"].sha256, file_sha256(weights)))
     recipe, accelerator = _accelerator(recipe, notes)
     watcher.on_message(f"preparing {recipe.data.name}")

@@ -17,7 +17,7 @@ LAYERS = [
     ["paths", "figures"],
     ["config"],
     ["records"],
-    ["predictions"],
+    ["predictions", "weights"],
     ["optim", "data", "models"],
     ["training"],
     ["leaderboard"],

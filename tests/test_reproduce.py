@@ -353,7 +353,7 @@ def test_predictions_that_are_none_are_named(arrays: dict[str, np.ndarray], said
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda data: data["recipe"]["model"].update(name="hf-hub:someone/model"), "model.name: timm has no"),
+        (lambda data: data["recipe"]["model"].update(name="hf-hub:someone/model"), "timm cannot resolve it"),
         (lambda data: data["recipe"]["model"].update(name="test_resnet"), "does not fit test_resnet"),
         (lambda data: data["recipe"].update(data=5), "recipe: data: must be a mapping"),
         (lambda data: data["recipe"].update(more=5), "recipe: more: unknown key"),

@@ -206,9 +206,18 @@ class TrainSection(Section):
 class ModelSection(Section):
     """The backbone."""
 
-    name: StrictStr = Field(description="timm model, with its weights tag where pretrained: resnet18.tv_in1k")
+    name: StrictStr = Field(
+        description="timm model, with its weights tag where pretrained: resnet18.tv_in1k; or "
+        "hf-hub:OWNER/NAME, local-dir:FOLDER"
+    )
     pretrained: StrictBool | StrictStr = Field(
-        True, description="true: the tag's weights; false: random; or a path to .safetensors or .pth"
+        True,
+        description="true: the name's weights; false: random; or a file of weights, a run's folder, "
+        "hf-hub:OWNER/NAME, local-dir:FOLDER",
+    )
+    head: Literal["auto", "keep", "new"] = Field(
+        "auto",
+        description="the weights' classifier: auto keeps it if its classes are the data's, else a new one",
     )
     head_init: Literal["timm", "zero"] = Field(
         "timm", description="of the new head: as timm initialises this model, by the seed; or zeros"
@@ -250,9 +259,8 @@ class Recipe(Section):
         unused = {
             key for key, used in (("test", self.data.test), ("splits", self.data.split_names)) if not used
         }
-        return self.model_dump(
-            mode="json", exclude={"data": unused} | ({} if self.tuning else {"tuning": True})
-        )
+        exclude: dict[str, Any] = {"data": unused, "model": {"head"} if self.model.head == "auto" else set()}
+        return self.model_dump(mode="json", exclude=exclude | ({} if self.tuning else {"tuning": True}))
 
     def digest(self) -> str:
         """sha256 (hex) of the resolved recipe: equal digests mean equal runs."""

@@ -24,14 +24,15 @@ from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, no
 from pugdft.training.performance import proc_field
 from pugdft.training.setup import RunComponents
 
-_LONGEST_NAME = 64  # characters of a data set's name in a run's; the digest tells runs apart
+_LONGEST_NAME = 64  # characters of a data set's or model's name in a run's; the digest tells runs apart
 
 
 def run_id(recipe: Recipe) -> str:
     """Name a run, such as ``resnet18-cifar10-pugd-s0-1a2b3c4d``: unique by the recipe's digest."""
     data = Path(recipe.data.name).name[:_LONGEST_NAME]
     method, seed = str(recipe.optimizer["name"]), f"s{recipe.train.seed}"
-    parts = (recipe.model.name, data, method, seed, recipe.digest()[:8])
+    model = Path(recipe.model.name).name[:_LONGEST_NAME]  # of hf-hub:OWNER/NAME or local-dir:PATH
+    parts = (model, data, method, seed, recipe.digest()[:8])
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
 
@@ -65,6 +66,7 @@ def build_record(
             pretrained_tag=backbone.tag,
             weights_sha256=backbone.weights_sha256,
             head_sha256=backbone.head_sha256,
+            head=backbone.head,
             parameters=backbone.num_parameters,
         ),
         metrics=records.Metrics(**evaluated, best_test=state.best_test) if evaluated else None,

@@ -140,13 +140,20 @@ def load(
     if contents is not None:
         classes = contents.classes
         check_batch(recipe, contents.train.size, int(os.environ.get("WORLD_SIZE", "1")))
+    has_own_weights = isinstance(recipe.model.pretrained, str)
     with attention_of(pick(recipe, device_type())):
-        backbone = build_model(recipe.model, len(classes or ()), data.image_size, recipe.train.seed)
+        # Whether a head of given weights is kept may depend on the images' digest.
+        store = cache.prepare(source, data.image_size, data.storage, on_message) if has_own_weights else None
+        known = (store.classes, store.sha256) if store else (classes, None)
+        size = len(known[0] or ())
+        backbone = build_model(recipe.model, size, data.image_size, recipe.train.seed, *known)
+    if on_message and (has_own_weights or recipe.model.head != "auto" or backbone.head.startswith("kept")):
+        on_message(f"model.head: {backbone.head}")
     if output is not None and recipe.train.evaluate == "all":
         _check_room(output, 4 * backbone.num_parameters)
     if contents is not None:
         _try_optimizer(recipe, backbone, has_validation="validation" in contents.splits)
-    return cache.prepare(source, data.image_size, data.storage, on_message), backbone
+    return store or cache.prepare(source, data.image_size, data.storage, on_message), backbone
 
 
 def _try_optimizer(recipe: Recipe, backbone: Backbone, has_validation: bool) -> None:

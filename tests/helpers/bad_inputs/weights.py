@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import struct
@@ -51,13 +50,6 @@ def head(header: Any, body: bytes = b"") -> bytes:
 def saved() -> bytes:
     """The model's weights as ``.safetensors``."""
     return safetensors.torch.save({key: value.contiguous() for key, value in tensors().items()})
-
-
-def saved_by_torch(**options: Any) -> bytes:
-    """The same as ``.pth``."""
-    buffer = io.BytesIO()
-    torch.save(tensors(), buffer, **options)
-    return buffer.getvalue()
 
 
 def first(value: Any) -> dict[str, Any]:
@@ -135,22 +127,6 @@ CASES = [
         lambda: changed(norm__bias=torch.zeros(1).expand(2**44)),
         "does not fit test_vit: ",
     ),
-    raw(
-        "safetensors called .pth",
-        saved,
-        UNREADABLE + ": it is a .safetensors file by its content; rename it to w.safetensors",
-        file="w.pth",
-    ),
-    raw(
-        ".pth called safetensors",
-        saved_by_torch,
-        UNREADABLE + ": it is a .pth file by its content; rename it to w.pth",
-    ),
-    raw(
-        "an old .pth called safetensors",
-        lambda: saved_by_torch(_use_new_zipfile_serialization=False),
-        UNREADABLE + ": it is a .pth file by its content; rename it to w.pth",
-    ),
     raw("an empty .pth", b"", UNREADABLE, file="w.pth"),
     raw("text for a .pth", b"404: not found\n", UNREADABLE, file="w.pth"),
     raw("zeros for a .pth", bytes(4096), UNREADABLE, file="w.pth"),
@@ -177,13 +153,13 @@ CASES = [
         lambda: safetensors.torch.save({"norm.bias": torch.from_numpy(np.zeros(64, np.int64))}),
         "not floating point",
     ),
-    Case("a folder", FINETUNE, ("model.pretrained: w.pth: no such file",), weights("w.pth", Path.mkdir)),
     Case(
-        "another suffix",
+        "an empty folder",
         FINETUNE,
-        ("model.pretrained: w.bin: must end in .safetensors or .pth",),
-        weights("w.bin", Path.touch),
+        ("model.pretrained: w.pth: holds no file of weights",),
+        weights("w.pth", Path.mkdir),
     ),
+    raw("an empty file of any suffix", b"", UNREADABLE, file="w.bin"),
     Case(
         "weights only on the Hub",
         ("finetune", "r.yaml", "model.name=resnet18.a1_in1k", "model.pretrained=true"),
