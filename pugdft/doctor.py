@@ -6,7 +6,6 @@ imports them and reads the recipe, so a package that crashes or hangs is reporte
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -32,7 +31,7 @@ import pugdft
 from pugdft.data import health
 from pugdft.errors import ConfigIssue, UserError, collect, counted, refuse
 from pugdft.machine import git_revision, usable_cores
-from pugdft.paths import cache_folder, data_folder, stay_offline_without_network, weights_folder
+from pugdft.paths import cache_folder, data_folder, flock, stay_offline_without_network, weights_folder
 
 if TYPE_CHECKING:
     from pugdft.config.schema import Recipe
@@ -399,10 +398,10 @@ def check_variables() -> Iterator[Check]:
 
 def check_training_variables() -> Iterator[Check]:
     """Let training's own code check the variables of launchers and of Accelerate; in the second process."""
-    from pugdft.training import distributed
+    from pugdft.training import launchers
 
-    distributed.check_variables()
-    if distributed.must_use_cpu():
+    launchers.check_variables()
+    if launchers.must_use_cpu():
         yield Check("note", "ACCELERATE_USE_CPU", "runs train on the CPU", "unset it to use a GPU")
 
 
@@ -434,7 +433,7 @@ def check_folder(name: str, choose: Callable[[], Path], another: str, written: b
             refuse(OSError, lambda error: f"{place}: files cannot be written and locked ({error.strerror})"),
             tempfile.NamedTemporaryFile(prefix=".pugdft-doctor-", dir=place) as file,
         ):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file, wait=False)
             with health.locking(Path(file.name)) as is_free:
                 if is_free:
                     raise UserError(f"{place}: the locks of its file system keep nobody out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -13,8 +12,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from pugdft.errors import UserError, printable, reason, refuse
+
+with suppress(ImportError):  # on Windows there is none
+    import fcntl
 
 
 def cache_folder() -> Path:
@@ -130,17 +133,32 @@ def claimed(folder: Path) -> AbstractContextManager[int | None]:
     # A child that inherits the descriptor holds the lock on after its parent was killed: no cell runs twice.
     locks = folder.parent / ".claims"
     locks.mkdir(exist_ok=True)
-    return locked(locks / folder.name, folder.parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return locked(locks / folder.name, folder.parent, wait=False)
+
+
+def check_locks() -> None:
+    """Refuse a system without the kernel's locks, which keep a folder from being written by two commands."""
+    if "fcntl" not in globals():
+        raise UserError(
+            "this command needs the file locks of Linux or macOS (Python's module fcntl), which this system "
+            "does not have. On Windows run pugdft in WSL: https://learn.microsoft.com/windows/wsl/install"
+        )
+
+
+def flock(file: IO[Any], wait: bool) -> None:
+    """Lock an open file for this process; BlockingIOError if another has it and this one may not wait."""
+    check_locks()
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
-def locked(path: Path, folder: Path | None = None, operation: int = fcntl.LOCK_EX) -> Iterator[int | None]:
+def locked(path: Path, folder: Path | None = None, wait: bool = True) -> Iterator[int | None]:
     """Wait for the kernel's lock (flock) on a file and hold it; a killed command leaves none."""
     without = f"--output {folder or path.parent}: this file system has no locks"
     need = "which commands need to share a folder; choose a folder on another file system"
     held = None
     with path.open("ab") as file:
         with refuse(OSError, lambda fault: f"{without} ({reason(fault)}), {need}"), suppress(BlockingIOError):
-            fcntl.flock(file, operation)
+            flock(file, wait)
             held = file.fileno()
         yield held

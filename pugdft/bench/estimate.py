@@ -19,6 +19,7 @@ from pugdft.bench.executors.local import cell_status, cell_top1
 from pugdft.bench.grid import BenchCell, method_of
 from pugdft.config.schema import Recipe
 from pugdft.errors import ConfigIssue, UserError, collect
+from pugdft.training.launchers import own_environment
 from pugdft.training.run import read_recipe
 
 _WARM_UP, _TIMED, _EVAL_IMAGES = 2, 3, 200
@@ -43,7 +44,8 @@ def probe(recipe: Recipe) -> Probe:
     """Measure a few updates of a recipe in a process of its own; refuse one that cannot run here."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "pugdft.bench.estimate"]
-    done = subprocess.run(command, input=json.dumps(recipe.as_dict()), capture_output=True, text=True)
+    text, environment = json.dumps(recipe.as_dict()), own_environment()
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         subject = f"{recipe.model.name} with {recipe.optimizer['name']}"

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from pugdft.cli.launch import end_with_the_launcher, is_main_process, launch
+from pugdft.cli.launch import is_main_process, launch
 from pugdft.cli.output import given_path
 from pugdft.config import yaml
+from pugdft.training.launchers import check_variables
 
 
 def command(
@@ -44,8 +45,10 @@ def command(
     """
     from pugdft.config.load import find_recipe
 
-    end_with_the_launcher()
-    find_recipe(recipe)  # report a misspelt name before torch is imported
+    # These mistakes are told before torch is imported.
+    find_recipe(recipe)
+    if not dry_run:
+        check_variables()
     from pugdft.training.run import finetune, read_recipe
 
     texts = list(overrides or [])

@@ -10,8 +10,15 @@ import time
 from contextlib import suppress
 
 from pugdft.machine import usable_cores
+from pugdft.training.launchers import check_alone
 
 _LAUNCHER = "PUGDFT_LAUNCHER"
+
+
+def is_first_here() -> bool:
+    """Whether this process is the first of a run on this machine: it tells what hinders the run here."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    return is_main_process() if local_rank is None else local_rank == "0"
 
 
 def is_main_process() -> bool:
@@ -23,10 +30,11 @@ def launch(num_processes: int, arguments: list[str]) -> int:
     """Run ``python -m pugdft ARGUMENTS`` in so many processes here; return 0, or the first failure's code."""
     import logging
 
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    check_alone(f"{arguments[0]} --num-processes {num_processes}")
     # The processes print their own errors; the launcher would report the same failure again.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Divide the cores: torch would otherwise use all of them in every process.
@@ -43,6 +51,7 @@ def launch(num_processes: int, arguments: list[str]) -> int:
         local_addr="localhost",
         run_id="pugdft",
         max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else a folder stays in the temporary one
     )
     try:
         elastic_launch(config, sys.executable)("-m", "pugdft", *arguments)
@@ -55,15 +64,15 @@ def launch(num_processes: int, arguments: list[str]) -> int:
 
 
 def end_with_the_launcher() -> None:
-    """End this process, started by ``launch``, when the launcher is gone; it would train on unnoticed."""
-    launcher = os.environ.get(_LAUNCHER, "")
+    """End this process, started by ``launch`` or torchrun, when that is gone; it would train on unnoticed."""
+    launcher = int(os.environ.get(_LAUNCHER) or os.getppid())
 
     def watch() -> None:
-        while os.getppid() == int(launcher):
+        while os.getppid() == launcher:
             time.sleep(0.5)
         os._exit(1)
 
-    if launcher.isdigit() and "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=watch, daemon=True).start()
 
 
@@ -73,6 +82,8 @@ def end_one_of_several(code: int) -> None:
         with suppress(OSError):
             sys.stdout.flush()
         sys.stderr.flush()
+        if code == 2 and not is_first_here():
+            time.sleep(5)  # a launcher ends all at the first end: let the first process tell the mistake
         os._exit(code)
 
 

@@ -16,9 +16,11 @@ import typer
 
 from pugdft import __version__
 from pugdft.cli import bench, compare, data, doctor, finetune, leaderboard, optimizers, recipes, tune, verify
-from pugdft.cli.launch import end_one_of_several, is_main_process
+from pugdft.cli.launch import end_one_of_several, end_with_the_launcher, is_first_here
 from pugdft.cli.output import LossyStream
 from pugdft.errors import RunFailed, UserError, undriven
+from pugdft.paths import check_locks
+from pugdft.training.launchers import check_alone
 
 app = typer.Typer(
     help="Fine-tune pretrained timm backbones with sharpness-aware and unit-gradient optimizers, "
@@ -51,11 +53,17 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
     ),
 ) -> None:
-    pass
+    if context.invoked_subcommand in ("finetune", "rerun"):
+        end_with_the_launcher()
+    else:
+        check_alone(f"pugdft {context.invoked_subcommand}")
+    if context.invoked_subcommand in ("bench", "tune"):
+        check_locks()
 
 
 _UsageError: type[Exception] = next(
@@ -90,8 +98,8 @@ def _run() -> tuple[int, str]:
         usage.show()
         return usage.exit_code, ""
     except UserError as error:
-        # Every process of a run finds the same mistake; only the main one prints it.
-        return 2, str(error) if is_main_process() else ""
+        # Every process of a run finds the same mistake; only the first one on a machine prints it.
+        return 2, str(error) if is_first_here() else ""
     except RunFailed as error:
         return 1, str(error)
     except (KeyboardInterrupt, typer.Abort):

@@ -12,6 +12,7 @@ import typer
 from pugdft.cli.leaderboard import GATE_DID_NOT_HOLD
 from pugdft.cli.output import given_path
 from pugdft.errors import ConfigIssue, UserError, collect, printable
+from pugdft.training.launchers import check_variables
 
 if TYPE_CHECKING:
     from pugdft.records import StoredRun
@@ -77,6 +78,7 @@ def rerun_command(
     chance makes it. Prints the comparison and the new record's path; the same command goes on with an
     interrupted rerun. Exit code 0 if the record holds, 3 if not.
     """
+    check_variables()
     from pugdft.cli.launch import is_main_process, launch
     from pugdft.cli.progress import ProgressLog
     from pugdft.reproduce import compare_runs, open_run, rerun, rerun_folder, rerun_recipe

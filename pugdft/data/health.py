@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pugdft.errors import ConfigIssue, UserError, collect, reason, refuse
+from pugdft.paths import check_locks, flock
 
 _STORE = re.compile(r"[0-9a-f]{64}-v\d+-(native|\d+)")
 _LOCK = re.compile(r"[0-9a-f]{64}(-files)?\.lock")
@@ -107,9 +107,10 @@ def is_held(lock: Path) -> bool:
 @contextmanager
 def locking(path: Path) -> Iterator[bool]:
     """Hold the lock on a file that exists, False if another process holds it; OSError if it has no locks."""
+    check_locks()
     with os.fdopen(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW), "rb+") as file:
         is_free = False
         with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file, wait=False)
             is_free = True
         yield is_free

@@ -1,8 +1,7 @@
-"""Runs of several processes: environment variables, stop signals, errors, and decisions made together."""
+"""Runs of several processes: stop signals, errors, and decisions made together."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -17,53 +16,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pugdft.errors import RunFailed, UserError
-
-# The numbers that a launcher sets, and the least value of each.
-_LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
-_TRUE, _FALSE = {"1", "true", "yes", "on", "y", "t"}, {"", "0", "false", "no", "off", "n", "f"}
-
-
-def check_variables() -> None:
-    """Refuse variables of launchers and of Accelerate that are wrong, missing, or not for a recipe to say."""
-    for name, least in _LAUNCHER_NUMBERS.items():
-        value = os.environ.get(name)
-        if value is not None and not (value.isdecimal() and int(value) >= least):
-            raise UserError(
-                f"{name}: must be a whole number of at least {least}, not {value!r}. Launchers set it "
-                "(torchrun, accelerate launch, --num-processes); without one, unset it"
-            )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if world > 1 and missing:
-        raise UserError(
-            f"WORLD_SIZE: {world} says that this is one of several processes, but {', '.join(missing)} "
-            "is not set. Start them with --num-processes, torchrun or accelerate launch, or unset WORLD_SIZE"
-        )
-    if world > 1 and int(os.environ["RANK"]) >= world:
-        raise UserError(f"RANK: {os.environ['RANK']} is no number of {world} processes, which begin at 0")
-    # Each of these would change the training without being in the recipe.
-    for what in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
-        name = f"ACCELERATE_USE_{what}"
-        if _is_on(name):
-            raise UserError(f"{name}: is not supported; unset it (Accelerate's config may have set it)")
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if backend.lower() not in ("no", ""):
-        raise UserError(
-            f"ACCELERATE_DYNAMO_BACKEND: {backend} would compile unrecorded; unset it and set "
-            "train.performance.compile=true"
-        )
-
-
-def must_use_cpu() -> bool:
-    """Tell whether Accelerate is told to use no accelerator."""
-    return _is_on("ACCELERATE_USE_CPU")
-
-
-def _is_on(name: str) -> bool:
-    value = os.environ.get(name, "").lower()
-    if value not in _TRUE | _FALSE:
-        raise UserError(f"{name}: must be true or false, not {os.environ[name]!r}")
-    return value in _TRUE
 
 
 class StopSignal:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import resource
 import sys
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -150,5 +149,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     # Linux counts the process that started this one into ru_maxrss.
     if found := proc_field("self/status", "VmHWM"):
         return int(found.removesuffix("kB")) * 1024
+    if sys.platform == "win32":  # which has no module resource
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,16 +19,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from pugdft.config.schema import Recipe
 from pugdft.data import augment, auto_augment, cache, datasets, loader, rng, transforms, workers
-from pugdft.errors import UserError, counted, refuse
+from pugdft.errors import RunFailed, UserError, counted, refuse
 from pugdft.models import Backbone, averages_over_batch, build_model, cache_features, freeze_backbone
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
 from pugdft.optim.triggers import Always
 from pugdft.paths import nearest_folder
-from pugdft.training.distributed import check_variables, fix_reduction_order, must_use_cpu
+from pugdft.training.distributed import explain_failure, fix_reduction_order
+from pugdft.training.launchers import check_variables, must_use_cpu, process_timeout
 from pugdft.training.performance import Switches, arrange, attention_of, compiled, pick, retain_freed_memory
 
 _MOST_WORKERS = 8
@@ -58,8 +61,17 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     precision = recipe.train.precision
     # Without an accelerator, Accelerate must be told so, or it takes many processes for one.
     on_cpu = prepare_device(recipe) == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
+    limit = InitProcessGroupKwargs(timeout=timedelta(seconds=process_timeout()))
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[limit]
+        )
+    except Exception as error:
+        if (why := explain_failure(error, expected)) is None:
+            raise
+        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise RunFailed(f"{where}: the {expected} processes have not met there: {why}") from error
     assert accelerator.num_processes == expected, f"{accelerator.num_processes} of {expected} processes"
     return accelerator
 
@@ -144,8 +156,8 @@ def load(
     with attention_of(pick(recipe, device_type())):
         # Whether a head of given weights is kept may depend on the images' digest.
         store = cache.prepare(source, data.image_size, data.storage, on_message) if has_own_weights else None
-        known = (store.classes, store.sha256) if store else (classes, None)
-        size = len(known[0] or ())
+        known = (store.classes, store.sha256) if store else (classes or (), None)
+        size = len(known[0])
         backbone = build_model(recipe.model, size, data.image_size, recipe.train.seed, *known)
     if on_message and (has_own_weights or recipe.model.head != "auto" or backbone.head.startswith("kept")):
         on_message(f"model.head: {backbone.head}")

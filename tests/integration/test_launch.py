@@ -60,3 +60,26 @@ def test_a_killed_launcher_takes_its_processes_with_it_and_the_same_command_goes
     go_on(first)
     until(lambda: are_gone([first, *others]))
     assert "going on from update" in left.process.communicate()[1], "the same command, at once"
+
+
+@pytest.mark.slow
+def test_a_process_that_falls_silent_is_given_up_after_the_time_limit_and_no_process_or_file_stays(
+    tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    """One that stands still keeps its connections open, as behind a link that was cut."""
+    images = write_image_folder(tmp_path / "insects", IMAGES)
+    path, temporary = tmp_path / "recipe.yaml", tmp_path / "temporary"
+    path.write_text(yaml.dump(tiny_recipe(images, {"name": "sam", "base": SGD}, epochs=400)))
+    temporary.mkdir()
+    env = {"PUGDFT_PROCESS_TIMEOUT": "5", "TMPDIR": str(temporary)}
+    options = ("--output", str(tmp_path / "run"), "--num-processes", "2")
+    command = start("finetune", str(path), *options, stops=0, env=env)
+    silent = command.stopped()
+    others = workers(command)
+    begin = time.monotonic()
+    code, _, said = command.end()
+    assert code == 1, said
+    assert "another process of this run has ended or cannot be reached" in said
+    assert time.monotonic() - begin < 120, "5 seconds, and 30 in which the launcher asks a process to end"
+    until(lambda: are_gone([silent, *others]))
+    assert not list(temporary.iterdir())

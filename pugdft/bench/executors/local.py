@@ -25,6 +25,7 @@ from pugdft.config import yaml
 from pugdft.errors import UserError, reason, refuse
 from pugdft.paths import claimed, write_atomically
 from pugdft.records import RECORD_NAME, RunRecord, read_record
+from pugdft.training.launchers import own_environment
 
 USER_MISTAKE = 2
 
@@ -140,7 +141,8 @@ def _run(cell: BenchCell, watcher: Watcher, options: Options, descriptor: int) -
     command += ["--progress", "json", "--num-processes", str(options.num_processes)]
     # The cell's stdout is its record's path, which is no result of this command; stderr goes to the watcher.
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "errors": "replace"}
-    process = subprocess.Popen(command, text=True, pass_fds=(descriptor,), **streams)
+    streams |= {"env": own_environment(), "pass_fds": (descriptor,)}
+    process = subprocess.Popen(command, text=True, **streams)
     assert process.stderr is not None
     listener = threading.Thread(target=_listen, args=(process.stderr, cell, watcher), daemon=True)
     listener.start()
