@@ -24,7 +24,7 @@ from pugdft.predictions import METRICS
 SCHEMA = "pugdft.compare/1"
 
 _MOST_NAMED = 20
-_LOST = ("diverged", "failed", "oom", CONTRADICTED)  # speak against an optimizer, which "interrupted" does not
+_LOST = ("diverged", "failed", "oom", CONTRADICTED)  # speak against an optimizer; "interrupted" does not
 
 
 @dataclass(frozen=True)

@@ -279,7 +279,7 @@ class Run:
         self.rank_sync.note_saved()
 
     def smaller_micro_batch(self) -> int | None:
-        """Return half the images of a pass; None if a pass cannot be smaller, or was not what lacked memory."""
+        """Return half the images of a pass; None if no pass can be smaller or lacked the memory."""
         return None if self.trainer.is_in_optimizer else self.components.smaller_micro_batch()
 
     def _out_of_memory(self, error: BaseException) -> tuple[Status, str]:
@@ -288,8 +288,9 @@ class Run:
         first_line = (str(error).splitlines() or [""])[0][:200]
         if self.trainer.is_in_optimizer:
             words = (
-                f"out of memory in the optimizer's own work, between the passes ({first_line}): smaller passes "
-                "would not help. Its state is too large: choose another optimizer, or options that keep less"
+                f"out of memory in the optimizer's own work, between the passes ({first_line}): smaller "
+                "passes would not help. Its state is too large: choose another optimizer, or options that "
+                "keep less"
             )
             if self.components.accelerator.num_processes > 1:
                 raise RunFailed(words) from None

@@ -137,7 +137,7 @@ def test_stores_of_another_version_of_the_decoder_are_not_used(
 def test_what_an_older_version_made_of_floating_point_images_is_made_again(
     storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Version 1 clipped floating-point grey values to 0..255: almost black images, which trained in silence."""
+    """Version 1 clipped floating-point grey values to 0..255: almost black images."""
     monkeypatch.setenv("PUGDFT_CACHE", str(tmp_path / "cache"))
     folder = write_image_folder(tmp_path / "insects", {"train": 3, "test": 2})
     for path in folder.rglob("*.png"):
