@@ -16,6 +16,14 @@ from typing import Any
 class UserError(ValueError):
     """A mistake in what the user gave: recipe, option, data, weights, output folder (exit code 2)."""
 
+    exit_code = 2
+
+
+class FolderBusy(UserError):
+    """Another process is running in the output folder (exit code 5)."""
+
+    exit_code = 5
+
 
 class RunFailed(RuntimeError):
     """A run that started properly and could not finish (exit code 1)."""

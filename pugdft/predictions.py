@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -104,6 +105,18 @@ class Predictions:
         arrays = {name: array for name, array in vars(self).items() if array is not None}
         np.savez_compressed(buffer, **arrays)
         write_atomically(path, buffer.getvalue())
+
+
+_TOLERANCE = 1e-6  # a record's metrics are float64 of the same arrays
+
+
+def disagreements(predictions: Predictions, recorded: SplitMetrics) -> Iterator[tuple[str, float, float]]:
+    """Each metric that predictions do not give as a record has it: its key, theirs, and the recorded one."""
+    for metric, ours in predictions.metrics():
+        theirs = getattr(recorded, metric)
+        is_close = math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=_TOLERANCE)
+        if not is_close and not (math.isnan(ours) and math.isnan(theirs)):
+            yield metric, ours, theirs
 
 
 def artifact_name(split: str) -> str:

@@ -67,6 +67,7 @@ def show(
     """
     from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
+    from pugdft.leaderboard.ranking import CONTRADICTED
 
     with without_garbage_collection():
         places = paths or [Path("runs")]
@@ -84,7 +85,8 @@ def show(
             trials = counted(len(collected.records), "record")
             raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
         _write(_text(groups, format_, output), output)
-        if strict and collected.left_out:
+        contradicted = any(CONTRADICTED in entry.unfinished for group in groups for entry in group.entries)
+        if strict and (collected.left_out or contradicted):
             raise typer.Exit(1)
 
 

@@ -1,7 +1,8 @@
 """The ``pugdft`` command. Results go to stdout, progress and messages to stderr.
 
 Exit codes: 0 done; 1 the run failed or diverged, or ``doctor`` found a problem; 2 usage or recipe error; 3 a
-check failed; 4 a bench is incomplete; 130 interrupted; 143 terminated.
+check failed; 4 a bench is incomplete; 5 another process is running in the folder; 130
+interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _run() -> tuple[int, str]:
         return usage.exit_code, ""
     except UserError as error:
         # Every process of a run finds the same mistake; only the first one on a machine prints it.
-        return 2, str(error) if is_first_here() else ""
+        return error.exit_code, str(error) if is_first_here() else ""
     except RunFailed as error:
         return 1, str(error)
     except (KeyboardInterrupt, typer.Abort):

@@ -17,14 +17,14 @@ from pugdft.leaderboard import warnings
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, differing, entry_labels, group_runs, shown
 from pugdft.leaderboard.load import collect
 from pugdft.leaderboard.power import Plan, outlook
-from pugdft.leaderboard.ranking import Measured, measure, num_test_images, without_lost
+from pugdft.leaderboard.ranking import CONTRADICTED, Measured, measure, num_test_images
 from pugdft.leaderboard.stats import LEVEL, EntryScores, MeanDifference, compare_all, mcnemar
 from pugdft.predictions import METRICS
 
 SCHEMA = "pugdft.compare/1"
 
 _MOST_NAMED = 20
-_LOST = ("diverged", "failed", "oom")  # speak against an optimizer, which "interrupted" does not
+_LOST = ("diverged", "failed", "oom", CONTRADICTED)  # speak against an optimizer; "interrupted" does not
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def compare_selections(
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
     if {run.record.id for run in first.runs.completed} & {run.record.id for run in second.runs.completed}:
         raise UserError("A and B share runs: two different optimizers are to be compared")
-    measured = measure([without_lost(each.runs, metric) for each in (first, second)], metric)
+    measured = measure([each.runs for each in (first, second)], metric)
     runs = [each.runs for each in measured]
     for name, each in zip("AB", measured, strict=True):
         title = f"{name} ({each.runs.label})"

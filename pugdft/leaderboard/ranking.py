@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from pugdft.errors import ConfigIssue, collect
+from pugdft.errors import ConfigIssue, collect, printable
 from pugdft.leaderboard import stats, warnings
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Versus
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, group_runs
@@ -29,6 +28,7 @@ _CURVE = {
     "train_loss": (-LARGEST, LARGEST),
     "test_top1": (0.0, 1.0),
 }
+CONTRADICTED = "contradicted"  # counted as unfinished: a record whose own predictions give other numbers
 _SLACK = 1e-5  # costs are sums of floats and are rounded in the history
 
 _Budgets = Mapping[str, float | None]  # the lowest mean of each cost that a schedule spends
@@ -66,22 +66,29 @@ class Measured:
         return [getattr(record.cost, name) or None for record in self.records]
 
 
-def without_lost(entry: RunEntry, metric: str) -> RunEntry:
-    """Count completed runs whose final loss is NaN as diverged: their accuracy on record means nothing.
+def _without_lost(entry: RunEntry) -> RunEntry:
+    """Count completed runs whose final loss is no finite number as diverged, whatever metric ranks.
 
-    Ranked by the loss itself, they have no valid value and rank last. An infinite loss is different: that of
-    one image may overflow although all predictions are good.
+    `pugdft` itself ends such a run as diverged; only another program, or an old version, records it so.
     """
-    records = [run.record for run in entry.completed]
-    lost = {each.seed: each for each in records if math.isnan(_test_value(each, "loss") or 0.0)}
-    if not lost or metric == "loss":
+    lost = [
+        run.record.seed
+        for run in entry.completed
+        if (loss := _test_value(run.record, "loss")) is not None and not abs(loss) <= LARGEST
+    ]
+    note = f"the loss of seed {warnings.listed(lost)} is not a number up to {LARGEST:g}: counted as diverged"
+    return _set_aside(entry, lost, "diverged", note)
+
+
+def _set_aside(entry: RunEntry, seeds: Collection[int], status: str, note: str) -> RunEntry:
+    """Count the completed runs of ``seeds`` as unfinished, with another status; say so in a note."""
+    if not seeds:
         return entry
-    diverged = (each.model_copy(update={"status": "diverged"}) for each in lost.values())
-    note = f"the loss of seed {warnings.listed(lost)} is not a number: counted as diverged"
+    chosen = [run.record for run in entry.completed if run.record.seed in seeds]
     return replace(
         entry,
-        completed=tuple(run for run in entry.completed if run.record.seed not in lost),
-        unfinished=(*entry.unfinished, *diverged),
+        completed=tuple(run for run in entry.completed if run.record.seed not in seeds),
+        unfinished=(*entry.unfinished, *(each.model_copy(update={"status": status}) for each in chosen)),
         notes=(*entry.notes, note),
     )
 
@@ -91,7 +98,10 @@ def _test_value(record: RunRecord, metric: str) -> float | None:
 
 
 def measure(entries: Sequence[RunEntry], metric: str) -> list[Measured]:
-    """Read the metrics of every entry; per-image scores only of entries with the same images in one order."""
+    """Read the metrics of every entry; per-image scores only of entries with the same images in one order.
+
+    Runs that their own predictions contradict, and runs without a finite loss, are set aside.
+    """
     measured = [_measure(entry, metric) for entry in entries]
     splits = Counter(each.split for each in measured if each.split)
     if len(splits) <= 1:
@@ -111,6 +121,14 @@ def _measure(entry: RunEntry, metric: str) -> Measured:
         with collect(faults, str(run.record.seed)):
             if found := read_per_image(run):
                 images[run.record.seed] = found
+    ids = {run.record.seed: printable(run.record.id) for run in entry.completed}
+    contradicted = {seed: each.contradictions for seed, each in images.items() if each.contradictions}
+    named = (f"{ids[seed]} ({', '.join(found)})" for seed, found in contradicted.items())
+    note = f"left out, for their own predictions contradict them: {warnings.listed(named)}"
+    entry = _without_lost(_set_aside(entry, contradicted, CONTRADICTED, note))
+    kept = {run.record.seed for run in entry.completed}
+    images = {seed: each for seed, each in images.items() if seed in kept}
+    faults = [each for each in faults if int(each.where) in kept]
     values = {
         name: {run.record.seed: valid(_test_value(run.record, name), name) for run in entry.completed}
         for name in METRICS
@@ -126,8 +144,8 @@ def _measure(entry: RunEntry, metric: str) -> Measured:
         return Measured(entry, values, notes=tuple(notes))
     by_metric = {
         name: {seed: each.scores[name] for seed, each in images.items()}
-        for name in METRICS
-        if all(name in each.scores for each in images.values())
+        for name, row in METRICS.items()
+        if row.per_image
     }
     spreads = {
         name: stats.spread_of(np.stack(list(by_seed.values())))
@@ -164,8 +182,7 @@ def build_leaderboard(
 
 def _ranked(group: RunGroup, metric: str) -> Group:
     """Rank every entry with a completed run; those without the metric come last."""
-    runs = [without_lost(entry, metric) for entry in group.entries]
-    measured = sorted(measure(runs, metric), key=lambda each: each.runs.label)
+    measured = sorted(measure(group.entries, metric), key=lambda each: each.runs.label)
     started = [each for each in measured if each.runs.completed]
     sign = -1 if METRICS[metric].higher_is_better else 1
     scored = [each for each in started if not each.without(metric)]
@@ -182,6 +199,7 @@ def _ranked(group: RunGroup, metric: str) -> Group:
             note = f"no valid {METRICS[metric].name} for seed {', '.join(map(str, seeds))}: ranked last"
             entries.append(_entry(each, budgets, (note,), rank_low=len(scored) + 1, rank_high=len(started)))
     entries += [_entry(each, budgets) for each in measured if not each.runs.completed]
+    runs = [each.runs for each in measured]
     doubts = (*warnings.condition_warnings(runs), *pairing_notes, *warnings.scope_notes(scored, metric))
     return Group(
         dataset=group.dataset,

@@ -21,7 +21,7 @@ from pugdft.config.schema import Recipe
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, printable, refuse
 from pugdft.leaderboard.load import read_checked, record_files
 from pugdft.paths import file_inside, file_sha256
-from pugdft.predictions import Predictions, artifact_name, labels_sha256, read_predictions
+from pugdft.predictions import Predictions, artifact_name, disagreements, labels_sha256, read_predictions
 from pugdft.records import FRACTION, NOT_NEGATIVE, Metrics, RunRecord, between, is_number, rule_faults
 
 _SPLITS = {artifact_name(split): split for split in ("test", "validation")}
@@ -32,7 +32,6 @@ _TOTALS = ("epoch", "steps", "gradient_passes", "train_seconds")
 _SAME = 1e-9  # counts over a split and means of them: equal but for the last digits
 _ROUNDING_SECONDS, _ROUNDING_SPEED = 0.01, 0.05  # a record has milliseconds, and speeds in hundredths
 _CLOCK_SECONDS = 5.0  # clocks are read to the second, and may be set while a run goes on
-_TOLERANCE = 1e-6  # the record's metrics are float64 of the same arrays
 _LOSS_TOLERANCE = 1e-3  # confidence and loss are two roundings of one softmax to float32
 _is_close = partial(math.isclose, rel_tol=_SAME, abs_tol=_SAME)
 
@@ -287,11 +286,9 @@ def _check_predictions(checked: CheckedRecord, record: RunRecord, split: str, fi
         checked.labels_sha256 = labels_sha256(predictions.label)
     if contents := list(_content_faults(predictions, record.data.classes)):
         raise FaultsError("", [ConfigIssue("", f"{file.name}: {fault}") for fault in contents])
-    for metric, ours in predictions.metrics():
-        theirs = getattr(recorded, metric)
-        if not abs(ours - theirs) <= _TOLERANCE:
-            said = f"{theirs}, but {file.name} gives {ours:.8g}"
-            checked.faults.append(ConfigIssue(f"metrics.{split}.{metric}", said))
+    for metric, ours, theirs in disagreements(predictions, recorded):
+        said = f"{theirs}, but {file.name} gives {ours:.8g}"
+        checked.faults.append(ConfigIssue(f"metrics.{split}.{metric}", said))
 
 
 def _content_faults(predictions: Predictions, classes: int) -> Iterator[str]:

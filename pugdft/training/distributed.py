@@ -15,7 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pugdft.errors import RunFailed, UserError
+from pugdft.errors import FolderBusy, RunFailed, UserError
 
 
 class StopSignal:
@@ -140,11 +140,13 @@ def attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None
 def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
     """Raise this process's error, or an empty one if another process has one: else it would wait forever."""
     if accelerator.num_processes > 1:
-        codes = gathered(accelerator, 0 if error is None else 2 if isinstance(error, UserError) else 1)
+        code = error.exit_code if isinstance(error, UserError) else 1
+        codes = gathered(accelerator, 0 if error is None else code)
         # An error of the user is the same on the first process; any other one is of a single machine.
-        by_user = codes[0] == 2
+        kinds = {kind.exit_code: kind for kind in (UserError, FolderBusy)}
+        by_user = codes[0] in kinds
         if error is None and any(codes):
-            error = UserError("") if by_user else RunFailed("")
+            error = kinds[codes[0]]("") if by_user else RunFailed("")
         elif isinstance(error, UserError) and not by_user:
             error = RunFailed(str(error))
     if error is not None:

@@ -24,7 +24,7 @@ from pugdft.config import yaml
 from pugdft.config.load import SectionCheck, load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.data.auto_augment import data_faults
-from pugdft.errors import RunFailed, UserError, reason, refuse
+from pugdft.errors import FolderBusy, RunFailed, UserError, reason, refuse
 from pugdft.models import model_faults
 from pugdft.optim import PerturbedOptimizer, resolve_spec, spec_faults
 from pugdft.optim.build import respec
@@ -115,7 +115,7 @@ def finetune(
             del loaded  # so that a model that does not fit into memory can go
             run = Run(folder, components, restart_log, observer, profiler)
             status, why = run.train()
-            smaller = components.smaller_micro_batch() if status == "oom" else None
+            smaller = run.smaller_micro_batch() if status == "oom" else None
             if smaller is None:
                 break
             observer.on_message(f"{why}; trying again with {smaller}")
@@ -291,10 +291,24 @@ class Run:
             self.checkpoints.save(self.state)
         self.rank_sync.note_saved()
 
+    def smaller_micro_batch(self) -> int | None:
+        """Return half the images of a pass; None if no pass can be smaller or lacked the memory."""
+        return None if self.trainer.is_in_optimizer else self.components.smaller_micro_batch()
+
     def _out_of_memory(self, error: BaseException) -> tuple[Status, str]:
         """Return how the run ended; with other processes in the same update, end it now instead."""
-        size, smaller = self.components.training.micro_batch_size, self.components.smaller_micro_batch()
-        words = f"out of memory with {size} images a pass ({(str(error).splitlines() or [''])[0][:200]})"
+        size, smaller = self.components.training.micro_batch_size, self.smaller_micro_batch()
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        if self.trainer.is_in_optimizer:
+            words = (
+                f"out of memory in the optimizer's own work, between the passes ({first_line}): smaller "
+                "passes would not help. Its state is too large: choose another optimizer, or options that "
+                "keep less"
+            )
+            if self.components.accelerator.num_processes > 1:
+                raise RunFailed(words) from None
+            return "oom", words
+        words = f"out of memory with {size} images a pass ({first_line})"
         if self.components.accelerator.num_processes > 1:
             if smaller is not None:
                 self.restart_log.micro_batch_size = smaller
@@ -371,9 +385,12 @@ def claim(
 ) -> AbstractContextManager[Any]:
     """Make ``folder`` this recipe's, locked until the end of a ``with`` over the returned lock."""
     taken = f"{folder}: another process is running here; wait for it, or choose another --output"
-    with _usable(folder), refuse(Timeout, lambda error: taken):
+    with _usable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
+        try:
+            lock = FileLock(folder / ".lock", timeout=0).acquire()
+        except Timeout:
+            raise FolderBusy(taken) from None
         # Again: until now another process may have run another recipe here.
         has_moved = check(folder, recipe, images_sha256)
         if has_moved or not (folder / RECIPE_NAME).is_file():

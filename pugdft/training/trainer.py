@@ -110,6 +110,7 @@ class Trainer:
         train, steps = components.recipe.train, components.training.steps_per_epoch
         # The length of the run in updates or gradient passes.
         self.total = total or min(train.epochs * steps, train.max_steps or train.epochs * steps)
+        self.is_in_optimizer = False  # within an update, but in no pass; stays so after an error
         self._warmup_steps = round(components.recipe.schedule.warmup_epochs * steps)
         self._base_lrs = [group["lr"] for group in components.optimizer.param_groups]
 
@@ -151,6 +152,7 @@ class Trainer:
 
         def closure() -> Tensor:
             nonlocal num_calls, num_images
+            self.is_in_optimizer = False
             num_calls += 1
             parts, size = micro_batches, batches.batch_size
             if ascent is not None and num_calls <= ascent.num_calls:
@@ -172,10 +174,13 @@ class Trainer:
                         correct += targets.correct(logits.detach())
                 if num_calls == 1:
                     totals.add(batch_loss, correct, sum(len(targets) for _, targets in parts))
+                self.is_in_optimizer = True
                 return batch_loss / size
 
         with self.profile.span("optimizer"):
+            self.is_in_optimizer = True
             optimizer.step(closure)
+            self.is_in_optimizer = False
         return num_calls if ascent is None else num_images / batches.batch_size
 
 

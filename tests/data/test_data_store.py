@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_image_folder
 from filelock import FileLock
 from image_layouts import encoded, store_of
+from PIL import Image
 
 from pugdft.data.cache import Store, content_sha256, prepare
 from pugdft.data.datasets import open_source
@@ -129,6 +131,25 @@ def test_stores_of_another_version_of_the_decoder_are_not_used(
     new = store_of(image_folder)
     assert new.folder != old.folder
     assert new.sha256 == old.sha256
+
+
+@pytest.mark.parametrize("storage", ["decoded", "files"])
+def test_what_an_older_version_made_of_floating_point_images_is_made_again(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 1 clipped floating-point grey values to 0..255: almost black images."""
+    monkeypatch.setenv("PUGDFT_CACHE", str(tmp_path / "cache"))
+    folder = write_image_folder(tmp_path / "insects", {"train": 3, "test": 2})
+    for path in folder.rglob("*.png"):
+        Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(path.with_suffix(".tif"))
+        path.unlink()
+    source = open_source(str(folder))
+    with monkeypatch.context() as old:
+        old.setattr("pugdft.data.decode.DECODING_VERSION", 1)
+        old.setattr("pugdft.data.decode._grey_of_8_bits", lambda image, *others: image.convert("L"))
+        assert prepare(source, 32, storage).sha256  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="are floating-point numbers"):
+        prepare(source, 32, storage)  # type: ignore[arg-type]
 
 
 def test_changed_files_are_noticed(image_folder: Path, tmp_path: Path) -> None:

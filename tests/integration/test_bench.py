@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bad_inputs.case import call
+from filelock import FileLock
+from run_records import record
 
 from pugdft.bench.executors import local
 from pugdft.bench.grid import BenchCell, build_matrix, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config import yaml
 from pugdft.errors import UserError
-from pugdft.records import read_record
+from pugdft.records import read_record, write_record
 
 FAST = (
     "model.name=test_vit", "model.pretrained=false", "data.image_size=32", "train.max_steps=2",
@@ -249,6 +253,66 @@ def test_a_cell_that_a_signal_ended_counts_as_interrupted(
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start(killed, **options))
     local.prepare_output(recipe_file.parent / "runs")
     assert local.run_cells(cells, local.Watcher()) == 128 + signal
+
+
+@pytest.mark.parametrize("ahead", [600, -600, 0])
+def test_a_failed_cell_is_tried_again_whatever_the_date_of_its_record(
+    ahead: int, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, started = cells_that_exit(recipe_file, monkeypatch, [1, 1, 1])
+    for cell in cells:
+        failed = record(status="failed", id=cell.folder.name)
+        path = write_record(failed, cell.folder)
+        os.utime(path, (time.time() + ahead,) * 2)
+    assert local.run_cells(cells, local.Watcher()) == 0
+    assert started == cells
+
+
+def test_a_cell_that_another_command_has_tried_since_is_not_tried_again(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, started = cells_that_exit(recipe_file, monkeypatch, [1, 1, 1])
+
+    class Meanwhile(local.Watcher):
+        def on_state(self, cell: BenchCell, state: str) -> None:
+            if cell is cells[0] and state == "running":
+                path = write_record(record(status="failed", id=cells[1].folder.name), cells[1].folder)
+                os.utime(path, (time.time() - 600,) * 2)  # by a clock that is late
+
+    assert local.run_cells(cells, Meanwhile()) == 0
+    assert started == [cells[0], cells[2]]
+
+
+def test_a_cell_whose_folder_is_busy_is_elsewhere_and_the_bench_goes_on(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pugdft.cli import main as cli
+
+    _, started = cells_that_exit(recipe_file, monkeypatch, [5, 1, 1, 5])
+    output = str(recipe_file.parent / "runs")
+    arguments = ["bench", str(recipe_file), "--optimizers", "sgd,sam,pugd", "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", ["pugdft", *arguments, "--output", output])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 4
+    assert [cell.optimizer for cell in started] == ["sgd", "sam", "pugd", "sgd"], "once more at the end"
+    said = capsys.readouterr().err
+    assert "sgd seed 0: another command is running it" in said
+    assert "incomplete: sgd seed 0" in said
+
+
+def test_a_run_in_a_folder_that_is_busy_ends_with_a_code_of_its_own(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pugdft.cli import main as cli
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "argv", ["pugdft", "finetune", str(recipe_file), "--output", str(folder)])
+    with FileLock(folder / ".lock"), pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 5
+    assert "another process is running here" in capsys.readouterr().err
 
 
 def test_a_bench_without_any_record_lists_what_is_incomplete_and_exits_4(

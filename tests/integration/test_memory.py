@@ -146,6 +146,25 @@ def test_a_run_that_goes_on_remembers_what_memory_held(
     assert [each["step"] for each in anew.restarts] == [0], "a fresh run tries the whole batch"
 
 
+@pytest.mark.parametrize("method", ["sgd", "sam"])
+def test_memory_that_the_optimizer_itself_lacks_is_not_taken_for_that_of_passes(
+    method: str, small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As timm's kron does, whose preconditioners may be larger than any batch."""
+    kron = {"name": "kron", "lr": 1e-3}
+    small_recipe["optimizer"] = kron if method == "sgd" else {"name": "sam", "base": kron}
+
+    def preconditioners(*given: Any, **named: Any) -> None:
+        torch.empty(1 << 50)
+
+    monkeypatch.setattr("timm.optim.kron._init_Q_exprs", preconditioners)
+    messages = Messages()
+    record, _ = trained(small_recipe, tmp_path, observer=messages)
+    assert (record.status, record.restarts) == ("oom", [])
+    assert "out of memory in the optimizer's own work" in (record.error or "")
+    assert not any("trying again" in text for text in messages.texts)
+
+
 _UNDER_A_LIMIT = """
 import json, resource, sys
 from pathlib import Path

@@ -121,7 +121,7 @@ def test_the_lowest_loss_and_calibration_error_rank_first(metric: Any) -> None:
 
 
 def test_a_run_without_the_metric_ranks_last_by_it_and_by_it_alone() -> None:
-    runs = [*with_metrics(SGD, 0.5, 0.51), *with_metrics(SAM, 0.2, NAN), *with_metrics(PUGD, -1.0, 0.3)]
+    runs = [*with_metrics(SGD, 0.5, 0.51), *with_metrics(SAM, 0.2, -2.0), *with_metrics(PUGD, -1.0, 0.3)]
     by_loss = one_group(runs, metric="loss")
     assert [each.label for each in by_loss.entries] == ["sgd", "pugd", "sam"]
     assert [(each.rank_low, each.rank_high) for each in by_loss.entries] == [(1, 1), (2, 3), (2, 3)]

@@ -76,12 +76,6 @@ def garble(folder: Path) -> None:
     (folder / "predictions.npz").write_bytes(b"PK\x03\x04" + bytes(500))
 
 
-def flip_an_image(folder: Path) -> None:
-    correct = networks(1)[0]
-    correct[0] ^= True
-    predictions(correct).write(folder / "predictions.npz")
-
-
 def leave_out_an_image(folder: Path) -> None:
     predictions(networks(1)[0][:-1]).write(folder / "predictions.npz")
 
@@ -136,7 +130,6 @@ DAMAGES: dict[Callable[[Path], None], str | None] = {
     remove: "no such file",
     truncate: "not readable",
     garble: "not readable",
-    flip_an_image: "do not give the record's top1",
     leave_out_an_image: "one value for each of 300 images",
     pickle: "label is of type object",
     replace_by_a_pipe: "no such file",
@@ -165,20 +158,54 @@ def test_predictions_that_cannot_be_trusted_are_left_out_with_a_reason(
         assert sam.top1 != entry_of(bare, "sam").top1  # its own are as good as before
 
 
-@pytest.mark.filterwarnings("error")
-def test_an_infinite_loss_leaves_the_images_of_the_other_metrics_usable(tmp_path: Path) -> None:
-    runs = stored_seeds(tmp_path, SGD, networks(1)) + stored_seeds(tmp_path, SAM, networks(2))
-    made = predictions(networks(1)[0])
-    made.loss[3] = math.inf
-    made.write(runs[0].path.parent / "predictions.npz")
-    assert runs[0].record.metrics is not None
-    runs[0].record.metrics.test.loss = math.inf
+@pytest.mark.parametrize("field", ["top1", "top5", "loss", "ece"])
+@pytest.mark.parametrize("by", [1e-3, -0.02, math.inf, math.nan])
+def test_a_record_that_its_own_predictions_contradict_is_named_and_does_not_rank(
+    tmp_path: Path, field: str, by: float
+) -> None:
+    runs = [*stored_seeds(tmp_path, SGD, networks(1)), *stored_seeds(tmp_path, SAM, networks(2, gain=0.5))]
+    assert runs[1].record.metrics is not None
+    setattr(runs[1].record.metrics.test, field, getattr(runs[1].record.metrics.test, field) + by)
     sgd = entry_of(one_group(runs), "sgd")
-    assert (sgd.notes, sgd.summary("loss")) == ((), None)
-    assert sgd.top1 is not None
-    assert sgd.top1.ci95 != summarize(sgd.scores.values()).ci95
-    by_loss = one_group(runs, metric="loss")
-    assert entry_of(by_loss, "sgd").notes == ("no valid loss for seed 0: ranked last",)
+    assert (sgd.num_seeds, dict(sgd.unfinished)) == (2, {"contradicted": 1})
+    assert sgd.unfinished_records == (runs[1].record.id,)
+    said = f"left out, for their own predictions contradict them: {runs[1].record.id} ({field} "
+    assert sgd.notes[0].startswith(said)
+    assert sorted(sgd.scores) == [0, 2]
+
+
+def test_predictions_of_another_run_contradict_the_record(tmp_path: Path) -> None:
+    runs = stored_seeds(tmp_path, SGD, networks(1))
+    correct = networks(1)[0]
+    correct[0] ^= True
+    for run in runs:
+        predictions(correct).write(run.path.parent / "predictions.npz")
+    entry = one_group(runs).entries[0]
+    assert (entry.num_seeds, entry.rank_low) == (0, None)
+    assert dict(entry.unfinished) == {"contradicted": 3}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("metric", ["top1", "loss", "ece"])
+@pytest.mark.parametrize("loss", [math.inf, math.nan, 1e200])
+def test_a_completed_run_whose_loss_is_not_finite_counts_as_diverged_by_every_metric(
+    tmp_path: Path, loss: float, metric: str
+) -> None:
+    with_predictions, bare = stored_seeds(tmp_path, SGD, networks(1)), seeds(SAM, 0.98, 0.99)
+    if loss != 1e200:  # which float32 cannot hold
+        made = predictions(networks(1)[0])
+        made.loss[3] = loss
+        made.write(with_predictions[0].path.parent / "predictions.npz")
+        assert with_predictions[0].record.metrics is not None
+        with_predictions[0].record.metrics.test.loss = loss
+    assert bare[0].metrics is not None
+    bare[0].metrics.test.loss = loss
+    group = one_group(with_predictions, bare, metric=metric)
+    for label in ["sam"] + ["sgd"] * (loss != 1e200):
+        entry = entry_of(group, label)
+        assert dict(entry.unfinished) == {"diverged": 1}
+        assert 0 not in entry.scores
+        assert "the loss of seed 0 is not a number up to 1e+100: counted as diverged" in entry.notes
 
 
 def test_no_damage_to_a_file_stops_the_ranking(tmp_path: Path) -> None:
@@ -226,6 +253,7 @@ def test_predictions_beside_the_record_cost_no_look_at_the_folders_above(
     runs = stored_seeds(tmp_path, SGD, networks(1))
     monkeypatch.setattr(Path, "resolve", refuse)
     assert one_group(runs).entries[0].notes == ()
+    monkeypatch.undo()  # what is not there may cost one
     remove(runs[0].path.parent)
     assert one_group(runs).entries[0].notes == ("predictions of seed 0 not used: no such file",)
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
-from pugdft.errors import UserError, reason, refuse
+from pugdft.errors import FolderBusy, UserError, reason, refuse
 from pugdft.paths import claimed, write_atomically
 from pugdft.records import RECORD_NAME, RunRecord, read_record
 from pugdft.training.launchers import own_environment
@@ -95,26 +95,39 @@ def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options = O
 
     After a cell that diverged or failed, the next one runs. A mistake of the user, which all cells share and
     the cell has told, stops everything, as an interruption does: it returns the code, 2, 130 or 143, else 0.
+    A folder where a run that is no command's cell is going on is looked at once more at the end.
     """
     elsewhere: list[BenchCell] = []
-    began = time.time()
+    before = {cell.folder: _record_stamp(cell) for cell in cells}
     for cell in cells:
-        code = _run_if_free(cell, watcher, options, began)
+        code = _run_if_free(cell, watcher, options, before)
         if code is None:
             watcher.on_state(cell, "elsewhere")
+        if code in (None, FolderBusy.exit_code):
             elsewhere.append(cell)
         elif code in _STOPPING:
             return code
     for cell in elsewhere if options.wait else ():
         # If the other command is killed, the cell becomes free, and this one runs it.
-        while (code := _run_if_free(cell, watcher, options, began)) is None:
+        while (code := _run_if_free(cell, watcher, options, before)) is None:
             time.sleep(_LOOK_AGAIN_SECONDS)
         if code in _STOPPING:
             return code
     return 0
 
 
-def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: float) -> int | None:
+_Stamps = Mapping[Path, tuple[int, ...]]
+
+
+def _record_stamp(cell: BenchCell) -> tuple[int, ...]:
+    """What changes when a cell's record is written anew; no clock is asked, for a server's may be another."""
+    with suppress(OSError):
+        stat = (cell.folder / RECORD_NAME).stat()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return ()
+
+
+def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, before: _Stamps) -> int | None:
     """The exit code of a cell, 0 if it needs no run, None if another command is running it."""
     with claimed(cell.folder) as descriptor:
         if descriptor is None:
@@ -124,13 +137,14 @@ def _run_if_free(cell: BenchCell, watcher: Watcher, options: Options, began: flo
         # has tried it since this one began.
         is_settled = status == "completed" or (status == "diverged" and not options.retry)
         if not is_settled and status not in ("missing", "interrupted"):
-            is_settled = (cell.folder / RECORD_NAME).stat().st_mtime >= began
+            is_settled = _record_stamp(cell) != before[cell.folder]
         if is_settled:
             watcher.on_state(cell, status)
             return 0
         watcher.on_state(cell, "running")
         code = _run(cell, watcher, options, descriptor)
-        watcher.on_state(cell, "stopped" if code == USER_MISTAKE else cell_status(cell))
+        states = {USER_MISTAKE: "stopped", FolderBusy.exit_code: "elsewhere"}
+        watcher.on_state(cell, states[code] if code in states else cell_status(cell))
         return code
 
 
