@@ -79,7 +79,7 @@ def command(
         options += ["--profile"] if profile else []
         options += ["--verbose"] if verbose else []
         options += ["--progress", progress]
-        raise typer.Exit(launch(num_processes, ["finetune", recipe, *texts, *options]))
+        raise SystemExit(launch(num_processes, ["finetune", recipe, *texts, *options]))
     from pugdft.cli.progress import JsonProgress, ProgressLog, print_summary
 
     observer = (ProgressLog if is_text else JsonProgress)(verbose) if is_main else None
@@ -94,7 +94,8 @@ def command(
         typer.echo(str(path))
         sys.stdout.flush()
     if record.status == "interrupted":
-        raise typer.Exit(143 if "signal 15" in (record.error or "") else 130)
+        # Not typer.Exit, whose 130 is also that of an interruption which nothing has told.
+        raise SystemExit(143 if "signal 15" in (record.error or "") else 130)
     if record.status != "completed":
         raise RunFailed(f"the run ended as {record.status}: {record.error}" if is_main else "")
 

@@ -96,7 +96,8 @@ def _run() -> tuple[int, str]:
     try:
         code = app(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0, ""
+        told = "interrupted" if code == _INTERRUPTED and is_main_process() else ""  # typer ends by Ctrl-C
+        return code if isinstance(code, int) else 0, told
     except _UsageError as error:
         usage: Any = error
         if isinstance(sys.stderr, JsonLines):

@@ -130,3 +130,19 @@ def test_finetune_takes_an_optimizer_as_bench_does(recipe_file: Path) -> None:
         refused = call((*words, wrong))
         assert refused.code == 2, wrong
         assert refused.err.startswith("pugdft: --optimizer: "), refused.err
+
+
+@pytest.mark.parametrize("progress", ["text", "json"])
+def test_ctrl_c_before_the_first_update_is_said(
+    progress: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pugdft.training.run.finetune", interrupted)
+    done = call(("finetune", str(recipe_file), "--progress", progress))
+    assert done.code == 130
+    if progress == "text":
+        assert done.err.splitlines()[-1] == "pugdft: interrupted"
+    else:
+        assert events_of(done.err)[-2]["message"] == "interrupted"
