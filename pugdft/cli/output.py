@@ -52,7 +52,8 @@ class JsonLines(LossyStream):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._begun, self._end, self._reader = "", "", None
+        self._begun = self._end = ""
+        self._reader: threading.Thread | None = None
         if stream is sys.__stderr__:
             self._take_descriptor()
         warnings.showwarning = lambda message, category, *place, **further: emit(
