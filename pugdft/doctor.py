@@ -552,19 +552,15 @@ class RecipeNeeds:
         """Check that the training device can compute as the recipe says."""
         import torch
 
-        from pugdft.training.performance import pick
+        from pugdft.training.performance import pick, precision_note
         from pugdft.training.setup import prepare_device
 
         kind, precision = prepare_device(self.recipe), self.recipe.train.precision
         pick(self.recipe, kind)
         text = f"{precision} on {torch.cuda.get_device_name() if kind == 'cuda' else kind.upper()}"
-        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
-        has_bf16 = not known or any(has for name, has in known.items() if "bf16" in name)
-        if kind == "cuda":
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        emulated = precision == "bf16" and not has_bf16
-        text += " is emulated" if emulated else ""
-        yield Check("note" if emulated else "ok", "precision", text, "fp32, or fp16 on a GPU, may be faster")
+        note = precision_note(precision, kind)
+        text += " is emulated" if note else ""
+        yield Check("note" if note else "ok", "precision", text, note)
 
     def weights(self) -> Iterator[Check]:
         """Build the model with its weights; check the room for checkpoints."""

@@ -106,8 +106,8 @@ def method_defaults(name: str) -> dict[str, Any]:
     return {**keyword_defaults(METHODS[name]), **(ALGORITHM_OPTIONS if takes_two_passes(name) else {})}
 
 
-def parse_optimizers(text: str) -> list[OptimizerEntry]:
-    """Read the entries of a list, in its order; every fault is reported."""
+def parse_optimizers(text: str, option: str = "--optimizers") -> list[OptimizerEntry]:
+    """Read the entries of a list, in its order; every fault is reported, as one of ``option``."""
     faults: list[ConfigIssue] = []
     parts: list[str] = []
     with collect(faults, f'"{text}"'):
@@ -120,7 +120,7 @@ def parse_optimizers(text: str) -> list[OptimizerEntry]:
                 raise UserError("stands twice")
             entries.append(entry)
     if faults:
-        raise FaultsError("--optimizers", faults)
+        raise FaultsError(option, faults)
     return entries
 
 

@@ -61,7 +61,7 @@ def command(
 
     from pugdft.bench.executors.local import USER_MISTAKE, Options, cell_status, prepare_output, run_cells
     from pugdft.bench.grid import build_matrix, plan_cells
-    from pugdft.cli.bench_view import LiveView, PlainView, print_plan
+    from pugdft.cli.bench_view import LiveView, PlainView, precision_notes, print_plan
     from pugdft.cli.leaderboard import show
     from pugdft.errors import UserError
 
@@ -73,11 +73,13 @@ def command(
         made = estimate(cells, output, probe)
         problems = {each.source: f"{each.source}: {each.problem}" for each in made.lines if each.problem}
         if len(problems) < len(matrix.recipes):
-            print_plan(made, Console(highlight=False, soft_wrap=True))
+            print_plan(made, Console(highlight=False, soft_wrap=True), precision_notes(cells))
         if problems:
             raise UserError("\n".join(problems.values()))
         return
     prepare_output(output)
+    for note in precision_notes(cells):
+        say(note)
     console = Console(stderr=True, highlight=False)
     live = console.is_terminal
     with LiveView(cells, console) if live else nullcontext(PlainView(cells, console)) as view:

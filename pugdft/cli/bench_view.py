@@ -16,6 +16,8 @@ from pugdft.bench.executors.local import Watcher, cell_status, cell_top1
 from pugdft.bench.grid import BenchCell
 from pugdft.cli.output import duration
 from pugdft.errors import counted
+from pugdft.training.performance import precision_note
+from pugdft.training.setup import device_type
 
 _WIDEST_MATRIX = 8  # seeds
 _MARKS = {
@@ -125,8 +127,14 @@ class LiveView(PlainView):
         return f"{len(self._open)} cells to go, about {duration(ahead + self._left)}"
 
 
-def print_plan(plan: Estimate, console: Console) -> None:
-    """Print the plan on stdout: cells, cost, disk, and the differences that the seeds can show."""
+def precision_notes(cells: Sequence[BenchCell]) -> list[str]:
+    """What to know of precisions that this machine only emulates, once each."""
+    precisions = dict.fromkeys(cell.recipe.train.precision for cell in cells)
+    return list(filter(None, (precision_note(each, device_type()) for each in precisions)))
+
+
+def print_plan(plan: Estimate, console: Console, notes: Sequence[str] = ()) -> None:
+    """Print the plan on stdout: cells, cost, disk, the differences that the seeds can show, and notes."""
     several = len({line.source for line in plan.lines}) > 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("recipe", "optimizer")[not several :]:
@@ -142,7 +150,7 @@ def print_plan(plan: Estimate, console: Console) -> None:
         names = (line.source, line.optimizer)[not several :]
         table.add_row(*map(Text, names), str(line.cells), str(line.finished), *cost)
     console.print(table)
-    for text in _plan_lines(plan):
+    for text in (*_plan_lines(plan), *notes):
         console.print(Text(text))
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pugdft.cli.launch import is_main_process, launch
-from pugdft.cli.output import given_path
+from pugdft.cli.output import emit, given_path, say
 from pugdft.config import yaml
+from pugdft.errors import ConfigIssue, FaultsError, RunFailed, UserError, collect
 from pugdft.training.launchers import check_variables
 
 
@@ -21,6 +25,12 @@ def command(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Overrides: optimizer.rho=0.1", show_default=False),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of the recipe's, as in bench: 'sam[rho=0.1]+adamw[lr=1e-4]'.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -38,6 +48,9 @@ def command(
     progress: Annotated[
         Literal["text", "json"], typer.Option(help="On stderr: text for people, JSON lines for programs.")
     ] = "text",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show the switches for speed and the versions too.")
+    ] = False,
 ) -> None:
     """Fine-tune a backbone as a recipe says.
 
@@ -49,11 +62,16 @@ def command(
     find_recipe(recipe)
     if not dry_run:
         check_variables()
-    from pugdft.training.run import finetune, read_recipe
-
     texts = list(overrides or [])
     if seed is not None:
         texts.append(f"train.seed={seed}")
+    is_main, is_text = is_main_process(), progress == "text"
+    if is_main and not dry_run and "PUGDFT_LAUNCHER" not in os.environ:
+        _announce(recipe, texts, is_text)
+    from pugdft.training.run import finetune, read_recipe
+
+    if optimizer is not None:
+        texts.insert(0, f"optimizer={json.dumps(_spec_of(optimizer, recipe))}")
     resolved = read_recipe(recipe, texts)
     if dry_run:
         typer.echo(yaml.dump(resolved.as_dict()), nl=False)
@@ -62,21 +80,55 @@ def command(
         options = ["--output", str(output)] if output else []
         options += ["--no-resume"] if no_resume else []
         options += ["--profile"] if profile else []
+        options += ["--verbose"] if verbose else []
         options += ["--progress", progress]
-        raise typer.Exit(launch(num_processes, ["finetune", recipe, *texts, *options]))
+        raise SystemExit(launch(num_processes, ["finetune", recipe, *texts, *options]))
     from pugdft.cli.progress import JsonProgress, ProgressLog, print_summary
 
-    is_main, is_text = is_main_process(), progress == "text"
-    observer = (ProgressLog() if is_text else JsonProgress()) if is_main else None
+    observer = (ProgressLog if is_text else JsonProgress)(verbose) if is_main else None
     record, path = finetune(resolved, output, resume=not no_resume, observer=observer, profile=profile)
     if is_main:
-        if is_text:
+        if not is_text:
+            emit("end", status=record.status, message=record.error, record=str(path))
+        elif record.status == "interrupted":
+            say(str(record.error))
+        else:
             print_summary(record)
         typer.echo(str(path))
         sys.stdout.flush()
     if record.status == "interrupted":
-        raise typer.Exit(143 if "signal 15" in (record.error or "") else 130)
+        # Not typer.Exit, whose 130 is also that of an interruption which nothing has told.
+        raise SystemExit(143 if "signal 15" in (record.error or "") else 130)
     if record.status != "completed":
-        if is_main:
-            print(f"pugdft: the run ended as {record.status}: {record.error}", file=sys.stderr)
-        raise typer.Exit(1)
+        raise RunFailed(f"the run ended as {record.status}: {record.error}" if is_main else "")
+
+
+def _announce(recipe: str, overrides: Sequence[str], is_text: bool) -> None:
+    """Say what is about to run before torch is imported, which takes seconds."""
+    from pugdft.config.load import load_recipe
+
+    try:
+        # Without the optimizer, which needs torch to be read.
+        given = load_recipe(recipe, [text for text in overrides if not text.startswith("optimizer")])
+    except UserError:
+        return  # told with all other faults, once torch is there
+    if is_text:
+        say(f"preparing {given.data.name} and {given.model.name}")
+    else:
+        train = given.train
+        facts = {"epochs": train.epochs, "precision": train.precision, "seed": train.seed}
+        emit("start", model=given.model.name, data=given.data.name, **facts)
+
+
+def _spec_of(text: str, recipe: str) -> dict[str, Any]:
+    """The ``optimizer`` mapping of ``--optimizer`` in place of the recipe's."""
+    from pugdft.bench.optimizer_spec import parse_optimizers
+    from pugdft.training.run import read_recipe
+
+    entries = parse_optimizers(text, "--optimizer")
+    if len(entries) > 1:
+        raise UserError("--optimizer: expected one optimizer; pugdft bench --optimizers compares several")
+    own, faults = read_recipe(recipe).optimizer, list[ConfigIssue]()
+    with collect(faults, f'"{text}"'):
+        return entries[0].spec(own)
+    raise FaultsError("--optimizer", faults)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from io import TextIOWrapper
 from typing import Any
 
@@ -17,8 +18,8 @@ import typer
 
 from pugdft import __version__
 from pugdft.cli import bench, compare, data, doctor, finetune, leaderboard, optimizers, recipes, tune, verify
-from pugdft.cli.launch import end_one_of_several, end_with_the_launcher, is_first_here
-from pugdft.cli.output import LossyStream
+from pugdft.cli.launch import end_one_of_several, end_with_the_launcher, is_first_here, is_main_process
+from pugdft.cli.output import JsonLines, LossyStream, emit
 from pugdft.errors import RunFailed, UserError, undriven
 from pugdft.paths import check_locks
 from pugdft.training.launchers import check_alone
@@ -67,6 +68,7 @@ def _options(
         check_locks()
 
 
+_INTERRUPTED = 130
 _UsageError: type[Exception] = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
@@ -78,10 +80,21 @@ def main() -> None:
         # A name with characters outside the terminal's encoding must not end the command.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    lines = None
     if isinstance(sys.stderr, TextIOWrapper):
-        sys.stderr = LossyStream(sys.stderr)
-    code, message = _run()
-    if message:
+        lines = JsonLines(sys.stderr) if "--progress=json" in "=".join(sys.argv) else None
+        sys.stderr = lines or LossyStream(sys.stderr)
+    try:
+        code, message = _run()
+    except Exception:
+        if lines is None:
+            raise
+        code, message = 1, traceback.format_exc()
+    if lines is not None:
+        if message:
+            emit("message" if code == _INTERRUPTED else "error", message=message)
+        lines.close_with(code, says_end=is_main_process())
+    elif message:
         print(f"pugdft: {undriven(message)}", file=sys.stderr)
     end_one_of_several(code)
     sys.exit(code)
@@ -92,10 +105,13 @@ def _run() -> tuple[int, str]:
     try:
         code = app(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0, ""
+        told = "interrupted" if code == _INTERRUPTED and is_main_process() else ""  # typer ends by Ctrl-C
+        return code if isinstance(code, int) else 0, told
     except _UsageError as error:
         usage: Any = error
         _explain_option(usage)
+        if isinstance(sys.stderr, JsonLines):
+            return usage.exit_code, usage.format_message()
         usage.show()
         return usage.exit_code, ""
     except UserError as error:
@@ -104,7 +120,7 @@ def _run() -> tuple[int, str]:
     except RunFailed as error:
         return 1, str(error)
     except (KeyboardInterrupt, typer.Abort):
-        return 130, "interrupted"
+        return _INTERRUPTED, "interrupted"
     except SystemExit as end:
         # typer exits with 1 when the reader of stdout closes it, as `head` does: that is no failure.
         if type(sys.stdout).__name__ != "PacifyFlushWrapper":

@@ -1,8 +1,13 @@
-"""What commands share: paths, durations, lines on stderr, and a stderr whose reader or disk may be gone."""
+"""What commands share: paths, durations, lines and events on stderr, and streams that stderr may be."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import sys
+import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +34,74 @@ class LossyStream:
     def flush(self) -> None:
         with suppress(OSError):
             self._stream.flush()
+
+
+_EVENT, _END = '{"event": ', '{"event": "end"'
+
+
+def emit(event: str, **facts: Any) -> None:
+    """Print ``{"event": …}`` with its facts as one JSON line on stderr; JSON has no numbers like NaN."""
+    for key, value in facts.items():
+        facts[key] = None if isinstance(value, float) and not math.isfinite(value) else value
+    sys.stderr.write(json.dumps({"event": event, **facts}) + "\n")  # at once, for threads
+    sys.stderr.flush()
+
+
+class JsonLines(LossyStream):
+    """A stream of events only: any other line becomes a ``message``, and ``end`` waits for :meth:`close`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._begun = self._end = ""
+        self._reader: threading.Thread | None = None
+        if stream is sys.__stderr__:
+            self._take_descriptor()
+        warnings.showwarning = lambda message, category, *place, **further: emit(
+            "warning", message=str(message), category=category.__name__
+        )
+
+    def write(self, text: str) -> int:
+        if self._begun and text.startswith(_EVENT):  # a progress bar's line has no end yet
+            text = f"\n{text}"
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._pass(line)
+        return len(text)
+
+    def _pass(self, line: str) -> None:
+        line = line.rstrip("\r").rpartition("\r")[2]  # the last state of a progress bar
+        if line.startswith(_END):
+            self._end = line
+        elif line.strip():
+            is_event = line.startswith(_EVENT)
+            super().write((line if is_event else json.dumps({"event": "message", "message": line})) + "\n")
+            self.flush()
+
+    def _take_descriptor(self) -> None:
+        """Read what C++ code and other processes write to this process's stderr through a pipe."""
+        self._stream = os.fdopen(os.dup(2), "w", encoding="utf-8")
+        reading, writing = os.pipe()
+        os.dup2(writing, 2)
+        os.close(writing)
+
+        def read() -> None:
+            with os.fdopen(reading, encoding="utf-8", errors="replace", newline="\n") as lines:
+                for line in lines:
+                    self._pass(line.rstrip("\n"))
+
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
+
+    def close_with(self, code: int, says_end: bool) -> None:
+        """Write what is left and, as the last line, the event ``end`` with the exit code."""
+        self.write("\n")
+        if self._reader:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            self._reader.join(timeout=1)  # a process that lives on may hold the pipe open
+        if says_end:
+            end = {**json.loads(self._end or _END + "}"), "exit_code": code}
+            super().write(json.dumps(end) + "\n")
+            self.flush()
 
 
 def given_path(text: str | Path) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from typing import Any
 
@@ -11,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from pugdft.cli.output import duration, say
+from pugdft.cli.output import duration, emit
 from pugdft.errors import counted, undriven
 from pugdft.records import RunRecord
 from pugdft.training.trainer import Observer, Position, Totals
@@ -25,6 +23,13 @@ class _TimedObserver(Observer):
 
     _shown = 0.0
 
+    def __init__(self, verbose: bool = False) -> None:
+        self._verbose = verbose
+
+    def on_detail(self, text: str) -> None:
+        if self._verbose:
+            self.on_message(text)
+
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         self._total, self._first, self._begin = total, done, time.monotonic()
 
@@ -33,10 +38,13 @@ class _TimedObserver(Observer):
 
 
 class JsonProgress(_TimedObserver):
-    """``{"event": "progress", "done": …, "total": …, "seconds_left": …}`` twice a second, and epochs."""
+    """``{"event": "progress", "done": …, "total": …, "seconds_left": …}`` twice a second; other events."""
 
     def on_message(self, text: str) -> None:
-        say(text)
+        emit("message", message=text)
+
+    def on_facts(self, event: str, facts: dict[str, Any]) -> None:
+        emit(event, **facts)
 
     def on_step(self, position: Position, totals: Totals, done: float) -> None:
         # Never reads totals, so nothing waits for the device.
@@ -44,24 +52,33 @@ class JsonProgress(_TimedObserver):
             return
         self._shown = time.monotonic()
         left = round(self._seconds_left(done), 1)
-        self._print(event="progress", done=done, total=self._total, seconds_left=left)
+        emit("progress", done=done, total=self._total, seconds_left=left)
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        self._print(event="epoch", **row)
-
-    def _print(self, **event: Any) -> None:
-        print(json.dumps(event), file=sys.stderr, flush=True)
+        emit("epoch", **row)
 
 
 class ProgressLog(_TimedObserver):
     """Progress on stderr: live on a terminal, a plain line every ten seconds elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = False) -> None:
+        super().__init__(verbose)
         self._console = Console(stderr=True, highlight=False)
         self._live: Progress | None = None
 
     def on_message(self, text: str) -> None:
         self._console.print(undriven(text), markup=False, soft_wrap=True)
+
+    def on_facts(self, event: str, facts: dict[str, Any]) -> None:
+        if event == "device":
+            processes = counted(facts["processes"], "process") + " of " if facts["processes"] > 1 else ""
+            where = f"{facts['device_name']}, {processes}{counted(facts['threads'], 'thread')}"
+            text = f"device {facts['device']} ({where}), {facts['precision']}, folder {facts['folder']}"
+        else:
+            images = " and ".join(f"{number:,} {split}" for split, number in facts["images"].items())
+            classes, parameters = counted(facts["classes"], "class"), f"{facts['parameters']:,} parameters"
+            text = f"data: {images} images in {classes}; {parameters}"
+        self.on_message(text)
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         super().on_start(total, done, images_per_step)
@@ -90,7 +107,7 @@ class ProgressLog(_TimedObserver):
             self._live.update(self._task, description=description, completed=done, facts=facts)
         else:
             left = duration(self._seconds_left(done))
-            self.on_message(f"epoch {position.epoch + 1}  {done:g}/{self._total}  {facts}  {left} left")
+            self.on_message(f"epoch {position.epoch + 1}  {round(done)}/{self._total}  {facts}  {left} left")
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         if self._live:

@@ -198,6 +198,33 @@ def proc_field(file: str, field: str) -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), None)
 
 
+def device_name(device_type: str) -> str:
+    """Name this process's GPU, or the processor."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    return proc_field("cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
+def emulates_bf16(device_type: str) -> bool:
+    """Tell whether a device has no instructions for bf16; False where torch cannot tell."""
+    if device_type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device_type == "cpu" else {}
+    return bool(known) and not any(has for name, has in known.items() if "bf16" in name)
+
+
+def precision_note(precision: str, device_type: str) -> str:
+    """What to know of a precision that this device only emulates; empty where it does not."""
+    if precision != "bf16" or not emulates_bf16(device_type):
+        return ""
+    # Measured on two AVX2 cores, forward and backward at 64 px: resnet18 2.8, vit_tiny 6.6 times fp32's time.
+    factor, remedy = "3 to 7 times as long as fp32", "train.precision=fp32"
+    if device_type == "cuda":
+        factor, remedy = "longer than fp16", "train.precision=fp16"
+    place = f"{device_type.upper()} without instructions for bf16"
+    return f"train.precision: bf16 is emulated on this {place} and takes {factor}; {remedy} is faster here"
+
+
 @cache
 def _blas_is_slow() -> bool:
     """Whether torch's BLAS is MKL on a processor that is not Intel's: it takes its slow kernels there."""

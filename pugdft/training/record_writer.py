@@ -20,7 +20,7 @@ from pugdft.data.source import writable
 from pugdft.machine import git_revision
 from pugdft.paths import file_sha256
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
-from pugdft.training.performance import proc_field
+from pugdft.training.performance import device_name, proc_field
 from pugdft.training.setup import RunComponents
 
 _LONGEST_NAME = 64  # characters of a data set's or model's name in a run's; the digest tells runs apart
@@ -126,8 +126,6 @@ def write_outcome(
 def environment_facts(accelerator: Accelerator, precision: str) -> dict[str, Any]:
     """Collect what the record's ``environment`` says of versions and device."""
     device = accelerator.device
-    # Another processor may round differently.
-    processor = proc_field("cpuinfo", "model name") or platform.processor() or platform.machine()
     return {
         "pugdft": version("pugdft"),
         "git": git_revision(),
@@ -135,7 +133,7 @@ def environment_facts(accelerator: Accelerator, precision: str) -> dict[str, Any
         **{package: version(package) for package in ("torch", "timm", "accelerate", "numpy")},
         "platform": platform.system().lower(),
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "device_name": device_name(device.type),  # another processor may round differently
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "precision": precision,

@@ -7,11 +7,14 @@ record of a finished run.
 from __future__ import annotations
 
 import math
+import os
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from pugdft.paths import nearest_folder, write_atomically
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
 from pugdft.training import distributed
 from pugdft.training.checkpoint import CheckpointManager, RestartLog, load_checkpoint, remove_checkpoints
-from pugdft.training.performance import rounding_of
+from pugdft.training.performance import device_name, precision_note, rounding_of
 from pugdft.training.profiler import Profile
 from pugdft.training.record_writer import build_record, run_id, write_outcome
 from pugdft.training.setup import (
@@ -92,8 +95,12 @@ def finetune(
         return finished, folder / RECORD_NAME
     with _usable(folder), tempfile.TemporaryFile(dir=nearest_folder(folder)):
         pass  # images are not decoded for a folder that cannot be written
-    prepare_device(recipe)
-    observer.on_message(f"preparing {recipe.data.name} and {recipe.model.name}")
+    kind, precision = prepare_device(recipe), recipe.train.precision
+    facts = {"device": kind, "device_name": device_name(kind), "threads": torch.get_num_threads()}
+    facts |= {"processes": int(os.environ.get("WORLD_SIZE", "1")), "precision": precision}
+    observer.on_facts("device", {**facts, "folder": str(folder)})
+    if note := precision_note(precision, kind):
+        observer.on_message(note)
     restart_log = RestartLog.read(folder) if resume else RestartLog(folder)
     restart_log.micro_batch_size = restart_log.micro_batch_size or micro_batch_size
     # In this order: while one process decodes or downloads, the others wait for its file lock, which has no
@@ -103,7 +110,13 @@ def finetune(
     distributed.raise_together(accelerator, error)
     assert loaded is not None
     components = assemble(recipe, accelerator, *loaded, restart_log.micro_batch_size)
-    observer.on_message(f"performance: {components.switches}")
+    sizes = {"training": len(components.training.images)}
+    sizes |= {split: len(batches.images) for split, batches in components.evaluations.items()}
+    counts = {"classes": len(components.store.classes), "parameters": components.backbone.num_parameters}
+    observer.on_facts("data", {"images": sizes, **counts})
+    observer.on_detail(f"performance: {components.switches}")
+    versions = ", ".join(f"{each} {version(each)}" for each in ("pugdft", "torch", "timm", "accelerate"))
+    observer.on_detail(f"versions: {versions}")
     profiler = Profile(folder if profile and accelerator.is_main_process else None, components.device)
     # The folder is claimed only now: an error found until here leaves nothing behind.
     lock, error = None, None
@@ -164,8 +177,11 @@ class Run:
         try:
             with self.stop_signal, self.profile.running():
                 if not self._train_epochs():
-                    number = self.stop_signal.received
-                    return "interrupted", f"stopped by signal {number}; the same command goes on"
+                    unit = "gradient pass" if self.recipe.train.budget == "passes" else "update"
+                    place = f"{unit} {round(trainer.spent(position)):,} of {trainer.total:,}"
+                    is_term = self.stop_signal.received == signal.SIGTERM
+                    told = " (signal 15)" if is_term else ""
+                    return "interrupted", f"stopped after {place}; the same command goes on{told}"
             self.divergence.check_end(position.steps)
             optimizer = self.components.optimizer
             if optimizer.method.perturbs and not optimizer.num_two_pass_steps:
@@ -175,7 +191,8 @@ class Run:
             last_good = self.checkpoints.with_saved_step(", the last good checkpoint is of update {}")
             return "diverged", f"{error}{last_good}"
         except KeyboardInterrupt:
-            return "interrupted", "stopped by a second Ctrl-C; the same command goes on from the checkpoint"
+            goes_on = self.checkpoints.with_saved_step("; the same command goes on from update {}")
+            return "interrupted", f"stopped by a second Ctrl-C{goes_on}"
         except BaseException as error:
             if distributed.is_out_of_memory(error):
                 return self._out_of_memory(error)

@@ -70,6 +70,12 @@ class Observer:
     def on_message(self, text: str) -> None:
         """Called with a message for people, such as the data being decoded."""
 
+    def on_detail(self, text: str) -> None:
+        """Called with a message that few people need, such as the switches for speed."""
+
+    def on_facts(self, event: str, facts: dict[str, Any]) -> None:
+        """Called with what is known: first ``device``, precision and folder, then ``data`` and model."""
+
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         """Called when training begins after ``done`` of ``total`` updates (or gradient passes)."""
 

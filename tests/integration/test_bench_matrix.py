@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from pugdft.errors import UserError
 from pugdft.optim import resolve_spec
 from pugdft.paths import claimed
 from pugdft.records import RunRecord, read_record, write_record
-from pugdft.training.run import finetune, read_recipe
+from pugdft.training.run import finetune
 from pugdft.training.trainer import lr_factor
 
 BASE = {"name": "sgd", "lr": 0.05}
@@ -447,17 +446,3 @@ def test_a_plan_that_cannot_run_says_why(
     assert done.code == 2
     assert "train.batch_size: 9999 is more than" in done.err
     assert "Traceback" not in done.err
-
-
-@pytest.mark.slow
-def test_progress_for_programs_is_one_json_object_a_line(
-    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pugdft.cli.progress._SECONDS", 0.0)
-    done = call(("finetune", str(recipe_file), "--progress", "json"))
-    events = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
-    assert {event["event"] for event in events} == {"progress", "epoch"}
-    epochs = [event for event in events if event["event"] == "epoch"]
-    assert [event["epoch"] for event in epochs] == [1, 2]
-    assert read_recipe(recipe_file).train.epochs == 2

@@ -181,6 +181,10 @@ def _listen(stream: IO[str], cell: BenchCell, watcher: Watcher) -> None:
             watcher.on_line(cell, line.rstrip("\n"))
         elif event["event"] == "progress":
             watcher.on_progress(cell, event["done"], event["total"], event["seconds_left"])
+        elif event["event"] in ("message", "warning", "error"):
+            start = "pugdft: " if event["event"] == "error" else ""
+            for each in f"{start}{event['message']}".split("\n"):
+                watcher.on_line(cell, each)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from PIL import Image
 
 # What may stand before the message: what is being done, and files that a table could do without.
 _PROGRESS = re.compile(
-    r"preparing |performance: |left out: |\d+ records? left out|\d+ good, \d+ with problems|"
+    r"preparing |device |data: |left out: |train.precision: bf16 is emulated |\d+ records? left out|"
+    r"\d+ good, \d+ with problems|"
     r"the recipe holds no images|images: no test image of |"
     r"runs: no record\.yaml below it|runs/\w+/record\.yaml: "
 )
