@@ -151,7 +151,8 @@ def load(
     contents = source.read() if classes is None else None
     if contents is not None:
         classes = contents.classes
-        check_batch(recipe, contents.train.size, int(os.environ.get("WORLD_SIZE", "1")))
+        if contents.train.size:  # an empty split is refused with its own words
+            check_batch(recipe, contents.train.size, int(os.environ.get("WORLD_SIZE", "1")))
     has_own_weights = isinstance(recipe.model.pretrained, str)
     with attention_of(pick(recipe, device_type())):
         # Whether a head of given weights is kept may depend on the images' digest.

@@ -90,7 +90,7 @@ FOLDERS = [
     where("no name", "", "data.name: is empty"),
     where("no folder", "./nowhere", "data.name: no such folder"),
     where("no such home", "~nobody_here/x", "data.name: ~nobody_here is no home folder"),
-    where("a file", "r.yaml", "data.name: no such folder"),
+    where("a file", "r.yaml", "data.name: r.yaml is a file; of files, only .csv and .tsv are read"),
     where("a long name", "x" * 5000, "xxx", longest=6000),
     where("controls in the name", "\x1b[31mred", "data.name: no such folder"),
     where(
@@ -107,7 +107,7 @@ FOLDERS = [
         lines=5,
     ),
     Case("data prepare unknown", ("data", "prepare", "nowhere"), ("data.name: no such folder",)),
-    Case("data verify a file", ("data", "verify", "r.yaml"), ("data.name: no such folder",), recipe()),
+    Case("data verify a file", ("data", "verify", "r.yaml"), ("data.name: r.yaml is a file",), recipe()),
     Case(
         "data prepare of 4 pixels",
         ("data", "prepare", "images", "--image-size", "4"),
