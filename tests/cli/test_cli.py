@@ -82,7 +82,7 @@ def test_a_second_run_in_a_folder_at_work_is_refused(
     command = ("finetune", str(recipe_file), "train.epochs=5", "--output", "o")
     start(*command, stops=0, cwd=tmp_path).stopped()
     second = pugdft(*command, cwd=tmp_path)
-    assert second.returncode == 2
+    assert second.returncode == 5  # busy: the same command later may find it finished
     assert "o: another process is running here" in second.stderr
 
 
