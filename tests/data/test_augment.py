@@ -427,7 +427,7 @@ def test_a_random_resized_crop_takes_the_place_of_the_default_crop_only(small_re
         ("random_resized_crop={scale: [0.5, 0.2]}", r"crop.scale: must be \[low, high\] with 0 < low ≤ high"),
         ("random_resized_crop={ratio: [1]}", r"crop.ratio: must be \[low, high\]"),
         ("random_resized_crop={rato: [1, 2]}", r'unknown key. Known: scale, ratio. Did you mean "ratio"'),
-        ("random_resized_crop=0.5", r"must be a mapping, such as \{scale: \[0.08, 1\]\}, not 0.5"),
+        ("random_resized_crop=0.5", r"must be a mapping, such as \{scale: …\}, not 0.5"),
         ("cutout=-1", r"cutout: must be at least 0"),
         ("mixup=true", r"mixup: must be a number"),
         ("cutmix=.inf", r"cutmix: must be a finite number"),
