@@ -154,19 +154,22 @@ def load(
         if contents.train.size:  # an empty split is refused with its own words
             check_batch(recipe, contents.train.size, int(os.environ.get("WORLD_SIZE", "1")))
     has_own_weights = isinstance(recipe.model.pretrained, str)
+    build = partial(build_model, recipe.model, image_size=data.image_size, seed=recipe.train.seed)
     with attention_of(pick(recipe, device_type())):
-        # Whether a head of given weights is kept may depend on the images' digest.
-        store = cache.prepare(source, data.image_size, data.storage, on_message) if has_own_weights else None
-        known = (store.classes, store.sha256) if store else (classes or (), None)
-        size = len(known[0])
-        backbone = build_model(recipe.model, size, data.image_size, recipe.train.seed, *known)
-    if on_message and (has_own_weights or recipe.model.head != "auto" or backbone.head.startswith("kept")):
-        on_message(f"model.head: {backbone.head}")
+        backbone = build(num_classes=len(classes or ()), class_names=classes or (), data_sha256=None)
     if output is not None and recipe.train.evaluate == "all":
         _check_room(output, 4 * backbone.num_parameters)
     if contents is not None:
         _try_optimizer(recipe, backbone, has_validation="validation" in contents.splits)
-    return store or cache.prepare(source, data.image_size, data.storage, on_message), backbone
+    store = cache.prepare(source, data.image_size, data.storage, on_message)
+    if has_own_weights:  # whether their head is kept may depend on the images' digest
+        with attention_of(pick(recipe, device_type())):
+            size, names = len(store.classes), store.classes
+            backbone = build(num_classes=size, class_names=names, data_sha256=store.sha256)
+    # A tag's weights are of other classes: that their head is new goes without saying.
+    if on_message and (has_own_weights or recipe.model.head != "auto" or backbone.head.startswith("kept")):
+        on_message(f"model.head: {backbone.head}")
+    return store, backbone
 
 
 def _try_optimizer(recipe: Recipe, backbone: Backbone, has_validation: bool) -> None:
