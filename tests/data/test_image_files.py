@@ -308,6 +308,7 @@ def test_a_run_says_that_it_reads_files_unasked(
     observer = Observer()
     observer.on_message = said.append  # type: ignore[method-assign]
     disk(monkeypatch, 10**9, 10**5)
+    monkeypatch.setattr("pugdft.training.setup._check_room", lambda *_: None)  # for the weights
     record, _, _ = run(photos, tmp_path / "run", "train.epochs=1", "data.workers=0", observer=observer)
     assert record.status == "completed"
     assert [each for each in said if "decoded from their files each time" in each]

@@ -309,6 +309,7 @@ def test_a_run_says_and_records_what_was_picked_and_restores_flags(
 ) -> None:
     small_recipe["train"] |= {"performance": {"matmul": "bf16"}, "epochs": 1}
     before, fused, messages = precision_flags(), timm.layers.use_fused_attn(), Messages()
+    messages.on_detail = messages.on_message  # type: ignore[method-assign]
     record, _ = finetune(read_recipe(small_recipe), tmp_path / "run", observer=messages)
     assert precision_flags() == before
     assert timm.layers.use_fused_attn() is fused

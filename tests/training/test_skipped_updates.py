@@ -116,7 +116,10 @@ def test_a_trace_would_be_noticed(
 ) -> None:
     """The negative control of the test above."""
     blind = SimpleNamespace(
-        isfinite=lambda tensor: torch.ones_like(tensor, dtype=torch.bool), where=torch.where, lerp=torch.lerp
+        isfinite=lambda tensor: torch.ones_like(tensor, dtype=torch.bool),
+        where=torch.where,
+        lerp=torch.lerp,
+        strided=torch.strided,
     )
     if lost == "weights":
         monkeypatch.setattr(BufferGuard, "after_step", lambda self: None)
