@@ -154,9 +154,9 @@ def load(
         if contents.train.size:  # an empty split is refused with its own words
             check_batch(recipe, contents.train.size, int(os.environ.get("WORLD_SIZE", "1")))
     has_own_weights = isinstance(recipe.model.pretrained, str)
-    build = partial(build_model, recipe.model, image_size=data.image_size, seed=recipe.train.seed)
+    num_classes, seed = len(classes or ()), recipe.train.seed
     with attention_of(pick(recipe, device_type())):
-        backbone = build(num_classes=len(classes or ()), class_names=classes or (), data_sha256=None)
+        backbone = build_model(recipe.model, num_classes, data.image_size, seed, classes or ())
     if output is not None and recipe.train.evaluate == "all":
         _check_room(output, 4 * backbone.num_parameters)
     if contents is not None:
@@ -164,8 +164,8 @@ def load(
     store = cache.prepare(source, data.image_size, data.storage, on_message)
     if has_own_weights:  # whether their head is kept may depend on the images' digest
         with attention_of(pick(recipe, device_type())):
-            size, names = len(store.classes), store.classes
-            backbone = build(num_classes=size, class_names=names, data_sha256=store.sha256)
+            known = (store.classes, store.sha256)
+            backbone = build_model(recipe.model, len(store.classes), data.image_size, seed, *known)
     # A tag's weights are of other classes: that their head is new goes without saying.
     if on_message and (has_own_weights or recipe.model.head != "auto" or backbone.head.startswith("kept")):
         on_message(f"model.head: {backbone.head}")
