@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 from collections.abc import Sequence
@@ -65,8 +66,9 @@ def record(
     return RunRecord.model_validate(fields)
 
 
-def facts(name: str, sha256: str = "ab" * 32, num_images: int = 10_000) -> dict[str, Any]:
-    """A record's ``data``."""
+def facts(name: str, sha256: str | None = None, num_images: int = 10_000) -> dict[str, Any]:
+    """A record's ``data``; by default data sets of different names hold different images."""
+    sha256 = sha256 or ("ab" * 32 if name == "cifar10" else hashlib.sha256(name.encode()).hexdigest())
     return {"name": name, "classes": 10, "sizes": {"train": 50_000, "test": num_images}, "sha256": sha256}
 
 
