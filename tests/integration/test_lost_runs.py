@@ -40,8 +40,8 @@ def test_a_loss_that_is_no_number_does_not_rank() -> None:
     assert [(entry.rank_low, entry.rank_high) for entry in group.entries] == [(1, 1), (None, None)]
     sam = entry_of(group, "sam")
     assert (sam.num_seeds, sam.unfinished, sam.top1) == (0, {"diverged": 2}, None)
-    assert sam.notes == ("the loss of seed 0, 1 is not a number: counted as diverged",)
-    assert "sam: the loss of seed 0, 1 is not a number: counted as diverged." in remarks(group)
+    assert sam.notes == ("the loss of seed 0, 1 is not a number up to 1e+100: counted as diverged",)
+    assert "sam: the loss of seed 0, 1 is not a number up to 1e+100: counted as diverged." in remarks(group)
     alone = only_group(lost(SAM, 0)).entries[0]
     assert (alone.rank_low, alone.rank_high) == (None, None)
 
@@ -58,12 +58,10 @@ def test_beside_good_seeds_it_is_a_seed_that_diverged() -> None:
     assert "sam: 1 diverged; not in its mean." in remarks(group)
 
 
-def test_by_the_loss_itself_it_has_no_figure_and_ranks_last() -> None:
+def test_by_the_loss_itself_it_is_a_seed_that_diverged_too() -> None:
     (group,) = build_leaderboard(loaded([lost(SAM, 0), record(SAM, 1), record(SGD, 0)]), metric="loss")
-    assert [entry.label for entry in group.entries] == ["sgd", "sam"]
     sam = entry_of(group, "sam")
-    assert (sam.rank_low, sam.rank_high, sam.summary("loss"), sam.unfinished) == (2, 2, None, {})
-    assert sam.notes == ("no valid loss for seed 0: ranked last",)
+    assert (sam.num_seeds, sam.unfinished) == (1, {"diverged": 1})
 
 
 def test_a_seed_that_ran_again_and_went_well_counts() -> None:
@@ -72,13 +70,13 @@ def test_a_seed_that_ran_again_and_went_well_counts() -> None:
     assert not any("not ranked above" in note for note in entry.notes)
 
 
-def test_a_loss_without_end_is_of_images_not_of_the_network(tmp_path: Path) -> None:
+def test_a_loss_without_end_counts_as_diverged_too(tmp_path: Path) -> None:
     runs = stored(tmp_path, [True] * 9 + [False], SGD)
     assert runs.record.metrics is not None
     assert runs.record.metrics.test is not None
     runs.record.metrics.test.loss = math.inf
     (group,) = build_leaderboard([runs])
-    assert (group.entries[0].num_seeds, group.entries[0].rank_low) == (1, 1)
+    assert (group.entries[0].num_seeds, group.entries[0].rank_low) == (0, None)
 
 
 def test_it_is_no_side_of_a_comparison_and_no_gate_holds_beside_it() -> None:
