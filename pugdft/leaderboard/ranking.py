@@ -292,8 +292,8 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
 
 def _by_epoch(history: Sequence[Mapping[str, Any]]) -> _History:
     """Index rows by epoch; of several rows of one epoch the last counts."""
-    epochs = _numbers([row.get("epoch") for row in history], (1, 1e9)).tolist()
-    return {int(epoch): row for epoch, row in zip(epochs, history, strict=True) if epoch % 1 == 0}
+    rows = [row for row in history if _is_within(row.get("epoch"), 1, 1e9)]
+    return {int(row["epoch"]): row for row in rows if row["epoch"] % 1 == 0}
 
 
 def _mean_curve(histories: Sequence[_History]) -> tuple[CurvePoint, ...]:
@@ -324,12 +324,18 @@ def _top1_at(
     budgets = [budget / average * (total or 0.0) if average else budget for total in totals]
     last = []
     for history, own in zip(histories, budgets, strict=True):
-        rows = [history[epoch] for epoch in sorted(history)]
-        spent = _numbers([row.get(cost) for row in rows], (0.0, own * (1 + _SLACK)))
-        top1 = _numbers([row.get("test_top1") for row in rows], (0.0, 1.0))
-        known = top1[~np.isnan(spent + top1)].tolist()
-        last.append(known[-1] if known else None)
+        within = (
+            history[epoch]["test_top1"]
+            for epoch in sorted(history, reverse=True)
+            if _is_within(history[epoch].get(cost), 0.0, own * (1 + _SLACK))
+            and _is_within(history[epoch].get("test_top1"), 0.0, 1.0)
+        )
+        last.append(next(within, None))
     return _mean_of(last)
+
+
+def _is_within(value: Any, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low <= value <= high
 
 
 def _numbers(values: Sequence[Any], bounds: tuple[float, float]) -> np.ndarray:
