@@ -15,6 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -120,6 +121,11 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def exhaust(batches: Callable[[], Iterable[object]]) -> None:
+    for _ in batches():
+        pass
+
+
 def shuffled(names: list[Any], round_number: int) -> Iterator[Any]:
     random = np.random.default_rng(round_number)
     return (names[index] for index in random.permutation(len(names)))
@@ -147,7 +153,7 @@ def main() -> None:
     for round_number in range(-1, arguments.rounds):  # the first one warms up
         for key in shuffled(list(contenders), round_number + 1):
             torch.set_num_threads(key[1])
-            seconds = seconds_of(lambda key=key: sum(1 for _ in contenders[key]()))
+            seconds = seconds_of(partial(exhaust, contenders[key]))
             if round_number >= 0:
                 rates[key].append(len(pixels) / seconds)
         for threads in arguments.threads:

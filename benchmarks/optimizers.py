@@ -40,7 +40,7 @@ try:
 except ImportError:
     pytorch_optimizer = None
 
-BASE = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}
+BASE: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}
 ROUNDS = {"resnet18": 30, "deit_base_patch16_224": 8}
 LOOK_EVERY = 5
 """LookSAM's k, for pugdft's and the peer's: one sample of either is a whole cycle, given per step."""

@@ -33,7 +33,11 @@ from pugdft.training.setup import RunComponents, assemble, load, make_accelerato
 from pugdft.training.trainer import Position, Totals, Trainer
 
 BASE = {"name": "sgd", "lr": 0.001, "momentum": 0.9}
-SPECS = {"sgd": BASE, "sam": {"name": "sam", "base": BASE}, "pugd": {"name": "pugd", "base": BASE}}
+SPECS: dict[str, dict[str, Any]] = {
+    "sgd": BASE,
+    "sam": {"name": "sam", "base": BASE},
+    "pugd": {"name": "pugd", "base": BASE},
+}
 WARM_UP, TIMED = 1, 2
 
 

@@ -99,7 +99,7 @@ def train_with_pugdft(task: Task, overrides: list[str], profile: bool = False) -
     from pugdft.training.trainer import Observer
 
     class Clock(Observer):
-        def on_step(self, position: Any, totals: Any, done: int) -> None:
+        def on_step(self, position: Any, totals: Any, done: float) -> None:
             print(f"update {time.time()}", flush=True)
 
         def on_message(self, text: str) -> None:
@@ -184,7 +184,8 @@ def measure(program: str, task: Task) -> Measured:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         try:
-            moments, last_update, shares, said, spent = [], 0, None, [], []
+            moments, last_update, shares, said = list[float](), 0, None, list[str]()
+            spent: list[float] = []
             assert process.stdout is not None
             for line in process.stdout:
                 said.append(line)

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
-from rich.filesize import pick_unit_and_suffix
 
 import pugdft
 from pugdft.data import health
-from pugdft.errors import ConfigIssue, UserError, collect, counted, refuse
+from pugdft.errors import ConfigIssue, UserError, collect, counted, human_bytes, refuse
 from pugdft.machine import git_revision, usable_cores
 from pugdft.paths import cache_folder, data_folder, flock, stay_offline_without_network, weights_folder
 
@@ -111,12 +110,6 @@ def run_in_time(name: str, checks: Iterable[Check], seconds: float = 10.0, remed
     thread.start()
     thread.join(seconds)
     return list(found)
-
-
-def size(num_bytes: float) -> str:
-    """Write a number of bytes with a unit: ``1.2 GiB``."""
-    unit, name = pick_unit_and_suffix(int(num_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"], 1024)
-    return f"{num_bytes / unit:.{int(num_bytes < 10 * unit and unit > 1)}f} {name}"
 
 
 _MARK = "pugdft-doctor "
@@ -260,16 +253,16 @@ _LOW_SHARED_MEMORY = 256 * 2**20
 def check_memory() -> Iterator[Check]:
     """Check the memory of the machine, or of the container if that is less."""
     memory = psutil.virtual_memory()
-    free, whole = memory.available, size(memory.total)
+    free, whole = memory.available, human_bytes(memory.total)
     for limit in _container_limit("memory.max"):
         free = max(0, min(free, limit - sum(_container_limit("memory.current"))))
-        whole += f" (the container's limit is {size(limit)})"
+        whole += f" (the container's limit is {human_bytes(limit)})"
     state: State = "note" if free < _LITTLE_SPACE else "ok"
-    text = f"{size(free)} of {whole} available"
+    text = f"{human_bytes(free)} of {whole} available"
     yield Check(state, "RAM", text, "end other programs; runs take 1 GiB or more")
     shared = "/dev/shm"  # noqa: S108 - asked for its size only
     if os.path.isdir(shared) and (total := shutil.disk_usage(shared).total) < _LOW_SHARED_MEMORY:
-        text = f"{size(total)}: little for data.auto_augment's workers and for several GPUs"
+        text = f"{human_bytes(total)}: little for data.auto_augment's workers and for several GPUs"
         yield Check("note", "shared memory", text, "docker run --ipc=host, or --shm-size=1g")
 
 
@@ -325,10 +318,10 @@ def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:
 
     module: Any = getattr(torch, kind)
     if kind == "mps":
-        words = ["Apple GPU", size(module.recommended_max_memory())]
+        words = ["Apple GPU", human_bytes(module.recommended_max_memory())]
     else:
         properties = module.get_device_properties(index)
-        words = [properties.name, size(properties.total_memory)]
+        words = [properties.name, human_bytes(properties.total_memory)]
     if kind == "cuda":
         bf16 = "bf16" if properties.major >= 8 else "no bf16"
         words.append(f"capability {properties.major}.{properties.minor}, {bf16}")
@@ -338,7 +331,7 @@ def check_device(kind: str, index: int, driver: str | None) -> Iterator[Check]:
         if (product := float((ones @ ones).sum())) != 64**3:
             raise ArithmeticError(f"a product of ones sums to {product:g} instead of {64**3}")
     if kind == "cuda":
-        words[1] = f"{size(module.mem_get_info(index)[0])} of {words[1]} free"
+        words[1] = f"{human_bytes(module.mem_get_info(index)[0])} of {words[1]} free"
     yield Check("ok", f"{kind}:{index}", ", ".join(words))
 
 
@@ -442,7 +435,7 @@ def check_folder(name: str, choose: Callable[[], Path], another: str, written: b
     free, kind = shutil.disk_usage(place).free, file_system(folder)
     where = str(folder) if folder == place else f"{folder}, to be made"
     how = "locks work" if written else "readable"
-    check = Check("ok", name, ", ".join(filter(None, (where, f"{size(free)} free", kind, how))))
+    check = Check("ok", name, ", ".join(filter(None, (where, f"{human_bytes(free)} free", kind, how))))
     if written and free < _LITTLE_SPACE:
         check = replace(check, state="note", remedy=f"free some space, or {another}")
     elif written and kind.startswith(_OF_A_NETWORK):
@@ -468,7 +461,7 @@ def check_stores(deep: bool = False) -> Iterator[Check]:
     stores = health.find_stores(cache_folder() / "stores")
     for folder in stores:
         faults: list[ConfigIssue] = []
-        where = f"{size(health.bytes_below(folder))}, {folder}"
+        where = f"{human_bytes(health.bytes_below(folder))}, {folder}"
         with collect(faults):
             right = "every pixel right" if deep else "shapes and sizes right"
             yield Check("ok", "store", f"{health.check_store(folder, deep)}, {right}, {where}")
@@ -483,14 +476,14 @@ def check_leftovers(clean: bool = False) -> Iterator[Check]:
     """Check for what killed preparations of data left in the cache; ``clean`` removes it."""
     found = health.leftovers(cache_folder() / "stores")
     noun = "folder or lock" if len(found) == 1 else "folders or locks"
-    what = f"{len(found)} {noun} of killed preparations, {size(sum(map(health.bytes_below, found)))}"
+    what = f"{len(found)} {noun} of killed preparations, {human_bytes(sum(map(health.bytes_below, found)))}"
     if not found:
         yield Check("ok", "leftovers", "none; nothing to clean" if clean else "none")
     elif not clean:
         yield Check("note", "leftovers", what, "pugdft data clean")
     else:
         freed, faults = health.remove_leftovers(found)
-        yield Check("ok", "cleaned", f"{size(freed)} freed: {what}")
+        yield Check("ok", "cleaned", f"{human_bytes(freed)} freed: {what}")
         for each in faults:
             yield Check("problem", "leftover", f"could not be removed: {each}", "remove it by hand")
 
@@ -520,24 +513,24 @@ class RecipeNeeds:
         place = data_folder() / data.name if data.name in DATASETS else Path(data.name).expanduser()
         num_bytes = health.bytes_below(place) if place.exists() else 0
         if num_bytes > _LARGEST_READ:
-            text = f"{place}, more than {size(_LARGEST_READ)}: too much to read now"
+            text = f"{place}, more than {human_bytes(_LARGEST_READ)}: too much to read now"
             yield Check("note", "data", text, f"pugdft data prepare {data.name}")
             return
         source = open_source(data.name, data.test, data.split_names)
-        yield Check("ok", "data", f"{data.name}, {size(num_bytes)}" if num_bytes else data.name)
+        yield Check("ok", "data", f"{data.name}, {human_bytes(num_bytes)}" if num_bytes else data.name)
         store = find_store(stores, source, data.image_size) if data.storage != "files" else None
         state: State = "ok"
         if store:
             self.num_classes, num_train = len(store.classes), len(store.labels("train"))
             num_images, side = num_train + len(store.labels("test")), store.images("train").shape[1]
-            text = f"{num_images:,} images of {side}², {size(health.bytes_below(store.folder))}"
+            text = f"{num_images:,} images of {side}², {human_bytes(health.bytes_below(store.folder))}"
         else:
             contents, text = source.read(), "never: data.storage is files"
             self.num_classes, num_train = len(contents.classes), contents.train.size
             num_images = num_train + contents.test.size
             height, width, _ = decode(next(contents.train.samples())).shape
             side = width if height == width <= data.image_size else data.image_size
-            taken = f"{counted(num_images, 'image')} will take {size(num_images * 3 * side**2)}"
+            taken = f"{counted(num_images, 'image')} will take {human_bytes(num_images * 3 * side**2)}"
             if data.storage != "files":
                 state, text = "note", f"{taken}, too much for this disk: files will be decoded each time"
                 with suppress(NoRoom):
@@ -571,12 +564,12 @@ class RecipeNeeds:
         source = f"{backbone.tag}, loaded" if backbone.tag else "random: model.pretrained is false"
         num_bytes = sum(tensor.nbytes for tensor in backbone.model.state_dict().values())
         number = f"{backbone.num_parameters / 1e6:.1f} M parameters"
-        yield Check("ok", "weights", f"{source}; {number}, {size(num_bytes)}")
+        yield Check("ok", "weights", f"{source}; {number}, {human_bytes(num_bytes)}")
         # A run keeps two checkpoints while it writes the third. Beside the weights, each holds up to three
         # times as much, for AdamW and the method.
         free, least = shutil.disk_usage(existing(self.folder)).free, 3 * num_bytes
         if free < 4 * least:
-            text = f"a run's checkpoints take up to {size(4 * least)}, {size(free)} are free"
+            text = f"a run's checkpoints take up to {human_bytes(4 * least)}, {human_bytes(free)} are free"
             state: State = "problem" if free < least else "note"
             yield Check(state, "room", text, f"free some space, or {_ANOTHER_OUTPUT}")
 

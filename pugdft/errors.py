@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from rich.filesize import pick_unit_and_suffix
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: recipe, option, data, weights, output folder (exit code 2)."""
@@ -118,6 +120,12 @@ def counted(number: int, noun: str) -> str:
     """``1 image``, ``2 images``; ``2 classes`` for a noun that ends in s."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def human_bytes(num_bytes: float) -> str:
+    """A number of bytes with a unit: ``1.2 GiB``."""
+    unit, name = pick_unit_and_suffix(int(num_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"], 1024)
+    return f"{num_bytes / unit:.{int(num_bytes < 10 * unit and unit > 1)}f} {name}"
 
 
 def undriven(text: str) -> str:

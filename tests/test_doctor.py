@@ -35,6 +35,7 @@ from pugdft.data.cache import prepare
 from pugdft.data.datasets import DATASETS, open_source
 from pugdft.data.health import check_store, leftovers, remove_leftovers
 from pugdft.doctor import Check, RecipeNeeds, run_check
+from pugdft.errors import human_bytes
 from pugdft.training.checkpoint import save_checkpoint
 from pugdft.training.run import finetune, read_recipe
 
@@ -70,7 +71,7 @@ def test_text_is_fit_to_be_published(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sizes() -> None:
-    sizes = [doctor.size(each) for each in (0, 999, 1536, 20 * 2**20, 1.5 * 2**40)]
+    sizes = [human_bytes(each) for each in (0, 999, 1536, 20 * 2**20, 1.5 * 2**40)]
     assert sizes == ["0 bytes", "999 bytes", "1.5 KiB", "20 MiB", "1.5 TiB"]
 
 

@@ -15,7 +15,7 @@ from pugdft.bench.estimate import Estimate
 from pugdft.bench.executors.local import Watcher, cell_status, cell_top1
 from pugdft.bench.grid import BenchCell
 from pugdft.cli.output import duration
-from pugdft.errors import counted
+from pugdft.errors import counted, human_bytes
 from pugdft.training.performance import precision_note
 from pugdft.training.setup import device_type
 
@@ -146,7 +146,7 @@ def print_plan(plan: Estimate, console: Console, notes: Sequence[str] = ()) -> N
         if line.updates is not None:
             bound = "≤ " if line.passes_are_bound else ""
             cost = [f"{line.updates:,}", f"{bound}{line.passes:,}"]
-            cost += [duration(line.seconds or 0.0), _megabytes(line.disk_bytes or 0)]
+            cost += [duration(line.seconds or 0.0), human_bytes(line.disk_bytes or 0)]
         names = (line.source, line.optimizer)[not several :]
         table.add_row(*map(Text, names), str(line.cells), str(line.finished), *cost)
     console.print(table)
@@ -163,8 +163,8 @@ def _plan_lines(plan: Estimate) -> list[str]:
     lines = [f"{counted(stuck, 'cell')} cannot run here; the sums below leave them out."] if stuck else []
     lines += [
         f"{left} cells to run, about {duration(seconds)}{hours} one after another on this machine.",
-        f"Disk: about {_megabytes(disk)}, {_megabytes(plan.checkpoint_bytes)} of it while a cell runs; "
-        f"{_megabytes(plan.free_bytes)} are free.",
+        f"Disk: about {human_bytes(disk)}, {human_bytes(plan.checkpoint_bytes)} of it while a cell runs; "
+        f"{human_bytes(plan.free_bytes)} are free.",
     ]
     if disk > plan.free_bytes:
         lines.append("That does not fit: choose another --output, or make room.")
@@ -193,7 +193,3 @@ def _marked(cell: BenchCell, state: str) -> str:
 def _relative_passes(cell: BenchCell) -> float:
     """The cost of a cell among those of its recipe."""
     return 1.0 if cell.recipe.train.budget == "passes" else cell.passes_per_update
-
-
-def _megabytes(number: int) -> str:
-    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"

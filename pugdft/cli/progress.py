@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from pugdft.cli.output import duration, emit
-from pugdft.errors import counted, undriven
+from pugdft.errors import counted, human_bytes, undriven
 from pugdft.records import RunRecord
 from pugdft.training.trainer import Observer, Position, Totals
 
@@ -143,7 +143,7 @@ def print_summary(record: RunRecord) -> None:
     train = f"{duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"
     table.add_row("training time", train)
     table.add_row("evaluation time", duration(cost.eval_seconds))
-    table.add_row("peak memory", f"{cost.peak_memory_bytes / 2**20:,.0f} MiB")
+    table.add_row("peak memory", human_bytes(cost.peak_memory_bytes))
     table.add_row("two-pass updates", f"{method.two_pass_fraction:.0%}")
     if method.mean_perturbation_norm is not None and method.mean_gradient_cosine is not None:
         table.add_row("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}")

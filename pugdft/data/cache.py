@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pugdft.data.decode import NotNative, decode, decoded_images, kept_name
 from pugdft.data.source import SPLITS, Contents, EncodedImage, Source, Split, writable
-from pugdft.errors import RunFailed, UserError, reason, refuse
+from pugdft.errors import RunFailed, UserError, human_bytes, reason, refuse
 from pugdft.machine import usable_cores
 from pugdft.paths import cache_subfolder, write_atomically
 
@@ -58,7 +58,7 @@ def check_room(folder: Path, source: Source, num_bytes: int, keeps_reserve: bool
     usage = shutil.disk_usage(folder)
     if not usage.total:  # not every file system can tell
         return
-    needed, free = (f"{each / 2**30:,.2f} GiB" for each in (num_bytes, usage.free))
+    needed, free = map(human_bytes, (num_bytes, usage.free))
     found = f"{source.name} takes {needed} decoded, {free} are free in {folder}"
     is_small = num_bytes <= _RESERVE * usage.free
     if keeps_reserve and not is_small and usage.free - num_bytes < _RESERVE * usage.total:

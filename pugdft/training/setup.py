@@ -24,7 +24,7 @@ from torch import nn
 
 from pugdft.config.schema import Recipe
 from pugdft.data import augment, auto_augment, cache, datasets, loader, rng, transforms, workers
-from pugdft.errors import RunFailed, UserError, counted, refuse
+from pugdft.errors import RunFailed, UserError, counted, human_bytes, refuse
 from pugdft.models import Backbone, averages_over_batch, build_model, cache_features, freeze_backbone
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
 from pugdft.optim.triggers import Always
@@ -193,7 +193,7 @@ def _check_room(folder: Path, num_bytes: int) -> None:
     """Refuse a disk that has no room for the weights at the end of a run."""
     usage = shutil.disk_usage(nearest_folder(folder))
     if usage.total and num_bytes > usage.free:  # not every file system can tell
-        needed, free = (f"{each / 2**30:,.2f} GiB" for each in (num_bytes, usage.free))
+        needed, free = map(human_bytes, (num_bytes, usage.free))
         raise UserError(f"{folder}: the weights take {needed}, {free} are free; choose another --output")
 
 
