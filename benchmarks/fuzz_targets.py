@@ -303,7 +303,8 @@ def pth(**options: Any) -> bytes:
 def npz() -> bytes:
     """Predictions."""
     buffer = io.BytesIO()
-    np.savez(buffer, **vars(predictions()))  # not compressed, so that damage reaches the arrays
+    arrays = {name: array for name, array in vars(predictions()).items() if array is not None}
+    np.savez(buffer, **arrays)  # not compressed, so that damage reaches the arrays
     return buffer.getvalue()
 
 
