@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from rich.filesize import pick_unit_and_suffix
-
 
 class UserError(ValueError):
     """A mistake in what the user gave: recipe, option, data, weights, output folder (exit code 2)."""
@@ -124,7 +122,8 @@ def counted(number: int, noun: str) -> str:
 
 def human_bytes(num_bytes: float) -> str:
     """A number of bytes with a unit: ``1.2 GiB``."""
-    unit, name = pick_unit_and_suffix(int(num_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"], 1024)
+    power = min(max(int(num_bytes).bit_length() - 1, 0) // 10, 5)
+    unit, name = 1024**power, ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")[power]
     return f"{num_bytes / unit:.{int(num_bytes < 10 * unit and unit > 1)}f} {name}"
 
 
