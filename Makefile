@@ -1,15 +1,16 @@
 # Two commands for a fresh machine with Python (3.11 or newer) and make:
 #
 #   make quickstart   environment + a real fine-tune on bundled images, offline, on a CPU
-#   make test         environment + linter, type checker and the whole test suite (one process a core, at most 4)
+#   make test         environment + linter, type checker and tests (one process a core, at most 4)
 #
-# Both install into .venv with the tested versions of constraints.txt; PYTHON chooses another interpreter.
+# `make test-slow` runs the tests that take longest: kills at every moment, several processes, simulations.
+# All install into .venv with the tested versions of constraints.txt; PYTHON chooses another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test test-slow clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -21,6 +22,9 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal -m slow
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -7,6 +7,7 @@ import os
 # Before torch is imported, and for all processes that tests start: threads that wait for each other sleep.
 # Where other work is going on beside, those that spin make a run of two seconds take minutes.
 os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are small, and one process runs on each core
 
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from standing_still import Command
@@ -35,26 +35,12 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
-def pytest_configure() -> None:
-    """Two threads in the tests themselves; the scripts that import from here have one."""
-    torch.set_num_threads(2)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for the whole session, inherited by the processes that tests start."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["PUGDFT_CACHE"] = str(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """For models so small that two threads wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write_image_folder(root: Path, per_class: dict[str, int], side: int = 16, seed: int = 0) -> Path:

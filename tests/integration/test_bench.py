@@ -332,7 +332,6 @@ def test_a_bench_without_any_record_lists_what_is_incomplete_and_exits_4(
     assert re.findall(r"incomplete: (\w+) seed 0: missing", said) == ["sgd", "sam", "pugd"]
 
 
-@pytest.mark.slow
 def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(
     recipe_file: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,6 @@ command("doctor")
 """
 
 
-@pytest.mark.slow
 def test_no_command_asks_the_network_for_anything_but_what_has_a_hub_s_name(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     asked = tmp_path / "asked"

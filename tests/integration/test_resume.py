@@ -18,8 +18,6 @@ from pugdft.optim.methods import METHODS
 from pugdft.training import checkpoint as checkpoint_module
 from pugdft.training.checkpoint import Checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STOPS = (2, 4)  # of three updates an epoch: in the middle of the first, in the middle of the second
 SCRIPTS = Path(__file__).parent / "scripts"
 

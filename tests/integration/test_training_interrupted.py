@@ -99,8 +99,9 @@ def test_an_unexpected_failure_is_recorded_and_raised_and_the_run_can_go_on(
     assert largest_difference(weights, same) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_signal_to_the_command_leaves_a_checkpoint_and_the_shell_s_exit_code(
     number: int, code: int, recipe_file: Path, tmp_path: Path, start: Callable[..., Command]
 ) -> None:

@@ -49,7 +49,11 @@ def test_the_command_prints_a_table_then_the_bench_files_path(
     assert command(monkeypatch, capsys, recipe_file, *arguments)[:2] == (0, out)
 
 
-@pytest.mark.parametrize(("ending", "code"), [({0: 2}, 2), ({1: 130}, 130), ({3: 143}, 143)])
+@pytest.mark.parametrize(("ending", "code"), [
+    ({0: 2}, 2),
+    pytest.param({1: 130}, 130, marks=pytest.mark.slow),
+    pytest.param({3: 143}, 143, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_the_command_ends_with_the_code_of_what_stopped_it(
     ending: dict[int, int],
     code: int,

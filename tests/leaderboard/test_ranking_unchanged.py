@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 
-import numpy as np
 from ranked_records import NAN, entry_of, history, networks, one_group, seeds, stored_seeds
 from run_records import PUGD, SAM, SGD, loaded, record
 
@@ -72,33 +70,3 @@ def test_predictions_found_by_collect_are_those_beside_the_record(tmp_path: Path
     assert write_record(made[0].record, made[0].path.parent) == made[0].path
     collected = collect([tmp_path / "runs"])
     assert build_leaderboard(collected.records) == build_leaderboard(made)
-
-
-def test_ten_thousand_records_rank_in_seconds() -> None:
-    random_top1 = np.random.default_rng(0).normal(0.9, 0.01, (100, 20, 5)).round(4).tolist()
-    runs = [
-        record({**SGD, "lr": 0.001 * (entry + 1)}, seed, top1, train__epochs=group + 1)
-        for group, entries in enumerate(random_top1)
-        for entry, top1s in enumerate(entries)
-        for seed, top1 in enumerate(top1s)
-    ]
-    given = loaded(runs)
-    begin = time.process_time()
-    groups = build_leaderboard(given)
-    spent = time.process_time() - begin
-    assert sum(len(group.entries) for group in groups) == 2000
-    assert spent < 5, f"{spent:.1f} s; 0.6 s on the machine where this was written"
-
-
-def test_a_group_of_two_thousand_entries_ranks_in_seconds() -> None:
-    top1s = np.random.default_rng(0).normal(0.9, 0.01, (2000, 3)).round(4).tolist()
-    runs = [
-        record({**SGD, "lr": entry + 1}, seed, top1)
-        for entry, values in enumerate(top1s)
-        for seed, top1 in enumerate(values)
-    ]
-    given = loaded(runs)
-    begin = time.process_time()
-    assert len(build_leaderboard(given)[0].entries) == 2000
-    spent = time.process_time() - begin
-    assert spent < 10, f"{spent:.1f} s; 1.4 s on the machine where this was written"

@@ -219,6 +219,7 @@ def p_values(made: np.ndarray, with_images: bool) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])
 def test_equal_optimizers_are_told_apart_no_oftener_than_the_level(world: str, num_seeds: int) -> None:
@@ -235,6 +236,7 @@ def test_a_test_that_takes_the_images_as_given_errs_far_more_often(num_seeds: in
     assert (p_values(made, with_images=False) <= 0.05).mean() > 0.15
 
 
+@pytest.mark.slow
 def test_satterthwaites_degrees_of_freedom_err_too_often_where_ours_do_not() -> None:
     """Why the test is not t with Satterthwaite's degrees: images known well, seeds from three hardly."""
     count, num_seeds, num_images = 4000, 3, 60
@@ -293,6 +295,7 @@ def test_power_without_images_is_the_noncentral_ts() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [3, 5])
 @pytest.mark.parametrize(("std", "image_std"), [(1.0, 0.0), (1.0, 0.4), (0.5, 0.5)])
 def test_a_planted_difference_is_found_as_often_as_planned(

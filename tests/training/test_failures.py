@@ -29,8 +29,6 @@ from pugdft.training import checkpoint
 from pugdft.training.checkpoint import RESTART_LOG_NAME, Checkpoint, RestartLog, load_checkpoint
 from pugdft.training.run import claim, finetune, read_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:

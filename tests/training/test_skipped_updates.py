@@ -23,8 +23,6 @@ from pugdft.training.run import BufferGuard, finetune, read_recipe
 from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Position, Totals
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
