@@ -237,7 +237,7 @@ def test_features_that_a_head_changed_are_made_again() -> None:
             self.num_calls += 1
             return inputs * 2
 
-    model, inputs = Model(), torch.ones(3)
+    model, inputs = Model().eval(), torch.ones(3)
     freezing.cache_features(model)
     first = model.forward_features(inputs)
     assert model.forward_features(inputs) is first
@@ -252,6 +252,7 @@ def test_features_that_a_head_changed_are_made_again() -> None:
     assert model.num_calls == 5, "what learns is computed at every pass"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone counts so")
 def test_peak_memory_is_this_process_s_and_not_of_the_one_that_started_it() -> None:
     code = "from pugdft.training.record_writer import *; print(peak_memory_bytes(torch.device('cpu')))"
@@ -276,6 +277,7 @@ for retain in (False, True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone has the switch")
 def test_freed_memory_is_kept_or_given_back() -> None:
     if not hasattr(ctypes.CDLL(None), "mallopt"):

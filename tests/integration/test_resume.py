@@ -88,6 +88,7 @@ def test_every_method_goes_on_to_the_same_bits(
     assert differences(whole, cut_run(recipe, tmp_path / "cut", stops)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "overrides"), [each[1:] for each in VARIANTS], ids=[v[0] for v in VARIANTS]
 )
@@ -187,7 +188,7 @@ def test_whatever_a_checkpoint_lost_would_be_noticed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "num_cases"), [(2, 8), (3, 1)])
+@pytest.mark.parametrize(("num_processes", "num_cases"), [(2, 9), (3, 1)])
 def test_several_processes_go_on_to_the_same_bits(num_processes: int, num_cases: int) -> None:
     """One start of them for all cases: see ``resumes.py``. Of three numbers, the order of a sum matters."""
     options = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]

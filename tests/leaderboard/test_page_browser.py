@@ -244,6 +244,7 @@ def test_a_phone_scrolls_tables_but_not_the_page(show: Callable[..., Any]) -> No
     assert size >= 9
 
 
+@pytest.mark.slow
 def test_two_hundred_entries_stay_quick(show: Callable[..., Any]) -> None:
     groups = [group(*(entry(f"e{i}", 0.95 - 0.001 * i, rank_low=i + 1, rank_high=200) for i in range(200)))]
     page = show(groups)
