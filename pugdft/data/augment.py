@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pugdft.config.schema import ColorJitterSection, RandomErasingSection
+from pugdft.data.erasing_and_jitter import Erased, Jitter, draw_erased, draw_jitter
 from pugdft.data.rng import Draw, generator
 from pugdft.data.transforms import draw_boxes, draw_crops
 
@@ -33,6 +34,8 @@ class Drawn:
     boxes: np.ndarray | None = None  # of the random resized crop: top, left, height, width, (images, 4)
     holes: np.ndarray | None = None  # centres of cutout's squares, in pixels at stored size, (images, 2)
     mix: Mix | None = None  # of the whole batch
+    erased: Erased | None = None
+    jitter: Jitter | None = None
 
     def content(self) -> Iterator[bytes]:
         """Yield all draws as bytes, for a digest."""
@@ -41,6 +44,9 @@ class Drawn:
                 yield rows.tobytes()
         if self.mix is not None:
             yield repr(self.mix).encode()
+        for part in (self.erased, self.jitter):
+            if part is not None:
+                yield from (each.tobytes() for each in part.arrays())
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Augmentation:
     mixup: float = 0.0
     cutmix: float = 0.0
     auto_augment: str | None = None
+    random_erasing: RandomErasingSection | None = None
+    color_jitter: ColorJitterSection | None = None
 
     def draw(self, seed: int, epoch: int, step: int, size: int, stored_size: int, image_size: int) -> Drawn:
         def stream(draw: Draw) -> np.random.Generator:
@@ -67,7 +75,12 @@ class Augmentation:
         if self.cutout:
             holes = stream(Draw.CUTOUT).integers(0, stored_size, (size, 2))
         mix = draw_mix(stream(Draw.MIX), image_size, self.mixup, self.cutmix)
-        return Drawn(offsets, flips, boxes, holes, mix)
+        erased = jitter = None
+        if self.random_erasing is not None:
+            erased = draw_erased(stream(Draw.ERASE), size, image_size, self.random_erasing)
+        if self.color_jitter is not None:
+            jitter = draw_jitter(stream(Draw.JITTER), size, self.color_jitter)
+        return Drawn(offsets, flips, boxes, holes, mix, erased, jitter)
 
 
 @dataclass(frozen=True)
@@ -124,13 +137,18 @@ class Targets:
         partners = None if self.partners is None else self.partners[:number]
         return Targets(self.labels[:number], partners, self.weight)
 
-    def loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
+    def loss(self, logits: Tensor, label_smoothing: float, class_weights: Tensor | None = None) -> Tensor:
         """Sum the cross-entropy over the images; a mixed target weighs two cross-entropies."""
-        cross_entropy = partial(functional.cross_entropy, reduction="sum", label_smoothing=label_smoothing)
-        loss: Tensor = cross_entropy(logits, self.labels)
+
+        def cross_entropy(labels: Tensor) -> Tensor:
+            return functional.cross_entropy(
+                logits, labels, class_weights, reduction="sum", label_smoothing=label_smoothing
+            )
+
+        loss = cross_entropy(self.labels)
         if self.partners is None:
             return loss
-        return self.weight * loss + (1 - self.weight) * cross_entropy(logits, self.partners)
+        return self.weight * loss + (1 - self.weight) * cross_entropy(self.partners)
 
     def correct(self, logits: Tensor) -> Tensor:
         """Count the images whose prediction is the label of larger weight."""

@@ -24,7 +24,7 @@ from pugdft.data.decode import NotNative, decode, decoded_images, kept_name
 from pugdft.data.source import SPLITS, Contents, EncodedImage, Source, Split, writable
 from pugdft.errors import RunFailed, UserError, human_bytes, reason, refuse
 from pugdft.machine import usable_cores
-from pugdft.paths import cache_subfolder, write_atomically
+from pugdft.paths import cache_folder, cache_subfolder, write_atomically
 
 Storage = Literal["auto", "decoded", "files"]
 
@@ -329,6 +329,13 @@ def known_classes(source: Source, image_size: int) -> list[str] | None:
         if store := find_store(root, source, image_size):
             return store.classes
         return source.read().classes if kept_facts(root, source, image_size) else None
+
+
+def known_sha256(source: Source, image_size: int) -> str | None:
+    """The digest of a source's pixels and labels, as records have it; None if they were never prepared."""
+    root = cache_folder() / "stores"
+    found = find_store(root, source, image_size) or kept_facts(root, source, image_size)
+    return found.sha256 if found else None
 
 
 def _explained(root: Path) -> AbstractContextManager[None]:

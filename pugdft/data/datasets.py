@@ -5,12 +5,16 @@ To add a data set, add one row to ``DATASETS``.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from pugdft.config import plugins
 from pugdft.data.image_folders import image_folder_source, table_source
 from pugdft.data.source import Source, SplitChoice
 from pugdft.data.tables import hub_source, parquet_source, saved_source
@@ -33,17 +37,38 @@ class KnownDataset:
     folder: Path | None = None
 
 
-BUNDLED = "bundled"
-DATASETS = {
-    "cifar10": KnownDataset("uoft-cs/cifar10"),
-    "cifar100": KnownDataset("uoft-cs/cifar100"),
-    # Its test split has no labels; the papers report on the validation split.
-    "tiny_imagenet": KnownDataset("zh-plus/tiny-imagenet", test_split="valid"),
-    BUNDLED: KnownDataset(folder=Path(__file__).parent / "bundled"),
-}
+@cache  # a function may take its time
+def _as_dataset(name: str, found: Any) -> KnownDataset:
+    """Accept a ``KnownDataset`` of another package, or a function without arguments that returns one."""
+    if inspect.isfunction(found) and inspect.get_annotations(found).get("return") in (
+        KnownDataset,
+        "KnownDataset",
+    ):
+        # Foreign code may raise anything.
+        with refuse(Exception, lambda error: f'"{name}" failed: {reason(error)}'):
+            found = found()
+    if not isinstance(found, KnownDataset):
+        raise UserError(f'"{name}": must be a KnownDataset, or a function `-> KnownDataset`')
+    return found
+
+
+BUNDLED = "bundled"  # comes with pugdft
+DATASETS: MutableMapping[str, KnownDataset] = plugins.OpenRegistry(
+    {
+        "cifar10": KnownDataset("uoft-cs/cifar10"),
+        "cifar100": KnownDataset("uoft-cs/cifar100"),
+        # Its test split has no labels; the papers report on the validation split.
+        "tiny_imagenet": KnownDataset("zh-plus/tiny-imagenet", test_split="valid"),
+        BUNDLED: KnownDataset(folder=Path(__file__).parent / "bundled"),
+    },
+    plugins.DATASETS,
+    _as_dataset,
+)
+"""Name in a recipe to where it is found; other packages' too."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SHOWN_LENGTH = 200
+_TABLES = (".csv", ".tsv", ".jsonl")
 
 LAYOUTS = (
     "train*.parquet and test*.parquet (columns img or image, label or fine_label), "
@@ -77,7 +102,9 @@ def open_source(
     choice = SplitChoice(dict(splits or {}), test, trusts_memory, only_looks)
     # Whatever is not readable in the data or not writable in the cache.
     with refuse(OSError, lambda error: f"{error.filename or name}: {reason(error)}"):
-        return _known(name, DATASETS[name], choice) if name in DATASETS else _by_path(name, choice)
+        with refuse(UserError, lambda error: f"data.name: {error}"):
+            known = DATASETS.get(name)
+        return _known(name, known, choice) if known is not None else _by_path(name, choice)
 
 
 def _known(name: str, entry: KnownDataset, choice: SplitChoice) -> Source:
@@ -105,11 +132,11 @@ def _by_path(name: str, choice: SplitChoice) -> Source:
     title = shown.decode("utf-8", "backslashreplace")
     if os.path.isdir(path):  # pathlib's raises where a name is too long
         return folder_source(path, title, choice)
-    if path.suffix.lower() in (".csv", ".tsv") and os.path.isfile(path):
+    if path.suffix.lower() in _TABLES and os.path.isfile(path):
         return table_source(path.parent, title.rpartition(".")[0], choice, [path])
     if os.path.isfile(path):
         raise UserError(
-            f"data.name: {path} is a file; of files, only .csv and .tsv are read. Give its folder"
+            f"data.name: {path} is a file; of files, only {', '.join(_TABLES)} are read. Give its folder"
         )
     shown_name = name if len(name) <= _SHOWN_LENGTH else name[:_SHOWN_LENGTH] + "…"
     problem = f"data.name: no such folder, and {unknown('data set', shown_name, DATASETS)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from io import BytesIO
@@ -63,19 +63,28 @@ warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 def kept_name(key: str, resize_to: int | None) -> str:
     """Name what the cache keeps for a source at a size; ``resize_to`` None: at the images' own size."""
-    return f"{key}-v{DECODING_VERSION}-{resize_to or 'native'}"
+    return f"{key}-v{DECODING_VERSION}-{f'{resize_to}px' if resize_to else 'native'}"
 
 
 class NotNative(Exception):
     """The images cannot be used as they are: they are not squares of one size that is small enough."""
 
 
-def decode(sample: EncodedImage, resize_to: int | None = None, doubts: list[str] | None = None) -> np.ndarray:
+def decode(
+    sample: EncodedImage,
+    resize_to: int | None = None,
+    doubts: list[str] | None = None,
+    *,
+    keeps: Callable[[int, int], bool] | None = None,
+    resize: Callable[[Image.Image], Image.Image] | None = None,
+) -> np.ndarray:
     """uint8 RGB pixels, (height, width, 3), the right way up; grey, palette and RGBA images are converted.
 
     Args:
         resize_to: side of the square to resize and crop to.
         doubts: gets a message if the image is likely to be of fewer bits than its format holds.
+        keeps: called with an image's width and height: whether it stays as it is all the same.
+        resize: takes the place of the usual resize and crop; ``resize_to`` is the side that it aims at.
 
     Raises:
         UserError: not an image, or a damaged one; the message says which.
@@ -99,7 +108,9 @@ def decode(sample: EncodedImage, resize_to: int | None = None, doubts: list[str]
             and 0 < (high := int(np.asarray(rgb).max())) < _LEAST_WHITE >> 8
         ):
             doubts.append(f"{sample.where} (0 to {high * 256 + 255:,})")
-        if resize_to is not None:
+        if resize is not None:
+            rgb = resize(rgb)
+        elif resize_to is not None and not (keeps is not None and keeps(*rgb.size)):
             rgb = _resize_and_crop(rgb, resize_to)
         return np.asarray(rgb)
 
@@ -289,8 +300,8 @@ def _other_format(content: bytes | Path) -> str | None:
 
 
 def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
-    scale = side / min(image.size)
-    width, height = (max(side, round(length * scale)) for length in image.size)
+    """Resize the shorter side and crop the centre, to the pixel as torchvision's Resize and CenterCrop do."""
+    width, height = (int(side * length / min(image.size)) for length in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - side) // 2, (height - side) // 2
+    left, top = round((width - side) / 2), round((height - side) / 2)
     return resized.crop((left, top, left + side, top + side))

@@ -14,7 +14,7 @@ from pathlib import Path
 from pugdft.errors import ConfigIssue, UserError, collect, reason, refuse
 from pugdft.paths import check_locks, flock
 
-_STORE = re.compile(r"[0-9a-f]{64}-v\d+-(native|\d+)")
+_STORE = re.compile(r"[0-9a-f]{64}-v\d+-(native|\d+(px)?)")
 _LOCK = re.compile(r"[0-9a-f]{64}(-files)?\.lock")
 _STALE_SECONDS = 3600.0
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pugdft.data.augment import Augmentation, Drawn, Targets
 from pugdft.data.cache import ImageFiles, Pixels
+from pugdft.data.erasing_and_jitter import Erased, Jitter
 from pugdft.data.rng import epoch_order
-from pugdft.data.transforms import ToInput, crop_and_flip, cut_out_
+from pugdft.data.transforms import ToInput, crop_and_flip, cut_out_, is_pinned_for, onto
 from pugdft.data.workers import ImageRequest, ImageWorkers
 
 Item = TypeVar("Item")
@@ -28,18 +29,6 @@ RESIDENT_SHARE = 0.25
 """Of an accelerator's free memory that images may take; the rest is for the model and its activations."""
 
 _CHUNK_BYTES = 64 * 2**20
-
-
-def is_pinned_for(device: torch.device) -> bool:
-    """Return whether copies to this device are faster and asynchronous from pinned memory."""
-    return device.type == "cuda"
-
-
-def onto(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if is_pinned_for(device):
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def gathered(rows: Pixels, chosen: np.ndarray, device: torch.device) -> Tensor:
@@ -130,6 +119,8 @@ class _Rows:
     flips: Tensor
     boxes: Tensor | None
     holes: Tensor | None
+    erased: Erased | None
+    jitter: Jitter | None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -143,7 +134,8 @@ class _Rows:
         flips, padding = onto(drawn.flips[rows], device), augmentation.crop_padding
         if boxes is None and (padding or augmentation.flip):
             pixels = crop_and_flip(pixels, onto(drawn.offsets[rows], device), flips, padding)
-        return cls(pixels, flips, boxes, holes)
+        erased, jitter = drawn.erased and drawn.erased.of(rows), drawn.jitter and drawn.jitter.of(rows)
+        return cls(pixels, flips, boxes, holes, erased, jitter)
 
 
 @dataclass(frozen=True)
@@ -235,9 +227,14 @@ class TrainingBatches:
 
     def _inputs(self, rows: _Rows, part: slice) -> Tensor:
         boxes = None if rows.boxes is None else rows.boxes[part]
-        inputs = self.to_input(rows.pixels[part], boxes, rows.flips[part])
+        pixels = rows.pixels[part]
+        if rows.jitter is not None:
+            pixels = rows.jitter.applied(pixels, part.start)
+        inputs = self.to_input(pixels, boxes, rows.flips[part])
         if rows.holes is not None:
             cut_out_(inputs, rows.holes[part], self.augmentation.cutout, self.to_input.stored_size)
+        if rows.erased is not None:
+            rows.erased.apply_(inputs, part.start)
         return inputs
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pugdft.data.cache import find_store, kept_facts
+from pugdft.data.cache import known_sha256
 from pugdft.data.decode import all_named, decode, stated_size
 from pugdft.data.source import Contents, EncodedImage, Source, visible
 from pugdft.errors import ConfigIssue, UserError, collect, counted, reason, refuse
-from pugdft.paths import cache_folder, write_atomically
+from pugdft.paths import write_atomically
 
 _CHUNK = 512
 _SIDE, _GAP, _TITLE = 72, 4, 20  # of a contact sheet, in pixels
@@ -69,7 +69,7 @@ def overview(source: Source, image_size: int) -> dict[str, Any]:
         "sizes": _sizes(np.array(sizes)) if sizes else None,
         "notes": [*dict.fromkeys((*source.notes, *contents.notes))],
         "faults": sorted(map(str, faults)),
-        "sha256": _known_sha256(source, image_size),
+        "sha256": known_sha256(source, image_size),
         "key": source.key,
     }
 
@@ -80,13 +80,6 @@ def _sizes(sizes: np.ndarray) -> dict[str, dict[str, float]]:
         name: {"min": int(each.min()), "median": float(np.median(each)), "max": int(each.max())}
         for name, each in zip(("width", "height"), sizes.T, strict=True)
     }
-
-
-def _known_sha256(source: Source, image_size: int) -> str | None:
-    """The digest of the pixels and labels, as records have it; None if they were never prepared."""
-    root = cache_folder() / "stores"
-    found = find_store(root, source, image_size) or kept_facts(root, source, image_size)
-    return found.sha256 if found else None
 
 
 def overview_text(facts: dict[str, Any]) -> str:

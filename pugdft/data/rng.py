@@ -25,6 +25,8 @@ class Draw(IntEnum):
     CUTOUT = 5
     MIX = 6
     IMAGE = 7
+    ERASE = 8
+    JITTER = 9
 
 
 def generator(seed: int, draw: Draw, *when: int) -> np.random.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,9 +23,9 @@ SPLITS = ("train", "test", "validation")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
 }
-_ALL_NAMES = frozenset(name for names in SPLIT_NAMES.values() for name in names)
+_USE_OF = {name: use for use, names in SPLIT_NAMES.items() for name in names}
 _TEST_SEED = 2**31  # no run has it: every seed of a comparison has the same test images
 _MOST_NAMED = 5
 
@@ -144,10 +145,11 @@ class SplitChoice:
                 raise UserError(f'data.splits.{use}: {where} has no split "{name}"; it has {_listed(names)}')
         chosen = dict(self.named)
         free = [name for name in names if name not in chosen.values()]
-        by_use = {
-            use: [name for known in words for name in free if name.casefold() == known]
-            for use, words in SPLIT_NAMES.items()
-        }
+        by_use: dict[str, list[str]] = {}
+        for use, words in SPLIT_NAMES.items():
+            spoken = [name for name in free if not is_split_name(name) and split_use(name) == use]
+            exact = [name for known in words for name in free if name.casefold() == known]
+            by_use[use] = exact or (spoken if len(spoken) == 1 else [])
         if "train" not in chosen:
             candidates = by_use["train"] or (free if len(names) == 1 and not is_split_name(names[0]) else [])
             if not candidates:
@@ -193,7 +195,14 @@ class SplitChoice:
 
 def is_split_name(name: str) -> bool:
     """Return whether a folder, file or column value of this name is a split."""
-    return name.casefold() in _ALL_NAMES
+    return name.casefold() in _USE_OF
+
+
+def split_use(name: str) -> str:
+    """The use that one word of a name tells, such as ``train`` of ``seg_train``; empty if none or two do."""
+    words = re.split(r"[\W\d_]+", name.casefold())
+    uses = [_USE_OF[word] for word in words if word in _USE_OF]
+    return uses[0] if len(uses) == 1 else ""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -217,13 +226,19 @@ def writable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def unknown_classes(strangers: Sequence[str], where: str) -> UserError:
-    """The error for test classes that the train split does not have."""
+def unknown_classes(strangers: Sequence[str], where: str, known: Iterable[str] = ()) -> UserError:
+    """The error for test classes that the train split lacks; it names the ``known`` one that looks alike."""
     first = visible(strangers[0])
+    alike = next((name for name in known if _look(name) == _look(strangers[0])), None)
+    written = f'; "{ascii(alike)[1:-1]}" of train is written {strangers[0]!a} there' if alike else ""
     return UserError(
         f'{where}: {counted(len(strangers), "class")} of the test split, "{first}" first, '
-        "not in the train split"
+        f"not in the train split{written}"
     )
+
+
+def _look(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def content_key(kind: str, root: Path, files: Sequence[Path], choice: SplitChoice) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pugdft.data.image_folders import is_accidental
+from pugdft.data.path_tables import opened_parquet, path_columns
 from pugdft.data.source import (
     SPLIT_NAMES,
     Contents,
@@ -59,7 +59,7 @@ def parquet_source(folder: Path, name: str, choice: SplitChoice) -> Source | Non
 
     def is_usable(train: str, test: str) -> bool:
         files = parts[test]
-        with _opened(files[0]) as table:
+        with opened_parquet(files[0]) as table:
             names = table.schema_arrow.names
         label = next((each for each in _LABEL_COLUMNS if each in names), None)
         return label is None or _has_labels(_distinct_labels(files, label, may_be_empty=True))
@@ -84,6 +84,8 @@ def _parquet_parts(folder: Path) -> dict[str, list[Path]]:
         for file in sorted(folder.glob(pattern)):
             if any(map(is_accidental, file.relative_to(folder).parts)):
                 continue
+            if file.name == "metadata.parquet" and path_columns(file).path not in (None, "image"):
+                continue  # a table of image files
             word = next((word for word in _WORDS if file.stem.casefold().startswith(word)), "")
             part = word or (file.parent.name if is_split_name(file.parent.name) else "all")
             if not file.is_file():
@@ -198,7 +200,7 @@ def _read_files(parts: Mapping[str, list[Path]], origins: Mapping[str, str]) -> 
     schemas, num_rows = {}, {}
     files = [file for each in parts.values() for file in each]
     for file in files:
-        with _opened(file) as table:
+        with opened_parquet(file) as table:
             schemas[file], num_rows[file] = table.schema_arrow, table.metadata.num_rows
     train = parts["train"]
     first = schemas[train[0]]
@@ -223,7 +225,7 @@ def _read_files(parts: Mapping[str, list[Path]], origins: Mapping[str, str]) -> 
     def split(files: list[Path]) -> Split:
         def samples() -> Iterator[EncodedImage]:
             for file in files:
-                with _opened(file) as table:
+                with opened_parquet(file) as table:
                     batches = table.iter_batches(1000, columns=[image, label])
                     yield from _samples(batches, image, label, str(file), numbers)
 
@@ -233,22 +235,11 @@ def _read_files(parts: Mapping[str, list[Path]], origins: Mapping[str, str]) -> 
     return Contents([str(name) for name in names], splits, origins=origins)
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[pq.ParquetFile]:
-    """A parquet file to read from; damage that shows only later, inside the ``with``, is explained too."""
-    kinds = (OSError, pa.ArrowException, UnicodeDecodeError)
-    with (
-        refuse(kinds, lambda error: f"{file}: not readable as parquet: {reason(error)}"),
-        file.open("rb") as opened,  # by Python: pyarrow takes no path that is not UTF-8
-    ):
-        yield pq.ParquetFile(opened)
-
-
 def _distinct_labels(files: list[Path], label: str, may_be_empty: bool = False) -> list[Any]:
     """Every label of the files once."""
     values: set[Any] = set()
     for file in files:
-        with _opened(file) as table:
+        with opened_parquet(file) as table:
             found = {_normal(value) for value in table.read([label])[label].to_pylist()}
         values |= found if may_be_empty else set(_sorted_labels(found, str(file), label))
     return list(values) if may_be_empty else _sorted_labels(values, "", label)

@@ -6,10 +6,24 @@ import math
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 _ATTEMPTS = 10
+_UNIT = 2**22  # Pillow's filters for 8 bits are whole multiples of 1/_UNIT
+
+
+def is_pinned_for(device: torch.device) -> bool:
+    """Return whether copies to this device are faster and asynchronous from pinned memory."""
+    return device.type == "cuda"
+
+
+def onto(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if is_pinned_for(device):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def draw_boxes(
@@ -97,12 +111,28 @@ def cut_out_(inputs: Tensor, centers: Tensor, length: int, stored_size: int) -> 
     return inputs.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
+def pillow_matrix(in_size: int, out_size: int, mode: str) -> Tensor:
+    """Pillow's filter of 8-bit pixels as whole numbers: float64, (out_size, in_size).
+
+    It is what Pillow does to an identity of 32-bit integers, which it rounds as it rounds its filters.
+    """
+    identity = Image.fromarray(np.eye(in_size, dtype=np.int32) * np.int32(_UNIT))
+    resized = identity.resize((in_size, out_size), Image.Resampling[mode.upper()])
+    return torch.from_numpy(np.array(resized, np.float64))
+
+
+def _rounded(sums: Tensor) -> Tensor:
+    """Pixels from sums with a filter of whole numbers, rounded and clipped in place as Pillow does."""
+    return sums.add_(_UNIT // 2).mul_(1 / _UNIT).floor_().clamp_(0, 255)
+
+
 class ToInput:
     """Resize, scale to the backbone's mean and deviation, lay out in memory.
 
     A separable resize is two products with one matrix; the matrix is what torch's own antialiased resize
-    does to the identity, so the result is torch's to rounding, several times faster. With a box for each
-    image, each has two matrices of its own.
+    does to the identity, so the result is torch's to rounding, several times faster. ``resize="pillow"``
+    gives Pillow's bits instead: sums of whole numbers below 2⁵³ are exact in float64, whatever their order.
+    With a box for each image, each has two matrices of its own.
     """
 
     def __init__(
@@ -114,12 +144,17 @@ class ToInput:
         std: tuple[float, ...],
         device: torch.device,
         channels_last: bool = True,  # whether an input's pixels lie together in memory, or its channels
+        resize: str = "float",  # or pillow: its bits; boxes are always resized in float
     ) -> None:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.stored_size, self.image_size = stored_size, image_size
         self.mode = interpolation if interpolation in ("bicubic", "bilinear") else "bicubic"
         self._matrix: Tensor | None = None
-        if stored_size != image_size:
+        self._is_rounded = resize == "pillow"
+        if stored_size != image_size and self._is_rounded:
+            place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+            self._matrix = pillow_matrix(stored_size, image_size, self.mode).to(place)
+        elif stored_size != image_size:
             identity = torch.eye(stored_size)[None, None]
             size, mode = (image_size, stored_size), self.mode
             matrix = functional.interpolate(identity, size, mode=mode, antialias=True, align_corners=False)
@@ -140,6 +175,9 @@ class ToInput:
             horizontal = box_matrices(boxes[:, 1], boxes[:, 3], *sizes, self.mode, flips)
             narrow = pixels.flatten(1, 2) @ horizontal.mT
             pixels = vertical[:, None] @ narrow.unflatten(1, pixels.shape[1:3])
+        elif self._matrix is not None and self._is_rounded:
+            pixels = _rounded(pixels.to(self._matrix) @ self._matrix.T)
+            pixels = _rounded(self._matrix @ pixels).to(self._scale)
         elif self._matrix is not None:
             pixels = self._matrix @ (pixels @ self._matrix.T)
         if boxes is not None or self._matrix is not None:

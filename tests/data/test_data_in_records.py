@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from image_layouts import as_parquet
 from PIL import Image
+from small_runs import Messages
 
 from pugdft.errors import UserError
 from pugdft.leaderboard.grouping import group_runs
@@ -157,6 +158,26 @@ def test_a_finished_run_is_known_by_its_images(
     with pytest.raises(UserError, match=r"train\.batch_size: 24 there, 12 here"):
         finetune(read_recipe(moved), tmp_path / "run")
     assert path.read_bytes() == before
+
+
+def test_without_an_output_a_run_is_found_again_by_its_images(
+    small_recipe: dict[str, Any], moved: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record, path = finetune(read_recipe(small_recipe), observer=StopsInTheSecondEpoch())
+    assert record.status == "interrupted"
+    said = Messages()
+    record, again = finetune(read_recipe(moved), observer=said)
+    assert (record.status, again, len(record.restarts)) == ("completed", path, 1)
+    assert said.among(f"{path.parent}: is this run, on images at {small_recipe['data']['name']}")
+    assert finetune(read_recipe(moved))[1] == path
+    moved["train"]["epochs"] = small_recipe["train"]["epochs"] = 1
+    assert finetune(read_recipe(moved))[1] != path, "another recipe"
+    other = Path(shutil.copytree(moved["data"]["name"], tmp_path / "others"))
+    Image.new("RGB", (16, 16)).save(other / "train" / "ant" / "000.png")
+    moved["data"]["name"] = str(other)
+    assert finetune(read_recipe(moved))[1] != path, "other images"
+    assert len(list(Path("runs").iterdir())) == 3
 
 
 def test_equal_images_under_two_names_are_in_one_table(

@@ -98,7 +98,7 @@ def test_images_of_unequal_size_are_resized_and_cropped(tmp_path: Path) -> None:
     tall[10:50] = 200  # the centre square of the resized image is all 200 but for ringing at the edge
     Image.fromarray(tall).save(folder / "train" / "ant" / "999.png")
     store = store_of(folder, 32)
-    assert store.folder.name.endswith("-32")
+    assert store.folder.name.endswith("-32px")
     pixels = store.images("train")
     assert pixels.shape == (7, 32, 32, 3)
     assert pixels[2][4:28].min() >= 195
@@ -109,7 +109,7 @@ def test_splits_of_different_sides_are_resized_to_one(tmp_path: Path) -> None:
     folder = write_image_folder(tmp_path / "f", {"train": 2}, side=20)
     write_image_folder(folder, {"test": 2}, side=16)
     store = store_of(folder, 32)
-    assert store.folder.name.endswith("-32")
+    assert store.folder.name.endswith("-32px")
     assert {store.images(split).shape[1:] for split in ("train", "test")} == {(32, 32, 3)}
 
 

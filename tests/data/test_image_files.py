@@ -337,6 +337,7 @@ def test_a_store_that_cannot_fit_is_refused_before_it_is_written(
     assert prepare(tables, SIZE, "auto").files is None
 
 
+@pytest.mark.slow
 def test_tables_have_no_files_to_read(photos: Path, tmp_path: Path, small_recipe: dict[str, Any]) -> None:
     tables = as_parquet(photos, tmp_path / "tables")
     for name in (str(tables), "bundled"):

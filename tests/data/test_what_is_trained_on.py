@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import struct
 import unicodedata
@@ -214,6 +215,15 @@ def test_names_of_classes_are_compared_as_they_look(insects: Path, image_folder:
     assert not said
     (insects / "test" / "bée").rename(insects / "test" / "be​e")
     with pytest.raises(UserError, match=r'"\'be\\u200be\'" first, not in the train split'):
+        opened(insects)
+
+
+@pytest.mark.parametrize("name", ["Bee", "\uff42ee"])
+def test_a_class_that_looks_like_another_is_said_to(name: str, insects: Path) -> None:
+    (insects / "test" / "bee").rename(insects / "test" / name)
+    with pytest.raises(
+        UserError, match=re.escape(f'not in the train split; "bee" of train is written {name!a} there')
+    ):
         opened(insects)
 
 

@@ -90,7 +90,7 @@ FOLDERS = [
     where("no name", "", "data.name: is empty"),
     where("no folder", "./nowhere", "data.name: no such folder"),
     where("no such home", "~nobody_here/x", "data.name: ~nobody_here is no home folder"),
-    where("a file", "r.yaml", "data.name: r.yaml is a file; of files, only .csv and .tsv are read"),
+    where("a file", "r.yaml", "data.name: r.yaml is a file; of files, only .csv, .tsv, .jsonl are read"),
     where("a long name", "x" * 5000, "xxx", longest=6000),
     where("controls in the name", "\x1b[31mred", "data.name: no such folder"),
     where(
