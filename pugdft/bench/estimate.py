@@ -73,7 +73,9 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
         return len(moments) > _WARM_UP + _TIMED
 
     with rounding_of(parts.switches, parts.device.type):
-        Trainer(parts, after_step=note, total=10**9).train_epoch(Position(), Totals(parts.device))
+        # Where all is trained that ever is.
+        position = Position(epoch=parts.freezing.phases[-1].first_epoch)
+        Trainer(parts, after_step=note, total=10**9).train_epoch(position, Totals(parts.device))
     first = moments[min(_WARM_UP, len(moments) - 2)]  # an epoch may have fewer updates than are asked for
     last = moments[-1]
     split = next(iter(parts.evaluations.values()))
@@ -143,7 +145,8 @@ def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe]
             key = json.dumps(data, sort_keys=True)
             with collect(faults):
                 facts = probes.get(key) or probes.setdefault(key, prober(left[0].recipe))
-                checkpoint = max(checkpoint, 2 * (facts.weights_bytes + facts.optimizer_bytes))
+                weights = facts.weights_bytes * _num_copies(cell.recipe)
+                checkpoint = max(checkpoint, 2 * (weights + facts.optimizer_bytes))
                 line = _priced(line, left[0], facts)
         if faults:
             problems[source] = "\n".join(map(str, faults))
@@ -166,10 +169,18 @@ def _priced(line: PlanLine, cell: BenchCell, facts: Probe) -> PlanLine:
     if train.budget == "passes":
         updates, passes = math.ceil(total / cell.passes_per_update), total
     evaluations = math.ceil(math.ceil(updates / facts.steps_per_epoch) / train.eval_every)
-    one = facts.start_seconds + passes * facts.seconds_per_pass + evaluations * facts.evaluation_seconds
-    kept = facts.weights_bytes + facts.test_images * _BYTES_PER_PREDICTION + _RECORD_BYTES
+    num_stored = 1 if train.ema is None else 2  # an average is evaluated and stored beside the plain weights
+    evaluation_seconds = evaluations * num_stored * facts.evaluation_seconds
+    one = facts.start_seconds + passes * facts.seconds_per_pass + evaluation_seconds
+    kept = num_stored * facts.weights_bytes + facts.test_images * _BYTES_PER_PREDICTION + _RECORD_BYTES
     left = line.cells - line.finished
     return replace(line, updates=updates, passes=passes, seconds=left * one, disk_bytes=left * kept)
+
+
+def _num_copies(recipe: Recipe) -> int:
+    """Copies of the weights in a checkpoint: those that train, their average, those of the best epoch."""
+    num_stored = 1 if recipe.train.ema is None else 2
+    return num_stored * (2 if recipe.train.keep == "best" else 1)
 
 
 def _spread(cells: Sequence[BenchCell]) -> float | None:

@@ -204,6 +204,11 @@ def _with_budget(recipe: Recipe, budget: str | None) -> Recipe:
     length: dict[str, Any] = {"epochs": max(1, round(recipe.train.epochs * factor)), "budget": budget}
     if recipe.train.max_steps:
         length["max_steps"] = max(1, round(recipe.train.max_steps * factor))
-    warmup = {"warmup_epochs": recipe.schedule.warmup_epochs * factor}
-    sections = {"train": (recipe.train, length), "schedule": (recipe.schedule, warmup)}
+    old = recipe.schedule
+    schedule: dict[str, Any] = {"warmup_epochs": old.warmup_epochs * factor}
+    if old.milestones:
+        schedule["milestones"] = [epoch * factor for epoch in old.milestones]
+    if old.step_epochs:
+        schedule["step_epochs"] = old.step_epochs * factor
+    sections = {"train": (recipe.train, length), "schedule": (old, schedule)}
     return recipe.model_copy(update={key: old.model_copy(update=new) for key, (old, new) in sections.items()})

@@ -22,7 +22,14 @@ from typing import Any
 from pugdft.config import yaml
 from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, unknown
 from pugdft.optim.base import BASES, GROUP_OPTIONS, find_base
-from pugdft.optim.build import ALGORITHM_OPTIONS, base_defaults, optimizer_names, respec, takes_two_passes
+from pugdft.optim.build import (
+    ALGORITHM_OPTIONS,
+    STEP_OPTIONS,
+    base_defaults,
+    optimizer_names,
+    respec,
+    takes_two_passes,
+)
 from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
@@ -49,14 +56,15 @@ class OptimizerEntry:
         """
         spec = respec(recipe_spec, self.name)
         if self.name not in METHODS:
-            return {**spec, **self._divided(self.name)[1]}
+            own, for_base = self._divided(self.name)
+            return {**spec, **own, **for_base}
         base = respec(spec["base"], self.base) if self.base else spec["base"]
         own, for_base = self._divided(base["name"])
         return {**spec, **own, "base": {**base, **for_base}}
 
     def _divided(self, base_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The method's options and the base's."""
-        own_names = method_defaults(self.name)
+        own_names = method_defaults(self.name) or STEP_OPTIONS
         own = {key: value for key, value in self.options.items() if key in own_names}
         for_base = {key: value for key, value in self.options.items() if key not in own_names}
         twice = f"stands twice: before and after +{self.base}"
@@ -64,7 +72,8 @@ class OptimizerEntry:
         for_base |= self.base_options
         if base_name in BASES:  # the options of other classes are checked with the recipe
             base_names = {**base_defaults(base_name), **GROUP_OPTIONS}
-            lists = {self.name: own_names} if own_names else {}
+            base_names |= {} if self.name in METHODS else STEP_OPTIONS
+            lists = {self.name: own_names} if self.name in METHODS else {}
             lists[base_name] = base_names
             known = "; ".join(f"{name} has {', '.join(options)}" for name, options in lists.items())
             for key in (key for key in for_base if key not in base_names):
@@ -103,7 +112,8 @@ def method_defaults(name: str) -> dict[str, Any]:
     """Every option of a method with its default; nothing for a base."""
     if name not in METHODS:
         return {}
-    return {**keyword_defaults(METHODS[name]), **(ALGORITHM_OPTIONS if takes_two_passes(name) else {})}
+    algorithm = ALGORITHM_OPTIONS if takes_two_passes(name) else {}
+    return {**keyword_defaults(METHODS[name]), **algorithm, **STEP_OPTIONS}
 
 
 def parse_optimizers(text: str, option: str = "--optimizers") -> list[OptimizerEntry]:
@@ -190,7 +200,7 @@ def _as_text(spec: Mapping[str, Any]) -> str:
     """A mapping as an entry of a list; options that have their default are left out."""
     name = spec.get("name")
     constructor = METHODS.get(str(name)) or find_base(name)
-    defaults = {**ALGORITHM_OPTIONS, **(keyword_defaults(constructor) if constructor else {})}
+    defaults = {**ALGORITHM_OPTIONS, **STEP_OPTIONS, **(keyword_defaults(constructor) if constructor else {})}
     words = [
         f"{key}={json.dumps(value)}"
         for key, value in spec.items()

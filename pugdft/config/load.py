@@ -20,7 +20,16 @@ from pydantic import BaseModel, ValidationError
 
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe, cross_faults
-from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, known_names, shortened
+from pugdft.errors import (
+    ConfigIssue,
+    FaultsError,
+    UserError,
+    close_match,
+    collect,
+    known_names,
+    refuse,
+    shortened,
+)
 
 SectionCheck = Callable[[Any], Sequence[ConfigIssue]]
 Respec = Callable[[Mapping[str, Any], str | Mapping[str, Any]], dict[str, Any]]
@@ -47,7 +56,7 @@ def load_recipe(
     Raises:
         UserError: the file cannot be read; every fault of the recipe and the overrides.
     """
-    label, given = _read(source)
+    label, given = _read(source, respec)
     data, unreadable = deepcopy(given), list[ConfigIssue]()
     for text in sorted(overrides, key=_breadth):
         with collect(unreadable, f'override "{shortened(text)}"'):
@@ -158,14 +167,68 @@ def apply_override(data: dict[str, Any], text: str, respec: Respec | None = None
     node[parts[-1]] = value
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    if isinstance(source, Mapping):
+def _read(source: str | Path | Mapping[str, Any], respec: Respec | None = None) -> tuple[str, dict[str, Any]]:
+    if isinstance(source, Mapping):  # such as a record's: it names no other file to read
         return "", json.loads(json.dumps(source))
     path = find_recipe(source)
+    return str(path), _resolved_file(path, respec, ())
+
+
+# --- a recipe that begins with another ---------------------------------------------------------------------
+
+_MOST_BASES = 8
+
+
+def _resolved_file(path: Path, respec: Respec | None, users: Sequence[Path]) -> dict[str, Any]:
+    """The recipe in a file, laid over the one that its ``base`` names; ``users`` begin with this one."""
     data = yaml.parse(yaml.read_text(path), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping with the sections {', '.join(Recipe.model_fields)}")
-    return str(path), data
+    if "base" not in data:
+        return data
+    name, chain = data.pop("base"), (*users, path.resolve())
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{path}: base: must be a bundled recipe's name or the path of a recipe's file")
+    if len(chain) > _MOST_BASES:
+        raise UserError(f"{path}: base: a chain of more than {_MOST_BASES} recipes; write one of them out")
+    beside = path.parent / name
+    with refuse(UserError, lambda error: f"{path}: base: {error}"):
+        base = find_recipe(beside if os.path.isfile(beside) else name)
+    if base.resolve() in chain:
+        way = " → ".join(each.name for each in (*chain, base))
+        raise UserError(f"{path}: base: the recipes begin with one another in a circle: {way}")
+    start = _resolved_file(base, respec, chain)
+    merged = _merged(start, data, respec)
+    if _optimizer_names(merged) != _optimizer_names(start) and "tuning" not in data:
+        merged.pop("tuning", None)
+    return merged
+
+
+def _merged(
+    start: Mapping[str, Any], given: Mapping[str, Any], respec: Respec | None, place: Sequence[str] = ()
+) -> dict[str, Any]:
+    """``given`` laid over ``start``, section by section; another method or rule takes over no options."""
+    merged = dict(start)
+    for key, value in given.items():
+        before, here = merged.get(key), [*place, key]
+        if not (isinstance(before, Mapping) and isinstance(value, Mapping)):
+            merged[key] = value
+        elif here[0] != "optimizer" or not _is_another(before, value):
+            merged[key] = _merged(before, value, respec, here)
+        elif here in _OPTIMIZERS and respec:
+            bases = [spec["base"] for spec in (before, value) if isinstance(spec.get("base"), Mapping)]
+            if len(bases) == 2:
+                value = {**value, **_merged({"base": bases[0]}, {"base": bases[1]}, respec, here)}
+            merged[key] = respec(before, value)
+        else:
+            merged[key] = dict(value)
+    return merged
+
+
+def _is_another(before: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether a part of the optimizer names another method, base, rule or schedule."""
+    names = [(before[key], given[key]) for key in ("name", "schedule") if key in before and key in given]
+    return any(isinstance(old, str) and isinstance(new, str) and old != new for old, new in names)
 
 
 # --- keys by other names ---------------------------------------------------------------------------------
@@ -187,8 +250,14 @@ _OTHER_NAMES = {
     "data.workers": "num_workers loader_workers",
     "data.validation": "val val_split validation_split",
     "data.auto_augment": "augment augmentation aa rand_augment trivial_augment",
+    "data.random_erasing": "reprob erasing random_erase",
+    "data.color_jitter": "jitter colour_jitter",
     "schedule.name": "schedule scheduler sched lr_schedule lr_scheduler",
     "schedule.warmup_epochs": "warmup num_warmup_epochs",
+    "schedule.min_lr": "lr_min eta_min min_learning_rate",
+    "schedule.milestones": "decay_milestones lr_steps",
+    "schedule.step_epochs": "decay_epochs step_size",
+    "schedule.factor": "gamma decay_rate",
     "train.epochs": "epoch num_epochs n_epochs max_epochs num_train_epochs",
     "train.max_steps": "steps num_steps max_iters iterations updates",
     "train.batch_size": "batch bs batchsize train_batch_size",
@@ -196,7 +265,15 @@ _OTHER_NAMES = {
     "train.eval_batch_size": "test_batch_size val_batch_size",
     "train.precision": "amp dtype fp16 bf16 half mixed_precision",
     "train.label_smoothing": "smoothing",
-    "train.freeze": "freeze_backbone linear_probe",
+    "train.class_weights": "class_weight",
+    "train.patience": "early_stopping early_stopping_patience",
+    "train.keep": "save_best load_best_model_at_end",
+    "train.ema": "model_ema ema_decay model_ema_decay",
+    "train.freeze": "freeze_backbone linear_probe frozen",
+    "train.unfreeze_epoch": "unfreeze",
+    "model.drop_rate": "drop dropout",
+    "model.drop_path_rate": "drop_path stochastic_depth",
+    "model.args": "model_kwargs kwargs model_args",
     "train.seed": "random_seed manual_seed",
 }
 
@@ -215,6 +292,13 @@ def recipe_key(word: str, has_base: bool = True, cutoff: float = 0.8) -> str:
     near = get_close_matches(_bare(word), names, 1, cutoff)
     key = names[near[0]] if near else ""
     return key if has_base else key.replace(".base.", ".")
+
+
+def recipe_keys() -> list[str]:
+    """Every key of a recipe, dotted, those of optimizers with a name of their own included."""
+    places = [*_places(Recipe), *_OTHER_NAMES]
+    sections = {place.rpartition(".")[0] for place in places}
+    return list(dict.fromkeys(place for place in places if place not in sections))
 
 
 def _places(schema: type[BaseModel], start: str = "") -> Iterator[str]:
@@ -302,7 +386,7 @@ def _in_words(details: Mapping[str, Any], parts: Sequence[str], schema: type[Bas
         expected = _KINDS.get(start, "a mapping")
     hint = ""
     if expected == "a mapping" and schema is Recipe:
-        key = "name" if parts == ["optimizer"] else _known_keys(parts, schema)[0]
+        key = {"optimizer": "name", "args": "global_pool"}.get(parts[-1]) or _known_keys(parts, schema)[0]
         expected += f", such as {{{key}: …}}"
         hint = f' Did you mean "{parts[0]}.name"?' if key == "name" and isinstance(given, str) else ""
     if kind in ("bool_type", "string_type") and parts == ["model", "pretrained"]:

@@ -135,8 +135,7 @@ def interval_strips(
     low, high = _metric_limits([summary for summary in summaries if summary], metric)
 
     def place(value: float) -> float:
-        share = (min(max(value, low), high) - low) / (high - low)
-        return round(_STRIP_EDGE + share * (STRIP_WIDTH - 2 * _STRIP_EDGE), 2)
+        return strip_place((min(max(value, low), high) - low) / (high - low))
 
     def strip(summary: Summary, entry: Entry) -> dict[str, Any]:
         bounds = summary.ci95 or (math.nan, math.nan)
@@ -153,6 +152,11 @@ def interval_strips(
     ticks = [(place(value * size), text) for value, text in round_ticks(low / size, high / size, 3)]
     pairs = zip(summaries, entries, strict=True)
     return [strip(summary, entry) if summary else None for summary, entry in pairs], ticks
+
+
+def strip_place(share: float) -> float:
+    """Return the place in a strip of a value at this share of its axis."""
+    return round(_STRIP_EDGE + share * (STRIP_WIDTH - 2 * _STRIP_EDGE), 2)
 
 
 def round_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:

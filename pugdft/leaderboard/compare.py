@@ -203,6 +203,7 @@ def compare_selections(
         notes=[
             *warnings.difference_limits(difference, measured, metric, needs_images),
             *pairing_notes,
+            *warnings.kept_notes(first.group.recipe),
             *warnings.condition_warnings(lettered),
             *_notes_on("A", measured[0]),
             *_notes_on("B", measured[1]),

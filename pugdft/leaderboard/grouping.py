@@ -106,12 +106,21 @@ def protocol_line(recipe: Mapping[str, Any]) -> str:
         "train.precision": "{}",
         "schedule.name": "{}",
         "schedule.warmup_epochs": "warm-up {}",
+        "schedule.min_lr": "down to {}",
+        "schedule.milestones": "at {}",
+        "schedule.step_epochs": "each {} epochs",
         "data.validation": "{} held out",
     }
     parts = [form.format(shown(values[key])) for key, form in forms.items() if values.get(key)]
     pretrained = values.get("model.pretrained", True)
     if pretrained is not True:
         parts.append("from scratch" if pretrained is False else f"weights {shown(pretrained)}")
+    if values.get("train.keep", "last") == "best":
+        parts.append("best validation epoch")
+    if values.get("train.patience"):
+        parts.append(f"patience {shown(values['train.patience'])}")
+    if values.get("train.ema"):
+        parts.append(f"averaged weights {shown(values['train.ema'])}")
     if values.get("train.freeze", "none") != "none":
         parts.append(f"{shown(values['train.freeze'])} frozen")
     return printable(", ".join(parts))

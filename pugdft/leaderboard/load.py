@@ -67,10 +67,14 @@ def collect(paths: Sequence[Path]) -> Collected:
 
 
 def read_checked(file: Path) -> RunRecord:
-    """Read a record that can be grouped, or refuse it: its recipe names model, data, optimizer and base."""
+    """Read a record that can be grouped, or refuse it, see :func:`checked_names`."""
     if not os.path.exists(file):
         raise UserError(f"{file}: a link that leads nowhere")
-    record = read_record(file)
+    return checked_names(read_record(file), file)
+
+
+def checked_names(record: RunRecord, file: Path) -> RunRecord:
+    """Return the record, or refuse it: its recipe names model, data, optimizer and base."""
     named = {section: record.recipe.get(section) for section in ("model", "data", "optimizer")}
     if isinstance(optimizer := named["optimizer"], Mapping) and "base" in optimizer:
         named["optimizer.base"] = optimizer["base"]

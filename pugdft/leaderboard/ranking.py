@@ -207,7 +207,7 @@ def _ranked(group: RunGroup, metric: str) -> Group:
         protocol=group.protocol,
         recipe=group.recipe,
         entries=tuple(entries),
-        notes=(*group.notes, *doubts),
+        notes=(*group.notes, *warnings.kept_notes(group.recipe), *doubts),
         metric=metric,
         equal_passes=budgets["gradient_passes"],
         equal_seconds=budgets["train_seconds"],

@@ -24,7 +24,8 @@ from pugdft.paths import file_inside, file_sha256
 from pugdft.predictions import Predictions, artifact_name, disagreements, labels_sha256, read_predictions
 from pugdft.records import FRACTION, NOT_NEGATIVE, Metrics, RunRecord, between, is_number, rule_faults
 
-_SPLITS = {artifact_name(split): split for split in ("test", "validation")}
+_EVALUATED = ("test", "validation", "plain_test", "plain_validation")
+_SPLITS = {artifact_name(split): split for split in _EVALUATED}
 
 # What a row of the history counts from the start of the run.
 _TOTALS = ("epoch", "steps", "gradient_passes", "train_seconds")
@@ -55,7 +56,19 @@ def record_faults(record: RunRecord) -> Iterator[ConfigIssue]:
         }
         yield from (ConfigIssue(where, "is missing") for where, value in required.items() if not value)
     last = record.history[-1] if record.history else {}
-    yield from _metrics(record, last)
+    kept = record.metrics.kept if record.metrics else None
+    yield from _metrics(record, _row_of(record, kept.epoch) if kept else last)
+    if kept and recipe and kept.rule != recipe.train.keep:
+        said = f"{kept.rule}, where the recipe has train.keep {recipe.train.keep}"
+        yield ConfigIssue("metrics.kept.rule", said)
+    if record.metrics and recipe and record.status == "completed":
+        if recipe.train.keep == "best" and not kept:
+            yield ConfigIssue("metrics.kept", "is missing, where the recipe has train.keep best")
+        if (record.metrics.weights == "ema") != (recipe.train.ema is not None):
+            said = f"{record.metrics.weights or 'plain'}, where the recipe has train.ema {recipe.train.ema}"
+            yield ConfigIssue("metrics.weights", said)
+    if kept and kept.rule == "best":
+        yield from _best_validation(record, kept.epoch)
     yield from _history(record)
     yield from _cost(record, last)
     if recipe:
@@ -65,8 +78,8 @@ def record_faults(record: RunRecord) -> Iterator[ConfigIssue]:
 
 def _metrics(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue]:
     metrics = record.metrics or Metrics()
-    for split, found in (("test", metrics.test), ("validation", metrics.validation)):
-        if found is None:
+    for split in _EVALUATED:
+        if (found := getattr(metrics, split)) is None:
             continue
         where, is_finite = f"metrics.{split}", math.isfinite(found.loss)
         # A run that diverged may well have ended without a finite loss, and so without a calibration error.
@@ -93,6 +106,20 @@ def _metrics(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue
     if not (_is_close(top1, best.top1) and epoch == best.epoch):
         said = f"{best.top1} in epoch {best.epoch}, where history has {top1} in epoch {epoch}"
         yield ConfigIssue("metrics.best_test", said)
+
+
+def _row_of(record: RunRecord, epoch: int) -> Mapping[str, Any]:
+    return next((row for row in record.history if row.get("epoch") == epoch), {})
+
+
+def _best_validation(record: RunRecord, epoch: int) -> Iterator[ConfigIssue]:
+    """The epoch that is kept has the highest top-1 on held-out images."""
+    rows = [row for row in record.history if is_number(row.get("validation_top1"))]
+    highest = max((row["validation_top1"] for row in rows), default=math.nan)
+    kept = _row_of(record, epoch).get("validation_top1")
+    if not is_number(kept) or not kept >= highest - _SAME:
+        said = f"{epoch}, whose validation top-1 is {kept}, where history has {highest}"
+        yield ConfigIssue("metrics.kept.epoch", said)
 
 
 def _history(record: RunRecord) -> Iterator[ConfigIssue]:
@@ -167,6 +194,9 @@ def _as_in_recipe(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
         return
     # In passes, the last update may go beyond the end.
     beyond = _num_ascents(record.recipe.get("optimizer")) if in_passes else 0
+    kept = record.metrics.kept if record.metrics else None
+    if kept and kept.stopped_early and train.patience is not None:
+        length = min(length, math.ceil(spent))
     if not length <= spent <= length + beyond:
         unit = "gradient passes" if in_passes else "updates"
         yield ConfigIssue("cost", f"{spent:g} {unit}, where recipe and train split ask for {length}")
@@ -278,10 +308,11 @@ def _check_artifact(checked: CheckedRecord, record: RunRecord, name: str) -> Non
 
 def _check_predictions(checked: CheckedRecord, record: RunRecord, split: str, file: Path) -> None:
     recorded = getattr(record.metrics, split, None)
-    if record.data is None or split not in record.data.sizes or recorded is None:
-        raise UserError(f"is there, but the record lacks data.sizes.{split} or metrics.{split}")
+    images = split.removeprefix("plain_")
+    if record.data is None or images not in record.data.sizes or recorded is None:
+        raise UserError(f"is there, but the record lacks data.sizes.{images} or metrics.{split}")
     with refuse(UserError, lambda error: f"{file.name}: {error}"):
-        predictions = read_predictions(file, record.data.sizes[split], exact=True)
+        predictions = read_predictions(file, record.data.sizes[images], exact=True)
     if split == "test":
         checked.labels_sha256 = labels_sha256(predictions.label)
     if contents := list(_content_faults(predictions, record.data.classes)):

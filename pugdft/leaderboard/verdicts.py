@@ -84,8 +84,8 @@ def legend(groups: Sequence[Group]) -> list[str]:
         )
     if any(group.measured for group in groups):
         lines.append(
-            "top-1 is the last epoch's on the test split; the best epoch, picked on the test split, "
-            "never ranks."
+            "top-1 is the last epoch's on the test split, unless a note says otherwise; the best epoch, "
+            "picked on the test split, never ranks."
         )
     return lines
 

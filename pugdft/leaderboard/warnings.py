@@ -72,6 +72,16 @@ def condition_warnings(entries: Sequence[RunEntry]) -> list[str]:
     return notes
 
 
+def kept_notes(recipe: Mapping[str, Any]) -> list[str]:
+    """Say which epoch's and which weights' metrics a group has, where these are not the last epoch's own."""
+    train, notes = recipe.get("train"), []
+    if isinstance(train, Mapping) and train.get("keep") == "best":
+        notes.append("the metrics are of each run's best epoch on held-out images (train.keep: best)")
+    if isinstance(train, Mapping) and train.get("ema"):
+        notes.append("the metrics are of averaged weights (train.ema)")
+    return notes
+
+
 def _tuning(entries: Sequence[RunEntry]) -> list[str]:
     budgets = [tuning_budget(entry)[0] for entry in entries]
     known = [(budget.trials, budget.gradient_passes) for budget in budgets if budget]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from pugdft.config import plugins
 from pugdft.errors import UserError
 from pugdft.optim.options import Registry, keyword_defaults, refused
 
@@ -197,7 +198,12 @@ BASES: Registry = {"sgd": Sgd, "adam": Adam, "adamw": AdamW, "adagrad": Adagrad,
 
 
 def find_base(name: Any) -> Callable[..., Any] | None:
-    """Find what has the options of a base, by name (ours, torch's, timm's) or class; None if unknown."""
+    """Find what has the options of a base, by name (ours, torch's, another package's, timm's) or class.
+
+    None if it is unknown, or no base.
+    """
+    if isinstance(name, str) and name not in BASES:
+        name = plugins.find(plugins.OPTIMIZERS, name) or name
     if isinstance(name, type) and issubclass(name, torch.optim.Optimizer):
         return name
     # timm's "momentum" and "nesterov" are SGD with options bound; here the options are the recipe's.

@@ -36,8 +36,25 @@ class AlgorithmOptions:
 
 ALGORITHM_OPTIONS: Mapping[str, Any] = keyword_defaults(AlgorithmOptions)
 
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """Options of every optimizer, a base alone included: of the gradient that the base takes."""
+
+    clip: float | None = None  # the largest global norm; None does not clip
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and self.clip <= 0:
+            raise refused("clip", f"must be above 0, or null for no clipping, not {self.clip:g}")
+
+
+STEP_OPTIONS: Mapping[str, Any] = keyword_defaults(StepOptions)
+
 _BASE_EXAMPLE = "the optimizer that steps, such as {name: sgd, lr: 0.01, momentum: 0.9}"
-_RADIUS = "radius of the perturbation, ≥ 0: a number or a schedule"
+_NOTES = {
+    "rho": "radius of the perturbation, ≥ 0: a number or a schedule",
+    "clip": "largest global norm of the gradient that the base takes",
+}
 
 
 def optimizer_names() -> list[str]:
@@ -55,11 +72,14 @@ def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer"
     if name not in METHODS:
         return plain()
     method, faults = METHODS[name](), list[ConfigIssue]()
+    options, of_step = _divided(options, STEP_OPTIONS)
     own, further = _divided(options, ALGORITHM_OPTIONS if method.perturbs else ())
     trigger, has_own_trigger = further.get("trigger"), isinstance(method.trigger, Every)
     with collect(faults):
         elsewhere = f" The base optimizer's go under {where}.base."
         method = build("method", METHODS, {"name": name, **own}, where, elsewhere=elsewhere)
+    with collect(faults):
+        construct(StepOptions, of_step, where)
     with collect(faults):
         construct(AlgorithmOptions, further, where)
         if trigger is not None and has_own_trigger:
@@ -75,16 +95,18 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The spec with every default written out: what the record keeps. A FaultsError has every fault."""
     if faults := spec_faults(spec):
         raise FaultsError("", faults)
-    name = spec["name"]
+    name, (spec, of_step) = spec["name"], _divided(spec, STEP_OPTIONS)
+    # Absent where it is not used, so that it changes no older recipe's digest.
+    of_step = {key: float(value) for key, value in of_step.items() if value is not None}
     if name not in METHODS:
-        return _resolve_base(spec)
+        return {**_resolve_base(spec), **of_step}
     own, further = _divided(spec, [*ALGORITHM_OPTIONS, "base"])
     base = _resolve_base(further.pop("base"))
     if takes_two_passes(name):
         further = {**ALGORITHM_OPTIONS, **further}
         if trigger := further["trigger"]:
             further["trigger"] = resolve_options(TRIGGERS[trigger["name"]], trigger)
-    return {**resolve_options(METHODS[name], own), **further, "base": base}
+    return {**resolve_options(METHODS[name], own), **further, **of_step, "base": base}
 
 
 def respec(recipe_spec: Mapping[str, Any], given: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -93,17 +115,20 @@ def respec(recipe_spec: Mapping[str, Any], given: str | Mapping[str, Any]) -> di
     A method keeps the recipe's base. Its name alone keeps the recipe's options if the recipe has the same
     method; another method starts from its own defaults, so that no radius is passed on. The name of a base
     keeps the options of the recipe's base if it is the same; another one starts from its defaults with the
-    recipe's lr. A mapping has its own options, and a base in it stays as it is.
+    recipe's lr. A mapping has its own options, and a base in it stays as it is. The recipe's clipping belongs
+    to what the base takes: it is kept with the base, and by a base's name.
     """
+    recipe_spec, of_step = _divided(recipe_spec, STEP_OPTIONS)
     base = recipe_spec.get("base", {}) if recipe_spec.get("name") in METHODS else recipe_spec
     name = given if isinstance(given, str) else given.get("name")
     spec = {"name": name} if isinstance(given, str) else dict(given)
     if isinstance(name, str) and name in METHODS:
         kept = recipe_spec if given == recipe_spec.get("name") else {}
-        return {**kept, **({"base": base} if base else {}), **spec}
+        return {**kept, **({"base": base} if base else {}), **({} if "base" in spec else of_step), **spec}
     if isinstance(given, str) and isinstance(base, Mapping):
         is_same = name == base.get("name")
         spec.update(base if is_same else {key: base[key] for key in ("lr",) if key in base})
+        spec.update(of_step)
     return spec
 
 
@@ -117,9 +142,15 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
         problem = "is required" if name is None else "must be a word"
         return [ConfigIssue(f"{where}.name", f"{problem}: one of {', '.join(optimizer_names())}")]
     faults = list[ConfigIssue]()
+    with collect(faults, f"{where}.name"):
+        if name not in METHODS and find_base(name) is None:
+            raise UserError(unknown("optimizer", name, optimizer_names()))
+    if faults:
+        return faults
     if name not in METHODS:
-        if find_base(name) is None:
-            return [ConfigIssue(f"{where}.name", unknown("optimizer", name, optimizer_names()))]
+        options, of_step = _divided(options, STEP_OPTIONS)
+        with collect(faults):
+            construct(StepOptions, of_step, where)
         with collect(faults):
             _check_base(options, where)
         if "base" in spec:
@@ -132,8 +163,7 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
         if not isinstance(base, Mapping):
             problem = "is required" if base is None else "must be a mapping"
             raise refused(f"{where}.base", f"{problem}: {_BASE_EXAMPLE}")
-        if find_base(base.get("name")) is None:
-            raise refused(f"{where}.base.name", unknown("base optimizer", base.get("name"), BASES))
+        _require_base(base.get("name"), f"{where}.base.name")
         may_lack_momentum = isinstance(base["name"], str) and not base.get("momentum")
         has_momentum = not may_lack_momentum or "betas" in keyword_defaults(_found(base["name"]))
         if METHODS[name]().direction.requires_momentum and not has_momentum:
@@ -141,6 +171,16 @@ def spec_faults(spec: Mapping[str, Any], where: str = "optimizer") -> list[Confi
             faults.append(ConfigIssue(f"{where}.base.momentum", message))
         _check_base(base, f"{where}.base")
     return faults
+
+
+def _require_base(name: Any, where: str) -> None:
+    """Raise a FaultsError at ``where`` unless ``name`` is a base's."""
+    faults: list[ConfigIssue] = []
+    with collect(faults, where):
+        if find_base(name) is None:
+            raise UserError(unknown("base optimizer", name, BASES))
+    if faults:
+        raise FaultsError("", faults)
 
 
 def describe(name: str) -> str:
@@ -152,12 +192,14 @@ def explain_options(name: str) -> str:
     """The options of a method or base as a recipe has them, with their defaults."""
     own = {**keyword_defaults(_found(name)), **({} if name in METHODS else GROUP_OPTIONS)}
     further = {"Of every method with two passes:": ALGORITHM_OPTIONS} if takes_two_passes(name) else {}
+    every = {"Of every optimizer, beside its name:": STEP_OPTIONS}
     lines = []
-    for heading, options in {"Options and defaults:": own, **further}.items():
+    for heading, options in {"Options and defaults:": own, **further, **every}.items():
         lines.append(heading)
         for key, value in options.items():
             shown = "required" if value is inspect.Parameter.empty else "null" if value is None else value
-            lines.append(f"  {key}: {shown}{f'  ({_RADIUS})' if key == 'rho' else ''}")
+            note = _NOTES.get(key)
+            lines.append(f"  {key}: {shown}{f'  ({note})' if note else ''}")
     return "\n".join(lines)
 
 
@@ -253,7 +295,7 @@ def build_optimizer(
     existing = base if isinstance(base, torch.optim.Optimizer) else None
     if existing is not None:
         spec = {**spec, "base": {"name": type(existing), "lr": 0.0}}
-    resolved = resolve_spec(spec)
+    resolved, of_step = _divided(resolve_spec(spec), STEP_OPTIONS)
     name = resolved["name"]
     if isinstance(params, nn.Module):
         module = params
@@ -294,6 +336,7 @@ def build_optimizer(
         closure_accumulates=closure_accumulates,
         loss_scale=loss_scale,
         total_steps=total_steps,
+        **of_step,
     )
 
 

@@ -72,12 +72,11 @@ def copy_(targets: Tensors, sources: Tensors) -> None:
 
 def scale_(tensors: Tensors, factor: Tensor | float) -> None:
     """``tensors ← factor · tensors``."""
-    if _on_cpu(tensors):
-        number = float(factor)
+    if not _on_cpu(tensors):
+        torch._foreach_mul_(list(tensors), factor)
+    elif (number := float(factor)) != 1:
         for tensor in tensors:
             tensor.mul_(number)
-    else:
-        torch._foreach_mul_(list(tensors), factor)
 
 
 def add_scaled_(tensors: Tensors, others: Tensors, factor: Tensor | float) -> None:

@@ -5,11 +5,16 @@ In their documentation g is the gradient at w, g* that at w + e, and BASE(h) a s
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
+
+from pugdft.config.plugins import OPTIMIZERS, OpenRegistry
+from pugdft.errors import UserError
 from pugdft.optim.combine import (
     COMBINATIONS,
     NORMALIZATIONS,
@@ -74,6 +79,7 @@ def sam(*, rho: Number = 0.05) -> Method:
 
     e = ρ · g / ‖g‖;  BASE(g*).
     Source: Foret et al., arXiv 2010.01412, eq. 2 and 3; ρ = 0.05 is its default; it tries .01 to .5.
+    Use: the baseline of this family; try ρ from 0.02 to 0.2 before anything else.
     Cost: 2 passes a step, 1 copy of the parameters.
     """
     return Method(Gradient(), as_radius(rho))
@@ -85,6 +91,7 @@ def asam(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", "a
     e = ρ · T²g / ‖Tg‖ with T = |w| + η for weights, 1 for biases;  BASE(g*). ρ is about ten times SAM's.
     Source: Kwon et al., arXiv 2102.11600, eq. 8 and Algorithm 1; ρ = 0.5 and η = 0.01 from its experiments.
     The common port takes T = |w| everywhere, without η (``bias_rule: all``); its best ρ is about 2.
+    Use: where layers have very different scales, or SAM's best ρ changes from model to model.
     Cost: 2 passes a step, 1 copy of the parameters.
 
     Args:
@@ -99,6 +106,7 @@ def sam_on(*, rho: Number = 0.5, eta: float = 0.01, bias_rule: Literal["paper", 
 
     e as in asam, on the scales and shifts of normalisation layers, found by the layers' type;  BASE(g*).
     Source: Müller et al., arXiv 2306.04226 (SAM-ON), its adaptive form. Options as in asam.
+    Use: to save memory; the model needs normalisation layers that are trained.
     Cost: 2 passes a step, 1 copy of the norms alone.
     """
     return Method(AdaptiveGradient(eta, bias_rule, norm_layers_only=True), as_radius(rho))
@@ -110,6 +118,7 @@ def gnp(*, rho: Number = 0.05, alpha: float = 0.8) -> Method:
     e = ρ · g / ‖g‖;  BASE((1 − α)·g + α·g*).
     Source: Zhao et al., arXiv 2202.03599, eq. 10, where ρ is the step r of a finite difference. α = 1 is SAM,
     α = 0 the base; the paper tries −.5 to 2. The coupled form of WSAM is this with α = γ/(1 − γ).
+    Use: where SAM's whole step is too strong: α between 0 and 1 mixes it with the base's.
     Cost: 2 passes a step, 1 copy of the parameters in pugdft's own loop.
 
     Args:
@@ -133,6 +142,7 @@ def gsam(
     e = ρ_t · g / ‖g‖, ρ_t from ρ_max at lr_max to ρ_min at lr_min;  BASE(g* − α·(g − ⟨g, g*⟩ g* / ‖g*‖²)).
     Source: Zhuang et al., arXiv 2203.08065, Algorithm 1. α = 0.4 is that of the authors' CIFAR example; the
     bounds are around SAM's radius. Products and norms are global.
+    Use: with a learning rate that falls over the run: the radius follows it.
     Cost: 2 passes a step, 2 copies of the parameters.
 
     Args:
@@ -152,6 +162,7 @@ def looksam(*, rho: Number = 0.05, k: int = 5, alpha: float = 0.7) -> Method:
 
     At every k-th step BASE(g*) and v = g* − proj_g(g*); between, BASE(g + α·(‖g‖/‖v‖)·v).
     Source: Liu et al., arXiv 2203.02714, Algorithm 1; k = 5 and α = 0.7 from its experiments. Global norms.
+    Use: where two passes at each step cost too much.
     Cost: 1 + 1/k passes a step, 2 copies of the parameters, one of them in the checkpoint.
 
     Args:
@@ -167,6 +178,7 @@ def fsam(*, rho: Number = 0.05, sigma: float = 1.0, lambda_: float = 0.9) -> Met
     e = ρ · s / ‖s‖ with s = g − σ·m, then m ← λ·m + (1 − λ)·g;  BASE(g*).
     Source: Li et al., arXiv 2403.12350, eq. 7 and 8; σ = 1 and λ = 0.9 from its experiments. The first step
     is plain SAM with m = g; m in s is the value before the step's update, which uses the raw g.
+    Use: with small batches, whose gradients are mostly noise.
     Cost: 2 passes a step, 2 copies of the parameters, one of them in the checkpoint.
 
     Args:
@@ -182,6 +194,7 @@ def vasso(*, rho: Number = 0.05, theta: float = 0.4) -> Method:
 
     d ← (1 − θ)·d + θ·g, starting as g;  e = ρ · d / ‖d‖;  BASE(g*).
     Source: Li and Giannakis, NeurIPS 2023, arXiv 2309.15639, eq. 5. The default θ is ours: tune it in (0, 1].
+    Use: with small batches, where one batch's gradient is a poor direction for e.
     Cost: 2 passes a step, 2 copies of the parameters, one of them in the checkpoint.
 
     Args:
@@ -196,6 +209,7 @@ def wsam(*, rho: Number = 0.05, gamma: float = 0.9) -> Method:
     e = ρ · g / ‖g‖;  BASE(g), then w ← w − lr·κ·(g* − g) with κ = γ/(1 − γ).
     Source: Yue et al., arXiv 2305.15817, Algorithm 1 (decoupled); γ = 0.9 from its experiments. The coupled
     form is gnp with α = γ/(1 − γ).
+    Use: to set how much sharpness counts apart from the radius.
     Cost: 2 passes a step, 2 copies of the parameters.
 
     Args:
@@ -216,6 +230,7 @@ def amp(
     N times e ← clip(e + ζ·∇L(w + e)) to ‖e‖ ≤ ε;  BASE(g*).
     Source: Zheng et al., arXiv 2010.04925, Algorithm 1; ε = 0.5, ζ = 1, N = 1 from its experiments. The
     paper's ball is global; its code clips each tensor (``scope: tensor``).
+    Use: for several ascent steps, or an e that stays small where the gradient is small.
     Cost: 1 + N passes a step, 1 copy of the parameters.
 
     Args:
@@ -235,6 +250,7 @@ def msam(*, rho: Number = 3.0) -> Method:
     Source: Becker et al., arXiv 2401.12033, eq. 4; ρ = 3 from its experiments. Published code leaves the
     weights perturbed between steps; here a step perturbs, passes, and restores, so evaluation and checkpoints
     see w. The loss that a step returns is that at w + e: there is no other pass.
+    Use: where a second pass costs too much; the base needs momentum.
     Cost: 1 pass a step, 1 copy of the parameters.
     """
     return Method(AgainstMomentum(), as_radius(rho), Ahead())
@@ -243,7 +259,7 @@ def msam(*, rho: Number = 3.0) -> Method:
 def ugd() -> Method:
     """Unit gradient descent: BASE(g / ‖g‖).
 
-    Use it to see what the normalisation alone does. The step length is lr itself.
+    Use: to see what the normalisation alone does. The step length is lr itself.
     Source: Update in Unit Gradient, arXiv 2110.00199v1, Algorithm 2; PUGD, Definition 3 (NGD-FM).
     Cost: 1 pass a step, no further memory.
     """
@@ -255,6 +271,7 @@ def ngd_cw(*, scope: Literal["tensor", "element"] = "tensor") -> Method:
 
     BASE(g / ‖g‖) for each tensor by itself, or BASE(sign g).
     Source: compared in the PUGD paper, arXiv 2110.00199, whose text allows both readings; no code exists.
+    Use: as a control for ugd: one length for each tensor instead of one for all.
     Cost: 1 pass a step, no further memory.
 
     Args:
@@ -268,6 +285,7 @@ def sam_gns(*, rho: Number = 0.05) -> Method:
 
     e = ρ · g / ‖g‖;  BASE(g* / ‖g*‖): g is not added.
     Source: Update in Unit Gradient, arXiv 2110.00199v1, Algorithm 3.
+    Use: as a control for pugd: SAM's gradient with a step of unit length.
     Cost: 2 passes a step, 1 copy of the parameters.
     """
     return Method(Gradient(), as_radius(rho), normalize=Unit())
@@ -280,6 +298,7 @@ def pugd(*, rho: Number = 1.0) -> Method:
     Source: Tseng et al., arXiv 2110.00199, eq. 12 and Algorithm 1, where ρ = 1.
     The step length is lr itself, whatever the loss's scale; weight decay comes after the normalisation.
     Published code restores w by subtracting e, which is not w in floating point: here w is copied back.
+    Use: where the loss's scale should not matter. Tune lr before ρ: lr alone is the step's length.
     Cost: 2 passes a step, 1 copy of the parameters in pugdft's own loop (2 under a closure that
     clears the gradients).
     """
@@ -292,6 +311,7 @@ def pugd_r(*, rho: Number = _ICOS) -> Method:
     e = a_r(t) · |w|⊙g / ‖|w|⊙g‖;  BASE((g + g*) / ‖g + g*‖).
     Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours; others are
     sin, cos, isin, linear, cosine, proportional_to_lr.
+    Use: to let the radius change over the run.
     Cost: 2 passes a step, 1 copy of the parameters.
     """
     return pugd(rho=rho)
@@ -302,6 +322,7 @@ def pugd_s(*, rho: Number = 1.0, scale: Number = _ICOS) -> Method:
 
     e as in pugd;  BASE(U / ‖U‖) with U = a_s(t)·g + g*.
     Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedule is ours.
+    Use: to let the share of the clean gradient change over the run.
     Cost: 2 passes a step, 1 copy of the parameters.
 
     Args:
@@ -316,6 +337,7 @@ def pugd_rs(*, rho: Number = _ICOS, scale: Number = _ICOS) -> Method:
 
     e as in pugd_r, and BASE(U / ‖U‖) as in pugd_s, whose options these are.
     Source: When and How Much to Perturb? Radius-Timing-Scale, 2025. The default schedules are ours.
+    Use: to let both change over the run.
     Cost: 2 passes a step, 1 copy of the parameters.
     """
     return pugd_s(rho=rho, scale=scale)
@@ -327,6 +349,7 @@ def pugd_t(*, rho: Number = 1.0) -> Method:
     BASE(g), then pugd's BASE((g + g*) / ‖g + g*‖) once Var(last k ‖g‖) < γ · Var(‖g‖ over the first tenth),
     γ = .2 and k = 10; ``trigger`` chooses another rule or other values.
     Source: When and How Much to Perturb? Radius-Timing-Scale, 2025.
+    Use: to save passes: the first part of the run takes one pass a step.
     Cost: 1 to 2 passes a step, 1 copy of the parameters.
     """
     return replace(pugd(rho=rho), trigger=GradientVariance())
@@ -344,6 +367,7 @@ def rules(
     e along ``direction`` with radius ρ, h from g and g* by ``combine``;  BASE(normalize(h)). The defaults
     are SAM; ``direction: weighted_gradient, rho: 1, combine: scaled, normalize: unit`` is PUGD.
     Source: none; cite the papers of the rules that you combine.
+    Use: to try a combination that no paper has.
     Cost: 2 passes a step, 1 copy of the parameters (2 with a merging combination or an averaging direction).
 
     Args:
@@ -361,11 +385,29 @@ def rules(
     )
 
 
-METHODS: Mapping[str, Callable[..., Method]] = {
-    preset.__name__: preset
-    for preset in (
-        ugd, ngd_cw, sam, asam, sam_gns, pugd, pugd_r, pugd_s, pugd_rs, pugd_t, gnp, gsam, looksam, fsam,
-        vasso, wsam, sam_on, amp, msam, rules,
+def _as_method(name: str, found: Any) -> Callable[..., Method] | None:
+    """Accept another package's function ``-> Method``; None for a class of torch's kind, which is a base."""
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return None
+    if inspect.isfunction(found) and inspect.get_annotations(found).get("return") in (Method, "Method"):
+        options = inspect.signature(found).parameters.values()
+        if not any(option.default is inspect.Parameter.empty for option in options):
+            return found
+    raise UserError(
+        f'"{name}": must be a function `-> Method` whose options all have defaults, or a class of '
+        "torch.optim.Optimizer"
     )
-}  # fmt: skip
-"""Name in a recipe to its function."""
+
+
+METHODS: Mapping[str, Callable[..., Method]] = OpenRegistry(
+    {
+        preset.__name__: preset
+        for preset in (
+            ugd, ngd_cw, sam, asam, sam_gns, pugd, pugd_r, pugd_s, pugd_rs, pugd_t, gnp, gsam, looksam, fsam,
+            vasso, wsam, sam_on, amp, msam, rules,
+        )
+    },
+    OPTIMIZERS,
+    _as_method,
+)  # fmt: skip
+"""Name in a recipe to its function; other packages' too."""

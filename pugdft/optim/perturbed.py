@@ -47,6 +47,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         method: the five rules.
         info: about the parameters, for the rules that ask.
         replay_rng: the perturbed pass draws the clean pass's random numbers.
+        clip: the largest global norm of the gradient that the base takes; None does not clip.
 
     The other arguments are those of ``build_optimizer``.
     """
@@ -66,6 +67,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         closure_accumulates: bool = False,
         loss_scale: LossScale | None = None,
         total_steps: int | None = None,
+        clip: float | None = None,
     ) -> None:
         if method != _PLAIN and any(group.get("maximize") for group in base.param_groups):
             raise UserError("base: maximize=True: a method perturbs and descends; negate the loss instead")
@@ -87,7 +89,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._clean = passes.CleanGradients(closure_accumulates, loss_scale)
         self._rule_states = {slot: RuleState() for slot in _SLOTS}
         self._weights = passes.SavedWeights()
-        self._guard = GuardedStep(base, loss_scale)
+        self._guard = GuardedStep(base, loss_scale, clip)
         self._earlier = passes.EarlierGradients()
         self._strides: list[tuple[int, ...]] | None = None
         first = base.param_groups[0]
@@ -229,6 +231,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         return None
 
     def _perturb(self, parameters: Tensors, weights: Tensors, gradients: Tensors, rho: float) -> None:
+        if not parameters:  # all that this method perturbs is frozen for now
+            return
         state, info = self._rule_states["direction"], self._info
         self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, info, state, self.state))
         passes.forget_cached_weights()

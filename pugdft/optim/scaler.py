@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pugdft.optim import foreach
 from pugdft.optim.base import fill_momentum, unfuse
-from pugdft.optim.combine import Correction, Normalize
+from pugdft.optim.combine import Correction, Identity, Normalize
 
 # At 0, where halving for ever would lead, no gradient is finite again.
 _LEAST = 2.0**-14
@@ -76,10 +76,16 @@ class GuardedStep:
     """Step a base optimizer, or skip and count (``num_skipped``) an update whose gradient is not finite.
 
     A fused base reads the flag on the accelerator; any other, and a correction, wait for the device.
+
+    Args:
+        clip: h ← h · min(1, clip / (‖h‖ + 1e-12)) for the normalised gradient h over all groups; None leaves
+            it. A correction (``wsam``) is subtracted after the base's step, and is not clipped.
     """
 
-    def __init__(self, base: torch.optim.Optimizer, loss_scale: LossScale | None) -> None:
-        self._base, self._loss_scale = base, loss_scale
+    def __init__(
+        self, base: torch.optim.Optimizer, loss_scale: LossScale | None, clip: float | None = None
+    ) -> None:
+        self._base, self._loss_scale, self._clip = base, loss_scale, clip
         self.num_skipped: Tensor | int = 0
 
     def step(self, gradients: list[Tensor], rule: Normalize, correction: Correction | None) -> None:
@@ -90,11 +96,18 @@ class GuardedStep:
         fill_momentum(base)
         if all(gradient.layout == torch.strided for gradient in gradients):
             real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
-            finite = torch.isfinite(rule.normalize_(real))
+            norm = rule.normalize_(real)
+            finite = torch.isfinite(norm)
+            if self._clip is not None:
+                norm = norm if isinstance(rule, Identity) else foreach.global_norm(real)
+                foreach.clip_norm_(real, self._clip, norm)
         else:  # only a base alone is given sparse gradients
             unfuse(base)
             values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-            finite = torch.isfinite(foreach.global_norm(values))
+            norm = foreach.global_norm(values)
+            finite = torch.isfinite(norm)
+            if self._clip is not None:
+                foreach.clip_norm_(gradients, self._clip, norm)
         if correction is not None:
             finite = finite & torch.isfinite(foreach.global_norm(correction.directions)).to(finite.device)
         if self._loss_scale is not None:

@@ -20,10 +20,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pugdft.config.schema import TrainSection
 from pugdft.errors import UserError, reason
 from pugdft.paths import file_sha256, readable_mode, write_atomically
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import BestEpoch
+from pugdft.training.averaging import Weights
 from pugdft.training.distributed import gathered, is_out_of_memory
 from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Observer, Position
@@ -31,6 +33,7 @@ from pugdft.training.trainer import Observer, Position
 CHECKPOINT_NAME, PREVIOUS_NAME, RESTART_LOG_NAME = "checkpoint", "checkpoint.previous", "starts.json"
 _NEW_NAME, _DAMAGED_NAME = f".{CHECKPOINT_NAME}.new", f"{CHECKPOINT_NAME}.damaged"
 _STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.pt"
+_FURTHER, _EMA = "further_", "ema"  # files of other weights; the name of the average
 _FORMAT = 1  # one more whenever an older pugdft could not go on from a checkpoint
 _CHANGED = "is not what was written"
 # What content of another form raises; other damage is found by its digest before it is read.
@@ -79,6 +82,7 @@ class Checkpoint:
     state: dict[str, Any]
     predictions: dict[str, Predictions]
     version: str
+    further: dict[str, Weights] = field(default_factory=dict)  # averaged and kept weights, by name
 
 
 class OtherVersion(UserError):
@@ -91,9 +95,10 @@ class OtherVersion(UserError):
         )
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model as ``.safetensors`` that ``timm.create_model(..., checkpoint_path=…)`` loads."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save_weights(weights: nn.Module | Weights, path: Path) -> None:
+    """Write tensors as ``.safetensors`` that ``timm.create_model(..., checkpoint_path=…)`` loads."""
+    named = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     temporary = path.with_name(f".{path.name}.new")
     with ExitStack() as stack:
         stack.callback(temporary.unlink, missing_ok=True)
@@ -105,7 +110,12 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: Any, state: dict[str, Any], predictions: dict[str, Predictions]
+    folder: Path,
+    model: nn.Module,
+    optimizer: Any,
+    state: dict[str, Any],
+    predictions: dict[str, Predictions],
+    further: Mapping[str, Weights] | None = None,
 ) -> None:
     """Write ``folder/checkpoint``; once it is whole, the one before is ``checkpoint.previous``."""
     new, current, previous = (folder / name for name in (_NEW_NAME, CHECKPOINT_NAME, PREVIOUS_NAME))
@@ -114,6 +124,8 @@ def save_checkpoint(
         stack.callback(shutil.rmtree, new, ignore_errors=True)
         new.mkdir(parents=True)
         save_weights(model, new / _WEIGHTS)
+        for name, weights in (further or {}).items():
+            save_weights(weights, new / f"{_FURTHER}{name}.safetensors")
         with _system_error(new / _OPTIMIZER):
             torch.save(optimizer, new / _OPTIMIZER)
         for split, each in predictions.items():
@@ -179,7 +191,11 @@ def _read(place: Path) -> Checkpoint:
     optimizer = torch.load(place / _OPTIMIZER, weights_only=True, map_location="cpu")
     files = [place / file for file in content["sha256"] if file.startswith("predictions_")]
     predictions = {file.stem.removeprefix("predictions_"): read_predictions(file) for file in files}
-    return Checkpoint(weights, optimizer, content["state"], predictions, writer)
+    names = [file for file in content["sha256"] if file.startswith(_FURTHER)]
+    further = {
+        Path(file).stem.removeprefix(_FURTHER): safetensors.torch.load_file(place / file) for file in names
+    }
+    return Checkpoint(weights, optimizer, content["state"], predictions, writer, further)
 
 
 def _digest(content: Any) -> str:
@@ -213,6 +229,23 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+@dataclass(frozen=True)
+class BestValidation:
+    """The best epoch so far on held-out images: of the highest top-1, then of the lowest loss."""
+
+    epoch: int
+    top1: float
+    loss: float
+
+    def is_beaten_by(self, other: BestValidation) -> bool:
+        return (other.top1, -other.loss) > (self.top1, -self.loss)
+
+
+def chooses_epochs(train: TrainSection) -> bool:
+    """Whether a run remembers its best epoch on held-out images."""
+    return train.keep == "best" or train.patience is not None
+
+
 @dataclass
 class RunState:
     """The part of a checkpoint that is neither weights nor optimizer state."""
@@ -220,7 +253,10 @@ class RunState:
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
     best_test: BestEpoch | None = None
-    predictions: dict[str, Predictions] = field(default_factory=dict)  # of the newest evaluation, by split
+    # Of the newest evaluation, or of the epoch that is kept, by split.
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    best_validation: BestValidation | None = None  # if the recipe has ``keep: best`` or ``patience``
+    kept: dict[str, Weights] = field(default_factory=dict)  # weights of the best epoch, by their files' names
     # The sums of the epoch's Totals over all processes, as of the last save.
     totals: list[float] = field(default_factory=lambda: [0.0] * 4)
 
@@ -272,9 +308,13 @@ class CheckpointManager:
         """Make a checkpoint, all processes together; only report it if the disk does not take it."""
         components, accelerator = self.components, self.components.accelerator
         model, optimizer = components.backbone.model, components.optimizer.state_dict()
+        further = dict(state.kept)
+        if components.average is not None:
+            further[_EMA] = components.average.tensors
         if accelerator.is_main_process:
             try:
-                save_checkpoint(self.folder, model, optimizer, self._content(state), state.predictions)
+                content = self._content(state)
+                save_checkpoint(self.folder, model, optimizer, content, state.predictions, further)
                 self._saved_step = state.position.steps
             except OSError as error:
                 where = f"{error.filename or self.folder}: {reason(error)}"
@@ -284,8 +324,10 @@ class CheckpointManager:
 
     def _content(self, state: RunState) -> dict[str, Any]:
         """Return what a checkpoint's ``state.json`` says of a run."""
-        components = self.components
+        components, best = self.components, state.best_validation
+        chosen = {"best_validation": asdict(best) if best else None}
         return {
+            **(chosen if chooses_epochs(components.recipe.train) else {}),
             "position": asdict(state.position),
             "history": state.history,
             "best_test": state.best_test.model_dump() if state.best_test else None,
@@ -319,7 +361,13 @@ class CheckpointManager:
             optimizer.load_state_dict(checkpoint.optimizer)
             position, best_test = Position(**content["position"]), BestEpoch(**best) if best else None
             history, totals = content["history"], content["totals"]
-            return RunState(position, history, best_test, checkpoint.predictions, totals)
+            further, validation = dict(checkpoint.further), content.get("best_validation")
+            if self.components.average is not None:
+                self.components.average.load(further.pop(_EMA))
+            best_validation = BestValidation(**validation) if validation else None
+            return RunState(
+                position, history, best_test, checkpoint.predictions, best_validation, further, totals
+            )
         except _UNFIT as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise

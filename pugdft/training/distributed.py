@@ -172,3 +172,12 @@ def fix_reduction_order(model: nn.Module, image_size: int, device: torch.device)
     with torch.enable_grad():
         wrapped(torch.zeros(2, 3, image_size, image_size, device=device)).sum().backward()
     wrapped.zero_grad(set_to_none=True)
+
+
+def wrapped_anew(model: nn.Module) -> nn.Module:
+    """Wrap a model in DDP again: it waits for the gradients of what was trained when it was made."""
+    before = getattr(model, "_orig_mod", model)  # of torch.compile
+    assert isinstance(before, DistributedDataParallel)
+    return DistributedDataParallel(
+        before.module, device_ids=before.device_ids, output_device=before.output_device
+    )

@@ -137,27 +137,64 @@ def _check_accelerate(what: str) -> None:
         )
 
 
+class _Tasks(NamedTuple):
+    """Copies of a command that a scheduler has started."""
+
+    name: str
+    size: int
+    rank: int
+    which: str  # the variables that say so, with their values
+    names: str  # of these variables
+
+    @property
+    def counted(self) -> str:
+        return f"{self.size} tasks" if self.size > 1 else "several tasks"
+
+
+def _several_tasks(together: int) -> _Tasks | None:
+    """The tasks of a scheduler that are more than the ``together`` processes that know of each other."""
+    for name, sizes, ranks in _SCHEDULERS:
+        size, rank = _number(*sizes) or 1, _number(*ranks)
+        if name == "srun" and (rank is None or _is_batch_script()):
+            continue
+        if max(size, (rank or 0) + 1) > together:
+            variables = [each for each in (*sizes, *ranks) if each in os.environ]
+            which = ", ".join(f"{each}={os.environ[each]}" for each in variables)
+            return _Tasks(name, size, rank or 0, which, " and ".join(variables))
+    return None
+
+
 def _check_schedulers(world: int) -> None:
     """Refuse copies of a run: a scheduler has started several that no launcher has told of each other."""
     # torchrun counts its own copies, one a node; each has processes of its own.
     together = _number("GROUP_WORLD_SIZE") or world
     if world > 1 and "GROUP_WORLD_SIZE" not in os.environ:
         return
-    for name, sizes, ranks in _SCHEDULERS:
-        size, rank = _number(*sizes) or 1, _number(*ranks)
-        if name == "srun" and (rank is None or _is_batch_script()):
-            continue
-        if max(size, (rank or 0) + 1) > together:
-            tasks = f"{size} tasks" if size > 1 else "several tasks"
-            variables = [each for each in (*sizes, *ranks) if each in os.environ]
-            which = ", ".join(f"{each}={os.environ[each]}" for each in variables)
-            raise UserError(
-                f"{which}: {name} has started {tasks}, which would be as many runs for one folder. Either "
-                f"start one task ({name} -n 1) of `pugdft finetune RECIPE --num-processes N`, or a torchrun "
-                f"on each node: `{name} … torchrun --nnodes NODES --nproc-per-node N --rdzv-backend c10d "
-                "--rdzv-endpoint FIRST_NODE:29500 -m pugdft finetune RECIPE`. If each task is a run with a "
-                f"folder of its own, unset {' and '.join(variables)}"
-            )
+    if tasks := _several_tasks(together):
+        raise UserError(
+            f"{tasks.which}: {tasks.name} has started {tasks.counted}, which would be as many runs for one "
+            f"folder. Either start one task ({tasks.name} -n 1) of `pugdft finetune RECIPE --num-processes "
+            f"N`, or a torchrun on each node: `{tasks.name} … torchrun --nnodes NODES --nproc-per-node N "
+            "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m pugdft finetune RECIPE`. If each task "
+            f"is a run with a folder of its own, unset {tasks.names}"
+        )
+
+
+def check_first_task(what: str) -> None:
+    """Refuse a scheduler's further tasks of a command whose work the first task does."""
+    if (tasks := _several_tasks(1)) and tasks.rank > 0:
+        raise UserError(
+            f"{tasks.which}: {tasks.name} has started {tasks.counted} of `{what}`, and the first does the "
+            f"work. Start one ({tasks.name} -n 1); if each has work of its own, unset {tasks.names}"
+        )
+
+
+def shared_by_tasks() -> str:
+    """What to say where a scheduler has started a command several times whose copies share the work."""
+    tasks = _several_tasks(1)
+    if tasks is None or tasks.rank > 0:
+        return ""
+    return f"{tasks.which}: {tasks.name} has started {tasks.counted}: they share the runs of this folder"
 
 
 def _is_batch_script() -> bool:

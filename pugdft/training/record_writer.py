@@ -8,20 +8,23 @@ import sys
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from pugdft import records
+from pugdft.config import plugins
 from pugdft.config.schema import Recipe
 from pugdft.data.source import writable
 from pugdft.machine import git_revision
 from pugdft.paths import file_sha256
+from pugdft.training.averaging import Weights
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
 from pugdft.training.performance import device_name, proc_field
 from pugdft.training.setup import RunComponents
+from pugdft.training.timm_repository import write_repository
 
 _LONGEST_NAME = 64  # characters of a data set's or model's name in a run's; the digest tells runs apart
 
@@ -41,7 +44,6 @@ def build_record(
     """Build the record of a run as it stands, without its artifacts; ``error`` says why it did not finish."""
     recipe, position, optimizer = components.recipe, state.position, components.optimizer
     store, backbone, training = components.store, components.backbone, components.training
-    evaluated = {split: each.metrics() for split, each in state.predictions.items()}
     sizes = {"train": len(training.images)}
     sizes |= {split: len(batches.images) for split, batches in components.evaluations.items()}
     seconds, images_seen = position.train_seconds, position.steps * recipe.train.batch_size
@@ -59,6 +61,7 @@ def build_record(
             sha256=store.sha256,
             **digests,
             class_names=[writable(name) for name in store.classes],
+            stored_size=training.images.pixels.shape[1],
         ),
         model=records.ModelFacts(
             name=recipe.model.name,
@@ -68,7 +71,7 @@ def build_record(
             head=backbone.head,
             parameters=backbone.num_parameters,
         ),
-        metrics=records.Metrics(**evaluated, best_test=state.best_test) if evaluated else None,
+        metrics=_metrics(components, state),
         history=state.history,
         cost=records.Cost(
             epochs=position.steps // max(1, training.steps_per_epoch),
@@ -89,6 +92,7 @@ def build_record(
             **environment_facts(components.accelerator, recipe.train.precision),
             "performance": asdict(components.switches),
             "micro_batch_size": training.micro_batch_size,
+            **_extensions(recipe),
             "started": str(log.starts[0].get("time", "")),
             "finished": now(),
         },
@@ -96,8 +100,40 @@ def build_record(
     )
 
 
+def _metrics(components: RunComponents, state: RunState) -> records.Metrics | None:
+    """The metrics of what is kept of a run, and what that is; None if nothing was evaluated."""
+    train, best = components.recipe.train, state.best_validation
+    evaluated = {split: each.metrics() for split, each in state.predictions.items()}
+    if not evaluated:
+        return None
+    kept = None
+    if best is not None:
+        is_best = train.keep == "best"
+        epoch = best.epoch if is_best else state.position.epoch
+        kept = records.KeptEpoch(epoch=epoch, rule=train.keep)
+    weights: Literal["ema"] | None = None if components.average is None else "ema"
+    return records.Metrics(**evaluated, best_test=state.best_test, weights=weights, kept=kept)
+
+
+def stored_weights(components: RunComponents) -> dict[str, Weights]:
+    """The weights of a run as they are now, by the names of their files; ``model`` are those that rank."""
+    plain = components.backbone.model.state_dict()
+    if components.average is None:
+        return {"model": plain}
+    return {"model": components.average.tensors, "model_plain": plain}
+
+
+def _extensions(recipe: Recipe) -> dict[str, Any]:
+    """Which names of the recipe other packages provide: module, distribution and version of each."""
+    optimizer = recipe.optimizer
+    base = optimizer.get("base", {})
+    found = plugins.origins(optimizer["name"], base.get("name"), recipe.data.name)
+    return {"extensions": found} if found else {}
+
+
 def _image_paths(components: RunComponents, split: str) -> np.ndarray | None:
     """The files of a split's images, in the order of its predictions; None where images lie in tables."""
+    split = split.removeprefix("plain_")
     store, images = components.store, components.evaluations[split].images
     paths = store.paths.get(split if split in store.splits else "train")
     return np.array([paths[index] for index in images.indices], np.str_) if paths else None
@@ -114,8 +150,10 @@ def write_outcome(
         paths[name] = f"{name}.npz"
     # A search makes many runs; their weights are not needed.
     if record.status == "completed" and "test" in components.evaluations:
-        save_weights(components.backbone.model, folder / "model.safetensors")
-        paths["model"] = "model.safetensors"
+        for name, weights in (state.kept or stored_weights(components)).items():
+            save_weights(weights, folder / f"{name}.safetensors")
+            paths[name] = f"{name}.safetensors"
+        write_repository(folder, record, components.backbone)
     elif record.status != "completed" and (folder / CHECKPOINT_NAME / "state.json").is_file():
         paths["checkpoint"] = f"{CHECKPOINT_NAME}/state.json"
     digests = {name: file_sha256(folder / path) for name, path in paths.items()}

@@ -11,9 +11,10 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,33 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from torch import nn
 
 from pugdft.config import yaml
 from pugdft.config.load import SectionCheck, load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.data.auto_augment import data_faults
-from pugdft.errors import FolderBusy, RunFailed, UserError, reason, refuse
+from pugdft.data.cache import known_sha256
+from pugdft.errors import FolderBusy, RunFailed, UserError, counted, reason, refuse
 from pugdft.models import model_faults
-from pugdft.optim import PerturbedOptimizer, resolve_spec, spec_faults
+from pugdft.optim import resolve_spec, spec_faults
 from pugdft.optim.build import respec
 from pugdft.paths import nearest_folder, write_atomically
+from pugdft.predictions import Predictions
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
 from pugdft.training import distributed
-from pugdft.training.checkpoint import CheckpointManager, RestartLog, load_checkpoint, remove_checkpoints
+from pugdft.training.averaging import copied
+from pugdft.training.checkpoint import (
+    BestValidation,
+    CheckpointManager,
+    RestartLog,
+    chooses_epochs,
+    load_checkpoint,
+    remove_checkpoints,
+)
+from pugdft.training.divergence import BufferGuard, Diverged, DivergenceMonitor, precision_at_fault
 from pugdft.training.performance import device_name, precision_note, rounding_of
 from pugdft.training.profiler import Profile
-from pugdft.training.record_writer import build_record, run_id, write_outcome
+from pugdft.training.record_writer import build_record, run_id, stored_weights, write_outcome
 from pugdft.training.setup import (
     RunComponents,
     assemble,
@@ -45,7 +56,9 @@ from pugdft.training.setup import (
     make_accelerator,
     prepare_device,
     prepare_images,
+    source_of,
 )
+from pugdft.training.tracking import Tracking, check_trackers
 from pugdft.training.trainer import Observer, Position, Totals, Trainer, evaluate
 
 RECIPE_NAME = "recipe.yaml"
@@ -66,6 +79,7 @@ def finetune(
     observer: Observer | None = None,
     profile: bool = False,
     micro_batch_size: int | None = None,
+    track: Sequence[str] = (),
 ) -> tuple[RunRecord, Path]:
     """Fine-tune as the recipe, from :func:`read_recipe`, says and write a record.
 
@@ -73,10 +87,11 @@ def finetune(
     from its checkpoint. Once training has begun, a record is written whatever happens.
 
     Args:
-        output: the run's folder; by default ``runs/ID``.
+        output: the run's folder; by default ``runs/ID``, or where the same run went on before its data moved.
         resume: False begins anew.
         profile: measure where the time goes, and write a trace into the folder.
         micro_batch_size: images of a pass to begin with, if more are known not to fit into memory.
+        track: names of Accelerate's trackers, such as tensorboard, that get the run's numbers.
 
     Returns:
         The record and its path; the status is ``completed``, ``interrupted``, ``diverged`` or ``oom``.
@@ -84,8 +99,9 @@ def finetune(
     Raises:
         UserError: the recipe, the data, the weights or the folder cannot be used.
     """
+    check_trackers(track)
     observer = observer or Observer()
-    folder = Path(output) if output else Path("runs") / run_id(recipe)
+    folder = Path(output) if output else _default_folder(recipe, resume, observer.on_message)
     finished = _finished_record(folder, recipe)
     if resume and finished is not None:
         if finished.recipe.get("data", {}).get("name") != recipe.data.name:
@@ -105,9 +121,11 @@ def finetune(
     restart_log.micro_batch_size = restart_log.micro_batch_size or micro_batch_size
     # In this order: while one process decodes or downloads, the others wait for its file lock, which has no
     # time limit; a process group has one.
-    loaded, error = distributed.attempt(lambda: load(recipe, observer.on_message, folder))
+    loaded, error = distributed.attempt(partial(load, recipe, observer.on_message, folder))
     accelerator = make_accelerator(recipe)
     distributed.raise_together(accelerator, error)
+    if track and accelerator.is_main_process:
+        observer = Tracking(observer, track, recipe, folder)
     assert loaded is not None
     components = assemble(recipe, accelerator, *loaded, restart_log.micro_batch_size)
     sizes = {"training": len(components.training.images)}
@@ -166,6 +184,7 @@ class Run:
         steps = self.state.position.steps
         self.divergence = DivergenceMonitor(self.recipe, components.optimizer, steps)
         self.buffer_guard = BufferGuard(components.backbone.model, enabled=train.max_skipped_steps > 0)
+        self.stopped_early = False  # for the recipe's ``patience``
         self.stop_signal = distributed.StopSignal()
         minutes = train.checkpoint_minutes
         self.rank_sync = distributed.RankSync(accelerator, self.stop_signal, minutes, steps)
@@ -188,6 +207,8 @@ class Run:
                 return "failed", f"{self.recipe.optimizer['name']} never perturbed: its trigger did not fire"
             return "completed", None
         except Diverged as error:
+            if why := precision_at_fault(self.components, trainer.last_batch, error.split):
+                return "failed", f"{error}: {why}"
             last_good = self.checkpoints.with_saved_step(", the last good checkpoint is of update {}")
             return "diverged", f"{error}{last_good}"
         except KeyboardInterrupt:
@@ -226,6 +247,11 @@ class Run:
                 self._finish_epoch()
                 if trainer.spent(position) >= trainer.total:
                     break
+                if self._is_out_of_patience():
+                    self.stopped_early = True
+                    why = f"no better validation for {counted(self.recipe.train.patience or 0, 'epoch')}"
+                    self.observer.on_message(f"stopped after epoch {position.epoch}: {why}")
+                    break
                 is_stopped = self.rank_sync.poll_now(position.steps).stop
             self._save()
             if is_stopped:
@@ -234,6 +260,8 @@ class Run:
 
     def _after_step(self, position: Position, totals: Totals) -> bool:
         self.buffer_guard.after_step()
+        if self.components.average is not None:
+            self.components.average.update(position.steps)
         self.profile.after_step()
         self.observer.on_step(position, totals, self.trainer.spent(position))
         self._take_time()
@@ -275,32 +303,71 @@ class Run:
             "train_seconds": round(position.train_seconds, 3),
         }
         needs_validation = optimizer.method.trigger.needs_validation
-        losses = self._evaluate(row, needs_validation)
+        found = self._evaluate(row, needs_validation)
         if needs_validation and images:
-            optimizer.observe_epoch(row["train_loss"], row["validation_loss"], self.recipe.train.epochs)
+            # Of the weights that are trained, also where their average ranks.
+            loss_now = row.get("plain_validation_loss", row["validation_loss"])
+            optimizer.observe_epoch(row["train_loss"], loss_now, self.recipe.train.epochs)
+        if self._is_best_epoch(row) or self.recipe.train.keep == "last":
+            state.predictions |= found
         if "test_top1" in row and (state.best_test is None or row["test_top1"] > state.best_test.top1):
             state.best_test = BestEpoch(top1=row["test_top1"], epoch=position.epoch)
         state.history.append(row)
         self.totals.sums[:3] = 0
         self.observer.on_epoch(row)
-        if lost := [split for split, loss in losses.items() if not math.isfinite(loss)]:
-            raise Diverged(f"the {lost[0]} loss is not finite after update {position.steps}")
+        if lost := [split for split in found if not math.isfinite(row[f"{split}_loss"])]:
+            message = f"the {lost[0].replace('_', ' ')} loss is not finite after update {position.steps}"
+            # The cause is looked for in the weights that are trained, not in their average.
+            of_trained = [split for split in lost if f"plain_{split}" not in found]
+            raise Diverged(message, of_trained[0].removeprefix("plain_") if of_trained else None)
 
-    def _evaluate(self, row: dict[str, Any], needs_validation: bool) -> dict[str, float]:
-        """Evaluate the splits whose turn it is, add their metrics to ``row``, return their losses."""
-        run, position, losses = self.components, self.state.position, {}
+    def _is_due(self) -> bool:
+        """Whether all splits are evaluated after this epoch."""
+        position = self.state.position
         is_end = self.trainer.spent(position) >= self.trainer.total
-        is_due = is_end or position.epoch % self.recipe.train.eval_every == 0
+        return is_end or position.epoch % self.recipe.train.eval_every == 0
+
+    def _is_best_epoch(self, row: dict[str, Any]) -> bool:
+        """Whether the epoch is the best so far on held-out images; then its weights are copied to be kept."""
+        state, components, best = self.state, self.components, self.state.best_validation
+        if not chooses_epochs(self.recipe.train) or not self._is_due():
+            return False
+        this = BestValidation(row["epoch"], row["validation_top1"], row["validation_loss"])
+        if best is not None and not best.is_beaten_by(this):
+            return False
+        state.best_validation = this
+        is_stored = "test" in components.evaluations and components.accelerator.is_main_process
+        if self.recipe.train.keep == "best" and is_stored:
+            state.kept = {name: copied(weights) for name, weights in stored_weights(components).items()}
+        return True
+
+    def _is_out_of_patience(self) -> bool:
+        patience, best = self.recipe.train.patience, self.state.best_validation
+        if patience is None or best is None or not self._is_due():
+            return False
+        return self.state.position.epoch - best.epoch >= patience
+
+    def _evaluate(self, row: dict[str, Any], needs_validation: bool) -> dict[str, Predictions]:
+        """Evaluate the splits whose turn it is, add their metrics to ``row``, return their predictions.
+
+        Where the average of the weights ranks, the weights themselves are evaluated as ``plain_test`` and so
+        on.
+        """
+        run, average, is_due = self.components, self.components.average, self._is_due()
+        found: dict[str, Predictions] = {}
         begin = time.perf_counter()
         with self.profile.span("evaluation"):
-            for split, batches in run.evaluations.items():
-                if is_due or (needs_validation and split == "validation"):
-                    predictions = evaluate(run.evaluation_model, batches, run.accelerator)
-                    metrics = predictions.metrics()
-                    self.state.predictions[split], losses[split] = predictions, metrics.loss
-                    row |= {f"{split}_top1": metrics.top1, f"{split}_loss": metrics.loss}
-        position.eval_seconds += time.perf_counter() - begin
-        return losses
+            for prefix in ("", "plain_") if average else ("",):
+                with average.in_model() if average and not prefix else nullcontext():
+                    for split, batches in run.evaluations.items():
+                        if is_due or (needs_validation and split == "validation"):
+                            key = f"{prefix}{split}"
+                            found[key] = evaluate(run.evaluation_model, batches, run.accelerator)
+        for split, predictions in found.items():
+            metrics = predictions.metrics()
+            row |= {f"{split}_top1": metrics.top1, f"{split}_loss": metrics.loss}
+        self.state.position.eval_seconds += time.perf_counter() - begin
+        return found
 
     def _save(self) -> None:
         with self.profile.span("checkpoint"):
@@ -349,6 +416,8 @@ class Run:
     def _write_record(self, status: Status, error: str | None) -> RunRecord:
         components, state = self.components, self.state
         record = build_record(components, state, self.restart_log, status, error)
+        if record.metrics and record.metrics.kept:
+            record.metrics.kept.stopped_early = self.stopped_early
         if self.profile.is_on:
             record.environment["profiled"] = True
         if components.accelerator.is_main_process:
@@ -385,6 +454,22 @@ def check(folder: Path, recipe: Recipe, images_sha256: str | None = None) -> boo
         remedy = "Choose another --output, or move that run away."
         raise UserError(f"{folder}: holds the run of another recipe:\n{shown}\n{remedy}")
     return False
+
+
+def _default_folder(recipe: Recipe, resume: bool, say: Callable[[str], None]) -> Path:
+    """``runs/ID``, or the folder in ``runs`` of the same recipe on the same images at another path."""
+    folder, images = Path("runs") / run_id(recipe), ""
+    for path in sorted(Path("runs").glob(f"*/{RECIPE_NAME}")) if resume and not folder.exists() else ():
+        with suppress(OSError, ValueError):  # no recipe, or data that is refused later
+            other = Recipe.model_validate(yaml.parse(path.read_text(encoding="utf-8"), str(path)))
+            found = differences_between(other.as_dict(), recipe.as_dict())
+            if not all(each.startswith("data.name: ") for each in found):
+                continue
+            images = images or known_sha256(source_of(recipe), recipe.data.image_size) or "none"
+            if _images_of_run(path.parent) == images:
+                say(f"{path.parent}: is this run" + (f", on images at {other.data.name}" if found else ""))
+                return path.parent
+    return folder
 
 
 def _images_of_run(folder: Path) -> str | None:
@@ -447,60 +532,3 @@ def _finished_record(folder: Path, recipe: Recipe) -> RunRecord | None:
     if record is not None and record.id != run_id(recipe) and not (folder / RECIPE_NAME).is_file():
         raise UserError(f"{path}: is of another run ({record.id}); choose another --output, or move it away")
     return record if record is not None and record.status == "completed" else None
-
-
-class BufferGuard:
-    """Restore a model's floating-point buffers after a pass that left values in them that are not finite.
-
-    An update without a finite loss is skipped, but its forward pass has updated BatchNorm's statistics: one
-    NaN would spoil every later evaluation. Buffers that are not finite at the start are left alone.
-    """
-
-    def __init__(self, model: nn.Module, enabled: bool) -> None:
-        buffers = model.buffers() if enabled else ()
-        self._buffers = [b for b in buffers if b.is_floating_point() and bool(torch.isfinite(b).all())]
-        self._saved = [each.clone() for each in self._buffers]
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Save all buffers, or restore all of them. Does not wait for the device."""
-        if not self._buffers:
-            return
-        is_finite = torch.stack([torch.isfinite(each).all() for each in self._buffers]).all()
-        for buffer, saved in zip(self._buffers, self._saved, strict=True):
-            torch.where(is_finite, buffer, saved, out=saved)
-            buffer.copy_(saved)
-
-
-_MOST_IN_A_ROW = 100  # fp16's loss scale halves at each overflow: from its start to its floor these are 30
-
-
-class Diverged(RunFailed):
-    """Too many updates had no finite loss or gradient, or an evaluation had no finite loss."""
-
-
-class DivergenceMonitor:
-    """Stop a run that skips more updates than the recipe allows; fp16's loss scale skips some besides."""
-
-    def __init__(self, recipe: Recipe, optimizer: PerturbedOptimizer, steps: int) -> None:
-        self._allowed, self._is_fp16 = recipe.train.max_skipped_steps, recipe.train.precision == "fp16"
-        self._optimizer, self._skipped = optimizer, optimizer.num_skipped_steps
-        self._last_made = self._steps = steps
-
-    def check(self, steps: int, num_lost: float) -> None:
-        """Raise Diverged if too many of the updates so far had no finite loss; waits for the device."""
-        skipped = self._optimizer.num_skipped_steps
-        if steps - self._steps > skipped - self._skipped:
-            self._last_made = steps
-        self._steps, self._skipped = steps, skipped
-        if not self._is_fp16:
-            num_lost = max(num_lost, skipped)
-        if num_lost > self._allowed:
-            raise Diverged(f"the training loss or its gradient is not finite at update {steps}")
-        if self._is_fp16 and steps - self._last_made >= _MOST_IN_A_ROW:
-            raise Diverged(f"no gradient was finite after update {self._last_made}, whatever the loss scale")
-
-    def check_end(self, steps: int) -> None:
-        """Raise Diverged if a finished run skipped all of its updates."""
-        if steps and self._optimizer.num_skipped_steps >= steps:
-            raise Diverged(f"none of {steps} updates had a finite gradient")

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -20,16 +20,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
+from torch import Tensor, nn
 
 from pugdft.config.schema import Recipe
 from pugdft.data import augment, auto_augment, cache, datasets, loader, rng, transforms, workers
-from pugdft.errors import RunFailed, UserError, counted, human_bytes, refuse
-from pugdft.models import Backbone, averages_over_batch, build_model, cache_features, freeze_backbone
+from pugdft.data.source import Source
+from pugdft.errors import RunFailed, UserError, counted, human_bytes, refuse, unknown
+from pugdft.models import Backbone, averages_over_batch, build_model, cache_features
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
 from pugdft.optim.triggers import Always
 from pugdft.paths import nearest_folder
-from pugdft.training.distributed import explain_failure, fix_reduction_order
+from pugdft.training.averaging import WeightAverage
+from pugdft.training.distributed import explain_failure, fix_reduction_order, wrapped_anew
+from pugdft.training.freezing import Freezing
 from pugdft.training.launchers import check_variables, must_use_cpu, process_timeout
 from pugdft.training.performance import Switches, arrange, attention_of, compiled, pick, retain_freed_memory
 
@@ -94,7 +97,7 @@ class AscentBatch:
         return parts
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RunComponents:
     """Everything that a run is made of."""
 
@@ -108,7 +111,17 @@ class RunComponents:
     # test, unless the recipe forbids it, and validation, if it holds out images
     evaluations: dict[str, loader.EvaluationBatches]
     switches: Switches
+    freezing: Freezing
     ascent: AscentBatch | None = None  # None takes every gradient from the whole batch
+    class_weights: Tensor | None = None  # of the training loss, (classes,); None: each 1
+    average: WeightAverage | None = None  # of the weights; None where the recipe asks for none
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set training mode, and freeze what this epoch leaves as it is; all processes together."""
+        if self.freezing.begin(epoch) and self.accelerator.num_processes > 1:
+            self.model = compiled(wrapped_anew(self.model), self.switches)
+            fix_reduction_order(self.model, self.recipe.data.image_size, self.device)
+            self.freezing.begin(epoch)  # a pass in evaluation mode was made
 
     @property
     def device(self) -> torch.device:
@@ -130,11 +143,16 @@ class RunComponents:
         return half if smallest <= half < size else None
 
 
+def source_of(recipe: Recipe) -> Source:
+    """Open the data set of a recipe."""
+    data = recipe.data
+    return datasets.open_source(data.name, data.test, data.split_names)
+
+
 def prepare_images(recipe: Recipe, on_message: Callable[[str], None] | None = None) -> cache.Store:
     """Prepare the images alone."""
     data = recipe.data
-    source = datasets.open_source(data.name, data.test, data.split_names)
-    return cache.prepare(source, data.image_size, data.storage, on_message)
+    return cache.prepare(source_of(recipe), data.image_size, data.storage, on_message)
 
 
 def load(
@@ -145,8 +163,7 @@ def load(
     What is checked in seconds comes before images are decoded, which may take an hour: weights, optimizer,
     number of images, and the room for the weights in ``output``.
     """
-    data = recipe.data
-    source = datasets.open_source(data.name, data.test, data.split_names)
+    data, source = recipe.data, source_of(recipe)
     classes = cache.known_classes(source, data.image_size)
     contents = source.read() if classes is None else None
     if contents is not None:
@@ -157,8 +174,15 @@ def load(
     num_classes, seed = len(classes or ()), recipe.train.seed
     with attention_of(pick(recipe, device_type())):
         backbone = build_model(recipe.model, num_classes, data.image_size, seed, classes or ())
+    freezing = Freezing(backbone.model, recipe.train, recipe.model.name)
+    if on_message:
+        for line in freezing.describe():
+            on_message(line)
     if output is not None and recipe.train.evaluate == "all":
-        _check_room(output, 4 * backbone.num_parameters)
+        num_files = 1 if recipe.train.ema is None else 2
+        _check_room(output, num_files * 4 * backbone.num_parameters)
+    if classes is not None:
+        _check_class_names(recipe, classes)
     if contents is not None:
         _try_optimizer(recipe, backbone, has_validation="validation" in contents.splits)
     store = cache.prepare(source, data.image_size, data.storage, on_message)
@@ -208,16 +232,16 @@ def assemble(
     images, share = inputs.splits["train"], inputs.share
     check_batch(recipe, len(images), world)
     switches = pick(recipe, device.type)
-    if train.freeze == "backbone":
-        freeze_backbone(backbone.model)
-        if not switches.compile:
-            cache_features(backbone.model)
+    freezing = Freezing(backbone.model, train, recipe.model.name)
+    freezing.begin_last()  # the optimizer sees all that is ever trained
+    if freezing.reuses_features and not switches.compile:
+        cache_features(backbone.model)
     arrange(backbone.model, switches)
     model = compiled(accelerator.prepare_model(backbone.model), switches)
     optimizer = build_optimizer(
         recipe.optimizer,
         backbone.model,
-        clean_pass=lambda: accelerator.no_sync(model),
+        clean_pass=lambda: accelerator.no_sync(components.model),
         closure_accumulates=True,
         loss_scale=LossScale() if train.precision == "fp16" else None,
     )
@@ -237,16 +261,47 @@ def assemble(
         micro_batch_size=pass_size,
         augmentation=augment.Augmentation(
             resized_crop=augment.ResizedCrop(**crop.model_dump()) if crop else None,
-            **recipe.data.model_dump(include=names),
+            **{name: getattr(recipe.data, name) for name in names - {"resized_crop"}},
         ),
         seed=train.seed,
         workers=_workers(recipe, images, backbone, device),
     )
     ascent = _ascent_batch(recipe, optimizer.method, share)
     fix_reduction_order(model, recipe.data.image_size, device)
-    return RunComponents(
-        recipe, accelerator, store, backbone, model, optimizer, training, inputs.evaluations, switches, ascent
+    # fmt: off
+    components = RunComponents(
+        recipe, accelerator, store, backbone, model, optimizer, training, inputs.evaluations, switches,
+        freezing, ascent,
+        class_weights=_class_weights(recipe, images, store.classes, device),
+        average=None if train.ema is None else WeightAverage(backbone.model, train.ema),
     )
+    # fmt: on
+    return components
+
+
+def _check_class_names(recipe: Recipe, classes: Sequence[str]) -> None:
+    """Refuse weights of classes that the data does not have."""
+    given = recipe.train.class_weights
+    for name in given if isinstance(given, dict) else ():
+        if name not in classes:
+            raise UserError(f"train.class_weights: {unknown('class', name, classes)}")
+
+
+def _class_weights(
+    recipe: Recipe, images: loader.Images, classes: Sequence[str], device: torch.device
+) -> Tensor | None:
+    """The weight of each class in the training loss, float32; None if all are 1."""
+    given = recipe.train.class_weights
+    if given == "none":
+        return None
+    _check_class_names(recipe, classes)
+    if isinstance(given, dict):
+        weights = [given.get(name, 1.0) for name in classes]
+        return torch.tensor(weights, dtype=torch.float32, device=device)
+    counts = np.bincount(images.labels[images.indices], minlength=len(classes))
+    # A class without training images has no loss to weigh.
+    balanced = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return torch.tensor(balanced, dtype=torch.float32, device=device)
 
 
 def evaluation_parts(
@@ -257,6 +312,13 @@ def evaluation_parts(
     arrange(backbone.model, pick(recipe, accelerator.device.type))
     model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
     return model, evaluations
+
+
+def evaluation_batch_size(recipe: Recipe, device_type: str, world: int = 1) -> int:
+    """Choose the images of an evaluation's batch for each of ``world`` processes."""
+    # A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
+    usual = 64 if device_type == "cpu" else 256
+    return recipe.train.eval_batch_size or max(usual, -(-recipe.train.batch_size // world))
 
 
 class _Inputs(NamedTuple):
@@ -272,9 +334,12 @@ def _inputs(
     """Split the images, tell which are this process's, and make the batches to evaluate."""
     device, data, train = accelerator.device, recipe.data, recipe.train
     pixels, labels = store.images("train"), store.labels("train")
-    look = (backbone.interpolation, backbone.mean, backbone.std)
-    channels_last = pick(recipe, device.type).channels_last
-    to_input = transforms.ToInput(pixels.shape[1], data.image_size, *look, device, channels_last)
+    # fmt: off
+    to_input = transforms.ToInput(
+        pixels.shape[1], data.image_size, backbone.interpolation, backbone.mean, backbone.std, device,
+        pick(recipe, device.type).channels_last, data.resize,
+    )
+    # fmt: on
     share = loader.Share(accelerator.process_index, accelerator.num_processes)
     with refuse(ValueError, lambda error: f"data.validation: {error}"):  # too many are to be held out
         own, held_out = rng.validation_split(labels, data.validation, train.seed)
@@ -293,9 +358,7 @@ def _inputs(
         "validation": validation,
         "test": loader.Images(test_pixels, test_labels, np.arange(len(test_labels)), test_on_device),
     }
-    # A CPU gains nothing from more, and the largest layer's output of 200 images is more than a step holds.
-    usual = 64 if device.type == "cpu" else 256
-    asked_size = train.eval_batch_size or max(usual, -(-train.batch_size // share.world))
+    asked_size = evaluation_batch_size(recipe, device.type, share.world)
     batch_size = max(1, int(asked_size * shrunk))
     evaluations = {
         name: loader.EvaluationBatches(images, to_input, device, share, batch_size)

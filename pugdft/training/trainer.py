@@ -6,7 +6,6 @@ batch; the optimizer calls it as often as its method needs. Loss and accuracy ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from torch.nn import functional
 
 from pugdft.data.loader import Batch, EvaluationBatches, onto
 from pugdft.data.rng import torch_seed
-from pugdft.models import training_mode
 from pugdft.predictions import Predictions
+from pugdft.training.lr_schedule import schedule_of
 from pugdft.training.profiler import Profile
 from pugdft.training.setup import RunComponents
 
@@ -36,6 +35,15 @@ class Position:
     gradient_passes: float = 0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LastBatch:
+    """This process's part of the newest training batch, the seed of its dropout, and the epoch."""
+
+    micro_batches: list[Batch]
+    seed: int
+    epoch: int
 
 
 class Totals:
@@ -89,18 +97,6 @@ class Observer:
         """Called when training has ended, for whatever reason."""
 
 
-def lr_factor(name: str, step: float, total_steps: int, warmup_steps: int = 0) -> float:
-    """Return the learning rate after ``step`` updates (or gradient passes) as a factor of its base value.
-
-    ``cosine`` is SGDR's (arXiv 1608.03983, eq. 5) without restarts: ½(1 + cos πp) of the progress p.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps  # the last one has the full rate
-    if name == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
-
-
 class Trainer:
     """Make a run's updates; after each, ``after_step`` gets the totals so far, and true stops the epoch."""
 
@@ -116,8 +112,9 @@ class Trainer:
         train, steps = components.recipe.train, components.training.steps_per_epoch
         # The length of the run in updates or gradient passes.
         self.total = total or min(train.epochs * steps, train.max_steps or train.epochs * steps)
+        self.last_batch: LastBatch | None = None  # of the newest update
         self.is_in_optimizer = False  # within an update, but in no pass; stays so after an error
-        self._warmup_steps = round(components.recipe.schedule.warmup_epochs * steps)
+        self._lr_factor = schedule_of(components.recipe, steps, self.total)
         self._base_lrs = [group["lr"] for group in components.optimizer.param_groups]
 
     def spent(self, position: Position) -> float:
@@ -126,21 +123,22 @@ class Trainer:
 
     def train_epoch(self, position: Position, totals: Totals) -> bool:
         """Make the rest of an epoch's updates; return False if ``after_step`` stopped it."""
-        components, recipe = self.components, self.components.recipe
-        optimizer, batches, train = components.optimizer, components.training, recipe.train
-        training_mode(components.backbone.model, train.freeze == "backbone", train.batch_norm == "fixed")
+        components = self.components
+        optimizer, batches = components.optimizer, components.training
+        components.begin_epoch(position.epoch)
         epoch = batches.epoch(position.epoch, position.step_in_epoch)
         for micro_batches in self.profile.each("input", epoch):
             spent = self.spent(position)
             if spent >= self.total:
                 break
-            factor = lr_factor(recipe.schedule.name, spent, self.total, self._warmup_steps)
+            factor = self._lr_factor(spent)
             for group, base_lr in zip(optimizer.param_groups, self._base_lrs, strict=True):
                 group["lr"] = base_lr * factor
             optimizer.progress = spent / self.total
             # Dropout and drop-path, like everything random, depend only on seed, epoch and step.
             seed = torch_seed(batches.seed, position.epoch, position.step_in_epoch, batches.share.rank)
             torch.manual_seed(seed)
+            self.last_batch = LastBatch(micro_batches, seed, position.epoch)
             optimizer.zero_grad()
             position.gradient_passes += self._update(micro_batches, totals)
             position.steps += 1
@@ -154,6 +152,7 @@ class Trainer:
         components = self.components
         model, optimizer, batches = components.model, components.optimizer, components.training
         ascent, label_smoothing = components.ascent, components.recipe.train.label_smoothing
+        class_weights = components.class_weights
         num_calls, num_images = 0, 0
 
         def closure() -> Tensor:
@@ -172,7 +171,7 @@ class Trainer:
                     is_last = number == len(parts)
                     with nullcontext() if is_last else components.accelerator.no_sync(model):
                         logits = model(inputs)
-                        loss = targets.loss(logits, label_smoothing)
+                        loss = targets.loss(logits, label_smoothing, class_weights)
                         # Processes' gradients are averaged; their sum has to be the global mean's gradient.
                         optimizer.backward(loss * (batches.share.world / size))
                     batch_loss += loss.detach()

@@ -12,7 +12,9 @@ from pugdft.bench.grid import Matrix, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
 from pugdft.config.schema import Recipe
 from pugdft.errors import FaultsError, UserError, refuse
+from pugdft.training.performance import precision_note
 from pugdft.training.run import read_recipe
+from pugdft.training.setup import device_type
 from pugdft.tuning import outputs, space
 from pugdft.tuning.space import GreedySearch, SearchAxis, Untuned, with_option
 from pugdft.tuning.trials import Say, Trial, Trials, Tuned
@@ -49,6 +51,8 @@ def tune(request: TuneRequest, say: Say) -> tuple[list[Tuned], Path | None]:
     output, question = request.output, outputs.Question(recipe, search, seeds, template.data.validation)
     outputs.check_folder(output, question)
     prepare_output(output / "trials")
+    if note := precision_note(template.train.precision, device_type()):
+        say(note)
     outputs.claim_folder(output, question)
     trials = Trials(template, seeds, output / "trials", request.num_processes, say)
     if isinstance(search, GreedySearch):

@@ -11,6 +11,7 @@ from typing import Any
 from pugdft.bench.executors.local import Options, Watcher, cell_record, run_cells
 from pugdft.bench.grid import BenchCell, make_cell
 from pugdft.config.schema import Recipe
+from pugdft.errors import FolderBusy
 from pugdft.records import RunRecord
 
 Say = Callable[[str], None]  # takes a line for people
@@ -99,6 +100,10 @@ class Trials:
         watcher = _TrialWatcher(self, trials, prefix, wait)
         if code := run_cells(cells, watcher, Options(self._num_processes, wait=wait)):
             raise StoppedError(code)
+        busy = [cell.folder for cell in cells if not self._is_settled(cell)] if wait else []
+        if busy:  # without its score nothing can be chosen
+            self.say(f"{busy[0]}: another process is running here; after its end, the same command goes on")
+            raise StoppedError(FolderBusy.exit_code)
         return watcher.has_run
 
     def is_settled(self, trial: Trial) -> bool:
@@ -152,7 +157,7 @@ class _TrialWatcher(Watcher):
         self._trials, self._prefix, self._wait = trials, prefix, wait
         self._trial_of = {cell.folder: trial for trial in watched for cell in trial.cells}
         self._lines: list[str] = []
-        self.has_run = False
+        self._is_running = self.has_run = False
 
     def on_line(self, cell: BenchCell, line: str) -> None:
         self._lines = [*self._lines[-19:], line]
@@ -161,12 +166,15 @@ class _TrialWatcher(Watcher):
         trial, say = self._trial_of[cell.folder], self._trials.say
         text = f"{self._prefix}{trial.label}: {options_text(trial.options)}"
         if state == "running":
-            self._lines, self.has_run = [], True
+            self._lines, self._is_running = [], True
             return
         if state == "elsewhere":
-            if self._wait:
+            # A run that was begun and found its folder in use: by no command that is to be waited for.
+            if self._wait and not self._is_running:
                 say(f"{text}: waiting for another command that runs it")
+            self._is_running = False
             return
+        self.has_run, self._is_running = self.has_run or self._is_running, False
         if state == "missing":
             self._trials.ended[cell.folder] = None
         if state not in ("completed", "interrupted"):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from optimizer_cases import LRS, gradient_of, lr_share, network, start
 from torch import Tensor
 
 List = list[Tensor]
@@ -316,3 +317,21 @@ REFERENCES: list[tuple[str, dict[str, object], type[Plain]]] = [
     ("rules", {"combine": {"name": "decoupled_sharpness", "gamma": 0.9}}, Wsam),
     ("rules", {"direction": {"name": "adaptive_gradient", "bias_rule": "all"}, "rho": 0.5}, AsamAll),
 ]
+
+
+def reference_run(reference: Plain, base: SGD | AdamW, steps: int) -> list[Tensor]:
+    """The weights after steps of a method's reference over a base's, on two groups."""
+    net = network()
+    names = [name for name, _ in net.named_parameters()]
+    weights = start()
+    for step in range(steps):
+        velocity = base.velocity or [torch.zeros_like(w) for w in weights]
+        norms = [name.startswith("norm.") for name in names]
+        moment = Moment(step, step / steps, lr_share(step), velocity, names, norms)
+        moment.num_first = -(-steps // 10)  # type: ignore[attr-defined]
+        h, correction = reference.step(weights, gradient_of, moment)
+        lrs = [lr * lr_share(step) for lr in [LRS[0]] * 3 + [LRS[1]] * 3]
+        weights = base.step(weights, h, lrs)
+        if correction is not None:
+            weights = [w - lr * c for w, lr, c in zip(weights, lrs, correction, strict=True)]
+    return weights

@@ -263,7 +263,7 @@ def test_a_path_that_leaves_the_folder_is_not_followed(path: str, tmp_path: Path
     assert "leads out" in fault.message or "no file's name" in fault.message
 
 
-@pytest.mark.parametrize("metric", ["top1", "top5", "loss", "ece"])
+@pytest.mark.parametrize("metric", ["top1", "top5", "loss", "ece", "balanced_top1"])
 def test_metrics_that_the_predictions_do_not_give_are_named(metric: str, tmp_path: Path) -> None:
     made = predictions()
     record = content(made)

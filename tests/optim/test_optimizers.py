@@ -25,7 +25,7 @@ from optimizer_cases import (
     spec_of,
     start,
 )
-from reference import REFERENCES, SGD, AdamW, Moment, Plain, PugdT
+from reference import REFERENCES, SGD, AdamW, Plain, PugdT, reference_run
 from torch import Tensor, nn
 
 from pugdft.errors import FaultsError, UserError
@@ -36,23 +36,6 @@ from pugdft.optim.methods import METHODS
 from pugdft.optim.schedules import as_schedule
 
 IDS = [f"{name}{options or ''}" for name, options, _ in REFERENCES]
-
-
-def reference_run(reference: Plain, base: SGD | AdamW, steps: int) -> list[Tensor]:
-    net = network()
-    names = [name for name, _ in net.named_parameters()]
-    weights = start()
-    for step in range(steps):
-        velocity = base.velocity or [torch.zeros_like(w) for w in weights]
-        norms = [name.startswith("norm.") for name in names]
-        moment = Moment(step, step / steps, lr_share(step), velocity, names, norms)
-        moment.num_first = -(-steps // 10)  # type: ignore[attr-defined]
-        h, correction = reference.step(weights, gradient_of, moment)
-        lrs = [lr * lr_share(step) for lr in [LRS[0]] * 3 + [LRS[1]] * 3]
-        weights = base.step(weights, h, lrs)
-        if correction is not None:
-            weights = [w - lr * c for w, lr, c in zip(weights, lrs, correction, strict=True)]
-    return weights
 
 
 @pytest.mark.parametrize("clear", ["optimizer", "in place", "to none", "nothing", "nothing, promised"])

@@ -19,7 +19,8 @@ from pugdft.optim import scaler as guard
 from pugdft.optim.methods import METHODS
 from pugdft.training import run as finetune_module
 from pugdft.training import setup as parts
-from pugdft.training.run import BufferGuard, finetune, read_recipe
+from pugdft.training.divergence import BufferGuard
+from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Position, Totals
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from pugdft.models import Backbone
 from pugdft.optim import LossScale
-from pugdft.training.run import Diverged, DivergenceMonitor, finetune, read_recipe
+from pugdft.training import setup
+from pugdft.training.divergence import Diverged, DivergenceMonitor
+from pugdft.training.run import finetune, read_recipe
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.3])
@@ -60,3 +65,88 @@ def test_a_loss_scale_never_falls_so_low_that_it_cannot_come_back() -> None:
     low = scale.state_dict()["scale"]
     scale.update(sound)
     assert scale.state_dict()["scale"] == 2 * low > 0
+
+
+class Narrow(torch.autograd.Function):
+    """In bf16, infinite beyond a limit in the forward or the backward pass, as fp16 is; else nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, where: str) -> torch.Tensor:
+        ctx.spoils = where == "gradient" and values.dtype == torch.bfloat16
+        return values * math.inf if where == "loss" and values.dtype == torch.bfloat16 else values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return (gradient * math.inf if ctx.spoils else gradient), None
+
+
+@pytest.mark.parametrize(
+    ("where", "freeze", "said"),
+    [
+        (
+            "loss",
+            "none",
+            r"at update 2: for the same weights and batch, bf16 gives a loss that is not finite",
+        ),
+        (
+            "loss",
+            "backbone",
+            r"at update 3: .* bf16 gives a loss that is not finite where fp32 gives [01]\.\d\d",
+        ),
+        ("gradient", "none", r"at update 2: .* bf16 gives a gradient that is not finite where fp32's is"),
+        (
+            "evaluation",
+            "none",
+            r"the test loss .* after update 3: for the same weights and images of test, bf16",
+        ),
+        (
+            "average",
+            "none",
+            r"the test loss .* after update 3: for the same weights and images of test, bf16",
+        ),
+        ("weights", "none", None),
+        ("data", "none", None),
+        ("fp32", "none", None),
+    ],
+)
+def test_a_precision_that_cannot_hold_the_numbers_is_not_blamed_on_the_optimizer(
+    where: str,
+    freeze: str,
+    said: str | None,
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build, passes, is_evaluation = setup.build_model, [0], where in ("evaluation", "average")
+
+    def spoil(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training and freeze == "none":
+            return Narrow.apply(output, "loss") if is_evaluation else output  # type: ignore[no-any-return]
+        passes[0] += 1
+        if passes[0] < 3 or is_evaluation:
+            return output
+        if where == "weights":
+            with torch.no_grad():
+                next(module.parameters()).fill_(math.nan)
+        return output * math.nan if where in ("data", "fp32") else Narrow.apply(output, where)  # type: ignore[no-any-return]
+
+    def built(*arguments: Any) -> Backbone:
+        backbone = build(*arguments)
+        # After a layer: what enters the model is fp32 under autocast too.
+        next(m for m in backbone.model.modules() if isinstance(m, torch.nn.Conv2d)).register_forward_hook(
+            spoil
+        )
+        return backbone
+
+    monkeypatch.setattr(setup, "build_model", built)
+    precision = "fp32" if where == "fp32" else "bf16"
+    small_recipe["train"] |= {"precision": precision, "freeze": freeze, "epochs": 1, "max_steps": 3}
+    small_recipe["train"] |= {"ema": 0.9, "class_weights": "balanced"} if where == "average" else {}
+    record, _ = finetune(read_recipe(small_recipe), tmp_path)
+    if said is None:
+        assert record.status == "diverged"
+        assert "precision" not in (record.error or "")
+    else:
+        assert record.status == "failed"
+        assert re.search(said, record.error or ""), record.error
+        assert (record.error or "").endswith(": set train.precision=fp32")

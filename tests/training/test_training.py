@@ -17,7 +17,7 @@ from pugdft.optim.methods import METHODS
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import read_record
-from pugdft.training.trainer import lr_factor
+from pugdft.training.lr_schedule import lr_factor
 
 
 @pytest.mark.parametrize("method", ["sgd", "sam", "pugd"])
@@ -55,6 +55,7 @@ def test_artifacts_are_what_the_record_says(small_recipe: dict[str, Any], tmp_pa
     assert read_predictions(tmp_path / "predictions.npz").metrics() == record.metrics.test
     assert {path.name for path in tmp_path.iterdir()} == {
         "record.yaml", "recipe.yaml", "predictions.npz", "model.safetensors", ".lock",
+        "config.json", "README.md",
     }  # fmt: skip
     model = timm.create_model(
         "test_vit", num_classes=3, img_size=32, checkpoint_path=str(tmp_path / "model.safetensors")

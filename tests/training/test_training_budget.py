@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pugdft.errors import UserError
 from pugdft.optim import build_optimizer
-from pugdft.training.trainer import lr_factor
+from pugdft.training.lr_schedule import lr_factor
 
 
 def test_max_steps_ends_the_run_and_the_schedule(small_recipe: dict[str, Any], tmp_path: Path) -> None:

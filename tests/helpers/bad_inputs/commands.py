@@ -45,7 +45,7 @@ USAGE = [
     ),
     usage("recipes", "show", "nothing", said="nothing: no such file or bundled recipe"),
     usage("recipes", "print", said="No such command 'print'"),
-    usage("verify", said="Missing argument 'RECORD"),
+    usage("verify", said="Missing argument 'RUN"),
     usage("data", "prepare", "images", "--image-size", "big", said="'--image-size'"),
 ]
 

@@ -180,7 +180,12 @@ VALUES = [
     value("train.performance", "fast", "a mapping"),
     value("train.micro_batch_size", 5, "5 is more than batch_size 4"),
     value("train.evaluate", "validation", "validation needs held-out images"),
-    value("schedule.name", "cosin", "'cosine' or 'constant'", 'Did you mean "cosine"?'),
+    value(
+        "schedule.name",
+        "cosin",
+        "'cosine', 'linear', 'step', 'one_cycle' or 'constant'",
+        'Did you mean "cosine"?',
+    ),
     value("schedule.warmup_epochs", 1, "must be less than train.epochs (1)"),
     value("tuning", {"gradient_passes": 0}, "tuning.trials: is required"),
     Case(
