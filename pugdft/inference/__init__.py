@@ -1,0 +1,1 @@
+"""Use a trained model: predict images, evaluate on data."""
