@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 from pugdft.errors import printable
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
@@ -46,7 +47,9 @@ _LEADER = {"marker": "", "lw": 0.8, "zorder": 1.5}  # a thin line from a mark to
 _FAR = 6.0  # a mean this many median distances behind the best is left off the axis
 _LEAST = 0.002  # of a value: a smaller spread counts as this
 _STARTED = 0.3  # of a training: later values must be on the axis
-_SVG = "{http://www.w3.org/2000/svg}"
+_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+# A picture has its own colours in both themes: of what is right, and of what is confused.
+_RIGHT, _CONFUSED = (0.16, 0.53, 0.86), (0.92, 0.42, 0.10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +222,55 @@ def histories(curves: Sequence[History], titles: Titles, limits: Span, theme: Th
     return chart.figure
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationBin(Series):
+    """Images of similar confidence: their number, mean confidence and accuracy in percent, its interval."""
+
+    num_images: int
+    confidence: float
+    accuracy: float
+    interval: Span
+
+
+@_own_settings()
+def calibration(bins: Sequence[CalibrationBin], titles: Titles, theme: Theme = LIGHT) -> Figure:
+    """Draw accuracy against confidence, both in percent; grey bars behind show where the images are."""
+    chart = _Chart((420, 406, 1.0), [100.0], (0.0, 100.0), titles, theme)
+    most = max(each.num_images for each in bins)
+    chart.axes.plot([0, 100], [0, 100], color=theme["muted"], lw=1, ls=(0, (4, 4)))
+    for each in bins:
+        x, y = chart.place(each.confidence, each.accuracy)
+        height = 0.25 * (_TOP - _BOTTOM) * each.num_images / most
+        bar = {"marker": "", "lw": 16, "color": theme["faint"], "solid_capstyle": "butt", "zorder": 0.5}
+        chart.line([x, x], [_BOTTOM, _BOTTOM + height], "count", each, **bar)
+        ends = [chart.place(0, end)[1] for end in each.interval]
+        chart.line([x, x], ends, "whisker", each, marker="_", ms=7, mew=1.4, lw=1.4)
+        chart.line([x], [y], "mark", each)
+    return chart.figure
+
+
+@_own_settings()
+def confusion(shares: np.ndarray, titles: Titles, theme: Theme = LIGHT) -> Figure:
+    """Draw the share of each true class (row) that is taken for each class (column) as a picture.
+
+    ``shares``: from 0 to 1, (classes, classes). Confusions are drawn in proportion to the most frequent one.
+    """
+    import numpy as np
+
+    chart = _Chart((268, 260, 1.0), [1.0], (0.0, 1.0), titles, theme)
+    pixels, is_right = np.empty((*shares.shape, 4)), np.eye(len(shares), dtype=bool)
+    pixels[..., :3] = np.where(is_right[..., None], _RIGHT, _CONFUSED)
+    most = shares[~is_right].max(initial=0) or 1
+    opacity = np.where(is_right, shares, shares / most)
+    pixels[..., 3] = np.where(shares > 0, 0.2 + 0.8 * opacity, 0)  # the rarest can be seen
+    chart.axes.grid(False)
+    chart.axes.set(xticks=[], yticks=[])
+    chart.axes.spines[:].set(visible=True, color=theme["muted"])
+    chart.axes.imshow(pixels, extent=(0, 1, 0, 1), interpolation="none", aspect="auto")
+    chart.axes.set_position((8 / 268, 24 / _HEIGHT, 252 / 268, 252 / _HEIGHT))  # a square
+    return chart.figure
+
+
 @_own_settings()
 def swatch(style: int, filled: bool) -> Figure:
     """Draw a short line with its marker, for a legend."""
@@ -263,8 +315,10 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
                 element.set(key, variables.get(value, value))
         if element.tag == "use":
             element.tag = "path"
-            element.set("d", shapes[element.attrib.pop("{http://www.w3.org/1999/xlink}href")[1:]])
+            element.set("d", shapes[element.attrib.pop(_LINK)[1:]])
             element.set("transform", f"translate({element.attrib.pop('x')} {element.attrib.pop('y')})")
+        if element.tag == "image":
+            element.set("href", element.attrib.pop(_LINK))
         if "d" in element.attrib:
             element.set("d", " ".join(element.attrib["d"].split()))
         if element.tag != "clipPath":
@@ -292,7 +346,7 @@ def value_limits(
     low, high = min(mean for mean, _ in near), max(mean for mean, _ in near)
     reach = max(high - low, _LEAST * max(map(abs, means)))
     lowest, highest = min(bounds[0] for _, bounds in near), max(bounds[1] for _, bounds in near)
-    return _padded(max(lowest, low - reach), min(highest, high + reach), possible)
+    return padded(max(lowest, low - reach), min(highest, high + reach), possible)
 
 
 def history_limits(curves: Sequence[Sequence[float]], possible: Span) -> Span:
@@ -301,7 +355,7 @@ def history_limits(curves: Sequence[Sequence[float]], possible: Span) -> Span:
     near = [values for values, keep in zip(curves, kept, strict=True) if keep]
     low = min(value for values in near for value in values[int(_STARTED * len(values)) :])
     lowest, high = min(map(min, near)), max(map(max, near))
-    return _padded(lowest if high - lowest <= 1.5 * (high - low) else low, high, possible)
+    return padded(lowest if high - lowest <= 1.5 * (high - low) else low, high, possible)
 
 
 def comparable(means: Sequence[float], *, higher_is_better: bool) -> list[bool]:
@@ -326,7 +380,8 @@ def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -
     return moved.round(2).tolist()
 
 
-def _padded(low: float, high: float, possible: Span) -> Span:
+def padded(low: float, high: float, possible: Span) -> Span:
+    """Choose an axis from ``low`` to ``high`` with a little room, within what is possible."""
     room = 0.06 * (high - low) or 0.02 * abs(high) or 1.0
     lower, upper = max(low - room, possible[0]), min(high + room, possible[1])
     return lower, upper if upper > lower else lower + room

@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pugdft import __version__
@@ -26,17 +26,24 @@ from pugdft.leaderboard.verdicts import unfinished_text, versus_text
 from pugdft.leaderboard.warnings import listed
 from pugdft.predictions import METRICS
 
+PACKAGE = "pugdft.leaderboard.formats"  # whose templates a page of another package may share
+
 _ARXIV = re.compile(r"[0-9]{4}\.[0-9]{4,5}(v[0-9]{1,2})?")
 
 
 def as_html(groups: Sequence[Group], title: str = "pugdft leaderboard") -> str:
-    """Write the whole page. Equal groups give equal text.
+    """Write the whole page. Equal groups give equal text."""
+    return render("page.html.j2", (PACKAGE,), page=_page_view(groups), title=title, schema=SCHEMA)
+
+
+def render(template: str, packages: Sequence[str], **values: Any) -> str:
+    """Fill a template that extends ``base.html.j2``, with the styles and scripts of all ``packages``.
 
     Everything from a record is untrusted: it is put on one line, cleaned and escaped in one place for all of
     the template. The page's own policy allows the one style sheet and the one script whose hashes it names.
     """
     environment = Environment(
-        loader=PackageLoader("pugdft.leaderboard.formats", "templates"),
+        loader=ChoiceLoader([PackageLoader(package, "templates") for package in packages]),
         autoescape=True,
         finalize=_harmless,
         undefined=StrictUndefined,
@@ -47,14 +54,13 @@ def as_html(groups: Sequence[Group], title: str = "pugdft leaderboard") -> str:
     environment.globals.update(strip_width=charts.STRIP_WIDTH, num_styles=NUM_STYLES, swatch=_swatch)
     environment.filters["indented"] = escape  # made printable line by line before, with its indentation
     own: dict[str, str] = {}
-    for key, name in (("style", "page.css"), ("script", "page.js")):
+    for key, suffix in (("style", "css"), ("script", "js")):
         # Read with the line ends that a browser hashes.
-        text = resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
+        files = [file for each in packages for file in (resources.files(each) / "templates").iterdir()]
+        text = "".join(file.read_text(encoding="utf-8") for file in files if file.name.endswith(f".{suffix}"))
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         own |= {key: Markup(text), f"{key}_hash": f"sha256-{digest}"}  # noqa: S704 - no record's text
-    return environment.get_template("page.html.j2").render(
-        page=_page_view(groups), title=title, schema=SCHEMA, version=__version__, **own
-    )
+    return environment.get_template(template).render(version=__version__, **values, **own)
 
 
 def _harmless(value: Any) -> Any:
