@@ -1,0 +1,1 @@
+"""What ``import pugdft`` offers in Python, for scripts and notebooks."""
