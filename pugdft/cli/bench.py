@@ -21,14 +21,14 @@ def command(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RECIPE …] [KEY=VALUE …]",
+            metavar="RECIPE|KEY=VALUE",
             help="Recipes' files or bundled names, or one bench file; overrides for all cells.",
             show_default="quickstart",
         ),
     ] = None,
     optimizers: Annotated[
         str | None,
-        typer.Option(help="Such as 'sgd,sam[rho=0.1,lr=0.02],sam+adamw[lr=1e-3],pugd'.", show_default=False),
+        typer.Option(help="Such as 'sgd,sam[rho=0.1],sam+adamw[lr=1e-3],pugd'.", show_default=False),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 0-4 or 0,2,7.", show_default="0-2")] = None,
     budget: Annotated[
@@ -51,11 +51,16 @@ def command(
     num_processes: Annotated[int, typer.Option(min=1, help="Processes of each cell, such as one a GPU.")] = 1,
     retry: Annotated[bool, typer.Option("--retry", help="Run cells that diverged once more.")] = False,
 ) -> None:
-    """Run every optimizer with every seed under one or more recipes, then show the leaderboard.
+    """Run every optimizer with every seed, then rank them.
 
+    The arguments are recipes and overrides for all of them, or one bench file.
     Options in brackets go to the method if it has them, else to its base; quote them for the shell.
     Finished cells are skipped and interrupted ones continue; several commands may share a folder, and each
     cell runs once. Exit code 4 and a list if any cell is incomplete.
+
+    Examples:
+      pugdft bench resnet18_cifar10 --optimizers sgd,sam,pugd --seeds 0-4 --plan
+      pugdft bench quickstart --optimizers 'sgd,sam[rho=0.1]' train.epochs=2
     """
     from rich.console import Console
 
@@ -69,7 +74,9 @@ def command(
     cells = plan_cells(matrix, output)
     if plan:
         from pugdft.bench.estimate import estimate, probe
+        from pugdft.training.launchers import check_first_task
 
+        check_first_task("pugdft bench --plan")
         made = estimate(cells, output, probe)
         problems = {each.source: f"{each.source}: {each.problem}" for each in made.lines if each.problem}
         if len(problems) < len(matrix.recipes):

@@ -38,10 +38,16 @@ def command(
         ReportFormat, typer.Option("--format", help="Text for people, JSON for programs.")
     ] = ReportFormat.TEXT,
 ) -> None:
-    """Tell how much better optimizer A is than B, and how sure that is.
+    """Tell how much better one optimizer is than another.
+
+    A minus B, with an interval and how sure that is.
 
     Equal seeds are pairs; with stored predictions the test images count as drawn, too. A label is what the
     leaderboard calls an optimizer, such as 'sam[rho=0.1]'.
+
+    Examples:
+      pugdft compare pugd sgd --margin 0.002
+      pugdft compare 'sam[rho=0.1]' sgd --records runs --dataset cifar10
     """
     from pugdft.errors import UserError
     from pugdft.leaderboard.compare import as_json, compare_selections, find_selections

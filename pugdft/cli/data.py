@@ -22,6 +22,7 @@ app = typer.Typer(
 Name = Annotated[
     str,
     typer.Argument(
+        metavar="DATA",
         help="cifar10, cifar100, tiny_imagenet, bundled, a folder, a CSV file, or owner/name on the Hub.",
         show_default=False,
     ),
@@ -84,7 +85,14 @@ def show_data(
         TextFormat.TEXT
     ),
 ) -> None:
-    """Show splits, classes, image sizes and what is left out; fetches and prepares nothing."""
+    """Show splits, classes, sizes and what is left out.
+
+    Fetches and prepares nothing.
+
+    Examples:
+      pugdft data show photos --test 0.2
+      pugdft data show photos --contact-sheet sheet.png
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"  # the Hub's client reads it when it is imported
     from pugdft.data.datasets import open_source
     from pugdft.data.overview import contact_sheet as draw
@@ -105,7 +113,14 @@ def prepare_data(
     test: Test = 0.0,
     splits: Splits = None,
 ) -> None:
-    """Fetch a data set if need be and decode it; prints the folder that images are read from."""
+    """Fetch a data set if need be, and decode it.
+
+    Prints the folder that images are read from.
+
+    Examples:
+      pugdft data prepare cifar10
+      pugdft data prepare photos --image-size 224 --test 0.2
+    """
     from pugdft.data.cache import prepare
     from pugdft.data.datasets import open_source
 
@@ -121,14 +136,22 @@ def prepare_data(
 @app.command("verify")
 def verify_data(
     name: Annotated[
-        str | None, typer.Argument(help="A data set; without one, all in the cache.", show_default=False)
+        str | None,
+        typer.Argument(metavar="DATA", help="A data set; without one, all in the cache.", show_default=False),
     ] = None,
     image_size: ImageSize = 224,
     storage: Storage = StorageForm.AUTO,
     test: Test = 0.0,
     splits: Splits = None,
 ) -> None:
-    """Read every pixel and label again and compare their digest with the one of the first decoding."""
+    """Check every stored pixel and label.
+
+    Reads them again and compares their digest with the one of the first decoding.
+
+    Examples:
+      pugdft data verify
+      pugdft data verify cifar10 --image-size 32
+    """
     if name is None:
         from pugdft.doctor import check_stores
 
@@ -146,7 +169,14 @@ def verify_data(
 
 @app.command("clean")
 def clean_data() -> None:
-    """Remove from the cache what killed preparations of data left there; prepared data stays."""
+    """Remove what interrupted preparations of data left.
+
+    Prepared data stays in the cache.
+
+    Examples:
+      pugdft data clean
+      pugdft data prepare cifar10 && pugdft data clean
+    """
     from pugdft.doctor import check_leftovers
 
     end_with({"Cache": list(check_leftovers(clean=True))})

@@ -26,11 +26,13 @@ ReportFormat = StrEnum("ReportFormat", ["TEXT", "JSON"])
 
 def command(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Also look at what it needs.", show_default=False)
+        str | None, typer.Argument(metavar="RECIPE", help="Also look at what it needs.", show_default=False)
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE …]", help="Overrides: train.precision=bf16", show_default=False),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Overrides, such as train.precision=bf16.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The folder the run would have.", show_default="runs/ID")
@@ -43,10 +45,14 @@ def command(
         ReportFormat, typer.Option("--format", help="Text to paste into a bug report, JSON for programs.")
     ] = ReportFormat.TEXT,
 ) -> None:
-    """Say what is installed, what works here and what does not, with a remedy for each problem.
+    """Say what works on this machine and what does not.
 
-    Needs no network; fetches and trains nothing. Exit code 0 if there is no problem, 1 if there is one, 2 if
-    the recipe is not valid.
+    Each problem comes with a remedy. Needs no network; fetches and trains nothing. Exit code 0 if there is no
+    problem, 1 if there is one, 2 if the recipe is not valid.
+
+    Examples:
+      pugdft doctor
+      pugdft doctor vit_cifar100 train.precision=bf16
     """
     if recipe is not None:
         from pugdft.config.load import find_recipe

@@ -14,7 +14,8 @@ import typer
 from pugdft.cli.launch import is_main_process, launch
 from pugdft.cli.output import emit, given_path, say
 from pugdft.config import yaml
-from pugdft.errors import ConfigIssue, FaultsError, RunFailed, UserError, collect
+from pugdft.errors import ConfigIssue, FaultsError, RunFailed, UserError, collect, counted
+from pugdft.machine import share_cores
 from pugdft.training.launchers import check_variables
 
 
@@ -24,7 +25,7 @@ def command(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides: optimizer.rho=0.1", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optimizer.rho=0.1.", show_default=False),
     ] = None,
     optimizer: Annotated[
         str | None,
@@ -48,13 +49,25 @@ def command(
     progress: Annotated[
         Literal["text", "json"], typer.Option(help="On stderr: text for people, JSON lines for programs.")
     ] = "text",
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Trackers that get the run's numbers: tensorboard, wandb, mlflow, …",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show the switches for speed and the versions too.")
+        bool, typer.Option("--verbose", help="Show more: switches, versions, all results.")
     ] = False,
 ) -> None:
     """Fine-tune a backbone as a recipe says.
 
     Prints the record's path. The same command continues an interrupted run.
+
+    Examples:
+      pugdft finetune quickstart
+      pugdft finetune resnet18_cifar10 data.name=photos --optimizer sam+adamw
     """
     from pugdft.config.load import find_recipe
 
@@ -68,8 +81,12 @@ def command(
     is_main, is_text = is_main_process(), progress == "text"
     if is_main and not dry_run and "PUGDFT_LAUNCHER" not in os.environ:
         _announce(recipe, texts, is_text)
+    share_cores()
     from pugdft.training.run import finetune, read_recipe
+    from pugdft.training.tracking import check_trackers
 
+    trackers = [] if track is None else list(dict.fromkeys(map(str.strip, track.split(","))))
+    check_trackers(trackers)
     if optimizer is not None:
         texts.insert(0, f"optimizer={json.dumps(_spec_of(optimizer, recipe))}")
     resolved = read_recipe(recipe, texts)
@@ -81,19 +98,22 @@ def command(
         options += ["--no-resume"] if no_resume else []
         options += ["--profile"] if profile else []
         options += ["--verbose"] if verbose else []
+        options += ["--track", track] if track else []
         options += ["--progress", progress]
         raise SystemExit(launch(num_processes, ["finetune", recipe, *texts, *options]))
     from pugdft.cli.progress import JsonProgress, ProgressLog, print_summary
 
     observer = (ProgressLog if is_text else JsonProgress)(verbose) if is_main else None
-    record, path = finetune(resolved, output, resume=not no_resume, observer=observer, profile=profile)
+    record, path = finetune(
+        resolved, output, resume=not no_resume, observer=observer, profile=profile, track=trackers
+    )
     if is_main:
         if not is_text:
             emit("end", status=record.status, message=record.error, record=str(path))
         elif record.status == "interrupted":
             say(str(record.error))
         else:
-            print_summary(record)
+            print_summary(record, verbose)
         typer.echo(str(path))
         sys.stdout.flush()
     if record.status == "interrupted":
@@ -113,7 +133,8 @@ def _announce(recipe: str, overrides: Sequence[str], is_text: bool) -> None:
     except UserError:
         return  # told with all other faults, once torch is there
     if is_text:
-        say(f"preparing {given.data.name} and {given.model.name}")
+        epochs = counted(given.train.epochs, "epoch")
+        say(f"preparing {given.data.name} and {given.model.name}: {epochs}, seed {given.train.seed}")
     else:
         train = given.train
         facts = {"epochs": train.epochs, "precision": train.precision, "seed": train.seed}

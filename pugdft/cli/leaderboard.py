@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from pugdft.cli.output import given_path
+from pugdft.cli.help import finish
+from pugdft.cli.output import given_path, write_result
 from pugdft.errors import UserError, counted, refuse, undriven
 
 if TYPE_CHECKING:
@@ -23,18 +24,25 @@ GATE_DID_NOT_HOLD = 3  # an exit code
 
 LeaderboardFormat = StrEnum("LeaderboardFormat", ["TABLE", "JSON", "CSV", "MARKDOWN", "LATEX", "HTML"])
 # The keys of `METRICS`, written again so that `--help` needs no import of numpy.
-RankedBy = StrEnum("RankedBy", ["TOP1", "TOP5", "LOSS", "ECE"])
+RankedBy = StrEnum("RankedBy", ["TOP1", "TOP5", "LOSS", "ECE", "BALANCED_TOP1"])
 
 
 class Command(TyperCommand):
     """Rank, unless the first word is ``check``; a group would take every path for a subcommand's name."""
 
+    @property
+    def further(self) -> dict[str, Any]:
+        """The subcommand, for help and documents."""
+        inner = typer.Typer(add_completion=False, rich_markup_mode=None)
+        inner.command(_CHECK)(check)
+        command = typer.main.get_command(inner)
+        finish(command)
+        return {_CHECK: command}
+
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         if args[:1] != [_CHECK]:
             return super().make_context(info_name, args, *rest, **extra)
-        inner = typer.Typer(add_completion=False, rich_markup_mode=None)
-        inner.command(_CHECK)(check)
-        return typer.main.get_command(inner).make_context(f"{info_name} {_CHECK}", args[1:], *rest, **extra)
+        return self.further[_CHECK].make_context(f"{info_name} {_CHECK}", args[1:], *rest, **extra)
 
 
 def show(
@@ -61,9 +69,14 @@ def show(
         bool, typer.Option("--strict", help="Exit code 1 if a record had to be left out.")
     ] = False,
 ) -> None:
-    """Rank the optimizers of finished runs, for each data set and model.
+    """Rank the optimizers of finished runs.
 
-    `pugdft leaderboard check PATH...` validates records instead, such as those that others contribute.
+    There is a ranking for each data set and model. `pugdft leaderboard check PATH...` validates records
+    instead, such as those that others contribute.
+
+    Examples:
+      pugdft leaderboard runs --dataset cifar10
+      pugdft leaderboard runs --format html --output board.html
     """
     from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
@@ -84,7 +97,7 @@ def show(
         if not groups and not reported:
             trials = counted(len(collected.records), "record")
             raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
-        _write(_text(groups, format_, output), output)
+        write_result(_text(groups, format_, output), output)
         contradicted = any(CONTRADICTED in entry.unfinished for group in groups for entry in group.entries)
         if strict and (collected.left_out or contradicted):
             raise typer.Exit(1)
@@ -96,9 +109,16 @@ def check(
         typer.Argument(metavar="PATH", help="Records, or folders searched for them.", show_default=False),
     ],
 ) -> None:
-    """Validate records: required facts, hashes, numbers that are possible and agree with the predictions.
+    """Validate records.
+
+    They must have the required facts, right hashes, and numbers that are possible and agree with the
+    predictions.
 
     A line for each record, or one for each thing wrong with it; exit code 3 if there is any.
+
+    Examples:
+      pugdft leaderboard check runs
+      pugdft leaderboard check theirs/record.yaml
     """
     from pugdft.leaderboard.validate import check_records
 
@@ -151,16 +171,3 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
     buffer = StringIO()
     leaderboard.print_table(groups, Console(file=buffer, width=120, highlight=False))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
-
-
-def _write(text: str, path: Path | None) -> None:
-    from pugdft.paths import write_atomically
-
-    if path is None:
-        sys.stdout.write(text)
-        return
-    with refuse(OSError, lambda error: f"--output {path}: cannot be written: {error.strerror}"):
-        # Writing atomically replaces what is there, which must not happen to a device or a pipe.
-        if path.exists() and not path.is_file():
-            raise UserError(f"--output {path}: is not a file")
-        write_atomically(path, text.encode())

@@ -1,8 +1,8 @@
 """The ``pugdft`` command. Results go to stdout, progress and messages to stderr.
 
-Exit codes: 0 done; 1 the run failed or diverged, or ``doctor`` found a problem; 2 usage or recipe error; 3 a
-check failed; 4 a bench is incomplete; 5 another process is running in the folder; 130
-interrupted; 143 terminated.
+Exit codes: 0 done; 1 the run failed or diverged, ``doctor`` found a problem, or ``predict`` left out images;
+2 usage or recipe error; 3 a check failed; 4 a bench is incomplete; 5 another process runs in the folder;
+130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -17,19 +17,35 @@ from typing import Any
 import typer
 
 from pugdft import __version__
-from pugdft.cli import bench, compare, data, doctor, finetune, leaderboard, optimizers, recipes, tune, verify
+from pugdft.cli import (
+    bench,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    finetune,
+    leaderboard,
+    optimizers,
+    predict,
+    recipes,
+    report,
+    runs,
+    tune,
+    verify,
+)
+from pugdft.cli.help import command_line
 from pugdft.cli.launch import end_one_of_several, end_with_the_launcher, is_first_here, is_main_process
-from pugdft.cli.output import JsonLines, LossyStream, emit
+from pugdft.cli.output import JsonLines, LossyStream, emit, say
 from pugdft.errors import RunFailed, UserError, undriven
 from pugdft.paths import check_locks
-from pugdft.training.launchers import check_alone
+from pugdft.training.launchers import check_alone, check_first_task, shared_by_tasks
 
 app = typer.Typer(
     help="Fine-tune pretrained timm backbones with sharpness-aware and unit-gradient optimizers, "
     "and compare them honestly.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,13 +54,18 @@ app.command("finetune")(finetune.command)
 app.command("bench")(bench.command)
 app.command("tune")(tune.command)
 app.command("leaderboard", cls=leaderboard.Command)(leaderboard.show)
+app.command("compare")(compare.command)
+app.command("predict")(predict.command)
+app.command("evaluate")(evaluate.command)
+app.command("report")(report.command)
+app.command("export")(export.command)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)
-app.command("compare")(compare.command)
 app.command("doctor")(doctor.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(optimizers.app, name="optimizers")
 app.add_typer(data.app, name="data")
+app.add_typer(runs.app, name="runs")
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,8 +85,12 @@ def _options(
         end_with_the_launcher()
     else:
         check_alone(f"pugdft {context.invoked_subcommand}")
+    if context.invoked_subcommand in ("leaderboard", "compare", "verify"):
+        check_first_task(f"pugdft {context.invoked_subcommand}")
     if context.invoked_subcommand in ("bench", "tune"):
         check_locks()
+        if said := shared_by_tasks():
+            say(said)
 
 
 _INTERRUPTED = 130
@@ -103,7 +128,7 @@ def main() -> None:
 def _run() -> tuple[int, str]:
     """Run the command; return its exit code and the message to print, if it failed."""
     try:
-        code = app(prog_name="pugdft", standalone_mode=False)
+        code = command_line(app)(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
         told = "interrupted" if code == _INTERRUPTED and is_main_process() else ""  # typer ends by Ctrl-C
         return code if isinstance(code, int) else 0, told

@@ -11,7 +11,14 @@ app = typer.Typer(help="List and explain optimizers.", no_args_is_help=True, ric
 
 @app.command("ls")
 def list_optimizers() -> None:
-    """List every optimizer: passes a step, extra copies of the parameters, paper, and what it is."""
+    """List every optimizer.
+
+    With passes a step, extra copies of the parameters, its paper, and what it is.
+
+    Examples:
+      pugdft optimizers ls
+      pugdft optimizers ls | grep pugd
+    """
     from pugdft.optim import optimizer_names, summary
 
     rows = [("name", "passes", "memory", "paper", "what")]
@@ -26,8 +33,15 @@ def list_optimizers() -> None:
 
 
 @app.command("show")
-def show_optimizer(name: Annotated[str, typer.Argument(help="Such as pugd.", show_default=False)]) -> None:
-    """Explain one optimizer: equation, source, cost, options."""
+def show_optimizer(
+    name: Annotated[str, typer.Argument(metavar="OPTIMIZER", help="Such as pugd.", show_default=False)],
+) -> None:
+    """Explain one optimizer: equation, source, cost, options.
+
+    Examples:
+      pugdft optimizers show pugd
+      pugdft optimizers show adamw
+    """
     from pugdft.optim import describe, explain_options
 
     typer.echo(f"{name}: {describe(name)}\n\n{explain_options(name)}")

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import typer
 
-from pugdft.errors import undriven
+from pugdft.errors import UserError, refuse, undriven
 
 
 class LossyStream:
@@ -109,6 +109,20 @@ def given_path(text: str | Path) -> Path:
     if not str(text):
         raise typer.BadParameter("is empty: expected a path")
     return Path(text)
+
+
+def write_result(text: str, path: Path | None) -> None:
+    """Write a command's result to the file of ``--output``, or to stdout."""
+    from pugdft.paths import write_atomically
+
+    if path is None:
+        sys.stdout.write(text)
+        return
+    with refuse(OSError, lambda error: f"--output {path}: cannot be written: {error.strerror}"):
+        # Writing atomically replaces what is there, which must not happen to a device or a pipe.
+        if path.exists() and not path.is_file():
+            raise UserError(f"--output {path}: is not a file")
+        write_atomically(path, text.encode())
 
 
 def say(line: str) -> None:

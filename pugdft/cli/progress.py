@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pugdft.cli.output import duration, emit
 from pugdft.errors import counted, human_bytes, undriven
@@ -65,20 +66,24 @@ class ProgressLog(_TimedObserver):
         super().__init__(verbose)
         self._console = Console(stderr=True, highlight=False)
         self._live: Progress | None = None
+        self._facts: dict[str, Any] = {}
 
     def on_message(self, text: str) -> None:
         self._console.print(undriven(text), markup=False, soft_wrap=True)
 
     def on_facts(self, event: str, facts: dict[str, Any]) -> None:
-        if event == "device":
-            processes = counted(facts["processes"], "process") + " of " if facts["processes"] > 1 else ""
-            where = f"{facts['device_name']}, {processes}{counted(facts['threads'], 'thread')}"
-            text = f"device {facts['device']} ({where}), {facts['precision']}, folder {facts['folder']}"
-        else:
-            images = " and ".join(f"{number:,} {split}" for split, number in facts["images"].items())
-            classes, parameters = counted(facts["classes"], "class"), f"{facts['parameters']:,} parameters"
-            text = f"data: {images} images in {classes}; {parameters}"
-        self.on_message(text)
+        """Say device and data on one line, as soon as both are known."""
+        self._facts |= facts
+        if event != "data":
+            return
+        facts = self._facts
+        processes = counted(facts["processes"], "process") + " of " if facts["processes"] > 1 else ""
+        where = f"{facts['device_name']}, {processes}{counted(facts['threads'], 'thread')}"
+        images = " and ".join(f"{number:,} {split}" for split, number in facts["images"].items())
+        classes = counted(facts["classes"], "class")
+        device = f"device {facts['device']} ({where}), {facts['precision']}"
+        self.on_message(f"{device}; {images} images in {classes}; folder {facts['folder']}")
+        self.on_detail(f"model: {facts['parameters']:,} parameters")
 
     def on_start(self, total: int, done: float, images_per_step: int) -> None:
         super().on_start(total, done, images_per_step)
@@ -125,27 +130,41 @@ class ProgressLog(_TimedObserver):
             self._live = None
 
 
-def print_summary(record: RunRecord) -> None:
-    """Print the run as a table on stderr."""
-    table = Table(title=f"{record.id}: {record.status}", show_header=False, title_justify="left")
+_SUMMARY_ROWS = 6
+
+
+def print_summary(record: RunRecord, verbose: bool = False) -> None:
+    """Print the run as a table on stderr: what matters most, or with ``verbose`` all."""
+    table = Table(show_header=False)
     metrics, cost, method = record.metrics, record.cost, record.method
+    rows: list[tuple[str, str]] = []  # the most important first
     if metrics and (test := metrics.test):
-        table.add_row("test top-1 (last epoch)", f"{test.top1:.2%}")
-        table.add_row("test top-5", f"{test.top5:.2%}")
-        table.add_row("test loss", f"{test.loss:.4f}")
-        table.add_row("calibration error", f"{test.ece:.4f}")
+        rows.append((f"test top-1 ({metrics.origin})", f"{test.top1:.2%}"))
+        if metrics.plain_test:
+            rows.append(("of the weights without averaging", f"{metrics.plain_test.top1:.2%}"))
+        if test.balanced_top1 is not None and abs(test.balanced_top1 - test.top1) > 1e-6:
+            rows.append(("test balanced top-1", f"{test.balanced_top1:.2%}"))
     if metrics and metrics.validation:
-        table.add_row("validation top-1", f"{metrics.validation.top1:.2%}")
-    if metrics and (best := metrics.best_test):
-        table.add_row("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})")
-    table.add_row("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})")
-    table.add_row("gradient passes", f"{cost.gradient_passes:,.0f}")
+        rows.append(("validation top-1", f"{metrics.validation.top1:.2%}"))
+    if metrics and (test := metrics.test):
+        rows.append(("test loss", f"{test.loss:.4f}"))
+    rows.append(("gradient passes", f"{cost.gradient_passes:,.0f}"))
     train = f"{duration(cost.train_seconds)} ({cost.images_per_second:.0f} images/s)"
-    table.add_row("training time", train)
-    table.add_row("evaluation time", duration(cost.eval_seconds))
-    table.add_row("peak memory", human_bytes(cost.peak_memory_bytes))
-    table.add_row("two-pass updates", f"{method.two_pass_fraction:.0%}")
+    rows.append(("training time", train))
+    rows.append(("peak memory", human_bytes(cost.peak_memory_bytes)))
+    if metrics and (test := metrics.test):
+        rows.append(("calibration error", f"{test.ece:.4f}"))
+        rows.append(("test top-5", f"{test.top5:.2%}"))
+    if metrics and (best := metrics.best_test):
+        rows.append(("best epoch, picked on test", f"{best.top1:.2%} (epoch {best.epoch})"))
+    rows.append(("updates", f"{cost.steps:,} ({counted(cost.epochs, 'whole epoch')})"))
+    rows.append(("evaluation time", duration(cost.eval_seconds)))
+    rows.append(("two-pass updates", f"{method.two_pass_fraction:.0%}"))
     if method.mean_perturbation_norm is not None and method.mean_gradient_cosine is not None:
-        table.add_row("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}")
-        table.add_row("mean cos(g, g*)", f"{method.mean_gradient_cosine:.3f}")
-    Console(stderr=True, highlight=False).print(table, markup=False)
+        rows.append(("mean ‖perturbation‖", f"{method.mean_perturbation_norm:.4g}"))
+        rows.append(("mean cos(g, g*)", f"{method.mean_gradient_cosine:.3f}"))
+    for row in rows if verbose else rows[:_SUMMARY_ROWS]:
+        table.add_row(*row)
+    console = Console(stderr=True, highlight=False)
+    console.print(Text(f"{record.id}: {record.status}"), soft_wrap=True)
+    console.print(table, markup=False)

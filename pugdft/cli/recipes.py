@@ -14,7 +14,9 @@ from pugdft.errors import UserError, reason, refuse, undriven
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(help="A bundled recipe's name, or a file.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A bundled recipe's name, or a file.", show_default=False)
+]
 
 
 def _read(name: str) -> tuple[Path, str]:
@@ -27,7 +29,12 @@ def _read(name: str) -> tuple[Path, str]:
 
 @app.command("ls")
 def list_recipes() -> None:
-    """List the bundled recipes with their purpose."""
+    """List the bundled recipes with their purpose.
+
+    Examples:
+      pugdft recipes ls
+      pugdft recipes ls | grep vit
+    """
     from pugdft.config.load import bundled_recipes
 
     names = bundled_recipes()
@@ -39,7 +46,12 @@ def list_recipes() -> None:
 
 @app.command("show")
 def show_recipe(name: Name) -> None:
-    """Print a recipe as it stands."""
+    """Print a recipe as it stands.
+
+    Examples:
+      pugdft recipes show quickstart
+      pugdft recipes show my_recipe.yaml
+    """
     _, text = _read(name)
     # Control characters of a foreign file must not reach the terminal; a pipe gets the file as it is.
     typer.echo(undriven(text.replace("\t", " ")) if sys.stdout.isatty() else text, nl=False)
@@ -48,9 +60,16 @@ def show_recipe(name: Name) -> None:
 @app.command("copy")
 def copy_recipe(
     name: Name,
-    target: Annotated[Path, typer.Argument(help="The new file, or a folder.", show_default="here")] = Path(),
+    target: Annotated[
+        Path, typer.Argument(metavar="PATH", help="The new file, or a folder.", show_default="here")
+    ] = Path(),
 ) -> None:
-    """Copy a bundled recipe to change it."""
+    """Copy a bundled recipe to change it.
+
+    Examples:
+      pugdft recipes copy resnet18_cifar10
+      pugdft recipes copy vit_cifar100 my_recipe.yaml
+    """
     source, text = _read(name)
     path = target / source.name if os.path.isdir(target) else target
 
@@ -65,9 +84,16 @@ def copy_recipe(
 
 @app.command("validate")
 def validate_recipes(
-    names: Annotated[list[str], typer.Argument(help="Recipe files or bundled names.", show_default=False)],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RECIPE", help="Recipe files or bundled names.", show_default=False)
+    ],
 ) -> None:
-    """Check recipes without running them; every fault is reported."""
+    """Check recipes without running them; every fault is reported.
+
+    Examples:
+      pugdft recipes validate my_recipe.yaml
+      pugdft recipes validate recipes/*.yaml
+    """
     from pugdft.training.run import read_recipe
 
     errors = []
@@ -84,7 +110,16 @@ def validate_recipes(
 
 @app.command("schema")
 def print_schema() -> None:
-    """Print the recipes' JSON schema, for editors."""
-    from pugdft.config.schema import Recipe
+    """Print the recipes' JSON schema, for editors.
 
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    Examples:
+      pugdft recipes schema
+      pugdft recipes schema > recipe.schema.json
+    """
+    from pugdft.config.schema import BASE_KEY, Recipe
+
+    schema = Recipe.model_json_schema()
+    # Only a file has this key: it is resolved when the file is read.
+    schema["properties"] = {"base": {"type": "string", "description": BASE_KEY}, **schema["properties"]}
+    schema["anyOf"] = [{"required": ["base"]}, {"required": schema.pop("required")}]
+    typer.echo(json.dumps(schema, indent=2))

@@ -40,14 +40,20 @@ def command(
         int, typer.Option(min=1, help="Processes of each trial, such as one a GPU.")
     ] = 1,
 ) -> None:
-    """Choose the options of every optimizer on held-out images, never looking at the test split.
+    """Choose each optimizer's options on held-out images.
 
+    The test split is never evaluated.
     The search starts from the options in brackets. Writes a bench file for the final comparison and prints
     its path. The same command continues an interrupted search. Started again while it runs, in another
     terminal or on another machine with the same folder, it shares the trials. With other optimizers and the
     same folder, it adds them to the bench file.
+
+    Examples:
+      pugdft tune resnet18_cifar10 --optimizers sgd,sam,pugd
+      pugdft tune quickstart --optimizers sgd,pugd --search general --trials 20
     """
     from pugdft.bench.executors.local import USER_MISTAKE
+    from pugdft.errors import FolderBusy
     from pugdft.tuning.search import TuneRequest, tune
     from pugdft.tuning.trials import StoppedError
 
@@ -55,7 +61,7 @@ def command(
     try:
         tuned, bench = tune(request, say)
     except StoppedError as stop:
-        if stop.code != USER_MISTAKE:
+        if stop.code not in (USER_MISTAKE, FolderBusy.exit_code):
             say("interrupted: the same command continues the search")
         raise typer.Exit(stop.code) from None
     _print_table(tuned)

@@ -12,6 +12,7 @@ import typer
 from pugdft.cli.leaderboard import GATE_DID_NOT_HOLD
 from pugdft.cli.output import given_path
 from pugdft.errors import ConfigIssue, UserError, collect, printable
+from pugdft.machine import share_cores
 from pugdft.training.launchers import check_variables
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Data = Annotated[
     str | None,
-    typer.Option(metavar="NAME_OR_FOLDER", help="Where the data lies here.", show_default="as in the recipe"),
+    typer.Option(metavar="DATA", help="Where the data lies here.", show_default="as in the recipe"),
 ]
 Tolerant = Annotated[
     bool, typer.Option("--tolerant", help="Allow for rounding even with the record's versions and device.")
@@ -29,17 +30,25 @@ Tolerant = Annotated[
 
 def verify_command(
     records: Annotated[
-        list[Path], typer.Argument(metavar="RECORD …", help="Records or runs' folders.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN", help="Runs' folders or records.", show_default=False)
     ],
     data: Data = None,
     tolerant: Tolerant = False,
 ) -> None:
-    """Evaluate the stored weights of runs again and compare with what their records say.
+    """Evaluate runs' stored weights again and compare.
+
+    The results are compared with what the records say.
 
     Bit for bit if versions and device are the record's, else up to rounding; the output says which, and
     what is allowed. Exit code 0 if all agree, 3 if not, 2 if something cannot be read.
+
+    Examples:
+      pugdft verify runs/*
+      pugdft verify runs/ID --data /path/to/images --tolerant
     """
     from pugdft.cli.progress import ProgressLog
+
+    share_cores()
     from pugdft.reproduce import verify
 
     agree: list[bool] = []
@@ -56,7 +65,7 @@ def verify_command(
 
 def rerun_command(
     record: Annotated[
-        Path, typer.Argument(metavar="RECORD", help="A record or a run's folder.", show_default=False)
+        Path, typer.Argument(metavar="RUN", help="A run's folder or record.", show_default=False)
     ],
     output: Annotated[
         Path | None,
@@ -72,16 +81,25 @@ def rerun_command(
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start anew.")] = False,
     only_run: Annotated[bool, typer.Option("--only-run", hidden=True)] = False,
 ) -> None:
-    """Run a record's recipe again in a new folder and compare both runs.
+    """Run a record's recipe again and compare both runs.
+
+    The new run has a folder of its own.
 
     On a CPU with the record's versions the results must be identical, elsewhere the top-1 may differ as
     chance makes it. Prints the comparison and the new record's path; the same command goes on with an
     interrupted rerun. Exit code 0 if the record holds, 3 if not.
+
+    Examples:
+      pugdft rerun runs/ID
+      pugdft rerun theirs/record.yaml --data /path/to/images --output again
     """
     check_variables()
     from pugdft.cli.launch import is_main_process, launch
     from pugdft.cli.progress import ProgressLog
-    from pugdft.reproduce import compare_runs, open_run, rerun, rerun_folder, rerun_recipe
+    from pugdft.records import open_run
+
+    share_cores()
+    from pugdft.reproduce import compare_runs, rerun, rerun_folder, rerun_recipe
 
     old = open_run(record)
     folder = rerun_folder(old, output)

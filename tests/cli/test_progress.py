@@ -95,17 +95,20 @@ def test_ctrl_c_says_where_the_run_stopped(
     assert "gradient passes" not in done.err
 
 
-def test_device_data_and_folder_are_said_at_once_and_the_rest_with_verbose(recipe_file: Path) -> None:
+def test_two_lines_open_a_run_and_six_rows_end_it_and_the_rest_comes_with_verbose(recipe_file: Path) -> None:
     words = ("finetune", str(recipe_file), "train.epochs=1", "--output")
-    first, second, third, *rest = call((*words, "o")).err.splitlines()
+    first, second, *rest = call((*words, "o")).err.splitlines()
     assert first.startswith("preparing ")
+    assert first.endswith(" and test_vit: 1 epoch, seed 0")
     assert second.startswith("device ")
-    assert second.endswith("fp32, folder o")
-    assert third.startswith("data: 72 training and ")
-    assert third.endswith(" parameters")
-    assert not any(line.startswith(("performance: ", "versions: ")) for line in rest)
+    assert second.endswith("fp32; 72 training and 33 test images in 3 classes; folder o")
+    assert rest[0].startswith("epoch 1 done: ")
+    rows = [line for line in rest if line.startswith("│")]
+    assert rows[0].startswith("│ test top-1 (last epoch) │ ")
+    assert len(rows) == 6
     loud = call((*words, "p", "--verbose")).err.splitlines()
-    assert [line.split(":")[0] for line in loud[3:5]] == ["performance", "versions"]
+    assert [line.split(":")[0] for line in loud[2:5]] == ["model", "performance", "versions"]
+    assert any("mean cos(g, g*)" in line for line in loud)
 
 
 def test_bf16_without_instructions_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,8 @@ from pugdft.errors import UserError
 from pugdft.optim import resolve_spec
 from pugdft.paths import claimed
 from pugdft.records import RunRecord, read_record, write_record
+from pugdft.training.lr_schedule import lr_factor
 from pugdft.training.run import finetune
-from pugdft.training.trainer import lr_factor
 
 BASE = {"name": "sgd", "lr": 0.05}
 

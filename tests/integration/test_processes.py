@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,8 +13,16 @@ from typing import Any
 import pytest
 
 from pugdft.cli.launch import launch
+from pugdft.cli.main import app
 from pugdft.errors import UserError
-from pugdft.training.launchers import check_variables, must_use_cpu, own_environment, process_timeout
+from pugdft.training.launchers import (
+    check_first_task,
+    check_variables,
+    must_use_cpu,
+    own_environment,
+    process_timeout,
+    shared_by_tasks,
+)
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import device_type
 
@@ -253,3 +262,30 @@ def test_a_cell_inherits_no_launchers_variables(monkeypatch: pytest.MonkeyPatch)
     set_all(monkeypatch, f"{TORCHRUN} {ONE_GROUP} SLURM_PROCID=1 SLURM_NTASKS=2 PMIX_RANK=1 PMI_SIZE=2")
     set_all(monkeypatch, "TORCHELASTIC_USE_AGENT_STORE=True ROLE_RANK=0 PUGDFT_LAUNCHER=1 SLURM_JOB_ID=7")
     assert own_environment() == {**kept, "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    "given", ["SLURM_NTASKS=2 SLURM_PROCID={}", "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK={}"]
+)
+def test_of_several_tasks_the_first_works_or_all_share_the_runs(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = given.split("=")[0]
+    set_all(monkeypatch, given.format(0))
+    check_first_task("pugdft leaderboard")
+    assert re.match(
+        rf"{name}=2, .* has started 2 tasks: they share the runs of this folder$", shared_by_tasks()
+    )
+    set_all(monkeypatch, given.format(1))
+    assert shared_by_tasks() == ""
+    with pytest.raises(
+        UserError, match=rf"{name}=2, .* has started 2 tasks of `pugdft leaderboard`, .* -n 1.*unset"
+    ):
+        check_first_task("pugdft leaderboard")
+    with pytest.raises(UserError, match="has started 2 tasks"):
+        app(["leaderboard", "nowhere"], standalone_mode=False)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun of one process, and no scheduler
+    for each in given.split():
+        monkeypatch.delenv(each.split("=")[0])
+    check_first_task("pugdft leaderboard")

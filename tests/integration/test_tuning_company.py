@@ -93,3 +93,36 @@ def test_a_run_killed_without_a_record_counts_as_failed_until_the_next_command(
     (second,) = search("sgd", text)
     assert [cell.folder for cell in runs.started[number:]] == [lost]
     assert {each.outcome.status for each in second.trials} == {"completed"}
+
+
+@pytest.mark.parametrize("text", [SMALL_GREEDY, general(4)], ids=["greedy", "general"])
+def test_a_trial_in_whose_folder_another_process_is_running_is_no_failed_one(
+    text: str, search: Search, runs: Runs
+) -> None:
+    free, run = [False], runs.run
+
+    def busy_once(cell: Any, *further: Any) -> int:
+        if runs.started and cell.folder == runs.started[0].folder and not free[0]:
+            return 5
+        return run(cell, *further)
+
+    runs.exit_codes = {0: 5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "_run", busy_once)
+        with pytest.raises(StoppedError) as stopped:
+            search("sgd", text)
+        assert stopped.value.code == 5
+        assert (
+            f"{runs.started[0].folder}: another process is running here; after its end, " in search.lines[-1]
+        )
+        free[0], runs.exit_codes = True, {}
+        (found,) = search("sgd", text)
+    assert {each.outcome.status for each in found.trials} == {"completed"}
+
+
+def test_a_search_says_as_a_bench_does_that_bf16_is_emulated(
+    search: Search, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pugdft.training.performance.emulates_bf16", lambda device: device == "cpu")
+    search("sgd", SMALL_GREEDY, overrides=["train.precision=bf16"])
+    assert sum("bf16 is emulated on this CPU" in line for line in search.lines) == 1

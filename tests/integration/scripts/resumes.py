@@ -37,7 +37,9 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("local pugd", {"name": "pugd", "perturb": "local", "base": SGD}, ("train.micro_batch_size=2",)),
     ("looksam on adamw", {"name": "looksam", "k": 4, "base": ADAMW}, ("model.name=test_vit",)),
     ("gsam, odd batch", {"name": "gsam", "base": SGD}, ("train.batch_size=7",)),
-]
+    ("head first", {"name": "sam", "base": SGD}, ("train.head_epochs=1", "data.random_erasing.mode=pixel",
+                                                  "data.color_jitter.hue=0.2", "model.drop_rate=0.3")),
+]  # fmt: skip
 
 
 def main() -> None:
