@@ -1,4 +1,4 @@
-"""What the README shows is what works."""
+"""What the README and the guide show is what works."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pugdft.config.yaml import parse
 from pugdft.optim import Method, build_optimizer, methods, resolve_spec
 from pugdft.training.run import read_recipe
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md"))
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [
     line.partition(" #")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()
 ]
@@ -50,11 +51,10 @@ def test_the_bench_file_makes_cells(tmp_path: Path) -> None:
 
 
 def test_make_has_the_two_commands_and_ci_calls_the_second() -> None:
-    root = Path(__file__).parent.parent
-    targets = re.findall(r"^(\w+):", (root / "Makefile").read_text(), flags=re.MULTILINE)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {"make quickstart", "make test"} <= set(COMMANDS)
     assert {"quickstart", "test"} <= set(targets)
-    assert (root / ".ci" / "run").read_text().strip().endswith("\nmake test")
+    assert (ROOT / ".ci" / "run").read_text().strip().endswith("\nmake test")
 
 
 def test_the_spec_with_a_schedule_and_a_trigger_is_valid() -> None:
@@ -84,3 +84,14 @@ def test_the_example_of_a_new_method_is_the_bundled_one() -> None:
     assert build_optimizer(
         {"name": "sam_gns", "rho": 0.1, "base": {"name": "sgd", "lr": 0.1}}, nn.Linear(2, 2)
     )
+
+
+def test_every_environment_variable_of_pugdft_stands_in_one_place_of_the_documents() -> None:
+    root = Path(__file__).parent.parent
+    files = [*root.glob("pugdft/**/*.py"), root / "Dockerfile", root / "Makefile"]
+    used = {
+        name for file in files for name in re.findall(r"\bPUGDFT_[A-Z]\w*", file.read_text(encoding="utf-8"))
+    }
+    rows = re.findall(r"^\| `(PUGDFT_\w+)` \|", (root / "docs" / "environment.md").read_text(), re.MULTILINE)
+    assert sorted(used) == sorted(rows)
+    assert "(environment.md)" in TEXT
