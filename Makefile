@@ -4,13 +4,14 @@
 #   make test         environment + linter, type checker and tests (one process a core, at most 4)
 #
 # `make test-slow` runs the tests that take longest: kills at every moment, several processes, simulations.
-# All install into .venv with the tested versions of constraints.txt; PYTHON chooses another interpreter.
+# `make docs` builds the documents as a site, in site/. All install into .venv with the tested versions of
+# constraints.txt; PYTHON chooses another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow clean
+.PHONY: quickstart test test-slow docs clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -26,6 +27,9 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal -m slow
 
+docs: $(VENV)/.installed
+	$(BIN)/python -m mkdocs build --quiet
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'pugdft needs Python 3.11 or newer: make PYTHON=python3.12 …'; exit 1; }
@@ -35,4 +39,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

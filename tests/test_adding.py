@@ -117,13 +117,13 @@ def test_a_recipe_key_is_a_field(monkeypatch: pytest.MonkeyPatch) -> None:
     class LongerTrainSection(TrainSection):
         """The training loop, with one more key."""
 
-        patience: int | None = None
+        rewinds: int | None = None
 
     class LongerRecipe(Recipe):
         train: LongerTrainSection
 
     monkeypatch.setattr(load, "Recipe", LongerRecipe)
-    recipe = load.load_recipe("quickstart", ["train.patience=3"])
-    assert recipe.train.patience == 3  # type: ignore[attr-defined]
-    with pytest.raises(Exception, match=r'train\.patienc: unknown key.*Did you mean "patience"'):
-        load.load_recipe("quickstart", ["train.patienc=3"])
+    recipe = load.load_recipe("quickstart", ["train.rewinds=3"])
+    assert recipe.train.rewinds == 3  # type: ignore[attr-defined]
+    with pytest.raises(Exception, match=r'train\.rewind: unknown key.*Did you mean "rewinds"'):
+        load.load_recipe("quickstart", ["train.rewind=3"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -326,6 +327,9 @@ def test_a_name_that_cannot_be_resolved_is_refused_at_the_door_with_a_true_remed
         read_recipe(small_recipe)
 
 
-def test_a_runs_folder_as_the_models_name_is_told_where_it_belongs(source_run: Path) -> None:
+def test_an_older_runs_folder_as_the_models_name_is_told_where_it_belongs(
+    source_run: Path, tmp_path: Path
+) -> None:
+    older = shutil.copytree(source_run, tmp_path / "run", ignore=shutil.ignore_patterns("config.json"))
     with pytest.raises(UserError, match=r"is a run's folder: give its model's name here, and the folder as"):
-        build(True, f"local-dir:{source_run}")
+        build(True, f"local-dir:{older}")

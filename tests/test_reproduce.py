@@ -118,9 +118,10 @@ def test_a_fresh_run_holds_bit_for_bit(run: Path) -> None:
     assert "compared bit for bit" in verification.notes[0]
     assert [check.name for check in verification.checks] == [
         "weights file", "data",
-        "test top-1", "test top-5", "test loss", "test ECE",
+        "test top-1", "test top-5", "test loss", "test ECE", "test balanced top-1",
         "test predictions file", "test predictions",
         "validation top-1", "validation top-5", "validation loss", "validation ECE",
+        "validation balanced top-1",
         "validation predictions file", "validation predictions",
     ]  # fmt: skip
     assert detail(verification, "test predictions") == "33 images, identical"
@@ -177,6 +178,7 @@ def test_other_weights_are_seen_by_what_they_do_even_if_the_record_speaks_of_the
         ({"top5": 0.97}, "test top-5"),
         ({"loss": 0.91}, "test loss"),
         ({"ece": 0.01}, "test ECE"),
+        ({"balanced_top1": 0.9}, "test balanced top-1"),
     ],
 )
 def test_a_changed_metric_is_named(facts: dict[str, float], named: str, run: Path) -> None:
@@ -188,7 +190,7 @@ def test_a_changed_metric_is_named(facts: dict[str, float], named: str, run: Pat
 def test_one_prediction_changed_with_all_that_follows_from_it_is_named(run: Path) -> None:
     cheat(run, 1)
     verification = verify(run)
-    assert differing(verification) == ["test top-1", "test ECE", "test predictions"]
+    assert differing(verification) == ["test top-1", "test ECE", "test balanced top-1", "test predictions"]
     assert "1 of 33 images have another class" in detail(verification, "test predictions")
 
 
