@@ -148,9 +148,9 @@ class Metrics(_Part):
 
     @property
     def origin(self) -> str:
-        """Which weights ``test`` and ``validation`` are of, in words that follow "the"."""
+        """Which weights ``test`` and ``validation`` are of, in words."""
         is_best = self.kept is not None and self.kept.rule == "best"
-        epoch = f"best epoch on validation ({self.kept.epoch})" if self.kept and is_best else "last epoch"
+        epoch = f"epoch {self.kept.epoch}, best on validation" if self.kept and is_best else "the last epoch"
         return epoch + (", averaged weights" if self.weights == "ema" else "")
 
 

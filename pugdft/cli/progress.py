@@ -139,7 +139,8 @@ def print_summary(record: RunRecord, verbose: bool = False) -> None:
     metrics, cost, method = record.metrics, record.cost, record.method
     rows: list[tuple[str, str]] = []  # the most important first
     if metrics and (test := metrics.test):
-        rows.append((f"test top-1 ({metrics.origin})", f"{test.top1:.2%}"))
+        which = metrics.origin.removeprefix("the ").removesuffix(" weights")  # in 80 columns
+        rows.append((f"test top-1 ({which})", f"{test.top1:.2%}"))
         if metrics.plain_test:
             rows.append(("of the weights without averaging", f"{metrics.plain_test.top1:.2%}"))
         if test.balanced_top1 is not None and abs(test.balanced_top1 - test.top1) > 1e-6:

@@ -25,7 +25,7 @@ from pugdft.data.decode import decode
 from pugdft.errors import RunFailed, UserError, counted, reason, refuse
 from pugdft.inference.load import LoadedModel
 from pugdft.paths import nearest_folder, readable_mode, stay_offline_without_network
-from pugdft.records import RunRecord
+from pugdft.records import RECORD_NAME, RunRecord
 from pugdft.training.checkpoint import save_weights
 from pugdft.training.timm_repository import (
     CARD_NAME,
@@ -97,6 +97,8 @@ def export(loaded: LoadedModel, folder: Path, format_: Format, repository: str |
     """
     record = _completed(loaded)
     check_packages(format_)
+    if os.path.lexists(folder / RECORD_NAME):
+        raise UserError(f"--output {folder}: is a run's folder, whose own files stay; give another")
     model = loaded.model.to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
     config = _config(loaded, record)
     images = example_images(json.loads(config)["pretrained_cfg"])

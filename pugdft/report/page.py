@@ -81,8 +81,8 @@ def _answer(run: RunFacts) -> str:
         return f"No result: the run ended as {run.record.status}."
     share, images = PERCENT.phrase(run.metrics.top1), counted(run.num_images, f"{run.split} image")
     interval = _interval_text(run.interval, " (95 % interval over images: ", " %)")
-    origin = run.record.metrics.origin if run.record.metrics else "last epoch"
-    of_weights = "" if origin == "last epoch" else f" These are of the {origin}."
+    origin = run.record.metrics.origin if run.record.metrics else ""
+    of_weights = "" if origin in ("", "the last epoch") else f" These are of {origin}."
     return f"{share} of {images} are classified correctly{interval}.{of_weights}"
 
 

@@ -136,7 +136,7 @@ def model_card(record: RunRecord, usage: str | None = None, library: str | None 
         *([f"| test top-1 of the weights without averaging | {plain.top1:.2%} |"] if plain else []),
         *validation,
         "",
-        f"Of the {metrics.origin}, on all {count:,} test images, in {train['precision']}. The interval "
+        f"Of {metrics.origin}, on all {count:,} test images, in {train['precision']}. The interval "
         "(Wilson) is about the choice of these images. It does not contain the difference between seeds: "
         f"this is one run, of seed {record.seed}.",
         "",

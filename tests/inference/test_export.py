@@ -171,6 +171,7 @@ def test_what_cannot_be_exported_is_one_message(
     assert refusal(invoke(photo_run, "--output", "file")).startswith("--output file: cannot be written")
     assert refusal(invoke(photo_run, "--output", "file/below")).startswith("--output file/below: cannot be")
     bare = shutil.copytree(photo_run, tmp_path / "bare")
+    assert "is a run's folder, whose own files stay" in refusal(invoke(photo_run, "--output", str(bare)))
     (bare / "model.safetensors").unlink()
     assert "no stored weights" in refusal(invoke(bare))
     (bare / "model.safetensors").write_bytes(b"damaged")

@@ -155,7 +155,7 @@ def test_the_card_says_which_weights_the_numbers_are_of(photo_run: Path) -> None
     record.metrics.weights, record.metrics.plain_test = "ema", record.metrics.test
     record.recipe["train"]["epochs"] = 90
     text = model_card(record)
-    assert "Of the best epoch on validation (1), averaged weights, on all" in text
+    assert "Of epoch 1, best on validation, averaged weights, on all" in text
     assert "top-1 of the weights without averaging" in text
     assert "90 epochs" not in text, "it stopped early"
 
