@@ -22,7 +22,7 @@ from run_records import PUGD
 from scipy.stats import binomtest
 
 from pugdft.predictions import NUM_BINS, read_predictions, wilson_interval
-from pugdft.records import RunRecord, read_record
+from pugdft.records import KeptEpoch, RunRecord, read_record, write_record
 from pugdft.report.facts import MOST_MISTAKES, run_facts
 from pugdft.report.page import MOST_IN_TABLE, as_page
 from pugdft.training.run import finetune, read_recipe
@@ -83,6 +83,15 @@ def test_the_page_says_what_the_run_left(run: Path) -> None:
     assert sum(int(count) for *_, count in cells) == 33
     assert sum(int(count) for kind, *_, count in cells if kind) == right
     assert all((true == other) == bool(kind) for kind, true, other, _ in cells)
+
+
+def test_the_page_says_which_weights_the_numbers_are_of(run: Path) -> None:
+    assert "These are of" not in page_of(str(run))
+    record = read_record(run / "record.yaml")
+    assert record.metrics is not None
+    record.metrics.kept, record.metrics.weights = KeptEpoch(epoch=1, rule="best"), "ema"
+    write_record(record, run)
+    assert "These are of epoch 1, best on validation, averaged weights." in page_of(str(run))
 
 
 def test_mistakes_come_by_confidence_with_their_own_images(run: Path, image_folder: Path) -> None:
