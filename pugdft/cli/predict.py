@@ -221,4 +221,7 @@ class ImageProgress:
             self._live.stop()
         if kind is None and self._done:
             seconds = max(time.monotonic() - self._begin, 1e-9)
-            say(f"{self._done:,} images in {duration(seconds)}: {self._done / seconds:.0f} images/s")
+            from pugdft.errors import counted
+
+            done = counted(self._done, "image")
+            say(f"{done} in {duration(seconds)}: {self._done / seconds:.0f} images/s")

@@ -195,10 +195,12 @@ def _sections(record: RunRecord) -> dict[str, dict[str, str]]:
             "parameters": f"{model.parameters:,}",
         }
     if metrics := record.metrics:
-        for split in ("test", "validation"):
+        sections["results"]["of"] = metrics.origin
+        for split in ("test", "validation", "plain_test", "plain_validation"):
             if found := getattr(metrics, split):
                 shares = f"top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, ECE {found.ece:.2%}"
-                sections["results"][split] = f"{shares}, loss {found.loss:.4f}"
+                words = split.replace("plain_", "plain weights, ")
+                sections["results"][words] = f"{shares}, loss {found.loss:.4f}"
         if best := metrics.best_test:
             chosen = f"top-1 {best.top1:.2%} in epoch {best.epoch}"
             sections["results"]["best on test"] = f"{chosen} (picked on the test split; never ranked)"

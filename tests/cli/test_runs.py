@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from bad_inputs.case import call
+
+from pugdft.records import read_record, write_record
 
 BOARD = Path(__file__).parents[2] / "leaderboard" / "records" / "bundled_64px"
 RECORD = next(BOARD.glob("*-sam-s0-*")) / "record.yaml"
@@ -81,9 +84,18 @@ def test_a_record_is_shown_in_sections(runs: Path) -> None:
     ):
         assert line in done.out
     assert "optimizer.base.lr" in done.out
+    assert re.search(r"of +the last epoch\n", done.out)
     assert "picked on the test split; never ranked" in done.out
     assert call(["runs", "show", str(runs / "good" / "record.yaml")]).out == done.out
     assert "error   the loss is not finite" in call(["runs", "show", str(runs / "bad")]).out
+    record = read_record(runs / "good" / "record.yaml")
+    assert record.metrics is not None
+    record.metrics.weights, record.metrics.plain_test = "ema", record.metrics.test
+    (runs / "averaged").mkdir()
+    write_record(record, runs / "averaged")
+    averaged = call(["runs", "show", str(runs / "averaged")]).out
+    assert re.search(r"of +the last epoch, averaged weights\n", averaged)
+    assert "plain weights, test" in averaged
 
 
 @pytest.mark.parametrize(
