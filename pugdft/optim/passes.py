@@ -77,6 +77,10 @@ class EarlierGradients:
         """See the gradients before the closure runs."""
         self._notes = [(p, weakref.ref(p.grad), p.grad._version) for p in parameters if p.grad is not None]
 
+    def forget(self) -> None:
+        """The gradients are cleared: what comes is new, also where DDP puts it into the same tensors."""
+        self._notes = []
+
     def check(self, parameters: Sequence[Tensor]) -> None:
         """Refuse a closure that made no gradient; warn once of one that added to gradients it found."""
         is_untouched = [

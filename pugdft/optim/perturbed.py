@@ -128,6 +128,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         """Clear the gradients; nothing while they hold the clean part that a second pass adds to."""
         if not self._clean.lie_in_place:
             super().zero_grad(set_to_none)
+            self._earlier.forget()
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, scaled if there is a loss scale: what a closure calls in fp16."""

@@ -115,7 +115,8 @@ from tests.helpers.optimizer_cases import deviation
 torch.distributed.init_process_group("gloo")
 rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
 names = run("DistributedDataParallel", rank=rank, world=world)
-print("deviation", deviation(list(names["model"].parameters()), reference()[0]))
+found = deviation(list(names["model"].parameters()), reference()[0])
+sys.stdout.write(f"deviation {found}\\n")  # in one piece
 torch.distributed.destroy_process_group()
 """
 

@@ -185,6 +185,26 @@ def test_a_closure_that_writes_into_gradient_buffers_of_its_own(name: str, accum
     assert deviation(net, expected) < 1e-12
 
 
+def test_gradients_that_return_in_the_same_tensors_after_zero_grad_are_new() -> None:
+    """As DDP's bucket views do."""
+    net = network()
+    optimizer, kept = build_optimizer(spec("sam"), net), dict[nn.Parameter, Tensor]()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(net)
+        for p, gradient in zip(
+            net.parameters(), torch.autograd.grad(loss, list(net.parameters())), strict=True
+        ):
+            p.grad = kept.setdefault(p, torch.empty_like(p)).copy_(gradient)
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            optimizer.step(closure)
+
+
 # --- GradScaler ----------------------------------------------------------------------------------
 
 
