@@ -9,6 +9,7 @@ import os
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are small, and one process runs on each core
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from photo_runs import photo_run, photos, trained, turned_photos  # noqa: F401
 from PIL import Image
-from standing_still import Command
+from standing_still import HANG_SECONDS, Command
 from tuning_runs import Runs, Search
 
 from pugdft.bench.executors import local
@@ -141,3 +142,17 @@ def pugdft(*arguments: str, cwd: Path | None = None, **environment: str) -> subp
         cwd=cwd,
         env={**os.environ, **environment},
     )
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One Chromium for all pages."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on PATH")
+    with api.sync_playwright() as playwright:
+        arguments, patience = ["--no-sandbox"], 1000 * HANG_SECONDS
+        running = playwright.chromium.launch(executable_path=path, args=arguments, timeout=patience)
+        yield running
+        running.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pugdft.cli.output import given_path, say
-from pugdft.cli.predict import BatchSize, ImageProgress, ModelName
+from pugdft.cli.predict import BatchSize, ImageProgress, ModelArgument, ModelName
 from pugdft.machine import share_cores
 
 if TYPE_CHECKING:
@@ -27,12 +27,7 @@ class EvaluationFormat(StrEnum):
 
 
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN", help="A run's folder, a weights file, or a timm model.", show_default=False
-        ),
-    ],
+    model: ModelArgument,
     data: Annotated[
         str | None,
         typer.Option(

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 _SECONDS = 10.0
 
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's folder, a weights file, or a timm model.", show_default=False
+    ),
+]
 ModelName = Annotated[
     str | None,
     typer.Option(
@@ -46,12 +52,7 @@ class PredictionFormat(StrEnum):
 
 
 def command(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN", help="A run's folder, a weights file, or a timm model.", show_default=False
-        ),
-    ],
+    run: ModelArgument,
     paths: Annotated[
         list[str],
         typer.Argument(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 from torch import Tensor
 
 from pugdft.data.cache import Store, prepare
@@ -20,7 +19,7 @@ from pugdft.data.source import Contents, Source, Split, class_name, visible, wri
 from pugdft.errors import ConfigIssue, UserError, close_match, collect, counted, refuse
 from pugdft.inference.load import LoadedModel
 from pugdft.inference.predict import ImageReader
-from pugdft.predictions import METRICS, Predictions
+from pugdft.predictions import METRICS, Predictions, wilson_interval
 from pugdft.reproduce import images_per_pass
 from pugdft.training.performance import rounding_of
 from pugdft.training.setup import evaluation_parts
@@ -75,10 +74,8 @@ class ModelEvaluation:
         for key, metric in METRICS.items():
             value = getattr(values, key)
             if metric.is_share_of_images:
-                ends = binomtest(round(value * self.num_images), self.num_images).proportion_ci(
-                    CONFIDENCE, method="wilson"
-                )
-                found[key] = MetricEstimate(value, float(ends.low), float(ends.high), "wilson")
+                low, high = wilson_interval(round(value * self.num_images), self.num_images)
+                found[key] = MetricEstimate(value, float(low), float(high), "wilson")
             elif value is not None:
                 found[key] = _bootstrapped(value, drawn[key], metric.bounds)
         return found

@@ -19,6 +19,7 @@ from pugdft.data.datasets import BUNDLED, DATASETS
 from pugdft.errors import counted, printable, shortened
 from pugdft.models import Backbone, is_place
 from pugdft.paths import write_atomically
+from pugdft.predictions import wilson_interval
 from pugdft.records import RunRecord
 
 CONFIG_NAME, CARD_NAME, WEIGHTS_NAME = "config.json", "README.md", "model.safetensors"
@@ -98,7 +99,7 @@ def model_card(record: RunRecord, usage: str | None = None, library: str | None 
     if len(names) > _MOST_CLASSES:
         listed += f", and {len(names) - _MOST_CLASSES:,} more, which `config.json` names"
     sizes = ", ".join(f"{size:,} {split}" for split, size in data.sizes.items())
-    low, high = _interval(round(test.top1 * count), count)
+    low, high = wilson_interval(round(test.top1 * count), count)
     held_out = metrics.validation
     cost, method = record.cost, record.method
     optimizer = yaml.dump(record.recipe["optimizer"]).replace("`", "'").rstrip()
@@ -239,14 +240,6 @@ def _base_model(record: RunRecord) -> str | None:
         return f"timm/{record.model.name.partition('.')[0]}.{tag}" if is_known else None
     source, _, identity = tag.partition(":")
     return identity.partition("@")[0] if source == "hf-hub" else None
-
-
-def _interval(successes: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a fraction of images."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, max(1, count)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _plain(text: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,6 @@ def written(groups: list[Group]) -> str:
     if key not in _PAGES:
         _PAGES[key] = as_html(groups)
     return _PAGES[key]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One Chromium for the module."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium on PATH")
-    with api.sync_playwright() as playwright:
-        arguments, patience = ["--no-sandbox"], 1000 * HANG_SECONDS
-        running = playwright.chromium.launch(executable_path=path, args=arguments, timeout=patience)
-        yield running
-        running.close()
 
 
 @pytest.fixture
