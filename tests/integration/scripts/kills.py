@@ -123,7 +123,7 @@ def half_a_folder(function: Any, path: Path, **options: Any) -> None:
 
 
 def save_in_place(
-    folder: Path, model: Any, optimizer: dict[str, Any], state: dict[str, Any], predictions: Any
+    folder: Path, model: Any, optimizer: dict[str, Any], state: dict[str, Any], *_predictions_and_further: Any
 ) -> None:
     """What ``save_checkpoint`` would be without its new folder beside the old one."""
     place = folder / checkpoint.CHECKPOINT_NAME
