@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
 
+import pugdft.architectures  # noqa: F401 - registers cifar_* in timm
 from pugdft.config.schema import ModelSection
 from pugdft.errors import ConfigIssue, UserError, close_match, collect, counted, reason, refuse
 from pugdft.paths import expanded, file_sha256, stay_offline_without_network, weights_folder

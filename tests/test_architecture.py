@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pugdft"
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS = [
     ["errors", "machine", "__init__"],
-    ["paths", "figures"],
+    ["paths", "figures", "architectures"],
     ["config"],
     ["records"],
     ["predictions", "weights"],
