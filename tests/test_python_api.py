@@ -41,6 +41,14 @@ def runs(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_trackers_get_the_runs_numbers(image_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(image_folder, SGD, epochs=1)
+    pugdft.finetune(recipe, output=tmp_path / "run", progress=False, track=["tensorboard"])
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    with pytest.raises(UserError, match="--track: unknown tracker"):
+        pugdft.finetune(recipe, output=tmp_path / "other", progress=False, track=["tensorbored"])
+
+
 def test_import_is_light_and_knows_its_names() -> None:
     code = (
         "import sys, time; begin = time.process_time(); import pugdft; took = time.process_time() - begin; "

@@ -166,6 +166,7 @@ def finetune(
     output: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
+    track: Sequence[str] = (),
 ) -> LoadedRun:
     """Fine-tune as a recipe says, in this process; the same call continues an interrupted run.
 
@@ -175,6 +176,7 @@ def finetune(
         output: the run's folder; by default ``runs/ID``.
         resume: False starts anew.
         progress: show a live line with loss, accuracy, speed and time left, in a notebook too.
+        track: trackers that get the run's numbers, such as ``["tensorboard"]``.
 
     Returns:
         The run, whose ``record.status`` is ``completed`` or ``interrupted``.
@@ -193,7 +195,7 @@ def finetune(
         resolved = load_recipe(recipe.as_dict(), *overrides)
     assert isinstance(resolved, Recipe)
     observer = ProgressLog() if progress else None
-    record, path = training.finetune(resolved, output, resume=resume, observer=observer)
+    record, path = training.finetune(resolved, output, resume=resume, observer=observer, track=track)
     if record.status not in ("completed", "interrupted"):
         raise RunFailed(f"the run ended as {record.status}: {record.error}")
     return LoadedRun(record, path)

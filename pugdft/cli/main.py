@@ -134,6 +134,7 @@ def _run() -> tuple[int, str]:
         return code if isinstance(code, int) else 0, told
     except _UsageError as error:
         usage: Any = error
+        usage.message = usage.message.removeprefix("Value error, ")  # pydantic's, which typer leaves there
         _explain_option(usage)
         if isinstance(sys.stderr, JsonLines):
             return usage.exit_code, usage.format_message()
