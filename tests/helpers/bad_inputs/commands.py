@@ -41,7 +41,7 @@ USAGE = [
         "sgd",
         "--budget",
         "hours",
-        said="'hours' is not one of 'epochs', 'passes'",
+        said="Invalid value for '--budget': 'hours' is not one of 'epochs', 'passes'",
     ),
     usage("recipes", "show", "nothing", said="nothing: no such file or bundled recipe"),
     usage("recipes", "print", said="No such command 'print'"),
