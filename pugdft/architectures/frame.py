@@ -91,10 +91,14 @@ class SmallImageNet(nn.Module):
         init: Init,
         drop_rate: float = 0.0,
         global_pool: str = "avg",
+        head: ClassifierHead | None = None,
     ) -> None:
-        """Add the head, initialise; each stage has a row of ``channels``, ``reductions`` (image / map)."""
+        """Add the head, initialise; each stage has a row of ``channels``, ``reductions`` (image / map).
+
+        ``head`` is for a network with another one than pool and linear layer; it has the drop rate already.
+        """
         self.num_classes, self.num_features = num_classes, channels[-1]
-        self.head = ClassifierHead(channels[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.head = head or ClassifierHead(channels[-1], num_classes, global_pool, drop_rate)
         self.head_hidden_size = self.head.num_features
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": f"stages.{number}"}
