@@ -1,0 +1,57 @@
+"""DenseNet-121 for 32 px (arXiv 1608.06993): timm's, with one 3 × 3 convolution of stride 1 as its stem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from timm.models.densenet import DenseNet
+from torch import nn
+
+from pugdft.architectures.frame import Init, config, create, initialise
+
+
+class CifarDenseNet(DenseNet):
+    """timm's DenseNet with a stem for small images, to which no BatchNorm belongs; ``growth_rate`` is k.
+
+    The public CIFAR code of PUGD (arXiv 2110.00199) has the same network and torch's default initialisation.
+    """
+
+    feature_info: list[dict[str, Any]]
+    features: nn.Sequential
+
+    def __init__(self, *args: Any, growth_rate: int = 32, init: Init = "torch", **options: Any) -> None:
+        if growth_rate < 1:
+            raise ValueError(f"growth_rate: {growth_rate} is no number from 1 on")
+        if options.get("stem_type") or options.get("aa_layer"):
+            raise ValueError("stem_type and aa_layer change a stem that this network does not have")
+        super().__init__(*args, growth_rate=growth_rate, **options)
+        in_channels = options.get("in_chans", 3)
+        self.features.conv0 = nn.Conv2d(in_channels, 2 * growth_rate, 3, padding=1, bias=False)
+        del self.features.norm0, self.features.pool0
+        self.feature_info[0]["module"] = "features.conv0"
+        for row in self.feature_info:
+            row["reduction"] = max(1, row["reduction"] // 4)
+        names = [f"features.{name}" for name, _ in self.features.named_children()]
+        self.feature_ends = [names.index(row["module"]) for row in self.feature_info]
+        initialise(self, init)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "cifar_densenet121": config("features.conv0", "classifier"),
+        "cifar_densenet121_k16": config("features.conv0", "classifier"),
+    }
+)
+
+
+@register_model
+def cifar_densenet121(pretrained: bool = False, **options: Any) -> nn.Module:
+    """DenseNet-121 of SAM-GNS's Table 2 (arXiv 2110.00199v1), k = 32; 6,956,298 parameters for 10 classes."""
+    return create(CifarDenseNet, "cifar_densenet121", pretrained, **{"growth_rate": 32, **options})
+
+
+@register_model
+def cifar_densenet121_k16(pretrained: bool = False, **options: Any) -> nn.Module:
+    """DenseNet-121 of PUGD's Tables IV and V (arXiv 2110.00199), k = 16; 1,762,954 parameters, 10 classes."""
+    return create(CifarDenseNet, "cifar_densenet121_k16", pretrained, **{"growth_rate": 16, **options})
