@@ -8,7 +8,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.densenet import DenseNet
 from torch import nn
 
-from pugdft.architectures.frame import Init, config, create, initialise
+from pugdft.architectures.frame import Init, check_whole, config, create, initialise
 
 
 class CifarDenseNet(DenseNet):
@@ -21,8 +21,7 @@ class CifarDenseNet(DenseNet):
     features: nn.Sequential
 
     def __init__(self, *args: Any, growth_rate: int = 32, init: Init = "torch", **options: Any) -> None:
-        if growth_rate < 1:
-            raise ValueError(f"growth_rate: {growth_rate} is no number from 1 on")
+        check_whole("growth_rate", growth_rate)
         if options.get("stem_type") or options.get("aa_layer"):
             raise ValueError("stem_type and aa_layer change a stem that this network does not have")
         super().__init__(*args, growth_rate=growth_rate, **options)
@@ -45,13 +44,18 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    maps = {"flatten_sequential": True}  # as for timm's own
+    return create(CifarDenseNet, name, pretrained, feature_cfg=maps, **options)
+
+
 @register_model
 def cifar_densenet121(pretrained: bool = False, **options: Any) -> nn.Module:
     """DenseNet-121 of SAM-GNS's Table 2 (arXiv 2110.00199v1), k = 32; 6,956,298 parameters for 10 classes."""
-    return create(CifarDenseNet, "cifar_densenet121", pretrained, **{"growth_rate": 32, **options})
+    return _create("cifar_densenet121", pretrained, {"growth_rate": 32, **options})
 
 
 @register_model
 def cifar_densenet121_k16(pretrained: bool = False, **options: Any) -> nn.Module:
     """DenseNet-121 of PUGD's Tables IV and V (arXiv 2110.00199), k = 16; 1,762,954 parameters, 10 classes."""
-    return create(CifarDenseNet, "cifar_densenet121_k16", pretrained, **{"growth_rate": 16, **options})
+    return _create("cifar_densenet121_k16", pretrained, {"growth_rate": 16, **options})

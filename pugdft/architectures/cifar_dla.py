@@ -9,7 +9,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
 
-from pugdft.architectures.frame import Init, SmallImageNet, config, create
+from pugdft.architectures.frame import Init, SmallImageNet, check_whole, config, create
 
 
 def _block(in_channels: int, channels: int, stride: int) -> BasicBlock:
@@ -54,6 +54,8 @@ class AggregationTree(nn.Module):
 class CifarDla(SmallImageNet):
     """Three convolutions and four trees; the last tree has 32 times the first convolution's ``width``."""
 
+    num_stages = 4
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -64,8 +66,7 @@ class CifarDla(SmallImageNet):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: {width} is no number from 1 on")
+        check_whole("width", width)
         self.stem = nn.Sequential(
             _convolution(in_chans, width), _convolution(width, width), _convolution(width, 2 * width)
         )

@@ -8,7 +8,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from pugdft.architectures.frame import Init, SmallImageNet, config, create, initialise
+from pugdft.architectures.frame import Init, SmallImageNet, check_whole, config, create, initialise
 from pugdft.architectures.upanet import PixelAttentionBlock
 
 
@@ -21,8 +21,7 @@ class CifarResNet(ResNet):
     feature_info: list[dict[str, Any]]
 
     def __init__(self, *args: Any, width: int = 64, init: Init = "torch", **options: Any) -> None:
-        if width < 2 or width % 2:
-            raise ValueError(f"width: {width} is no even number from 2 on")
+        check_whole("width", width, least=2, multiple_of=2)
         # Of timm's stems, this one alone lets the first stage begin with another width than 64.
         super().__init__(
             *args,
@@ -41,6 +40,8 @@ class CifarResNet(ResNet):
 class CifarResNetCpa(SmallImageNet):
     """ResNet-18 whose blocks have pixel attention as their shortcut; ``width`` is that of the first stage."""
 
+    num_stages = 4
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -51,8 +52,7 @@ class CifarResNetCpa(SmallImageNet):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: {width} is no number from 1 on")
+        check_whole("width", width)
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )

@@ -8,7 +8,7 @@ from timm.layers import ClassifierHead
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from pugdft.architectures.frame import Init, SmallImageNet, config, create
+from pugdft.architectures.frame import Init, SmallImageNet, check_whole, config, create
 
 
 def _convolution(in_channels: int, channels: int, batch_norm: bool) -> nn.Sequential:
@@ -45,6 +45,8 @@ class CifarVgg(SmallImageNet):
     ``width`` is that of the first stage; ``hidden`` that of the head's two hidden layers, 0 for none.
     """
 
+    num_stages = 5
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -57,10 +59,8 @@ class CifarVgg(SmallImageNet):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: {width} is no number from 1 on")
-        if hidden < 0:
-            raise ValueError(f"hidden: {hidden} is no number from 0 on")
+        check_whole("width", width)
+        check_whole("hidden", hidden, least=0)
         widths, stages = [width * factor for factor in (1, 2, 4, 8, 8)], []
         self.stem = _convolution(in_chans, width, batch_norm)
         before = width

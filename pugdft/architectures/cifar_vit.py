@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from pugdft.architectures.frame import config
+from pugdft.architectures.frame import check_whole, config, create
 
 
 class CifarVit(VisionTransformer):
@@ -22,23 +22,21 @@ class CifarVit(VisionTransformer):
 
     def __init__(self, img_size: int = 32, patch_size: int = 4, **options: Any) -> None:
         heads, width = options["num_heads"], options["embed_dim"]
-        if patch_size < 1 or any(side < patch_size or side % patch_size for side in to_2tuple(img_size)):
-            raise ValueError(f"patch_size: {patch_size} does not divide the image's {img_size} pixels")
-        if heads < 1 or width < 1 or width % heads:
+        for name, value in (("patch_size", patch_size), ("num_heads", heads), ("embed_dim", width)):
+            check_whole(name, value)
+        check_whole("depth", options["depth"], least=0)
+        if indivisible := [side for side in to_2tuple(img_size) if side % patch_size]:
+            raise ValueError(f"patch_size: {patch_size} does not divide the image's {indivisible[0]} pixels")
+        if width % heads:
             raise ValueError(f"num_heads: {heads} does not divide embed_dim {width}")
         super().__init__(img_size, patch_size, **options)
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    model: nn.Module = build_model_with_cfg(
-        CifarVit,
-        name,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,  # it resizes the positions of a file
-        feature_cfg={"out_indices": options.pop("out_indices", 3), "feature_cls": "getter"},
-        **{"depth": 12, **options},
-    )
-    return model
+    features = {"out_indices": 3, "feature_cls": "getter"}
+    # The filter resizes the positions of a file for images of another size.
+    own = {"depth": 12, "feature_cfg": features, "pretrained_filter_fn": checkpoint_filter_fn}
+    return create(CifarVit, name, pretrained, **{**own, **options})
 
 
 default_cfgs = generate_default_cfgs(

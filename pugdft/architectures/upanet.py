@@ -10,7 +10,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pugdft.architectures.frame import Init, SmallImageNet, config, create
+from pugdft.architectures.frame import Init, SmallImageNet, check_whole, config, create
 
 Kind = Literal["first", "down", "append", "plain"]
 
@@ -75,6 +75,8 @@ class UPANet(SmallImageNet):
     Its BatchNorm cannot train on a batch of one image.
     """
 
+    num_stages = 4
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -86,8 +88,7 @@ class UPANet(SmallImageNet):
     ) -> None:
         super().__init__()
         self.img_size: tuple[int, int] = to_2tuple(img_size)
-        if width < 4 or width % 4:
-            raise ValueError(f"width: {width} is no multiple of 4 from 4 on")
+        check_whole("width", width, least=4, multiple_of=4)
         if min(self.img_size) < 8:
             raise ValueError("three stages halve the image: at least 8 pixels a side are needed")
         self.stem = PixelAttentionBlock(in_chans, width, "first", 2 * width)

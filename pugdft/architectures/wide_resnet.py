@@ -8,7 +8,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pugdft.architectures.frame import Init, SmallImageNet, config, create
+from pugdft.architectures.frame import Init, SmallImageNet, check_whole, config, create
 
 Shortcut = Literal["conv", "pad"]
 
@@ -17,7 +17,7 @@ class WideBlock(nn.Module):
     """x → BN-ReLU-conv-BN-ReLU-conv plus a shortcut, which is x itself where the shape stays.
 
     Where channels change, ``conv`` projects BN-ReLU(x), and ``pad`` averages pixels and appends zeros to x.
-    ``shares`` makes the shortcut of ``pad`` begin at BN-ReLU(x), too.
+    With ``shares``, the shortcut begins at BN-ReLU(x) in any case.
     """
 
     def __init__(
@@ -60,18 +60,17 @@ class WideResNet(SmallImageNet):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError(
-                f"depth: {depth} is none of 10, 16, 22, 28, …: 4 and six for each block of a stage"
-            )
-        if width < 1:
-            raise ValueError(f"width: {width} is no number from 1 on")
+        check_whole("depth", depth, least=10)
+        if (depth - 4) % 6:
+            raise ValueError(f"depth: {depth} is not 6n + 4, such as 28 (n blocks a stage)")
+        check_whole("width", width)
         if shortcut not in ("conv", "pad"):
             raise ValueError(f'shortcut: "{shortcut}" is neither conv nor pad')
         self.stem = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
         widths, before, stages = [16 * width, 32 * width, 64 * width], 16, []
         for number, own in enumerate(widths):
-            first = WideBlock(before, own, 2 if number else 1, shortcut, shares=not number)
+            shares = shortcut == "pad" and not number
+            first = WideBlock(before, own, 2 if number else 1, shortcut, shares)
             others = [WideBlock(own, own, 1, shortcut) for _ in range((depth - 4) // 6 - 1)]
             stages.append(nn.Sequential(first, *others))
             before = own
