@@ -258,7 +258,7 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
 def update(name: str, method: str) -> None:
     model = narrow(name, drop_rate=0.0).train()
     before = [each.detach().clone() for each in model.parameters()]
-    optimizer = build_optimizer(spec_of(method), model)
+    optimizer = build_optimizer(spec_of(method), model, total_steps=10)
     x, targets = images(4), torch.arange(4)
 
     def closure() -> Tensor:
