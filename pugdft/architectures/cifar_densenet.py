@@ -25,8 +25,8 @@ def _grown(layer: DenseLayer, x: Tensor) -> Tensor:
 class GrowingBlock(nn.Sequential):
     """timm's layers, which append to one growing tensor.
 
-    timm's own block keeps the parts apart and joins all of them for each layer, so the gradient of a part is a
-    sum over all later layers. That is a quarter more calls of torch's operators in an update of DenseNet-121.
+    timm's own block keeps the parts apart and joins all of them for each layer, so the gradient of a part
+    sums over all later layers: a quarter more calls of torch's operators in an update of DenseNet-121.
     """
 
     def forward(self, x: Tensor) -> Tensor:
