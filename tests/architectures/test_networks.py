@@ -33,7 +33,6 @@ from pugdft.errors import UserError
 from pugdft.models import build_model, model_faults
 from pugdft.optim import build_optimizer
 
-BUILT_FOR_A_SIZE = [name for name in NETWORKS if timm.get_pretrained_cfg(name).fixed_input_size]
 FROM_32_PX = [name for name in NETWORKS if "vgg" in name]
 each_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -53,15 +52,12 @@ def test_arguments_give_the_published_sizes(name: str, arguments: dict[str, Any]
 
 
 @each_network
-def test_multiply_adds_and_shapes(name: str) -> None:
+def test_multiply_adds_are_the_published_ones(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name).eval()
         with FlopCounterMode(display=False) as counter:
             assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
         assert counter.get_total_flops() / 2e9 == pytest.approx(SIZES[name].gmac, rel=5e-3)
-        if name in BUILT_FOR_A_SIZE:
-            model = timm.create_model(name, img_size=64)
-        assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("side", [8, 16, 48, 64])
