@@ -211,6 +211,26 @@ def test_a_file_for_other_classes_gives_the_backbone(name: str, num_classes: int
     assert all(torch.equal(state[key], each) for key, each in others.items() if each.is_floating_point())
 
 
+def file_of_32_px(name: str, folder: Path) -> dict[str, Any]:
+    """A recipe's model that begins with weights of a narrow network for 32 px, all 3."""
+    weights = {key: torch.full_like(each, 3) for key, each in narrow(name).state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    return {"name": name, "pretrained": str(folder / "model.safetensors"), "args": narrow_arguments(name)}
+
+
+def test_positions_of_a_file_are_resized(tmp_path: Path) -> None:
+    given = file_of_32_px("cifar_vit_tiny_patch4", tmp_path)
+    model: Any = build_model(ModelSection.model_validate(given), 3, 48, 0).model
+    assert model.pos_embed.shape == (1, 1 + 12 * 12, 48)
+    torch.testing.assert_close(model.pos_embed, torch.full_like(model.pos_embed, 3))
+
+
+def test_pixel_summaries_of_a_file_for_another_size_are_refused(tmp_path: Path) -> None:
+    given = file_of_32_px("cifar_upanet16", tmp_path)
+    with pytest.raises(UserError, match=r"model\.safetensors: does not fit cifar_upanet16: .*size mismatch"):
+        build_model(ModelSection.model_validate(given), 3, 64, 0)
+
+
 @each_network
 def test_layer_decay_reaches_every_parameter_once_from_stem_to_head(name: str) -> None:
     model = narrow(name)
