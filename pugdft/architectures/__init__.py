@@ -3,6 +3,14 @@
 Then ``timm.create_model("cifar_resnet18")`` builds one, and ``timm.list_models("cifar_*")`` lists all.
 """
 
-from pugdft.architectures import cifar_resnet
+from pugdft.architectures import (
+    cifar_densenet,
+    cifar_dla,
+    cifar_resnet,
+    cifar_vgg,
+    cifar_vit,
+    upanet,
+    wide_resnet,
+)
 
-__all__ = ["cifar_resnet"]
+__all__ = ["cifar_densenet", "cifar_dla", "cifar_resnet", "cifar_vgg", "cifar_vit", "upanet", "wide_resnet"]

@@ -8,7 +8,8 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from pugdft.architectures.frame import Init, config, create, initialise
+from pugdft.architectures.frame import Init, SmallImageNet, check_whole, config, create, initialise
+from pugdft.architectures.upanet import PixelAttentionBlock
 
 
 class CifarResNet(ResNet):
@@ -20,8 +21,7 @@ class CifarResNet(ResNet):
     feature_info: list[dict[str, Any]]
 
     def __init__(self, *args: Any, width: int = 64, init: Init = "torch", **options: Any) -> None:
-        if width < 2 or width % 2:
-            raise ValueError(f"width: {width} is no even number from 2 on")
+        check_whole("width", width, least=2, multiple_of=2)
         # Of timm's stems, this one alone lets the first stage begin with another width than 64.
         super().__init__(
             *args,
@@ -37,8 +37,40 @@ class CifarResNet(ResNet):
         initialise(self, init)
 
 
+class CifarResNetCpa(SmallImageNet):
+    """ResNet-18 whose blocks have pixel attention as their shortcut; ``width`` is that of the first stage."""
+
+    num_stages = 4
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        width: int = 64,
+        init: Init = "torch",
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__()
+        check_whole("width", width)
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_chans, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        widths, stages, before = [width * 2**stage for stage in range(4)], [], width
+        for number, own in enumerate(widths):
+            first = PixelAttentionBlock(before, own, "down" if number else "first", own)
+            stages.append(nn.Sequential(first, PixelAttentionBlock(own, own, "plain", own)))
+            before = own
+        self.stages, self.norm = nn.Sequential(*stages), nn.Identity()
+        self.finish(widths, [1, 2, 4, 8], num_classes, init, drop_rate, global_pool)
+
+
 default_cfgs = generate_default_cfgs(
-    dict.fromkeys(("cifar_resnet18", "cifar_resnet50"), config("conv1", "fc"))
+    {
+        "cifar_resnet18": config("conv1", "fc"),
+        "cifar_resnet50": config("conv1", "fc"),
+        "cifar_resnet18_cpa": config("stem.0", "head.fc"),
+    }
 )
 
 
@@ -56,3 +88,13 @@ def cifar_resnet50(pretrained: bool = False, **options: Any) -> nn.Module:
     return create(
         CifarResNet, "cifar_resnet50", pretrained, **{"block": Bottleneck, "layers": (3, 4, 6, 3), **options}
     )
+
+
+@register_model
+def cifar_resnet18_cpa(pretrained: bool = False, **options: Any) -> nn.Module:
+    """ResNet-18 + CPA of SAM-GNS's Tables 2 and 3 (arXiv 2110.00199v1); 11,709,194 parameters, 10 classes.
+
+    Warning: a reconstruction. No code of it was published, and the paper describes it by a name and a size,
+    11.71 million. Two other readings come close to that size. Treat results as those of a similar network.
+    """
+    return create(CifarResNetCpa, "cifar_resnet18_cpa", pretrained, **options)

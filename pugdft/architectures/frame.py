@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.layers import ClassifierHead
@@ -36,11 +36,25 @@ def config(first_conv: str, classifier: str, **others: Any) -> dict[str, Any]:
 
 
 def create(network: type[nn.Module], name: str, pretrained: bool, **options: Any) -> nn.Module:
-    """Build a registered network through timm's builder; ``options`` are the network's arguments."""
-    # timm finds the maps of a sequence of stages only if it is flat.
-    features = {"flatten_sequential": True} if issubclass(network, SmallImageNet) else None
-    model: nn.Module = build_model_with_cfg(network, name, pretrained, feature_cfg=features, **options)
+    """Build a registered network through timm's builder; ``options`` are its arguments and timm's."""
+    if issubclass(network, SmallImageNet):
+        # timm finds the maps of a sequence of stages only if it is flat, and looks for five.
+        maps = {"flatten_sequential": True, "out_indices": tuple(range(network.num_stages))}
+        options = {"feature_cfg": maps, **options}
+    model: nn.Module = build_model_with_cfg(network, name, pretrained, **options)
     return model
+
+
+def check_whole(name: str, value: object, least: int = 1, multiple_of: int = 1) -> None:
+    """Refuse an argument that is not a whole number of a kind.
+
+    Raises:
+        ValueError: what it is, and what it may be.
+    """
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < least or value % multiple_of:  # type: ignore[operator]
+        kind = f"multiple of {multiple_of}" if is_whole and multiple_of > 1 else "whole number"
+        raise ValueError(f"{name}: {value} is no {kind} from {least} on")
 
 
 def initialise(model: nn.Module, init: Init) -> None:
@@ -74,6 +88,7 @@ class SmallImageNet(nn.Module):
     mean over the last map takes any size that the stages take.
     """
 
+    num_stages: ClassVar[int] = 3
     stem: nn.Module
     stages: nn.Sequential
     norm: nn.Module
@@ -91,10 +106,14 @@ class SmallImageNet(nn.Module):
         init: Init,
         drop_rate: float = 0.0,
         global_pool: str = "avg",
+        head: ClassifierHead | None = None,
     ) -> None:
-        """Add the head, initialise; each stage has a row of ``channels``, ``reductions`` (image / map)."""
+        """Add the head, initialise; each stage has a row of ``channels``, ``reductions`` (image / map).
+
+        ``head`` is for a network with another one than pool and linear layer; it has the drop rate already.
+        """
         self.num_classes, self.num_features = num_classes, channels[-1]
-        self.head = ClassifierHead(channels[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.head = head or ClassifierHead(channels[-1], num_classes, global_pool, drop_rate)
         self.head_hidden_size = self.head.num_features
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": f"stages.{number}"}
