@@ -91,6 +91,11 @@ def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer"
     return method
 
 
+def method_of(spec: Mapping[str, Any]) -> Method:
+    """The method of a recipe's whole ``optimizer`` mapping."""
+    return build_method(spec["name"], {key: spec[key] for key in spec if key not in ("name", "base")})
+
+
 def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The spec with every default written out: what the record keeps. A FaultsError has every fault."""
     if faults := spec_faults(spec):
