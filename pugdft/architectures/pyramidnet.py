@@ -73,10 +73,10 @@ class PyramidNet(SmallImageNet):
         **options: Any,
     ) -> None:
         layers = 9 if bottleneck else 6
-        if depth < layers + 2 or (depth - 2) % layers:
+        if not isinstance(depth, int) or depth < layers + 2 or (depth - 2) % layers:
             raise ValueError(f"depth: {depth} is not {layers}n + 2, such as {18 * layers + 2}")
-        if alpha < 0:
-            raise ValueError(f"alpha: {alpha} is below 0")
+        if not isinstance(alpha, int | float) or not alpha >= 0:
+            raise ValueError(f"alpha: {alpha} is no number from 0 on")
         if not 0 <= shake_drop_rate <= 1:
             raise ValueError(f"shake_drop_rate: {shake_drop_rate} is not in 0..1")
         super().__init__()

@@ -76,9 +76,9 @@ class ShakeResNet(SmallImageNet):
         init: Init = "he",
         **options: Any,
     ) -> None:
-        if depth < 8 or (depth - 2) % 6:
+        if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth: {depth} is not 6n + 2, such as 26")
-        if width < 2 or width % 2:
+        if not isinstance(width, int) or width < 2 or width % 2:
             raise ValueError(f"width: {width} is no even number from 2 on")
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(in_chans, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
