@@ -351,6 +351,41 @@ def test_an_update_equals_a_reference_with_the_true_clean_and_the_shaken_perturb
         torch.testing.assert_close(parameter, before - 0.1 * step, rtol=0, atol=1e-12)
 
 
+def test_the_loss_climbs_most_along_the_true_gradient_of_the_same_noise() -> None:
+    """What the switch and the replay are for, over 8 draws of a small Shake-Shake network."""
+    torch.manual_seed(0)
+    net, images = ShakeResNet(depth=14, width=8), torch.randn(16, 3, 16, 16)
+    labels, weights = torch.randint(10, (16,)), list(net.parameters())
+
+    def loss(seed: int, true_gradient: bool = False) -> Tensor:
+        for layer in net.modules():
+            if isinstance(layer, ShakeShake):
+                layer.true_gradient = true_gradient
+        torch.manual_seed(seed)
+        return functional.cross_entropy(net(images), labels)
+
+    def climb(seed: int, along_seed: int, true_gradient: bool) -> float:
+        gradient = torch.autograd.grad(loss(along_seed, true_gradient), weights)
+        step = 0.05 / float(length(list(gradient)))
+        before = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            start = loss(seed)
+            for weight, each in zip(weights, gradient, strict=True):
+                weight += step * each
+            gain = float(loss(seed) - start)
+            for weight, each in zip(weights, before, strict=True):
+                weight.copy_(each)
+        return gain
+
+    seeds = range(8)
+    true, shaken, other = (
+        sum(climb(seed, seed + shift, true_gradient) for seed in seeds) / len(seeds)
+        for shift, true_gradient in ((0, True), (0, False), (100, True))
+    )
+    assert true > 1.3 * shaken
+    assert shaken > 1.3 * other
+
+
 @pytest.mark.parametrize("accumulates", [True, False])
 @pytest.mark.parametrize("scale", [None, 8.0])
 def test_other_closures_and_a_loss_scale_make_the_same_update(accumulates: bool, scale: float | None) -> None:
