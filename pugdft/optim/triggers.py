@@ -36,7 +36,10 @@ class Trigger(MethodRule):
         return None
 
     def is_due(self, context: StepContext, state: RuleState) -> bool:
-        """Whether it is certain before the clean pass that this step takes a second pass."""
+        """Whether it is certain before the clean pass that this step takes a second pass.
+
+        Only then do noisy layers, such as Shake-Shake, give the clean pass their true gradient.
+        """
         return False
 
     def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
