@@ -556,8 +556,10 @@ class RecipeNeeds:
         yield Check("note" if note else "ok", "precision", text, note)
 
     def weights(self) -> Iterator[Check]:
-        """Build the model with its weights; check the room for checkpoints."""
+        """Build the model with its weights; check its passes and the room for checkpoints."""
         from pugdft.models import build_model
+        from pugdft.optim.build import method_of
+        from pugdft.training.trial import check_passes
 
         model, seed = self.recipe.model, self.recipe.train.seed
         backbone = build_model(model, self.num_classes, self.recipe.data.image_size, seed)
@@ -565,6 +567,10 @@ class RecipeNeeds:
         num_bytes = sum(tensor.nbytes for tensor in backbone.model.state_dict().values())
         number = f"{backbone.num_parameters / 1e6:.1f} M parameters"
         yield Check("ok", "weights", f"{source}; {number}, {human_bytes(num_bytes)}")
+        try:
+            check_passes(self.recipe, backbone.model, method_of(self.recipe.optimizer), 1)
+        except UserError as error:
+            yield Check("problem", "passes", str(error), "change one of these settings")
         # A run keeps two checkpoints while it writes the third. Beside the weights, each holds up to three
         # times as much, for AdamW and the method.
         free, least = shutil.disk_usage(existing(self.folder)).free, 3 * num_bytes

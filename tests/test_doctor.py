@@ -507,6 +507,14 @@ def test_weights_fit_or_do_not_or_are_not_here(
     assert with_network(look(), monkeypatch).state == "note"
 
 
+def test_passes_that_the_model_cannot_make_are_a_problem(small_recipe: dict[str, Any]) -> None:
+    small_recipe["model"] = {"name": "test_resnet", "pretrained": False}
+    assert {check.name for check in run_check("weights", needs(small_recipe).weights())} == {"weights"}
+    small_recipe["train"]["micro_batch_size"] = 1
+    check = named(run_check("weights", needs(small_recipe).weights()), "passes")
+    assert (check.state, "train.micro_batch_size: makes passes of one" in check.text) == ("problem", True)
+
+
 def test_the_output_folder_s_states(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
 

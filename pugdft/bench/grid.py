@@ -18,8 +18,7 @@ from pugdft.config import yaml
 from pugdft.config.load import find_recipe, schema_faults
 from pugdft.config.schema import Recipe, Section
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, refuse
-from pugdft.optim.build import build_method
-from pugdft.optim.methods import Method
+from pugdft.optim.build import method_of
 from pugdft.optim.triggers import Always
 from pugdft.training.run import read_recipe, run_id
 
@@ -180,10 +179,6 @@ def make_cell(
     recipe = read_recipe(data)
     passes = passes_per_update(recipe.optimizer, recipe.train.ascent_batch)
     return BenchCell(label, seed, recipe, output / run_id(recipe), passes, source)
-
-
-def method_of(spec: Mapping[str, Any]) -> Method:
-    return build_method(spec["name"], {key: spec[key] for key in spec if key not in ("name", "base")})
 
 
 def passes_per_update(spec: Mapping[str, Any], ascent_batch: float = 1.0) -> float:

@@ -158,7 +158,9 @@ class DataSection(Section):
         None, description="{brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1}, or some of them"
     )
     auto_augment: StrictStr | None = Field(
-        None, description="timm's name of an augmentation of single images, such as rand-m9-mstd0.5-inc1"
+        None,
+        description="timm's name of an augmentation of single images, such as rand-m9-mstd0.5-inc1; or "
+        "cifar10: AutoAugment's policy for CIFAR-10 and CIFAR-100 (arXiv 1805.09501)",
     )
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None,

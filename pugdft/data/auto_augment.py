@@ -1,4 +1,4 @@
-"""Build timm's augmentations of single images from timm's own names."""
+"""Build augmentations of single images: timm's from timm's own names, and AutoAugment's of CIFAR-10."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from pugdft.errors import ConfigIssue, collect, reason, refuse
 
 Transform = Callable[[Image.Image], Image.Image]
 
+CIFAR10 = "cifar10"
+"""AutoAugment's policy for CIFAR-10 and CIFAR-100 (arXiv 1805.09501, Table 7): timm has ImageNet's only."""
+
 _SECTION = re.compile(r"[a-z]+\d[\d.]*")
 _RAND_SET = re.compile(r"t[a-z]\w*")
 
@@ -27,6 +30,8 @@ _LENGTHS = {"num_layers": "n", "width": "w", "depth": "d"}
 
 def auto_augmentation(text: str, side: int, mean: tuple[float, ...], interpolation: str) -> Transform:
     """Build an augmentation as timm's script does; AssertionError, KeyError, ValueError if it is unknown."""
+    if text == CIFAR10:
+        return _cifar10_policy()
     from timm.data import auto_augment
     from timm.data.transforms import str_to_pil_interp
 
@@ -55,12 +60,32 @@ def auto_augmentation(text: str, side: int, mean: tuple[float, ...], interpolati
     return transform
 
 
+def _cifar10_policy() -> Transform:
+    """Build torchvision's: 25 sub-policies of two operations, its magnitudes, nearest pixels, black outside.
+
+    Each image gets one of them; its numbers come from ``random``, as timm's do. The authors' code has 95.
+    """
+    import torch
+    from torchvision.transforms import autoaugment
+
+    class Policy(autoaugment.AutoAugment):
+        @staticmethod
+        def get_params(transform_num: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+            chosen = random.randrange(transform_num)  # noqa: S311
+            chances = [random.random() for _ in range(2)]  # noqa: S311
+            signs = [random.randrange(2) for _ in range(2)]  # noqa: S311
+            return chosen, torch.tensor(chances, dtype=torch.float64), torch.tensor(signs)
+
+    transform: Transform = Policy(autoaugment.AutoAugmentPolicy.CIFAR10)
+    return transform
+
+
 def data_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
-    """Check a recipe's ``data`` section against timm's augmentation names."""
+    """Check a recipe's ``data`` section against the names of augmentations."""
     text = section.get("auto_augment")
-    if not isinstance(text, str):
+    if not isinstance(text, str) or text == CIFAR10:
         return []
-    known = "such as rand-m9-mstd0.5-inc1, augmix-m3-w3, v0, original-mstd0.5 or 3a"
+    known = "such as rand-m9-mstd0.5-inc1, augmix-m3-w3, v0, original-mstd0.5 or 3a; or cifar10"
     faults: list[ConfigIssue] = []
     with collect(faults, "data.auto_augment"):
         unknown = (AssertionError, KeyError, ValueError)

@@ -73,6 +73,13 @@ def resident(images: Pixels, device: torch.device, budget: float) -> Tensor | No
     return whole
 
 
+def even_parts(num_images: int, most: int) -> list[slice]:
+    """Divide images into the fewest parts of ``most`` at most, of as equal sizes as can be."""
+    # A remainder of one image would have no variance for BatchNorm.
+    parts = np.array_split(np.arange(num_images), -(-num_images // most))
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
 Batch = tuple[Tensor, Targets]
 
 
@@ -206,11 +213,8 @@ class TrainingBatches:
         drawn, num_own = request.drawn, request.num_own
         rows = _Rows.drawn(pixels, request, self.augmentation)
         labels = onto(self.images.labels[request.chosen], self.device)
-        # As even as can be: a remainder of one image would have no variance for BatchNorm.
-        count = -(-num_own // self.micro_batch_size)
-        micro_batches = []
-        for numbers in np.array_split(np.arange(num_own), count):
-            part = slice(numbers[0], numbers[-1] + 1)
+        parts, micro_batches = even_parts(num_own, self.micro_batch_size), []
+        for part in parts:
             inputs, targets = self._inputs(rows, part), Targets(labels[part])
             if drawn.mix is not None:
                 if len(rows) > num_own:
@@ -218,7 +222,7 @@ class TrainingBatches:
                     partners, partner_labels = self._inputs(rows, others), labels[others]
                 else:
                     others = slice(num_own - part.stop, num_own - part.start)
-                    partners = inputs if count == 1 else self._inputs(rows, others)
+                    partners = inputs if len(parts) == 1 else self._inputs(rows, others)
                     partners, partner_labels = partners.flip(0), labels[others].flip(0)
                 inputs = drawn.mix.mixed(inputs, partners)
                 targets = Targets(labels[part], partner_labels, drawn.mix.weight)

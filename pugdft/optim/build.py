@@ -19,7 +19,7 @@ from pugdft.optim.base import BASES, GROUP_OPTIONS, GroupOptions, find_base
 from pugdft.optim.context import ParameterInfo
 from pugdft.optim.methods import METHODS, Method, plain
 from pugdft.optim.options import build, construct, keyword_defaults, refused, resolve_options
-from pugdft.optim.passes import KeptBuffers, PassContext
+from pugdft.optim.passes import AscentPass, KeptBuffers, PassContext
 from pugdft.optim.perturbed import PerturbedOptimizer
 from pugdft.optim.scaler import LossScale
 from pugdft.optim.triggers import TRIGGERS, Always, Every
@@ -89,6 +89,11 @@ def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer"
     if faults:
         raise FaultsError("", faults)
     return method
+
+
+def method_of(spec: Mapping[str, Any]) -> Method:
+    """The method of a recipe's whole ``optimizer`` mapping."""
+    return build_method(spec["name"], {key: spec[key] for key in spec if key not in ("name", "base")})
 
 
 def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,7 +282,8 @@ def build_optimizer(
         spec: exactly a recipe's ``optimizer`` mapping; the base may also be an optimizer that exists, or have
             a class of torch's kind for its name.
         params: a module, tensors, parameter groups, or ``(name, tensor)`` pairs.
-        module: the module that the parameters belong to, if ``params`` is not itself that module.
+        module: the module that the parameters belong to, if ``params`` is not itself that module. Its layers
+            with a bool attribute ``true_gradient`` (Shake-Shake, ShakeDrop) have it set in ascents.
         clean_pass: makes the context manager around the clean pass if the spec says ``perturb: local``,
             such as a DDP model's ``no_sync``: each process then perturbs along its own gradient.
         perturbed_pass: makes the context manager around each perturbed pass; by default one that keeps the
@@ -323,14 +329,15 @@ def build_optimizer(
     if perturbed_pass is None and method.perturbs:
         warnings.warn(
             "only tensors are given: if the model has BatchNorm or other buffers, the perturbed pass updates "
-            "them too. To keep them, give the module: build_optimizer(spec, model), or module=model",
+            "them too, and layers such as Shake-Shake ascend by a random gradient. To avoid both, give the "
+            "module: build_optimizer(spec, model), or module=model",
             stacklevel=2,
         )
     return PerturbedOptimizer(
         base,
         method,
         info=info,
-        clean_pass=clean_pass if local else None,
+        ascent_pass=AscentPass(module, clean_pass if local else None),
         perturbed_pass=perturbed_pass,
         replay_rng=options.get("replay_rng", True),
         closure_accumulates=closure_accumulates,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,35 @@ from pugdft.optim.context import RuleState
 from pugdft.optim.scaler import LossScale
 
 PassContext = Callable[[], AbstractContextManager[object]]
+
+
+class AscentPass:
+    """Make the context manager around a pass whose gradient a perturbation follows.
+
+    Each module with a bool attribute ``true_gradient``, such as Shake-Shake, has it set: its gradient is
+    otherwise another than its loss's, at random, which regularises an update but does not climb. ``around``
+    is entered too. A class and no closure, as ``KeptBuffers`` is.
+    """
+
+    def __init__(self, module: nn.Module | None, around: PassContext | None = None) -> None:
+        self.module, self.around = module, around or nullcontext
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        layers: Any = () if self.module is None else self.module.modules()
+        found = [(each, each.true_gradient) for each in layers if _is_bool(each, "true_gradient")]
+        try:
+            for layer, _ in found:
+                layer.true_gradient = True
+            with self.around():
+                yield
+        finally:
+            for layer, was_true in found:
+                layer.true_gradient = was_true
+
+
+def _is_bool(module: nn.Module, name: str) -> bool:
+    return isinstance(getattr(module, name, None), bool)
 
 
 class KeptBuffers:

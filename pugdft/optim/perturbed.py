@@ -46,6 +46,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         base: steps at the exactly restored weights.
         method: the five rules.
         info: about the parameters, for the rules that ask.
+        ascent_pass: makes the context manager around each pass whose gradient a perturbation follows.
         replay_rng: the perturbed pass draws the clean pass's random numbers.
         clip: the largest global norm of the gradient that the base takes; None does not clip.
 
@@ -61,7 +62,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         method: Method,
         *,
         info: ParameterInfo | None = None,
-        clean_pass: PassContext | None = None,
+        ascent_pass: PassContext | None = None,
         perturbed_pass: PassContext | None = None,
         replay_rng: bool = True,
         closure_accumulates: bool = False,
@@ -83,7 +84,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self.diagnostics = Diagnostics()
         self.loss_scale = loss_scale
         self._info = info or ParameterInfo()
-        self._clean_pass = clean_pass or nullcontext
+        self._ascent_pass = ascent_pass or nullcontext
         self._perturbed_pass = perturbed_pass or nullcontext
         self._replays = replay_rng and method.trigger.perturbs
         self._clean = passes.CleanGradients(closure_accumulates, loss_scale)
@@ -180,7 +181,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             self._earlier.check(parameters)
         else:
             replay = passes.random_replay(parameters[0].device) if self._replays else nullcontext
-            with self._clean_pass():
+            is_ascent = trigger.is_due(context, self._rule_states["trigger"])
+            with self._ascent_pass() if is_ascent else nullcontext():
                 loss = self._pass(closure, parameters)
             self._earlier.check(parameters)
             differentiated = [p for p in parameters if p.grad is not None]
@@ -218,7 +220,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 else:
                     passes.clear(differentiated)
                 # All but the last pass are ascents like the first.
-                ascent_pass = self._clean_pass if ascents_left else nullcontext
+                ascent_pass = self._ascent_pass if ascents_left else nullcontext
                 with self._perturbed_pass(), ascent_pass(), replay():
                     self._pass(closure, parameters)
             self.diagnostics.measure_perturbation(perturbed, weights)

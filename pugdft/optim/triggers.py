@@ -35,6 +35,13 @@ class Trigger(MethodRule):
         """The share of the steps that perturb, if it is known before the run."""
         return None
 
+    def is_due(self, context: StepContext, state: RuleState) -> bool:
+        """Whether it is certain before the clean pass that this step takes a second pass.
+
+        Only then do noisy layers, such as Shake-Shake, give the clean pass their true gradient.
+        """
+        return False
+
     def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
         """Whether this step takes a second pass; ``parameters`` are those with a clean gradient."""
         return self.perturbs
@@ -54,6 +61,9 @@ class Always(Trigger):
     """Two passes at every step."""
 
     expected_fraction = 1.0
+
+    def is_due(self, context: StepContext, state: RuleState) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,9 @@ class TimingRule(Trigger):
                 message = f"this trigger never fires, so that no step is perturbed: {name} is {value:g}"
                 warnings.warn(message, stacklevel=4)
 
+    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
+        return self.is_due(context, state)
+
     def one_pass_rule(self) -> Normalize | None:
         return Unit() if self.before == "unit" else Identity()
 
@@ -105,7 +118,7 @@ class After(TimingRule):
     def expected_fraction(self) -> float:
         return 1 - self.fraction
 
-    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
+    def is_due(self, context: StepContext, state: RuleState) -> bool:
         return context.progress >= self.fraction
 
 
@@ -120,7 +133,7 @@ class Every(TimingRule):
     def expected_fraction(self) -> float:
         return 1 / self.k
 
-    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
+    def is_due(self, context: StepContext, state: RuleState) -> bool:
         return context.step % self.k == 0
 
 
@@ -137,7 +150,7 @@ class Probability(TimingRule):
     def expected_fraction(self) -> float:
         return self.p
 
-    def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
+    def is_due(self, context: StepContext, state: RuleState) -> bool:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + context.step)
         return float(torch.rand((), generator=generator)) < self.p
 
@@ -149,8 +162,11 @@ class GradientRule(TimingRule, ABC):
     def is_steady(self, norm: float, parameters: Tensors, progress: float, state: RuleState) -> bool:
         """Remember this step's gradient and judge the last ones; ``norm`` is its finite global norm."""
 
+    def is_due(self, context: StepContext, state: RuleState) -> bool:
+        return bool(state.values.get("fired"))
+
     def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
-        if state.values.get("fired"):
+        if self.is_due(context, state):
             return True
         norm = float(foreach.global_norm(foreach.gradients_of(parameters)))
         if math.isfinite(norm):  # else the step is going to be skipped, and must leave no trace
@@ -221,6 +237,9 @@ class GeneralizationGap(TimingRule):
     bounds: ClassVar = {"mu": at_least(0), "every": at_least(1)}
     needs_validation = True
 
+    def is_due(self, context: StepContext, state: RuleState) -> bool:
+        return bool(state.values.get("fired"))
+
     def fires(self, context: StepContext, parameters: Tensors, state: RuleState) -> bool:
         if context.told_progress is not None and context.progress > 0.5 and not state.values.get("gaps"):
             warnings.warn(
@@ -228,7 +247,7 @@ class GeneralizationGap(TimingRule):
                 "optimizer.observe_epoch(train_loss, validation_loss, num_epochs) after each epoch",
                 stacklevel=2,
             )
-        return bool(state.values.get("fired"))
+        return self.is_due(context, state)
 
     def observe_epoch(
         self, train_loss: float, validation_loss: float, num_epochs: int, state: RuleState

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import shutil
 import warnings
@@ -28,13 +27,14 @@ from pugdft.data.source import Source
 from pugdft.errors import RunFailed, UserError, counted, human_bytes, refuse, unknown
 from pugdft.models import Backbone, averages_over_batch, build_model, cache_features
 from pugdft.optim import LossScale, Method, PerturbedOptimizer, build_optimizer
-from pugdft.optim.triggers import Always
+from pugdft.optim.build import method_of
 from pugdft.paths import nearest_folder
 from pugdft.training.averaging import WeightAverage
 from pugdft.training.distributed import explain_failure, fix_reduction_order, wrapped_anew
 from pugdft.training.freezing import Freezing
 from pugdft.training.launchers import check_variables, must_use_cpu, process_timeout
 from pugdft.training.performance import Switches, arrange, attention_of, compiled, pick, retain_freed_memory
+from pugdft.training.trial import ascent_images, check_passes
 
 _MOST_WORKERS = 8
 
@@ -136,11 +136,14 @@ class RunComponents:
 
     def smaller_micro_batch(self) -> int | None:
         """Return half the images of a pass; None if a pass cannot be smaller."""
-        size = self.training.micro_batch_size
+        training, world = self.training, self.accelerator.num_processes
         # One image alone has no variance for BatchNorm.
         smallest = 2 if averages_over_batch(self.backbone.model) else 1
-        half = -(-size // 2)
-        return half if smallest <= half < size else None
+        half = -(-training.micro_batch_size // 2)
+        for share in {training.batch_size // world, -(-training.batch_size // world)}:
+            if any(part.stop - part.start < smallest for part in loader.even_parts(share, half)):
+                return None
+        return half if half < training.micro_batch_size else None
 
 
 def source_of(recipe: Recipe) -> Source:
@@ -197,12 +200,13 @@ def load(
 
 
 def _try_optimizer(recipe: Recipe, backbone: Backbone, has_validation: bool) -> None:
-    """Refuse an optimizer that cannot be built for this model, or needs images that are not held out."""
+    """Refuse an optimizer that cannot be built for this model, or needs what this run does not have."""
     with warnings.catch_warnings():  # they come again with the run's own optimizer
         warnings.simplefilter("ignore")
         model = copy.deepcopy(backbone.model)
         optimizer = build_optimizer(recipe.optimizer, model, clean_pass=nullcontext)
     _require_validation(optimizer, has_validation or recipe.data.validation > 0)
+    check_passes(recipe, backbone.model, optimizer.method, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _require_validation(optimizer: PerturbedOptimizer, has_images: bool) -> None:
@@ -231,6 +235,7 @@ def assemble(
     inputs = _inputs(recipe, accelerator, store, backbone, pass_size / asked_size)
     images, share = inputs.splits["train"], inputs.share
     check_batch(recipe, len(images), world)
+    check_passes(recipe, backbone.model, method_of(recipe.optimizer), world)
     switches = pick(recipe, device.type)
     freezing = Freezing(backbone.model, train, recipe.model.name)
     freezing.begin_last()  # the optimizer sees all that is ever trained
@@ -388,16 +393,9 @@ def _workers(
 
 def _ascent_batch(recipe: Recipe, method: Method, share: loader.Share) -> AscentBatch | None:
     """Make the part of a batch for ascent gradients; None if it is the whole batch, or nothing ascends."""
-    train = recipe.train
-    # Two images a process at least: one alone has no variance for BatchNorm.
-    images = max(2 * share.world, math.ceil(train.ascent_batch * train.batch_size))
-    if images >= train.batch_size or not method.perturbs:
+    images = ascent_images(recipe, method, share.world)
+    if images is None:
         return None
-    if not isinstance(method.trigger, Always):
-        raise UserError(
-            "train.ascent_batch: is for methods that perturb at each step: of a step with one pass it would "
-            f"be the only gradient, and {recipe.optimizer['name']} as given has such steps. Leave it at 1"
-        )
     return AscentBatch(method.direction.num_ascents, images, len(share.of(np.arange(images))))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from small_runs import largest_difference, run
 
 from pugdft.config import yaml
@@ -58,3 +59,25 @@ def test_two_processes_equal_one_for_every_method_and_local_is_the_mean_of_each_
     done = by_two_processes("two_processes.py")
     assert done.stdout.count("equal: ") == len(METHODS) + 1
     assert done.stdout.count("local: ") == 3
+
+
+@pytest.mark.slow
+def test_processes_draw_noise_of_their_own_and_both_passes_of_each_the_same(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    args = {"depth": 11, "alpha": 6}  # three blocks
+    small_recipe["model"] = {"name": "cifar_pyramidnet164_a48", "pretrained": False, "args": args}
+    small_recipe["train"] |= {"max_steps": 2, "batch_size": 13}
+    path = tmp_path / "noisy.yaml"
+    path.write_text(yaml.dump(small_recipe))
+    by_two_processes("noise.py", str(path), str(tmp_path))
+    first, second = (torch.load(tmp_path / f"noise-{rank}.pt") for rank in range(2))
+    for drawn, images in ((first, 7), (second, 6)):
+        numbers, is_true = [row[0] for row in drawn], [row[1] for row in drawn]
+        assert [len(each) for each in numbers] == [3 * images] * 12
+        assert is_true == ([True] * 3 + [False] * 3) * 2
+        for clean, perturbed in ((0, 3), (6, 9)):
+            for block in range(3):
+                assert torch.equal(numbers[clean + block], numbers[perturbed + block])
+        assert not torch.equal(numbers[0], numbers[6]), "the second update draws anew"
+    assert not set(first[0][0].tolist()) & set(second[0][0].tolist())
