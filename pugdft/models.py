@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
 
-import pugdft.architectures  # noqa: F401 - registers cifar_* in timm
+import pugdft.architectures  # registers cifar_* in timm
 from pugdft.config.schema import DataSection, ModelSection
 from pugdft.errors import ConfigIssue, UserError, close_match, collect, counted, reason, refuse
 from pugdft.paths import expanded, file_sha256, stay_offline_without_network, weights_folder
@@ -71,6 +71,12 @@ def cache_features(model: nn.Module) -> None:
     model.forward_features = features  # type: ignore[assignment]
 
 
+def registered_by(architecture: str) -> str | None:
+    """Name the module to import before timm can build this architecture; None if it is timm's own."""
+    own = timm.models.model_entrypoint(architecture).__module__.startswith(pugdft.architectures.__name__)
+    return pugdft.architectures.__name__ if own else None
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A model ready to train; mean, std and interpolation are those that its weights were trained with."""
@@ -84,6 +90,12 @@ class Backbone:
     std: tuple[float, ...]
     interpolation: str
     head: str = "new"  # or kept, with the reason
+
+    @property
+    def architecture(self) -> str:
+        """Timm's name of the model, without a tag."""
+        config: Any = self.model.pretrained_cfg
+        return str(config["architecture"])
 
     @property
     def num_parameters(self) -> int:
