@@ -79,11 +79,14 @@ def command(
 
         check_first_task("pugdft bench --plan")
         made = estimate(cells, output, probe)
-        problems = {each.source: f"{each.source}: {each.problem}" for each in made.lines if each.problem}
-        if len(problems) < len(matrix.recipes):
+        causes: dict[str, dict[str, None]] = {}  # each with the recipes that it stops, in their order
+        for line in made.lines:
+            if line.problem:
+                causes.setdefault(line.problem, {})[line.source] = None
+        if len({source for sources in causes.values() for source in sources}) < len(matrix.recipes):
             print_plan(made, Console(highlight=False, soft_wrap=True), precision_notes(cells))
-        if problems:
-            raise UserError("\n".join(problems.values()))
+        if causes:
+            raise UserError("\n".join(f"{', '.join(sources)}: {cause}" for cause, sources in causes.items()))
         return
     prepare_output(output)
     for note in precision_notes(cells):
