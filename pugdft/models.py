@@ -222,24 +222,25 @@ def _option_faults(named: TimmModel, options: dict[str, Any]) -> list[ConfigIssu
 def build_model(
     section: ModelSection,
     num_classes: int,
-    data: DataSection,
+    image_size: int,
     seed: int,
     class_names: Sequence[str] = (),
     data_sha256: str | None = None,
+    look: DataSection | None = None,
 ) -> Backbone:
     """Build the backbone of a recipe with a head for ``num_classes``, initialised by ``seed`` alone.
 
     The weights' own head stays as ``model.head`` says: by default if it is for the same classes.
 
     Args:
-        data: has the side of the input, and the mean and deviation to use in place of the weights' own.
         class_names: of the data, in the order of the outputs.
         data_sha256: of the data, for weights of runs that did not record the names.
+        look: the recipe's ``data``, whose mean and deviation go before the weights' own.
 
     Raises:
         UserError: the weights cannot be found, read, or do not fit; a head that is to be kept is not there.
     """
-    named, image_size = resolve_model(section.name), data.image_size
+    named = resolve_model(section.name)
     options: dict[str, Any] = {**section.options, "num_classes": num_classes}
     if named.config is not None and named.config.fixed_input_size:
         options["img_size"] = image_size
@@ -253,7 +254,7 @@ def build_model(
         if section.pretrained is not False:
             weights = _find_weights(section.pretrained, named)
             tag = weights.tag
-            model, own_head = weights.load(named, model, options, data)
+            model, own_head = weights.load(named, model, options, look)
             problem, head = _misfit_of(weights, own_head, new_head), "new, as model.head says"
             if section.head == "keep" and problem:
                 raise UserError(f"model.head: cannot keep the head: {problem}")
@@ -273,10 +274,10 @@ def build_model(
     if section.args and shape != (1, num_classes):
         raise UserError(f"model.args: this {section.name} is no classifier: one image gives {list(shape)}")
     model.train()
-    look, heads = timm.data.resolve_model_data_config(model), head_parameters(model)
+    own, heads = timm.data.resolve_model_data_config(model), head_parameters(model)
     digests = _sha256(model, set(model.state_dict()) - heads), _sha256(model, heads)
-    mean, std = tuple(data.mean or look["mean"]), tuple(data.std or look["std"])
-    return Backbone(model, tag, *digests, mean, std, look["interpolation"], head)
+    mean, std = (tuple((look and getattr(look, key)) or own[key]) for key in ("mean", "std"))
+    return Backbone(model, tag, *digests, mean, std, own["interpolation"], head)
 
 
 def head_parameters(model: nn.Module) -> set[str]:
@@ -321,10 +322,10 @@ class _Weights:
     tensors: dict[str, Tensor] | None = None  # read already
 
     def load(
-        self, named: TimmModel, random: nn.Module, options: dict[str, Any], data: DataSection
+        self, named: TimmModel, random: nn.Module, options: dict[str, Any], look: DataSection | None
     ) -> tuple[nn.Module, dict[str, Tensor]]:
         """Build the model with these weights; return it with the weights' own head, or no tensors."""
-        self._check_match(named, data)
+        self._check_match(named, look)
         if self.path is None:
             model = self._fetch(named, options)
             has_head = self.model.config.num_classes == options["num_classes"]
@@ -345,7 +346,7 @@ class _Weights:
             model = named.create(pretrained=True, pretrained_cfg_overlay=overlay, **options)
         return model, {key: state[key] for key in heads if key in state}
 
-    def _check_match(self, named: TimmModel, data: DataSection) -> None:
+    def _check_match(self, named: TimmModel, look: DataSection | None) -> None:
         """Refuse weights of another model, or of images that were normalised in another way unasked."""
         if self.model is named:
             return
@@ -353,7 +354,7 @@ class _Weights:
             raise UserError(f"model.pretrained: {self.tag} is a {self.model.architecture}, not {named.name}")
         for key in ("mean", "std", "interpolation"):
             theirs, ours = (getattr(each.config, key, None) for each in (self.model, named))
-            if key != "interpolation" and getattr(data, key):
+            if key != "interpolation" and look and getattr(look, key):
                 continue  # the recipe says what it wants
             if theirs != ours and list(theirs or ()) != list(ours or ()):
                 better = self.model.place or self.model.name

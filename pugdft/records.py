@@ -207,13 +207,18 @@ class RunRecord(_Part):
 
     @property
     def model_label(self) -> str:
-        """The recipe's model with the arguments it gives: ``resnet18``, ``cifar_resnet18[width=8]``."""
+        """The recipe's model with the arguments it gives: ``resnet18``, ``cifar_resnet18[width=8]``.
+
+        Rates of dropout act in training alone: they belong to the protocol, as ``model.drop_rate`` does.
+        """
         section = self.recipe["model"]
         name, args = str(section["name"]), section.get("args")
-        if not isinstance(args, dict) or not args:
-            return name
-        words = [f"{key}={each if isinstance(each, str) else json.dumps(each)}" for key, each in args.items()]
-        return f"{name}[{','.join(sorted(words))}]"
+        words = [
+            f"{key}={each if isinstance(each, str) else json.dumps(each)}"
+            for key, each in (args.items() if isinstance(args, dict) else ())
+            if not str(key).endswith("drop_rate")
+        ]
+        return f"{name}[{','.join(sorted(words))}]" if words else name
 
     def to_yaml(self) -> str:
         """The text of ``record.yaml``."""

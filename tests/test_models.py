@@ -19,7 +19,7 @@ import torch
 import yaml
 from small_runs import Messages, parts_of, run
 
-from pugdft.config.schema import DataSection, ModelSection
+from pugdft.config.schema import ModelSection
 from pugdft.errors import UserError
 from pugdft.models import build_model, model_faults
 from pugdft.records import read_record
@@ -38,8 +38,7 @@ def build(pretrained: object, name: str = "test_vit", **options: Any) -> Any:
     model = {"name": name, "pretrained": pretrained, **options}
     if faults := model_faults(model):
         raise UserError("; ".join(map(str, faults)))
-    data = DataSection(name="insects", image_size=32)
-    return build_model(ModelSection.model_validate(model), 3, data, 0, CLASSES)
+    return build_model(ModelSection.model_validate(model), 3, 32, 0, CLASSES)
 
 
 def same(built: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], *, head: bool) -> bool:

@@ -104,6 +104,8 @@ def test_a_recipe_from_scratch_has_its_paper_s_protocol_and_says_what_it_costs(n
     if "vit" in name:
         assert optimizer["base"] == {"name": "adamw", "lr": 1e-3, "weight_decay": 0.3}
         assert (train["epochs"], data["model"]["head_init"]) == (300, "zero")
+        rates = [data["model"]["drop_rate"], *data["model"]["args"].values()]
+        assert rates == [0.1] * 4  # head, positions, projections, attention
 
 
 def test_generated_files_are_what_the_generator_writes() -> None:

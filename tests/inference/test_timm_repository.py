@@ -16,7 +16,7 @@ from PIL import Image
 from small_runs import tiny_recipe
 from torch.nn import functional
 
-from pugdft.config.schema import DataSection, ModelSection
+from pugdft.config.schema import ModelSection
 from pugdft.data.decode import decode
 from pugdft.data.source import EncodedImage
 from pugdft.data.transforms import ToInput
@@ -154,9 +154,7 @@ def test_the_key_is_no_part_of_older_digests(image_folder: Path) -> None:
 
 def test_the_folder_is_a_model_to_start_from(photo_run: Path) -> None:
     section = ModelSection.model_validate({"name": f"local-dir:{photo_run}"})
-    backbone = build_model(
-        section, 3, DataSection(name="photos", image_size=48), 0, ("ant", "bee <b>", "cat|*_")
-    )
+    backbone = build_model(section, 3, 48, 0, ("ant", "bee <b>", "cat|*_"))
     assert backbone.head == "kept: the class names agree"
     own = timm.create_model(f"local-dir:{photo_run}", pretrained=True).state_dict()
     assert all(torch.equal(value, own[key]) for key, value in backbone.model.state_dict().items())

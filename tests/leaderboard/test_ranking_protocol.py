@@ -189,4 +189,7 @@ def test_arguments_of_a_network_stand_in_its_name_and_keep_its_runs_apart() -> N
         (name, 2), (f"{name}[init=he,width=16]", 1), (f"{name}[init=he,width=8]", 2),
     ]  # fmt: skip
     assert len({group.protocol for group in groups}) == 1  # what differs stands in the name
+    dropped = build_leaderboard(loaded(record(SGD), record(SGD, model__args={"attn_drop_rate": 0.1})))
+    assert [group.model for group in dropped] == [name, name]  # another protocol of the same network
+    assert len({group.protocol for group in dropped}) == 2
     assert [group.model for group in build_leaderboard(loaded(*runs), model="width=8")] == [groups[2].model]
