@@ -562,7 +562,8 @@ class RecipeNeeds:
         from pugdft.training.trial import check_passes
 
         model, seed = self.recipe.model, self.recipe.train.seed
-        backbone = build_model(model, self.num_classes, self.recipe.data.image_size, seed)
+        data = self.recipe.data
+        backbone = build_model(model, self.num_classes, data.image_size, seed, look=data)
         source = f"{backbone.tag}, loaded" if backbone.tag else "random: model.pretrained is false"
         num_bytes = sum(tensor.nbytes for tensor in backbone.model.state_dict().values())
         number = f"{backbone.num_parameters / 1e6:.1f} M parameters"

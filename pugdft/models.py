@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
 
-import pugdft.architectures  # noqa: F401 - registers cifar_* in timm
-from pugdft.config.schema import ModelSection
+import pugdft.architectures  # registers cifar_* in timm
+from pugdft.config.schema import DataSection, ModelSection
 from pugdft.errors import ConfigIssue, UserError, close_match, collect, counted, reason, refuse
 from pugdft.paths import expanded, file_sha256, stay_offline_without_network, weights_folder
 from pugdft.records import RECORD_NAME, StoredRun, read_record
@@ -71,6 +71,12 @@ def cache_features(model: nn.Module) -> None:
     model.forward_features = features  # type: ignore[assignment]
 
 
+def registered_by(architecture: str) -> str | None:
+    """Name the module to import before timm can build this architecture; None if it is timm's own."""
+    own = timm.models.model_entrypoint(architecture).__module__.startswith(pugdft.architectures.__name__)
+    return pugdft.architectures.__name__ if own else None
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A model ready to train; mean, std and interpolation are those that its weights were trained with."""
@@ -84,6 +90,12 @@ class Backbone:
     std: tuple[float, ...]
     interpolation: str
     head: str = "new"  # or kept, with the reason
+
+    @property
+    def architecture(self) -> str:
+        """Timm's name of the model, without a tag."""
+        config: Any = self.model.pretrained_cfg
+        return str(config["architecture"])
 
     @property
     def num_parameters(self) -> int:
@@ -214,6 +226,7 @@ def build_model(
     seed: int,
     class_names: Sequence[str] = (),
     data_sha256: str | None = None,
+    look: DataSection | None = None,
 ) -> Backbone:
     """Build the backbone of a recipe with a head for ``num_classes``, initialised by ``seed`` alone.
 
@@ -222,6 +235,7 @@ def build_model(
     Args:
         class_names: of the data, in the order of the outputs.
         data_sha256: of the data, for weights of runs that did not record the names.
+        look: the recipe's ``data``, whose mean and deviation go before the weights' own.
 
     Raises:
         UserError: the weights cannot be found, read, or do not fit; a head that is to be kept is not there.
@@ -240,7 +254,7 @@ def build_model(
         if section.pretrained is not False:
             weights = _find_weights(section.pretrained, named)
             tag = weights.tag
-            model, own_head = weights.load(named, model, options)
+            model, own_head = weights.load(named, model, options, look)
             problem, head = _misfit_of(weights, own_head, new_head), "new, as model.head says"
             if section.head == "keep" and problem:
                 raise UserError(f"model.head: cannot keep the head: {problem}")
@@ -260,10 +274,10 @@ def build_model(
     if section.args and shape != (1, num_classes):
         raise UserError(f"model.args: this {section.name} is no classifier: one image gives {list(shape)}")
     model.train()
-    data, heads = timm.data.resolve_model_data_config(model), head_parameters(model)
+    own, heads = timm.data.resolve_model_data_config(model), head_parameters(model)
     digests = _sha256(model, set(model.state_dict()) - heads), _sha256(model, heads)
-    mean, std = tuple(data["mean"]), tuple(data["std"])
-    return Backbone(model, tag, *digests, mean, std, data["interpolation"], head)
+    mean, std = (tuple((look and getattr(look, key)) or own[key]) for key in ("mean", "std"))
+    return Backbone(model, tag, *digests, mean, std, own["interpolation"], head)
 
 
 def head_parameters(model: nn.Module) -> set[str]:
@@ -308,10 +322,10 @@ class _Weights:
     tensors: dict[str, Tensor] | None = None  # read already
 
     def load(
-        self, named: TimmModel, random: nn.Module, options: dict[str, Any]
+        self, named: TimmModel, random: nn.Module, options: dict[str, Any], look: DataSection | None
     ) -> tuple[nn.Module, dict[str, Tensor]]:
         """Build the model with these weights; return it with the weights' own head, or no tensors."""
-        self._check_match(named)
+        self._check_match(named, look)
         if self.path is None:
             model = self._fetch(named, options)
             has_head = self.model.config.num_classes == options["num_classes"]
@@ -332,19 +346,24 @@ class _Weights:
             model = named.create(pretrained=True, pretrained_cfg_overlay=overlay, **options)
         return model, {key: state[key] for key in heads if key in state}
 
-    def _check_match(self, named: TimmModel) -> None:
-        """Refuse weights of another model, or of images that were normalised in another way."""
+    def _check_match(self, named: TimmModel, look: DataSection | None) -> None:
+        """Refuse weights of another model, or of images that were normalised in another way unasked."""
         if self.model is named:
             return
         if self.model.architecture != named.architecture:
             raise UserError(f"model.pretrained: {self.tag} is a {self.model.architecture}, not {named.name}")
         for key in ("mean", "std", "interpolation"):
             theirs, ours = (getattr(each.config, key, None) for each in (self.model, named))
+            if key != "interpolation" and look and getattr(look, key):
+                continue  # the recipe says what it wants
             if theirs != ours and list(theirs or ()) != list(ours or ()):
                 better = self.model.place or self.model.name
+                ways = [f"set model.name={better}"] if better != named.name else []
+                if key != "interpolation" and theirs:
+                    ways.append(f"set data.{key}=[{', '.join(map(str, theirs))}]")
                 raise UserError(
                     f"model.pretrained: {self.tag} was trained on images with {key} {theirs}, and "
-                    f"{named.name} has {ours}: set model.name={better}"
+                    f"{named.name} has {ours}: {', or '.join(ways)}"
                 )
 
     def _fetch(self, named: TimmModel, options: dict[str, Any]) -> nn.Module:
@@ -420,6 +439,9 @@ def _of_run(path: Path, named: TimmModel) -> _Weights:
     with suppress(UserError):  # the Hub or a folder may be out of reach
         if record.model is not None and record.model.name != named.name:
             model = resolve_model(record.model.name)
+    section = record.recipe.get("data", {})
+    if own := {key: tuple(section[key]) for key in ("mean", "std") if section.get(key)}:
+        model = model._replace(config=replace(model.config or timm.models.PretrainedCfg(), **own))
     names, digest = getattr(record.data, "class_names", None), record.data.sha256 if record.data else None
     return _Weights(f"run:{record.id}", model, file, names, digest)
 

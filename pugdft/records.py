@@ -6,6 +6,7 @@ out of bounds: only :func:`rule_faults`, for ``leaderboard check``, applies the 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -94,6 +95,7 @@ class ModelFacts(_Part):
     weights_sha256: Annotated[str, _SHA256]
     head_sha256: str | None = None
     head: str | None = None
+    registered_by: str | None = None  # the module to import before timm knows the name; None: timm's own
     parameters: Annotated[int, POSITIVE]
 
 
@@ -202,6 +204,21 @@ class RunRecord(_Part):
     error: str | None = None
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    @property
+    def model_label(self) -> str:
+        """The recipe's model with the arguments it gives: ``resnet18``, ``cifar_resnet18[width=8]``.
+
+        Rates of dropout act in training alone: they belong to the protocol, as ``model.drop_rate`` does.
+        """
+        section = self.recipe["model"]
+        name, args = str(section["name"]), section.get("args")
+        words = [
+            f"{key}={each if isinstance(each, str) else json.dumps(each)}"
+            for key, each in (args.items() if isinstance(args, dict) else ())
+            if not str(key).endswith("drop_rate")
+        ]
+        return f"{name}[{','.join(sorted(words))}]" if words else name
 
     def to_yaml(self) -> str:
         """The text of ``record.yaml``."""

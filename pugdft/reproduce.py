@@ -286,7 +286,9 @@ def verify(
         return result
     switches = pick(recipe, accelerator.device.type)  # as the run did: its bits are wanted
     with attention_of(switches):
-        backbone = build_model(recipe.model, num_classes, recipe.data.image_size, recipe.train.seed)
+        backbone = build_model(
+            recipe.model, num_classes, recipe.data.image_size, recipe.train.seed, look=recipe.data
+        )
     faults: list[ConfigIssue] = []
     with collect(faults):
         tensors = read_stored_weights(weights)

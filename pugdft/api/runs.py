@@ -66,7 +66,7 @@ class LoadedRun(StoredRun):
         facts: dict[str, Any] = {
             "id": record.id,
             "status": record.status,
-            "model": record.recipe["model"]["name"],
+            "model": record.model_label,
             "data": record.data.name if record.data else record.recipe["data"]["name"],
             "optimizer": optimizer["name"],
             "base": base.get("name", ""),

@@ -24,6 +24,9 @@ from pugdft.training.run import read_recipe
 
 # Updates before the clock, and then at least so many and so long: the machine may do other work.
 _WARM_UP, _TIMED, _TIMED_SECONDS, _EVAL_IMAGES = 2, 3, 2.0, 200
+_ENOUGH_SECONDS = 20.0  # no further update after so long, but for the second, as the first is slower
+_CPU_BATCH, _CPU_EVAL_IMAGES = 32, 64  # a CPU takes about as long for an image in a larger batch
+_MOST_PROBES = 12  # of a larger comparison, one optimizer of each recipe is measured
 _BYTES_PER_PREDICTION = 14  # label, prediction, top-5, confidence and loss, compressed
 _RECORD_BYTES = 20_000
 
@@ -49,8 +52,7 @@ def probe(recipe: Recipe) -> Probe:
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        subject = f"{recipe.model.name} with {recipe.optimizer['name']}"
-        raise UserError(f"the probe of {subject} failed: {lines[-1]}")
+        raise UserError(lines[-1])
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     measured = facts.pop("measured_seconds")
     return Probe(time.perf_counter() - begin - measured, **facts)
@@ -63,16 +65,22 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     from pugdft.training.setup import assemble, load, make_accelerator
     from pugdft.training.trainer import Position, Totals, Trainer, evaluate
 
+    asked_size, num_evaluated = recipe.train.batch_size, _EVAL_IMAGES
     accelerator = make_accelerator(recipe)
-    parts = assemble(recipe, accelerator, *load(recipe))
+    if accelerator.device.type == "cpu" and asked_size > _CPU_BATCH:
+        train = recipe.train.model_copy(update={"batch_size": _CPU_BATCH, "micro_batch_size": None})
+        recipe, num_evaluated = recipe.model_copy(update={"train": train}), _CPU_EVAL_IMAGES
+    store, backbone = load(recipe)
+    parts = assemble(recipe, accelerator, store, backbone)
     begin = time.perf_counter()
     moments = [(begin, 0.0)]  # time and gradient passes, before the first update and after each
 
     def note(position: Position, totals: Totals) -> bool:
         totals.means()  # waits for the device
         moments.append((time.perf_counter(), position.gradient_passes))
+        is_long = len(moments) > 2 and moments[-1][0] - begin > _ENOUGH_SECONDS
         timed = len(moments) - 1 - _WARM_UP
-        return timed >= _TIMED and moments[-1][0] - moments[_WARM_UP][0] >= _TIMED_SECONDS
+        return is_long or (timed >= _TIMED and moments[-1][0] - moments[_WARM_UP][0] >= _TIMED_SECONDS)
 
     with rounding_of(parts.switches, parts.device.type):
         # Where all is trained that ever is.
@@ -81,7 +89,7 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     first = moments[min(_WARM_UP, len(moments) - 2)]  # an epoch may have fewer updates than are asked for
     last = moments[-1]
     split = next(iter(parts.evaluations.values()))
-    few = replace(split.images, indices=split.images.indices[:_EVAL_IMAGES])
+    few = replace(split.images, indices=split.images.indices[:num_evaluated])
     evaluate(parts.evaluation_model, replace(split, images=few), accelerator)  # the first takes memory
     before = time.perf_counter()
     evaluate(parts.evaluation_model, replace(split, images=few), accelerator)
@@ -89,9 +97,11 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     num_images = sum(len(each.images) for each in parts.evaluations.values())
     states = [each for state in parts.optimizer.state.values() for each in state.values()]
     return {
-        "seconds_per_pass": (last[0] - first[0]) / (last[1] - first[1]),
+        "seconds_per_pass": (last[0] - first[0])
+        / (last[1] - first[1])
+        * (asked_size / recipe.train.batch_size),
         "evaluation_seconds": per_image * num_images,
-        "steps_per_epoch": parts.training.steps_per_epoch,
+        "steps_per_epoch": len(parts.training.images) // asked_size,
         "weights_bytes": sum(each.nbytes for each in parts.backbone.model.state_dict().values()),
         "optimizer_bytes": sum(each.nbytes for each in states if torch.is_tensor(each)),
         "test_images": num_images,
@@ -125,34 +135,50 @@ class Estimate:
     spread: float | None  # standard deviation of paired differences of finished cells; None if too few
     # The smallest true difference that so many seeds find with a power of 0.8, as a multiple of ``spread``.
     detectable: float | None  # None for one seed
+    is_sampled: bool = False  # one optimizer of each recipe was measured
 
 
 def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe], Probe]) -> Estimate:
-    """Probe an unfinished cell of each optimizer and recipe, and add up; lines that cannot run say why."""
+    """Probe an unfinished cell of each optimizer and recipe, and add up; lines that cannot run say why.
+
+    Of a comparison with more than twelve such pairs, one cell of each recipe stands for the others: the one
+    with the most passes an update.
+    """
     from pugdft.leaderboard.power import Plan
 
     rows: dict[tuple[str, str], list[BenchCell]] = {}
     for cell in cells:
         rows.setdefault((cell.source, cell.optimizer), []).append(cell)
+    is_sampled = len(rows) > _MOST_PROBES
+    dearest: dict[str, BenchCell] = {}
+    for cell in cells:
+        if cell.passes_per_update > dearest.setdefault(cell.source, cell).passes_per_update:
+            dearest[cell.source] = cell
     probes: dict[str, Probe] = {}
     problems: dict[str, str] = {}
+    missing: dict[str, str] = {}  # data sets, and why
     lines, checkpoint = [], 0
     for (source, optimizer), members in rows.items():
         left = [cell for cell in members if cell_status(cell) != "completed"]
         is_bound = method_of(members[0].recipe.optimizer).expected_passes is None
         line = PlanLine(source, optimizer, len(members), len(members) - len(left), is_bound)
         faults: list[ConfigIssue] = []
-        if left and source not in problems:  # a missing data set is not looked for again
-            data = {**left[0].recipe.as_dict(), "tuning": None}  # what decides the speed
+        if left and (why := missing.get(left[0].recipe.data.name)):  # it is not looked for again
+            problems.setdefault(source, why)
+        if left and source not in problems:
+            measured = (dearest[source] if is_sampled else left[0]).recipe
+            data = {**measured.as_dict(), "tuning": None}  # what decides the speed
             data["train"] |= dict.fromkeys(("seed", "epochs", "max_steps", "budget"))
             key = json.dumps(data, sort_keys=True)
             with collect(faults):
-                facts = probes.get(key) or probes.setdefault(key, prober(left[0].recipe))
+                facts = probes.get(key) or probes.setdefault(key, prober(measured))
                 weights = facts.weights_bytes * _num_copies(cell.recipe)
                 checkpoint = max(checkpoint, 2 * (weights + facts.optimizer_bytes))
                 line = _priced(line, left[0], facts)
         if faults:
             problems[source] = "\n".join(map(str, faults))
+            if problems[source].startswith("data.name: "):
+                missing[left[0].recipe.data.name] = problems[source]
         has_no_price = left and line.seconds is None
         lines.append(replace(line, problem=problems[source]) if has_no_price else line)
     num_seeds = len({cell.seed for cell in cells})
@@ -161,7 +187,8 @@ def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe]
     detectable = Plan(1.0, num_pairs=num_pairs).detectable_difference(num_seeds) if num_seeds > 1 else None
     existing = next(each for each in (output, *output.absolute().parents) if each.exists())
     free = shutil.disk_usage(existing).free
-    return Estimate(tuple(lines), checkpoint, free, num_seeds, num_pairs, _spread(cells), detectable)
+    spread = _spread(cells)
+    return Estimate(tuple(lines), checkpoint, free, num_seeds, num_pairs, spread, detectable, is_sampled)
 
 
 def _priced(line: PlanLine, cell: BenchCell, facts: Probe) -> PlanLine:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Val
 
 from pugdft.bench.optimizer_spec import GivenEntry, OptimizerEntry, parse_optimizers
 from pugdft.config import yaml
-from pugdft.config.load import find_recipe, schema_faults
+from pugdft.config.load import find_recipe, find_table, schema_faults
 from pugdft.config.schema import Recipe, Section
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, refuse
 from pugdft.optim.build import method_of
@@ -91,13 +91,15 @@ def build_matrix(
     seeds: str | None = None,
     budget: Budget | None = None,
 ) -> Matrix:
-    """Build a command's matrix from recipes or a bench file, overrides, and options, which come first."""
+    """Build a command's matrix from recipes, a bench file or a table; overrides and options come first."""
     sources = [text for text in arguments if "=" not in text]
     files = {}  # with the key optimizers, which a recipe has not
-    for source in filter(os.path.isfile, sources):  # pathlib's test raises where a name is too long
-        data = yaml.parse(yaml.read_text(Path(source)), source)
-        if isinstance(data, Mapping) and "optimizers" in data:
-            files[source] = data
+    for source in sources:
+        path = find_table(source) or source
+        if os.path.isfile(path):  # pathlib's test raises where a name is too long
+            data = yaml.parse(yaml.read_text(Path(path)), source)
+            if isinstance(data, Mapping) and "optimizers" in data:
+                files[source] = data
     if files and len(sources) > 1:
         name = next(iter(files))
         raise UserError(f"{name}: is a bench file and names its own recipes: give no others beside it")

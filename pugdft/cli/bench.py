@@ -21,8 +21,8 @@ def command(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RECIPE|KEY=VALUE",
-            help="Recipes' files or bundled names, or one bench file; overrides for all cells.",
+            metavar="RECIPE|TABLE|KEY=VALUE",
+            help="Recipes' files or bundled names, or one bench file or table; overrides for all cells.",
             show_default="quickstart",
         ),
     ] = None,
@@ -53,14 +53,15 @@ def command(
 ) -> None:
     """Run every optimizer with every seed, then rank them.
 
-    The arguments are recipes and overrides for all of them, or one bench file.
+    The arguments are recipes and overrides for all of them, or one bench file, or one of the papers' tables
+    (pugdft recipes ls lists them).
     Options in brackets go to the method if it has them, else to its base; quote them for the shell.
     Finished cells are skipped and interrupted ones continue; several commands may share a folder, and each
     cell runs once. Exit code 4 and a list if any cell is incomplete.
 
     Examples:
-      pugdft bench resnet18_cifar10 --optimizers sgd,sam,pugd --seeds 0-4 --plan
       pugdft bench quickstart --optimizers 'sgd,sam[rho=0.1]' train.epochs=2
+      pugdft bench pugd_iv --plan
     """
     from rich.console import Console
 
@@ -78,11 +79,14 @@ def command(
 
         check_first_task("pugdft bench --plan")
         made = estimate(cells, output, probe)
-        problems = {each.source: f"{each.source}: {each.problem}" for each in made.lines if each.problem}
-        if len(problems) < len(matrix.recipes):
+        causes: dict[str, dict[str, None]] = {}  # each with the recipes that it stops, in their order
+        for line in made.lines:
+            if line.problem:
+                causes.setdefault(line.problem, {})[line.source] = None
+        if len({source for sources in causes.values() for source in sources}) < len(matrix.recipes):
             print_plan(made, Console(highlight=False, soft_wrap=True), precision_notes(cells))
-        if problems:
-            raise UserError("\n".join(problems.values()))
+        if causes:
+            raise UserError("\n".join(f"{', '.join(sources)}: {cause}" for cause, sources in causes.items()))
         return
     prepare_output(output)
     for note in precision_notes(cells):

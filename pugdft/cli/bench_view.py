@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pugdft.bench.estimate import Estimate
+from pugdft.bench.estimate import Estimate, PlanLine
 from pugdft.bench.executors.local import Watcher, cell_status, cell_top1
 from pugdft.bench.grid import BenchCell
 from pugdft.cli.output import duration
@@ -20,6 +20,7 @@ from pugdft.training.performance import precision_note
 from pugdft.training.setup import device_type
 
 _WIDEST_MATRIX = 8  # seeds
+_LONGEST_PLAN = 12  # lines; a longer plan has one for each recipe
 _MARKS = {
     "completed": "✓", "diverged": "✗", "failed": "✗", "oom": "✗", "interrupted": "‖", "missing": "·",
     "elsewhere": "⇄", "stopped": "✗",
@@ -135,23 +136,40 @@ def precision_notes(cells: Sequence[BenchCell]) -> list[str]:
 
 def print_plan(plan: Estimate, console: Console, notes: Sequence[str] = ()) -> None:
     """Print the plan on stdout: cells, cost, disk, the differences that the seeds can show, and notes."""
-    several = len({line.source for line in plan.lines}) > 1
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("recipe", "optimizer")[not several :]:
-        table.add_column(heading, overflow="fold")
-    for heading in ("cells", "finished", "updates", "gradient passes", "time left", "disk"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    by_recipe: dict[str, list[PlanLine]] = {}
     for line in plan.lines:
-        cost = [""] * 4
-        if line.updates is not None:
-            bound = "≤ " if line.passes_are_bound else ""
-            cost = [f"{line.updates:,}", f"{bound}{line.passes:,}"]
-            cost += [duration(line.seconds or 0.0), human_bytes(line.disk_bytes or 0)]
-        names = (line.source, line.optimizer)[not several :]
-        table.add_row(*map(Text, names), str(line.cells), str(line.finished), *cost)
+        by_recipe.setdefault(line.source, []).append(line)
+    several = len(by_recipe) > 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    if several and len(plan.lines) > _LONGEST_PLAN:
+        table.add_column("recipe", overflow="fold")
+        for heading in ("cells left", "time left", "disk"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for source, lines in by_recipe.items():
+            table.add_row(Text(source), str(sum(each.cells - each.finished for each in lines)), *_cost(lines))
+    else:
+        for heading in ("recipe", "optimizer")[not several :]:
+            table.add_column(heading, overflow="fold")
+        for heading in ("cells", "finished", "updates", "gradient passes", "time left", "disk"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for line in plan.lines:
+            cost = ["", "", *_cost([line])]
+            if line.updates is not None:
+                bound = "≤ " if line.passes_are_bound else ""
+                cost[:2] = f"{line.updates:,}", f"{bound}{line.passes:,}"
+            names = (line.source, line.optimizer)[not several :]
+            table.add_row(*map(Text, names), str(line.cells), str(line.finished), *cost)
     console.print(table)
     for text in (*_plan_lines(plan), *notes):
         console.print(Text(text))
+
+
+def _cost(lines: Sequence[PlanLine]) -> list[str]:
+    """Time and disk of what is left; two blanks if nothing is known."""
+    if all(line.seconds is None for line in lines):
+        return ["", ""]
+    seconds, disk = (sum(getattr(line, key) or 0 for line in lines) for key in ("seconds", "disk_bytes"))
+    return [duration(seconds), human_bytes(disk)]
 
 
 def _plan_lines(plan: Estimate) -> list[str]:
@@ -159,13 +177,15 @@ def _plan_lines(plan: Estimate) -> list[str]:
     stuck = sum(line.cells - line.finished for line in plan.lines if line.problem)
     seconds = sum(line.seconds or 0.0 for line in plan.lines)
     disk = sum(line.disk_bytes or 0 for line in plan.lines) + plan.checkpoint_bytes
-    hours = f" ({seconds / 3600:.1f} hours)" if seconds >= 3600 else ""
+    hours = f" ({seconds / 3600:,.1f} hours)" if seconds >= 3600 else ""
     lines = [f"{counted(stuck, 'cell')} cannot run here; the sums below leave them out."] if stuck else []
     lines += [
         f"{left} cells to run, about {duration(seconds)}{hours} one after another on this machine.",
         f"Disk: about {human_bytes(disk)}, {human_bytes(plan.checkpoint_bytes)} of it while a cell runs; "
         f"{human_bytes(plan.free_bytes)} are free.",
     ]
+    if plan.is_sampled:
+        lines.append("Measured: one optimizer of each recipe; the others by their gradient passes.")
     if disk > plan.free_bytes:
         lines.append("That does not fit: choose another --output, or make room.")
     if plan.detectable is None:

@@ -1,8 +1,8 @@
 """Help and shell completion of all commands, made from what each command's function says.
 
 A docstring may end with ``Examples:``, one command line a row. A parameter without a metavar gets its own
-name. Metavars choose what the shell completes: RECIPE, RUN, RECORD, KEY=VALUE, OPTIMIZER, OPTIMIZERS, DATA.
-Nothing here imports torch.
+name. Metavars choose what the shell completes: RECIPE, TABLE, RUN, RECORD, KEY=VALUE, OPTIMIZER, OPTIMIZERS,
+DATA. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -101,6 +101,13 @@ def _recipes(incomplete: str) -> list[str]:
     return [*bundled_recipes(), *_files(incomplete, "*.yaml")]
 
 
+def _tables(incomplete: str) -> list[str]:
+    """Names of the papers' tables."""
+    from pugdft.config.load import bundled_tables
+
+    return [*bundled_tables()]
+
+
 def _runs(incomplete: str) -> list[str]:
     """Folders with a record: in ``runs``, or below what is typed already."""
     from pugdft.records import RECORD_NAME
@@ -138,6 +145,7 @@ def _files(incomplete: str, pattern: str) -> list[str]:
 
 _COMPLETERS: dict[str, Callable[[str], list[str]]] = {
     "RECIPE": _recipes,
+    "TABLE": _tables,
     "RUN": _runs,
     "RECORD": _runs,
     "KEY=VALUE": _keys,

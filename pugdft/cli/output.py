@@ -131,9 +131,11 @@ def say(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format as ``45 s``, ``3 min 05 s`` or ``2 h 10 min``."""
+    """Format as ``45 s``, ``3 min 05 s``, ``2 h 10 min`` or ``12 days``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 240:
+        return f"{round(hours / 24):,} days"
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

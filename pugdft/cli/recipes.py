@@ -15,41 +15,52 @@ from pugdft.errors import UserError, reason, refuse, undriven
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A bundled recipe's name, or a file.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="RECIPE|TABLE", help="A bundled recipe's or table's name, or a file.", show_default=False
+    ),
 ]
 
 
 def _read(name: str) -> tuple[Path, str]:
-    from pugdft.config.load import find_recipe
+    from pugdft.config.load import find_recipe, find_table
     from pugdft.config.yaml import read_text
 
-    path = find_recipe(name)
+    path = find_table(name) or find_recipe(name)
     return path, read_text(path)
 
 
 @app.command("ls")
 def list_recipes() -> None:
-    """List the bundled recipes with their purpose.
+    """List the bundled recipes, and the papers' tables, which are for bench.
 
     Examples:
       pugdft recipes ls
       pugdft recipes ls | grep vit
     """
-    from pugdft.config.load import bundled_recipes
+    from pugdft.config.load import bundled_recipes, bundled_tables
 
-    names = bundled_recipes()
-    width = max(map(len, names))
-    for name in names:
-        first, *_ = _read(name)[1].splitlines()
-        typer.echo(f"{name:<{width}}  {first.removeprefix('#').strip()}")
+    names, scratch = set(bundled_recipes()), {name for name in bundled_recipes() if "scratch_" in name}
+    groups = {
+        "A first run, offline": {"quickstart"},
+        "Fine-tuning, ImageNet weights, 224 px": names - scratch - {"quickstart"},
+        "From scratch, as the papers did (figures and price: pugdft recipes show NAME)": scratch,
+        "The papers' tables (price: pugdft bench NAME --plan)": set(bundled_tables()),
+    }
+    for heading, members in groups.items():
+        typer.echo(f"{heading}:")
+        width = max(map(len, members))
+        for name in sorted(members):
+            first, *_ = _read(name)[1].splitlines()
+            typer.echo(f"  {name:<{width}}  {first.strip('# .')}")
 
 
 @app.command("show")
 def show_recipe(name: Name) -> None:
-    """Print a recipe as it stands.
+    """Print a recipe or a table as it stands.
 
     Examples:
-      pugdft recipes show quickstart
+      pugdft recipes show scratch_resnet18_cifar10
       pugdft recipes show my_recipe.yaml
     """
     _, text = _read(name)
@@ -64,7 +75,7 @@ def copy_recipe(
         Path, typer.Argument(metavar="PATH", help="The new file, or a folder.", show_default="here")
     ] = Path(),
 ) -> None:
-    """Copy a bundled recipe to change it.
+    """Copy a bundled recipe or table to change it.
 
     Examples:
       pugdft recipes copy resnet18_cifar10

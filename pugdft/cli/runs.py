@@ -189,7 +189,7 @@ def _sections(record: RunRecord) -> dict[str, dict[str, str]]:
             sections["data"]["class names"] = shortened(", ".join(data.class_names), 200)
     if model := record.model:
         sections["model"] = {
-            "name": model.name,
+            "name": record.model_label,
             "weights": model.pretrained_tag or "random",
             "head": model.head or "",
             "parameters": f"{model.parameters:,}",

@@ -120,6 +120,19 @@ def bundled_recipes() -> list[str]:
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
+def bundled_tables() -> dict[str, Path]:
+    """Names and files of the papers' tables that come with pugdft, as ``bench`` files."""
+    return {path.stem: path for path in sorted((recipe_folder() / "tables").glob("*.yaml"))}
+
+
+def find_table(source: str) -> Path | None:
+    """The file of a bundled table's name; None if it is none, or there is a file of that name here."""
+    path = Path(source)
+    if os.path.isfile(source) or path.parent not in (Path("."), Path("tables"), Path("recipes/tables")):
+        return None
+    return bundled_tables().get(path.name.removesuffix(".yaml"))
+
+
 def find_recipe(source: str | Path) -> Path:
     """The file of a path or of a bundled recipe's name; a UserError if it is neither."""
     path = Path(source)
@@ -133,6 +146,8 @@ def find_recipe(source: str | Path) -> Path:
     if str(source) and os.path.isdir(path):
         raise UserError(f"{source}: is a folder; a recipe is a YAML file")
     shown = shortened(source) or '""'
+    if find_table(str(source)):
+        raise UserError(f"{shown}: is a table, which has several recipes: pugdft bench {shown}")
     hint = close_match(path.name[:80].removesuffix(".yaml"), bundled_recipes())
     raise UserError(f"{shown}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
 

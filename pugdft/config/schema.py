@@ -46,6 +46,19 @@ def _within_image(scale: list[float]) -> list[float]:
     return scale
 
 
+def _three(values: list[float]) -> list[float]:
+    if len(values) != 3:
+        raise ValueError("three numbers in 0..1, such as [0.5, 0.5, 0.5]")
+    return values
+
+
+def _three_above_0(values: list[float]) -> list[float]:
+    if len(values) != 3 or not all(values):
+        raise ValueError("three numbers above 0 and at most 1, such as [0.25, 0.25, 0.25]")
+    return values
+
+
+Channels = list[Annotated[Number, Field(ge=0, le=1)]]
 Range = Annotated[list[Number], AfterValidator(_rising)]
 Alpha = Annotated[Number, Field(ge=0, le=1000)]
 
@@ -140,6 +153,9 @@ class DataSection(Section):
         description="pixels added on each side, at stored size, before the random crop; 0 turns it off, "
         "and is the default with random_resized_crop",
     )
+    padding: Literal["black", "reflect"] = Field(
+        "black", description="what crop_padding adds: black pixels, or the image mirrored at its edge"
+    )
     flip: StrictBool = Field(True, description="flip half of the training images left to right")
     random_resized_crop: RandomResizedCropSection | None = Field(
         None, description="{scale: [0.08, 1], ratio: [0.75, 1.3333]}, or {} for these; not with crop_padding"
@@ -161,6 +177,14 @@ class DataSection(Section):
         None,
         description="timm's name of an augmentation of single images, such as rand-m9-mstd0.5-inc1; or "
         "cifar10: AutoAugment's policy for CIFAR-10 and CIFAR-100 (arXiv 1805.09501)",
+    )
+    mean: Annotated[Channels, AfterValidator(_three)] | None = Field(
+        None,
+        description="of red, green and blue, for pixels in 0..1, subtracted from the images; null: the "
+        "model's own, which its weights were trained with",
+    )
+    std: Annotated[Channels, AfterValidator(_three_above_0)] | None = Field(
+        None, description="what the images are divided by after that; null: the model's own"
     )
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None,
@@ -433,7 +457,7 @@ class TuningSection(Section):
 # Keys that were added after the first recipes had digests.
 _LATER_KEYS: Mapping[str, Sequence[str]] = {
     "model": ("head", "drop_rate", "drop_path_rate", "args"),
-    "data": ("test", "splits", "resize", "random_erasing", "color_jitter"),
+    "data": ("test", "splits", "resize", "random_erasing", "color_jitter", "padding", "mean", "std"),
     "schedule": ("min_lr", "milestones", "step_epochs", "factor"),
     "train": ("class_weights", "keep", "patience", "ema", "unfreeze_epoch", "head_epochs"),
 }
@@ -492,6 +516,8 @@ def cross_faults(recipe: Recipe) -> Iterator[ConfigIssue]:
     if data.random_resized_crop and data.crop_padding:
         problem = "random_resized_crop takes the place of this crop: leave it out, or set it to 0"
         yield ConfigIssue("data.crop_padding", problem)
+    if data.padding != "black" and not data.crop_padding:
+        yield ConfigIssue("data.padding", "has no effect: data.crop_padding is 0, so no pixels are added")
     yield from _schedule_faults(recipe)
     yield from _freezing_faults(recipe)
 

@@ -54,6 +54,7 @@ class Augmentation:
     """The augmentation options of the recipe's ``data`` section; turning one on changes no other's draws."""
 
     crop_padding: int = 0
+    padding: str = "black"  # or reflect
     flip: bool = False
     resized_crop: ResizedCrop | None = None
     cutout: int = 0

@@ -140,7 +140,8 @@ class _Rows:
         holes = None if drawn.holes is None else onto(drawn.holes[rows], device)
         flips, padding = onto(drawn.flips[rows], device), augmentation.crop_padding
         if boxes is None and (padding or augmentation.flip):
-            pixels = crop_and_flip(pixels, onto(drawn.offsets[rows], device), flips, padding)
+            offsets, mirrored = onto(drawn.offsets[rows], device), augmentation.padding == "reflect"
+            pixels = crop_and_flip(pixels, offsets, flips, padding, mirrored)
         erased, jitter = drawn.erased and drawn.erased.of(rows), drawn.jitter and drawn.jitter.of(rows)
         return cls(pixels, flips, boxes, holes, erased, jitter)
 

@@ -86,15 +86,24 @@ def draw_crops(
     return offsets, flips if flip else np.zeros_like(flips)
 
 
-def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad images, (batch, side, side, 3), with black; crop each at its offset, (batch, 2), and flip some."""
+def crop_and_flip(
+    images: Tensor, offsets: Tensor, flips: Tensor, padding: int, mirrored: bool = False
+) -> Tensor:
+    """Pad images, (batch, side, side, 3); crop each at its offset, (batch, 2), and flip some.
+
+    The padding is black, or the image ``mirrored`` at its edge without a second copy of the edge's pixels;
+    then it must be less than a side.
+    """
     side = images.shape[1]
-    padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
     along = torch.arange(side, device=images.device)
     rows = offsets[:, :1] + along
     columns = offsets[:, 1:] + torch.where(flips[:, None], side - 1 - along, along)
+    if mirrored:
+        rows, columns = (side - 1 - (side - 1 - (each - padding).abs()).abs() for each in (rows, columns))
+    else:
+        images = functional.pad(images, (0, 0, padding, padding, padding, padding))
     batch = torch.arange(len(images), device=images.device)
-    return padded[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return images[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def cut_out_(inputs: Tensor, centers: Tensor, length: int, stored_size: int) -> Tensor:

@@ -118,7 +118,8 @@ def export(loaded: LoadedModel, folder: Path, format_: Format, repository: str |
             (making / CONFIG_NAME).unlink()
             _describe(making, config)
         place = f"hf-hub:{repository}" if repository else "local-dir:FOLDER"
-        usage = _USAGE.get(format_, timm_usage(place))
+        assert record.model
+        usage = _USAGE.get(format_, timm_usage(place, record.model.registered_by))
         library = {"timm": "timm", "onnx": "onnx"}.get(format_)
         (making / CARD_NAME).write_text(model_card(record, usage, library), encoding="utf-8")
         names = sorted(each.name for each in making.iterdir())

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from pugdft.config.load import load_recipe
-from pugdft.config.schema import ModelSection, Recipe
+from pugdft.config.schema import Recipe
 from pugdft.data.decode import decode
 from pugdft.data.source import EncodedImage
 from pugdft.errors import UserError, counted, reason, refuse
@@ -243,7 +243,7 @@ def _of_run(name: str, folder: Path, file: Path | None) -> LoadedModel:
     recipe, accelerator = evaluation_accelerator(recipe, notes)
     size = recipe.data.image_size
     with attention_of(pick(recipe, accelerator.device.type)):
-        backbone = build_model(recipe.model, record.data.classes, size, recipe.train.seed)
+        backbone = build_model(recipe.model, record.data.classes, size, recipe.train.seed, look=recipe.data)
     tensors = read_stored_weights(stored) if stored.suffix == ".safetensors" else read_weights(stored)
     words = f"{stored}: does not fit {record.model.name if record.model else recipe.model.name}: "
     with refuse(RuntimeError, lambda error: words + reason(error)):
@@ -298,7 +298,7 @@ def _built(
     )
     recipe, accelerator = evaluation_accelerator(recipe, [])
     with attention_of(pick(recipe, accelerator.device.type)):
-        backbone = build_model(ModelSection.model_validate(given), num_classes, height, 0)
+        backbone = build_model(recipe.model, num_classes, height, 0)
     crop = {"crop_pct": config.test_crop_pct or config.crop_pct, "crop_mode": config.crop_mode}
     look = (backbone.mean, backbone.std, backbone.interpolation)
     preprocessing = Preprocessing(height, *look, **crop, is_of_run=False)

@@ -35,7 +35,11 @@ _SECTIONS: Mapping[str, type[Section]] = {
     "model": ModelSection, "data": DataSection, "schedule": ScheduleSection, "train": TrainSection,
 }  # fmt: skip
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    name: {key: item.default for key, item in section.model_fields.items() if not item.is_required()}
+    name: {
+        key: item.get_default(call_default_factory=True)
+        for key, item in section.model_fields.items()
+        if not item.is_required() and key not in _NO_PROTOCOL.get(name, ())
+    }
     for name, section in _SECTIONS.items()
 }
 
@@ -238,7 +242,7 @@ def group_runs(
     num_trials: Counter[tuple[str, str]] = Counter()
     for run in sorted(loaded, key=lambda run: run.record.id):
         record, recipe = run.record, run.record.recipe
-        path, network = recipe["data"]["name"], recipe["model"]["name"]
+        path, network = recipe["data"]["name"], record.model_label
         # A recipe may name its data by a path: the name is its last part if the data was never read.
         data = name_of[record.data.sha256] if record.data else PurePath(path).name or path
         if _train_value(record, "evaluate") == "validation":

@@ -118,8 +118,12 @@ def select_rows(
 
 
 def _place(group: Group) -> tuple[str, str]:
-    """Return data set and architecture: timm's name without the tag of its weights."""
-    return group.dataset, group.model.partition(".")[0]
+    """Return data set and architecture: timm's name without the tag of its weights.
+
+    A network with arguments of its own, such as ``cifar_resnet18[width=8]``, is none that a paper has.
+    """
+    has_arguments = group.model.endswith("]")
+    return group.dataset, group.model if has_arguments else group.model.partition(".")[0]
 
 
 def with_reported(groups: Sequence[Group], rows: Iterable[ReportedPair]) -> list[Group]:
@@ -147,8 +151,12 @@ def with_reported(groups: Sequence[Group], rows: Iterable[ReportedPair]) -> list
 def _agreement(row: ReportedRow, recipe: Mapping[str, Any]) -> int:
     """Count a row's conditions that a recipe shares."""
     sections = [section for section in recipe.values() if isinstance(section, Mapping)]
-    wanted = row.conditions().items()
-    return sum(any(section.get(key) == value for section in sections) for key, value in wanted)
+    wanted = dict(row.conditions())
+    shared = 0
+    if isinstance(augmentation := wanted.pop("augmentation", None), str):
+        has_cutout = any(section.get("cutout") for section in sections)
+        shared += has_cutout == ("cutout" in augmentation)
+    return shared + sum(any(each.get(key) == value for each in sections) for key, value in wanted.items())
 
 
 def _ordered(pairs: Sequence[ReportedPair]) -> list[Entry]:

@@ -144,7 +144,7 @@ def _facts(run: RunFacts) -> dict[str, dict[str, str]]:
     tuning = record.recipe.get("tuning")
     if isinstance(tuning, Mapping) and is_number(tuning.get("trials")):
         acted["tuning"] = f"{counted(int(tuning['trials']), 'trial')} on held-out images"
-    of_model = {"name": model.name, "parameters": number(model.parameters, 0)} if model else {}
+    of_model = {"name": record.model_label, "parameters": number(model.parameters, 0)} if model else {}
     if model:
         of_model |= {"weights from": model.pretrained_tag or NOTHING, "head": model.head or NOTHING}
     of_data = {"name": data.name, "classes": number(data.classes, 0)} if data else {}

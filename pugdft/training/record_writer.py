@@ -19,6 +19,7 @@ from pugdft.config import plugins
 from pugdft.config.schema import Recipe
 from pugdft.data.source import writable
 from pugdft.machine import git_revision
+from pugdft.models import registered_by
 from pugdft.paths import file_sha256
 from pugdft.training.averaging import Weights
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
@@ -69,6 +70,7 @@ def build_record(
             weights_sha256=backbone.weights_sha256,
             head_sha256=backbone.head_sha256,
             head=backbone.head,
+            registered_by=registered_by(backbone.architecture),
             parameters=backbone.num_parameters,
         ),
         metrics=_metrics(components, state),

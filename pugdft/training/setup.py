@@ -176,7 +176,7 @@ def load(
     has_own_weights = isinstance(recipe.model.pretrained, str)
     num_classes, seed = len(classes or ()), recipe.train.seed
     with attention_of(pick(recipe, device_type())):
-        backbone = build_model(recipe.model, num_classes, data.image_size, seed, classes or ())
+        backbone = build_model(recipe.model, num_classes, data.image_size, seed, classes or (), look=data)
     freezing = Freezing(backbone.model, recipe.train, recipe.model.name)
     if on_message:
         for line in freezing.describe():
@@ -192,7 +192,7 @@ def load(
     if has_own_weights:  # whether their head is kept may depend on the images' digest
         with attention_of(pick(recipe, device_type())):
             known = (store.classes, store.sha256)
-            backbone = build_model(recipe.model, len(store.classes), data.image_size, seed, *known)
+            backbone = build_model(recipe.model, len(store.classes), data.image_size, seed, *known, look=data)
     # A tag's weights are of other classes: that their head is new goes without saying.
     if on_message and (has_own_weights or recipe.model.head != "auto" or backbone.head.startswith("kept")):
         on_message(f"model.head: {backbone.head}")
@@ -255,6 +255,11 @@ def assemble(
     if recipe.data.cutout > side:
         raise UserError(
             f"data.cutout: {recipe.data.cutout} is more than the side of the stored images, {side}"
+        )
+    if recipe.data.padding == "reflect" and recipe.data.crop_padding >= side:
+        raise UserError(
+            f"data.crop_padding: {recipe.data.crop_padding} must be less than the side of the stored images, "
+            f"{side}, with data.padding=reflect"
         )
     crop, names = recipe.data.random_resized_crop, {field.name for field in fields(augment.Augmentation)}
     training = loader.TrainingBatches(

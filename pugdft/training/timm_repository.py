@@ -71,10 +71,14 @@ def write_repository(folder: Path, record: RunRecord, backbone: Backbone) -> Non
     write_atomically(folder / CARD_NAME, model_card(record).encode())
 
 
-def timm_usage(place: str) -> str:
-    """The lines of a card that load the model with timm from ``local-dir:FOLDER`` or ``hf-hub:NAME``."""
+def timm_usage(place: str, registered_by: str | None = None) -> str:
+    """The lines of a card that load the model with timm from ``local-dir:FOLDER`` or ``hf-hub:NAME``.
+
+    ``registered_by`` is the module that makes an architecture known to timm that is not its own.
+    """
+    registration = f"import {registered_by}  # makes the network known to timm\n" if registered_by else ""
     return f"""\
-import timm
+{registration}import timm
 
 model = timm.create_model("{place}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
@@ -116,14 +120,14 @@ def model_card(record: RunRecord, usage: str | None = None, library: str | None 
         "",
         f"# {_plain(record.id)}",
         "",
-        f"`{_code(model.name)}`, trained {started} on {_plain(data.name)} "
+        f"`{_code(record.model_label)}`, trained {started} on {_plain(data.name)} "
         f"({counted(data.classes, 'class')}) with the optimizer "
         f"`{_code(record.recipe['optimizer']['name'])}`. Made with pugdft.",
         "",
         "## Use",
         "",
         "```python",
-        usage or timm_usage("local-dir:FOLDER"),
+        usage or timm_usage("local-dir:FOLDER", model.registered_by),
         "```",
         "",
         "## Results",
@@ -165,12 +169,12 @@ def model_card(record: RunRecord, usage: str | None = None, library: str | None 
         "",
         "## Caveats",
         "",
-        *(f"- {caveat}" for caveat in _caveats(record)),
+        *(f"- {caveat}" for caveat in _caveats(record, library)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _caveats(record: RunRecord) -> list[str]:
+def _caveats(record: RunRecord, library: str | None) -> list[str]:
     """What a user of the model must know."""
     assert record.data
     assert record.model
@@ -196,6 +200,11 @@ def _caveats(record: RunRecord) -> list[str]:
     if record.data.name == BUNDLED:
         caveats.append(
             "The bundled images are a small part of CIFAR-10: no comparison with published results."
+        )
+    if library == "timm" and (module := record.model.registered_by):
+        caveats.append(
+            f"timm does not have this network: it needs `pip install pugdft`, and `import {module}` before "
+            "`timm.create_model`, as above. Without that import timm and Transformers refuse the files."
         )
     if record.model.pretrained_tag:
         caveats.append("The licences of the pretrained weights and of the images apply to this model too.")

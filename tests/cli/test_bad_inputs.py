@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import subprocess
 import sys
@@ -40,11 +41,13 @@ from bad_inputs.files import (
     tensors,
 )
 from bad_inputs.files import weights as weights_file
+from rich.console import Console
 from run_records import SAM
 from safetensors.torch import save_file
 
 from pugdft.bench.estimate import Probe, estimate
 from pugdft.bench.grid import build_matrix, plan_cells
+from pugdft.cli.bench_view import print_plan
 from pugdft.config import yaml
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
@@ -258,3 +261,34 @@ def test_a_plan_has_the_price_of_what_can_run_beside_what_cannot(place: Path) ->
         ("s.yaml", "data.name: no such folder", True),
     ]
     assert asked.count("nowhere") == 1
+
+
+def test_a_large_plan_measures_a_cell_of_each_recipe_and_fits_a_screen(place: Path) -> None:
+    names = [f"recipe_with_a_name_of_37_characters_{number}" for number in "1234"]
+    recipes = [recipe({"data.image_size": 8 * size}, name) for size, name in enumerate(names[:2], start=1)]
+    missing = [recipe({"data.name": "nowhere", "data.image_size": 8 + size}, names[size]) for size in (2, 3)]
+    both(*recipes, *missing, images)(place / "work")
+    entries = "sgd,adagrad,ugd,ngd_cw,sam,asam,pugd,gnp"
+    cells = plan_cells(build_matrix(names, entries, "0-2"), Path("runs"))
+    asked: list[tuple[str, int]] = []
+
+    def probe(wanted: Recipe) -> Probe:
+        asked.append((wanted.optimizer["name"], wanted.data.image_size))
+        if wanted.data.name == "nowhere":
+            raise UserError("data.name: no such folder")
+        return Probe(1.0, 60.0, 1.0, 2, 10, 10, 4)
+
+    made = estimate(cells, Path("runs"), probe)
+    assert asked == [("sam", 8), ("sam", 16), ("sam", 10)]  # the dearest; data that is missing, once
+    assert made.is_sampled
+    one, two = made.lines[0].seconds, made.lines[4].seconds  # of SGD and SAM: by their passes
+    assert one is not None
+    assert two is not None
+    assert (two - 3) / (one - 3) == pytest.approx(2, rel=0.02)
+    screen = io.StringIO()
+    print_plan(made, Console(file=screen, width=80, soft_wrap=True))
+    rows = [line for line in screen.getvalue().splitlines() if "recipe_with" in line]
+    assert [line.split()[:2] for line in rows] == [[name, "24"] for name in names]
+    assert max(map(len, rows)) <= 80
+    assert "48 cells cannot run here" in screen.getvalue()
+    assert "Measured: one optimizer of each recipe" in screen.getvalue()

@@ -15,7 +15,7 @@ from standing_still import Command
 
 from pugdft import __version__
 from pugdft.config import yaml
-from pugdft.config.load import bundled_recipes
+from pugdft.config.load import bundled_recipes, bundled_tables
 from pugdft.optim import describe, optimizer_names
 from pugdft.training.run import read_recipe
 
@@ -106,12 +106,22 @@ def test_dry_run_prints_the_resolved_recipe_which_reads_back(
 def test_recipes_ls_show_copy_validate_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     listed = call(("recipes", "ls")).out.splitlines()
-    assert [line.split()[0] for line in listed] == bundled_recipes()
-    assert all("fine-tuned" in line for line in listed)
+    assert max(map(len, listed)) <= 80
+    named = [line.split()[0] for line in listed if line.startswith("  ")]
+    assert sorted(named) == sorted([*bundled_recipes(), *bundled_tables()])
+    assert named[0] == "quickstart"
+    assert named[-len(bundled_tables()) :] == [*bundled_tables()]
+    assert sum(line.endswith(":") for line in listed) == 4
     shown = call(("recipes", "show", "vit_cifar100")).out
     copied = call(("recipes", "copy", "vit_cifar100"))
     assert copied.out == "vit_cifar100.yaml\n"
     assert (tmp_path / "vit_cifar100.yaml").read_text() == shown
+    table = call(("recipes", "show", "pugd_iv")).out
+    assert call(("recipes", "copy", "pugd_iv", "mine.yaml")).out == "mine.yaml\n"
+    assert (tmp_path / "mine.yaml").read_text() == table
+    wrong = call(("finetune", "pugd_iv"))
+    assert wrong.code == 2
+    assert "is a table, which has several recipes: pugdft bench pugd_iv" in wrong.err
     again = call(("recipes", "copy", "vit_cifar100"))
     assert (again.code, "exists already" in again.err) == (2, True)
     valid = call(("recipes", "validate", "vit_cifar100.yaml", "quickstart"))

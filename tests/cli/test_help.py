@@ -100,6 +100,8 @@ def test_recipes_keys_optimizers_data_sets_and_runs_are_completed(
     assert offered("pugdft finetune", "recipe", "vit_") == [
         *(name for name in bundled_recipes() if name.startswith("vit_")), "vit_mine.yaml",
     ]  # fmt: skip
+    assert offered("pugdft bench", "arguments", "pugd_i") == ["pugd_i_iii", "pugd_iv"]
+    assert offered("pugdft recipes show", "name", "gnp_1") == ["gnp_1"]
     assert offered("pugdft finetune", "overrides", "train.ep") == ["train.epochs="]
     assert "optimizer.base.lr=" in offered("pugdft bench", "arguments", "optimizer.")
     assert offered("pugdft bench", "optimizers", "sgd,asa") == ["sgd,asam"]

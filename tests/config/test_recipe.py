@@ -17,6 +17,7 @@ from pugdft.config.load import (
     _OTHER_NAMES,
     apply_override,
     bundled_recipes,
+    bundled_tables,
     find_recipe,
     load_recipe,
     recipe_folder,
@@ -46,7 +47,10 @@ def test_bundled_recipe_is_valid_and_opens_with_purpose_and_command(name: str) -
     lines = find_recipe(name).read_text().splitlines()
     assert lines[0].startswith("# ")
     assert lines[2].strip("# ").startswith(f"pugdft finetune {name}")
-    assert "." in recipe.model.name, "the weights tag is named"
+    assert max(map(len, lines)) <= 120
+    is_scratch = name.startswith("scratch_")
+    assert recipe.model.pretrained is not is_scratch
+    assert ("." in recipe.model.name) is not is_scratch, "the weights tag is named"
 
 
 def test_every_backbone_and_data_set_of_the_papers_has_a_recipe() -> None:
@@ -65,13 +69,53 @@ def test_every_backbone_and_data_set_of_the_papers_has_a_recipe() -> None:
             assert recipe.schedule.name == "cosine"
 
 
-def test_generated_recipes_are_what_the_generator_writes() -> None:
-    sys.path.insert(0, str(recipe_folder()))
-    from generate import recipe_texts
+PUGD_BASE = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+GNP_BASE = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
 
-    for name, text in recipe_texts().items():
+
+@pytest.mark.parametrize("name", [name for name in bundled_recipes() if name.startswith("scratch_")])
+def test_a_recipe_from_scratch_has_its_paper_s_protocol_and_says_what_it_costs(name: str) -> None:
+    text = find_recipe(name).read_text()
+    data = yaml.parse(text)
+    head = " ".join(line.strip("# ") for line in text.splitlines() if line.startswith("#"))
+    assert "Cost of one seed, " in head
+    is_reconstruction, is_other = "_cpa_" in name, "_pyramidnet" in name
+    assert ("A RECONSTRUCTION" in head, "NOT THE PAPER'S PROTOCOL" in head) == (is_reconstruction, is_other)
+    assert ("Reported, not measured here: " in head) is not is_other
+    optimizer, train, images = data["optimizer"], data["train"], data["data"]
+    if optimizer["name"] in ("pugd", "sam_gns"):
+        assert (optimizer["base"], train["epochs"], train["batch_size"]) == (PUGD_BASE, 100, 100)
+        assert optimizer["rho"] == {"pugd": 1.0, "sam_gns": 0.05}[optimizer["name"]]
+        assert images["std"] == [0.2023, 0.1994, 0.2010]
+        assert not {"mean", "padding", "cutout"} & set(images)
+        return
+    assert (optimizer["name"], optimizer["alpha"], optimizer["clip"]) == ("gnp", 0.8, 5.0)
+    assert "best test epoch" in head or is_other
+    if "imagenet" in name:
+        assert "NEVER RUN HERE" in head
+        assert (optimizer["rho"], optimizer["base"]["weight_decay"], train["epochs"]) == (0.05, 1e-4, 100)
+        return
+    assert (optimizer["rho"], images["padding"]) == (0.1, "reflect")
+    assert ("cutout" in images) is ("cutout" in name or is_other)
+    assert ("mean" in images) == ("std" in images) == ("cifar100" in name)
+    if "wrn" in name or "shake" in name:
+        assert (optimizer["base"], train["batch_size"]) == (GNP_BASE, 256)
+        assert train["epochs"] == (200 if "wrn" in name else 1800)
+    if "vit" in name:
+        assert optimizer["base"] == {"name": "adamw", "lr": 1e-3, "weight_decay": 0.3}
+        assert (train["epochs"], data["model"]["head_init"]) == (300, "zero")
+        rates = [data["model"]["drop_rate"], *data["model"]["args"].values()]
+        assert rates == [0.1] * 4  # head, positions, projections, attention
+
+
+def test_generated_files_are_what_the_generator_writes() -> None:
+    sys.path.insert(0, str(recipe_folder()))
+    from generate import texts
+
+    for name, text in texts().items():
         assert (recipe_folder() / name).read_text() == text
-    assert {f"{name}.yaml" for name in bundled_recipes()} == {*recipe_texts(), "quickstart.yaml"}
+    tables = {f"tables/{name}.yaml" for name in bundled_tables()}
+    assert {f"{name}.yaml" for name in bundled_recipes()} | tables == {*texts(), "quickstart.yaml"}
 
 
 def test_a_name_a_path_and_a_documented_path_find_the_same_recipe(tmp_path: Path) -> None:

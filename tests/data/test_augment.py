@@ -432,14 +432,22 @@ def test_a_random_resized_crop_takes_the_place_of_the_default_crop_only(small_re
         ("mixup=true", r"mixup: must be a number"),
         ("cutmix=.inf", r"cutmix: must be a finite number"),
         ("workers=1.5", r"workers: must be a whole number"),
+        ("padding=grey", r"padding: must be 'black' or 'reflect', not \"grey\""),
+        ("crop_padding=0 padding=reflect", r"data.padding.*has no effect: data.crop_padding is 0"),
+        ("std=0.2", r"std: must be a list, not 0.2"),
+        ("std=[0.2, 0, 0.2]", r"std: must be three numbers above 0 and at most 1, such as \[0.25, "),
+        ("std=[0.2, 0.3]", r"std: must be three numbers above 0"),
+        ("mean=[0.5, 0.5, 0.5, 0.5]", r"mean: must be three numbers in 0..1, such as"),
+        ("mean=[125, 0.5, 0.5]", r"mean.0: must be at most 1"),
     ],
 )
 def test_a_bad_augmentation_is_named_with_what_is_allowed(
     override: str, said: str, small_recipe: dict[str, Any]
 ) -> None:
     del small_recipe["data"]["crop_padding"]
+    overrides = override.split(" ") if override.count("=") > 1 else [override]
     with pytest.raises(FaultsError, match=said):
-        read_recipe(small_recipe, [f"data.{override}"])
+        read_recipe(small_recipe, [f"data.{each}" for each in overrides])
 
 
 def run(recipe: dict[str, Any], output: Path, *overrides: str, **options: Any) -> tuple[RunRecord, Any]:
@@ -458,6 +466,12 @@ HEAVY = ("data.mixup=0.8", "data.cutmix=1.0", "data.cutout=5", "train.label_smoo
 def test_a_cutout_larger_than_the_images_is_refused(small_recipe: dict[str, Any]) -> None:
     recipe = read_recipe(small_recipe, ["data.cutout=17"])
     with pytest.raises(UserError, match=r"data.cutout: 17 is more than the side of the stored images, 16"):
+        assemble(recipe, make_accelerator(recipe), *load(recipe))
+
+
+def test_a_mirrored_padding_larger_than_the_images_is_refused(small_recipe: dict[str, Any]) -> None:
+    recipe = read_recipe(small_recipe, ["data.padding=reflect", "data.crop_padding=16"])
+    with pytest.raises(UserError, match=r"data.crop_padding: 16 must be less than the side of the stored im"):
         assemble(recipe, make_accelerator(recipe), *load(recipe))
 
 

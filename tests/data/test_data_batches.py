@@ -49,6 +49,31 @@ def test_crop_and_flip_equals_the_same_done_one_image_at_a_time() -> None:
         assert torch.equal(out, crop.flip(1) if flip else crop)
 
 
+MEAN, STD = (0.51, 0.42, 0.33), (0.2023, 0.1994, 0.2010)
+
+
+@pytest.mark.parametrize(("padding", "mode"), [("black", "constant"), ("reflect", "reflect")])
+@pytest.mark.parametrize("pixels", [4, 7])
+def test_a_training_input_is_the_padded_crop_under_the_mean_and_deviation_given(
+    padding: str, mode: str, pixels: int
+) -> None:
+    random = np.random.default_rng(3)
+    stored = random.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    images = Images(stored, np.zeros(60, np.int64), np.arange(60))
+    augmentation = Augmentation(crop_padding=pixels, padding=padding, flip=True)
+    to_input = ToInput(8, 8, "bicubic", MEAN, STD, CPU)
+    training = TrainingBatches(images, to_input, CPU, Share(), 60, 60, augmentation, seed=5)
+    (((inputs, _),),) = training.epoch(2)
+    drawn = augmentation.draw(5, 2, 0, 60, 8, 8)
+    assert {(drawn.offsets.min(), drawn.offsets.max())} == {(0, 2 * pixels)}
+    order = epoch_order(5, 2, 60)
+    for number, (top, left), flip, found in zip(order, drawn.offsets, drawn.flips, inputs, strict=True):
+        padded = np.pad(stored[number], ((pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)  # type: ignore[call-overload]
+        crop = padded[top : top + 8, left : left + 8][:, :: -1 if flip else 1].astype(np.float64)
+        expected = ((crop / 255 - MEAN) / STD).transpose(2, 0, 1)
+        assert np.abs(found.numpy() - expected).max() < 1e-6
+
+
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("stored", "wanted"), [(32, 224), (64, 48), (32, 32)])
 def test_input_is_torchs_antialiased_resize_and_near_pillows(mode: str, stored: int, wanted: int) -> None:

@@ -501,8 +501,8 @@ def test_of_very_many_damaged_images_a_hundred_are_named(tmp_path: Path) -> None
 
 def test_keys_that_are_not_used_leave_a_recipe_s_digest(small_recipe: dict[str, Any]) -> None:
     plain = read_recipe(small_recipe)
-    assert not {"test", "splits"} & set(plain.as_dict()["data"])
-    small_recipe["data"] |= {"test": 0.0, "splits": None}
+    assert not {"test", "splits", "padding", "mean", "std"} & set(plain.as_dict()["data"])
+    small_recipe["data"] |= {"test": 0.0, "splits": None, "padding": "black", "mean": None, "std": None}
     assert read_recipe(small_recipe).digest() == plain.digest()
     small_recipe["data"]["test"] = 0.2
     assert read_recipe(small_recipe).digest() != plain.digest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ from bad_inputs.case import Done, call
 
 from pugdft.errors import RunFailed
 from pugdft.inference import export as exporting
+from pugdft.inference.evaluate import evaluate_model
 from pugdft.inference.export import example_images
 from pugdft.inference.load import load_model
 from pugdft.paths import stay_offline_without_network
+from pugdft.records import read_record
+from pugdft.training.run import finetune, read_recipe
 
 Invoke = Callable[..., Done]
 
@@ -181,3 +186,57 @@ def test_what_cannot_be_exported_is_one_message(
     words = 'needs onnx, which cannot be imported: pip install "pugdft[onnx]"'
     assert words in refusal(invoke(photo_run, "--format", "onnx"))
     assert not (tmp_path / "exports").exists(), "nothing is left behind"
+
+
+@pytest.fixture(scope="module")
+def narrow_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a network that timm does not have, with an argument."""
+    recipe = {
+        "model": {"name": "cifar_resnet18", "pretrained": False, "args": {"width": 8}},
+        "data": {"name": "bundled", "image_size": 32},
+        "optimizer": {"name": "sgd", "lr": 0.05},
+        "train": {"epochs": 1, "max_steps": 2, "batch_size": 50},
+    }
+    folder = tmp_path_factory.mktemp("narrow") / "run"
+    finetune(read_recipe(recipe), folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", ["onnx", "pt2"])
+def test_a_network_that_timm_lacks_needs_no_import_in_other_formats(
+    format_: str, narrow_run: Path, invoke: Invoke
+) -> None:
+    result = invoke(narrow_run, "--format", format_)
+    assert "on 64 images: the same class for 64" in result.out, result.err
+    assert "pugdft.architectures" not in (Path(result.out.splitlines()[-1]) / "README.md").read_text()
+
+
+def test_a_network_that_timm_lacks_is_handed_on_with_its_arguments_and_its_import(
+    narrow_run: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    run, record = narrow_run, read_record(narrow_run / "record.yaml")
+    assert record.model_label == "cifar_resnet18[width=8]"
+    assert record.id.startswith("cifar_resnet18-bundled-sgd-s0-")
+    assert record.model is not None
+    assert (record.model.registered_by, record.model.parameters) == ("pugdft.architectures", 176_402)
+    config = json.loads((run / "config.json").read_text())
+    assert (config["architecture"], config["model_args"]["width"]) == ("cifar_resnet18", 8)
+    card = (run / "README.md").read_text()
+    assert "`cifar_resnet18[width=8]`, trained from scratch" in card
+    assert "`pip install pugdft`, and `import pugdft.architectures` before" in card
+    lines = card.partition("```python\n")[2].partition("```")[0]
+    assert lines.startswith("import pugdft.architectures")
+    # As the card has it, in a process of its own; without the import timm knows no such network.
+    script = lines.replace("FOLDER", str(run)).replace("image.convert", "Image.new('RGB', (32, 32)).convert")
+    script = f"from PIL import Image\n{script}\nprint(tuple(logits.shape))"
+    for imported, said in ((True, "(1, 10)"), (False, "Unknown model")):
+        text = script if imported else script.replace("import pugdft.architectures", "")
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+        assert said in (done.stdout if imported else done.stderr)
+    result = invoke(run, "--format", "timm")
+    assert "on 64 images: the same class for 64" in result.out, result.err
+    assert evaluate_model(load_model(run)).predictions.metrics() == record.metrics.test  # type: ignore[union-attr]
+    page = call(["report", str(run), "--output", str(tmp_path / "page.html")])
+    assert page.code == 0, page.err
+    assert "cifar_resnet18[width=8]" in (tmp_path / "page.html").read_text()

@@ -20,8 +20,13 @@ from pugdft.config.schema import ModelSection
 from pugdft.data.decode import decode
 from pugdft.data.source import EncodedImage
 from pugdft.data.transforms import ToInput
+from pugdft.errors import UserError
+from pugdft.inference.evaluate import evaluate_model
+from pugdft.inference.export import export
+from pugdft.inference.load import load_model
 from pugdft.models import build_model
 from pugdft.records import KeptEpoch, RunRecord, read_record
+from pugdft.reproduce import verify
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.timm_repository import model_card
 
@@ -64,6 +69,42 @@ def test_enlarged_images_get_it_with_the_resize_of_pillow(image_folder: Path, tm
     # Without, the pixels differ, and the card says so.
     assert record.recipe["data"].pop("resize") == "pillow"
     assert "in floating point" in model_card(record)
+
+
+OWN_LOOK = {"mean": [0.4, 0.5, 0.45], "std": [0.2023, 0.1994, 0.201], "padding": "reflect"}
+
+
+def test_a_mean_and_deviation_of_the_recipe_go_wherever_the_model_goes(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(image_folder, epochs=1)
+    recipe["data"] |= OWN_LOOK
+    run = tmp_path / "run"
+    record, _ = finetune(read_recipe(recipe), run)
+    plain, _ = finetune(read_recipe(tiny_recipe(image_folder, epochs=1)), tmp_path / "plain")
+    assert record.metrics is not None
+    assert plain.metrics is not None
+    assert record.metrics.test != plain.metrics.test  # or nothing below could fail
+    config = json.loads((run / "config.json").read_text())["pretrained_cfg"]
+    assert (config["mean"], config["std"]) == (OWN_LOOK["mean"], OWN_LOOK["std"])
+    check_equality(run, image_folder)  # timm's transform, model and folder
+    assert verify(run).agrees
+    assert evaluate_model(load_model(run)).predictions.metrics() == record.metrics.test
+    made = export(load_model(run), tmp_path / "onnx", "onnx")
+    described = json.loads((made.folder / "preprocessing.json").read_text())
+    assert (described["mean"], described["std"]) == (OWN_LOOK["mean"], OWN_LOOK["std"])
+    # As weights to start from, they want images of the same look.
+    further = tiny_recipe(image_folder, epochs=1, max_steps=1)
+    further["optimizer"] = {"name": "sgd", "lr": 1e-12}
+    further["train"]["batch_norm"] = "fixed"
+    further["model"]["pretrained"] = str(run)
+    with pytest.raises(UserError, match=r"with mean \(0.4, .*: set data.mean=\[0.4, 0.5, 0.45\]"):
+        finetune(read_recipe(further), tmp_path / "refused")
+    further["data"] |= OWN_LOOK
+    again, _ = finetune(read_recipe(further), tmp_path / "again")
+    assert again.metrics is not None
+    assert again.metrics.test is not None
+    assert again.metrics.test.top1 == record.metrics.test.top1
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])

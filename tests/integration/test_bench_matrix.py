@@ -21,8 +21,10 @@ from standing_still import Command, go_on, is_caught, is_pending, until
 from pugdft.bench.executors import local
 from pugdft.bench.grid import BenchCell, Budget, build_matrix, passes_per_update, plan_cells
 from pugdft.config import yaml
+from pugdft.config.load import bundled_recipes, bundled_tables, load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
+from pugdft.leaderboard.published import reported_folder, reported_rows
 from pugdft.optim import resolve_spec
 from pugdft.paths import claimed
 from pugdft.records import RunRecord, read_record, write_record
@@ -112,6 +114,34 @@ def test_a_bad_bench_file_is_explained(content: dict[str, Any], said: str, tmp_p
         build_matrix([str(path)])
     assert said in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", bundled_tables())
+def test_a_table_of_a_paper_is_a_bench_file_that_works_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    matrix = build_matrix([name])
+    assert matrix == build_matrix([f"tables/{name}.yaml"])
+    assert set(matrix.recipes) <= set(bundled_recipes())
+    networks = {(load_recipe(each).data.name, load_recipe(each).model.name) for each in matrix.recipes}
+    source, _, number = name.rpartition("_")
+    if name in ("pugd_iv", "pugd_v", "sam_gns_2", "sam_gns_3"):  # whole tables of the paper
+        rows = [row for row, _ in reported_rows(reported_folder()) if row.source == source]
+        rows = [row for row in rows if row.table == (number if number.isdigit() else number.upper())]
+        assert networks == {(row.dataset, row.model) for row in rows}
+        assert {entry.name for entry in matrix.entries} == {row.optimizer for row in rows}
+        assert matrix.budget == "passes"
+    (tmp_path / f"{name}.yaml").write_text("recipes: [quickstart]\noptimizers: [sgd]\n")
+    assert build_matrix([f"{name}.yaml"]).recipes == ["quickstart"]  # a file here goes before
+
+
+def test_every_cell_of_the_tables_can_be_made(tmp_path: Path) -> None:
+    counts = {name: len(plan_cells(build_matrix([name]), tmp_path)) for name in bundled_tables()}
+    assert counts == {
+        "gnp_1": 120, "gnp_2_3": 60, "gnp_4": 27, "pugd_i_iii": 54, "pugd_iv": 96, "pugd_v": 96,
+        "sam_gns_2": 84, "sam_gns_3": 72,
+    }  # fmt: skip
 
 
 def test_a_bench_without_optimizers_says_how_to_give_them() -> None:

@@ -175,3 +175,21 @@ def test_entries_with_different_seeds_say_how_they_are_compared() -> None:
     group = one_group(seeds(SGD, 0.9, 0.91, 0.92), seeds(SAM, 0.9, 0.93))
     assert any(note.startswith("entries ran different seeds") for note in group.notes)
     assert not any("different seeds" in note for note in one_group(seeds(SGD, 0.9, 0.91)).notes)
+
+
+def test_arguments_of_a_network_stand_in_its_name_and_keep_its_runs_apart() -> None:
+    narrow, wide = ({"width": width, "init": "he"} for width in (8, 16))
+    runs = [
+        *(record(SGD, model__args=narrow), record(SAM, model__args=dict(reversed(narrow.items())))),
+        *(record(SGD, model__args=wide), record(SGD), record(SAM, model__args={})),
+    ]
+    name = runs[0].recipe["model"]["name"]
+    groups = build_leaderboard(loaded(*runs))
+    assert [(group.model, len(group.entries)) for group in groups] == [
+        (name, 2), (f"{name}[init=he,width=16]", 1), (f"{name}[init=he,width=8]", 2),
+    ]  # fmt: skip
+    assert len({group.protocol for group in groups}) == 1  # what differs stands in the name
+    dropped = build_leaderboard(loaded(record(SGD), record(SGD, model__args={"attn_drop_rate": 0.1})))
+    assert [group.model for group in dropped] == [name, name]  # another protocol of the same network
+    assert len({group.protocol for group in dropped}) == 2
+    assert [group.model for group in build_leaderboard(loaded(*runs), model="width=8")] == [groups[2].model]
