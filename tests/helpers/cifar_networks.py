@@ -64,6 +64,12 @@ OTHER_SIZES: list[tuple[str, dict[str, Any], int]] = [
     ("cifar_resnet18", {"width": 8}, 176_402),
     ("cifar_vit_tiny_patch4", {"img_size": 48}, 5_378_122),
     ("cifar_vit_small_patch4", {"img_size": 48}, 21_373_066),
+    ("cifar_shake26_2x96d", {"width": 32}, 2_923_162),
+    ("cifar_pyramidnet164_a48", {"depth": 110, "bottleneck": False, "alpha": 48}, 1_772_706),
+    ("cifar_pyramidnet164_a48", {"depth": 110, "bottleneck": False, "alpha": 84}, 3_904_446),
+    ("cifar_pyramidnet164_a48", {"depth": 110, "bottleneck": False, "alpha": 270}, 28_485_477),
+    ("cifar_pyramidnet164_a48", {"alpha": 270}, 27_216_021),
+    ("cifar_pyramidnet164_a48", {"depth": 200, "alpha": 240}, 26_752_702),
 ]
 
 _NARROW: Mapping[str, dict[str, Any]] = {
