@@ -37,6 +37,7 @@ ORDER = {
     "first-comparison.md": "A first comparison",
     "reading-a-leaderboard.md": "Reading a leaderboard",
     "optimizers.md": "Optimizers",
+    "papers.md": "The papers' tables",
     "export.md": "Export",
     "training-options.md": "Training options",
     "your-own-loop.md": "Your own loop",

@@ -10,10 +10,14 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+import timm
+import torch
 
+import pugdft.architectures  # noqa: F401 - registers cifar_* in timm
+from pugdft.bench.grid import build_matrix
 from pugdft.cli.help import command_line, commands, examples_of
 from pugdft.cli.main import app
-from pugdft.config.load import _places
+from pugdft.config.load import _places, bundled_tables
 from pugdft.config.schema import Recipe
 from pugdft.optim import describe, optimizer_names
 from pugdft.optim.build import base_defaults
@@ -156,3 +160,19 @@ def test_the_citation_names_the_version_and_the_licence() -> None:
     cited = parse((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+
+
+def test_the_page_on_the_papers_has_every_network_with_its_size_and_every_table_with_its_runs() -> None:
+    text = (ROOT / "docs" / "papers.md").read_text()
+    sizes = re.findall(r"\| `(cifar_\w+)` \| ([\d,]+) \| ([\d,]+) \|", text)
+    assert sorted(name for name, *_ in sizes) == timm.list_models("cifar_*")
+    for name, *counts in sizes:
+        for num_classes, count in zip((10, 100), counts, strict=True):
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=num_classes)
+            assert f"{sum(each.numel() for each in model.parameters()):,}" == count, name
+    runs = dict(re.findall(r"`pugdft bench (\w+)(?: data.name=FOLDER)?` \| (\d+) \|", text))
+    tables = {name: build_matrix([name]) for name in bundled_tables()}
+    assert {name: int(number) for name, number in runs.items()} == {
+        name: len(each.recipes) * len(each.entries) * len(each.seeds) for name, each in tables.items()
+    }

@@ -62,16 +62,17 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     import torch
 
     from pugdft.training.performance import rounding_of
-    from pugdft.training.setup import assemble, load, make_accelerator
+    from pugdft.training.setup import assemble, check_batch, load, make_accelerator
     from pugdft.training.trainer import Position, Totals, Trainer, evaluate
 
-    asked_size, num_evaluated = recipe.train.batch_size, _EVAL_IMAGES
+    asked, asked_size, num_evaluated = recipe, recipe.train.batch_size, _EVAL_IMAGES
     accelerator = make_accelerator(recipe)
     if accelerator.device.type == "cpu" and asked_size > _CPU_BATCH:
         train = recipe.train.model_copy(update={"batch_size": _CPU_BATCH, "micro_batch_size": None})
         recipe, num_evaluated = recipe.model_copy(update={"train": train}), _CPU_EVAL_IMAGES
     store, backbone = load(recipe)
     parts = assemble(recipe, accelerator, store, backbone)
+    check_batch(asked, len(parts.training.images), accelerator.num_processes)
     begin = time.perf_counter()
     moments = [(begin, 0.0)]  # time and gradient passes, before the first update and after each
 

@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
@@ -109,10 +110,11 @@ def arrange(model: nn.Module, switches: Switches) -> None:
     """Set a new model's memory format and linear layers in place; its tensors keep their names."""
     if switches.channels_last:
         model.to(memory_format=torch.channels_last)
-    if switches.onednn_linear:
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = OneDnnLinear
+    for module in model.modules():
+        if switches.onednn_linear and type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
+        elif switches.channels_last and type(module) is nn.Conv2d and _corrupts_memory(module):
+            module.__class__ = SlicedConv2d
 
 
 def compiled(model: nn.Module, switches: Switches) -> nn.Module:
@@ -123,6 +125,20 @@ def compiled(model: nn.Module, switches: Switches) -> nn.Module:
     options: dict[str, Any] = {"fallback_random": True} if _COMPILER == "inductor" else {}
     module: nn.Module = torch.compile(model, dynamic=False, backend=_COMPILER, options=options or None)  # type: ignore[assignment]
     return module
+
+
+def _corrupts_memory(layer: nn.Conv2d) -> bool:
+    """Whether torch 2.15.0 on a CPU writes outside memory in the layer's backward pass in channels_last."""
+    is_strided_point = layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.padding == (0, 0)
+    return is_strided_point and layer.groups == 1 and layer.in_channels < 8
+
+
+class SlicedConv2d(nn.Conv2d):
+    """A 1 × 1 convolution that takes the pixels of its stride first: the same values, another kernel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        down, right = self.stride
+        return functional.conv2d(input[..., ::down, ::right], self.weight, self.bias)
 
 
 class OneDnnLinear(nn.Linear):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gzip
 import itertools
 import json
@@ -190,6 +191,23 @@ def test_onednns_linear_layer_has_the_values_and_gradients_of_torchs(
     for mine, reference in pairs:
         assert mine.grad is not None
         torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_a_convolution_that_torch_cannot_differentiate_is_computed_otherwise(channels: int) -> None:
+    # In channels_last, torch's own crashes or never ends.
+    layer = nn.Conv2d(channels, 8, 1, stride=2, bias=False)
+    model = nn.Sequential(copy.deepcopy(layer))
+    arrange(model, Switches(True, True, "ieee", False, False, False))
+    images = torch.randn(16, channels, 9, 9)
+    results = []
+    for network, given in ((layer, images), (model, images.to(memory_format=torch.channels_last))):
+        given = given.clone(memory_format=torch.preserve_format).requires_grad_()
+        output = network(given)
+        output.square().sum().backward()
+        results.append((output, given.grad, next(network.parameters()).grad))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_frozen_linear_layers_get_no_gradient() -> None:
