@@ -25,6 +25,7 @@ from pugdft.cli import (
     evaluate,
     export,
     finetune,
+    landscape,
     leaderboard,
     optimizers,
     predict,
@@ -58,6 +59,7 @@ app.command("compare")(compare.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
 app.command("report")(report.command)
+app.command("landscape")(landscape.command)
 app.command("export")(export.command)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)
