@@ -8,8 +8,7 @@ of the points changes no value.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from pugdft.analysis.directions import (
     weights_of,
 )
 from pugdft.analysis.files import analysis_stem, digest_of, read_analysis, write_analysis
+from pugdft.analysis.jobs import PointJob
 from pugdft.analysis.overlay import SHARPNESS_CAVEAT, Overlay, caveats, records_facts, versions
 from pugdft.analysis.points import PointValue, restored
 from pugdft.errors import UserError, refuse
@@ -35,7 +35,6 @@ Kind = Literal["line", "plane", "between"]
 KINDS: tuple[Kind, ...] = ("line", "plane", "between")
 
 _STRIDES = (4, 2, 1)  # of the lattices, the coarsest first
-_SAVE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -79,26 +78,7 @@ class LandscapeOptions:
 
 
 @dataclass
-class Progress:
-    """Of a computation that may be stopped: who asks for it, and who is told.
-
-    Attributes:
-        deadline: on the clock of ``time.monotonic``.
-        is_stopped: asked before each point.
-        on_point: called with the points done and all points.
-    """
-
-    deadline: float = math.inf
-    is_stopped: Callable[[], bool] = lambda: False
-    on_point: Callable[[int, int], None] = lambda done, total: None
-
-    @property
-    def must_end(self) -> bool:
-        return self.is_stopped() or time.monotonic() >= self.deadline
-
-
-@dataclass
-class Landscape:
+class Landscape(PointJob):
     """A landscape being computed, of one kind on one sample.
 
     Attributes:
@@ -112,7 +92,6 @@ class Landscape:
     resume: bool = True
     loss: np.ndarray = field(init=False)
     top1: np.ndarray = field(init=False)
-    seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.options.check()
@@ -153,9 +132,8 @@ class Landscape:
         return int(np.count_nonzero(~np.isnan(self.loss)))
 
     @property
-    def passes(self) -> int:
-        """Forward passes over the sample for all points."""
-        return self.num_points * self.evaluators[0].passes
+    def title(self) -> str:
+        return f"{self.options.kind}, {self.overlay.sample.split}"
 
     def _take(self, path: Path) -> None:
         with refuse(UserError, lambda error: f"{error}\n--no-resume computes it again"):
@@ -164,48 +142,24 @@ class Landscape:
             self.loss, self.top1 = stored.arrays["loss"], stored.arrays["top1"]
             self.seconds = float(stored.facts.get("seconds", 0.0))
 
-    def compute(self, progress: Progress | None = None) -> bool:
-        """Compute what is missing, and store it every ten seconds and at the end; False if it was stopped.
+    def begin(self, stack: ExitStack) -> None:
+        self._walks = [_Walk(number, self, stack) for number in range(len(self.loss))]
 
-        Raises:
-            UserError: no loss is a finite number.
-        """
-        progress = progress or Progress()
-        begin = saved = time.monotonic()
-        earlier = self.seconds
-        with ExitStack() as stack:
-            # Stored on every way out, also by an error or Ctrl-C.
-            stack.callback(self.store)
-            walks = [_Walk(number, self, stack) for number in range(len(self.loss))]
-            for run, place in self._order():
-                if not np.isnan(self.loss[(run, *place)]):
-                    continue
-                if progress.must_end:
-                    return False
-                loss, top1 = walks[run].at(place)
-                self.loss[(run, *place)] = loss if not math.isnan(loss) else math.inf
-                self.top1[(run, *place)] = top1
-                self.seconds = earlier + time.monotonic() - begin
-                progress.on_point(self.num_done, self.num_points)
-                if time.monotonic() - saved >= _SAVE_SECONDS:
-                    self.store()
-                    saved = time.monotonic()
-        if not np.isfinite(self.loss).any():
-            raise UserError(
-                f"{self._records[0]['id']}: no loss is a finite number, not even at the run's own weights: "
-                "nothing can be drawn"
-            )
-        return True
+    def is_done(self, point: tuple[int, ...]) -> bool:
+        return not np.isnan(self.loss[point])
 
-    def _order(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """All points, each once: of all runs the centre first, then lattice by lattice."""
-        seen = set[tuple[int, tuple[int, ...]]]()
+    def evaluate(self, point: tuple[int, ...]) -> PointValue:
+        return self._walks[point[0]].at(point[1:])
+
+    def keep(self, point: tuple[int, ...], value: PointValue) -> None:
+        self.loss[point] = value.loss if not math.isnan(value.loss) else math.inf
+        self.top1[point] = value.top1
+
+    def points(self) -> Iterator[tuple[int, ...]]:
+        """All points, some twice: of all runs the centre first, then lattice by lattice."""
         for places in self._lattices():
             for run in range(len(self.loss)):
-                for place in places:
-                    if (run, place) not in seen:
-                        seen.add((run, place))
-                        yield run, place
+                yield from ((run, *place) for place in places)
 
     def _lattices(self) -> Iterator[list[tuple[int, ...]]]:
         grid = self.options.grid
@@ -300,14 +254,3 @@ class _Walk:
 def lattice(grid: int, centre: int, stride: int) -> list[int]:
     """The indices of an axis whose distance from the centre is a multiple of the stride."""
     return [index for index in range(grid) if (index - centre) % stride == 0]
-
-
-def timed(landscape: Landscape) -> float:
-    """Seconds a point, from two points that are thrown away after one to get ready."""
-    model, evaluate = landscape.overlay.models[0].model, landscape.evaluators[0]
-    with restored(model):
-        evaluate.at()
-        begin = time.perf_counter()
-        for _ in range(2):
-            evaluate.at()
-        return (time.perf_counter() - begin) / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ from pugdft.errors import UserError, counted, unknown
 from pugdft.machine import share_cores
 
 if TYPE_CHECKING:
-    from pugdft.analysis.landscape import Landscape, Progress
+    from pugdft.analysis.jobs import PointJob, Progress
 
 
 class SplitChosen(StrEnum):
@@ -239,7 +239,7 @@ class Watched:
 
     def of(self, done_before: int) -> Progress:
         """What a computation after so many points is given."""
-        from pugdft.analysis.landscape import Progress
+        from pugdft.analysis.jobs import Progress
 
         return Progress(
             self._deadline,
@@ -290,15 +290,12 @@ def told_when_too_few(is_whole: bool) -> Iterator[None]:
         say(str(error))
 
 
-def print_plan(jobs: list[Landscape]) -> None:
+def print_plan(jobs: Sequence[PointJob]) -> None:
     """Print points, passes and minutes of computations, from the time of two points of the first."""
-    from pugdft.analysis.landscape import timed
-
-    seconds = timed(jobs[0])
+    seconds = jobs[0].seconds_a_point()
     for job in jobs:
         left = job.num_points - job.num_done
         share = left * job.evaluators[0].passes / jobs[0].evaluators[0].passes
         points = f"{counted(left, 'point')} of {job.num_points:,} left"
         images = f"{job.passes:,} forward passes over {len(job.overlay.sample)} images"
-        title = f"{job.options.kind}, {job.overlay.sample.split}"
-        sys.stdout.write(f"{title}: {points}; {images}; about {duration(seconds * share)}\n")
+        sys.stdout.write(f"{job.title}: {points}; {images}; about {duration(seconds * share)}\n")

@@ -32,6 +32,7 @@ from pugdft.cli import (
     recipes,
     report,
     runs,
+    trajectory,
     tune,
     verify,
 )
@@ -60,6 +61,7 @@ app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
 app.command("report")(report.command)
 app.command("landscape")(landscape.command)
+app.command("trajectory")(trajectory.command)
 app.command("export")(export.command)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)

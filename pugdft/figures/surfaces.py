@@ -110,26 +110,46 @@ def _labels(facts: Facts) -> list[str]:
     return [str(record["label"]) for record in facts["records"]]
 
 
-def _caption(facts: Facts) -> str:
+def _caption(facts: Facts, width: str | float, *first: str) -> str:
+    """What was evaluated and how, in as many lines as the figure's width needs."""
     sample, options = facts["sample"], facts["options"]
-    words = [f"{sample['images']} {sample['split']} images", _HANDLING[facts["batch_norm"]]]
-    if options["kind"] != "between":
-        words.append(
-            "no normalization" if options["normalize"] == "none" else f"{options['normalize']}-normalized"
-        )
-    return " · ".join(words)
+    words = [*first, f"{sample['images']} {sample['split']} images", _HANDLING[facts["batch_norm"]]]
+    if "normalize" in options and options["kind"] != "between":
+        scaled = options["normalize"]
+        words.append("not normalized" if scaled == "none" else f"{scaled}-normalized")
+    room = paper.inches(width) * 72 / (0.56 * paper.TEXT)  # characters of a line
+    lines = [""]
+    for word in words:
+        joined = f"{lines[-1]} · {word}".removeprefix(" · ")
+        if len(joined) <= room:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return "\n".join(filter(None, lines))
+
+
+def _log_axis(axis: Any, losses: np.ndarray) -> None:
+    """Make an axis of losses logarithmic if they span more than a factor, with plain numbers at its ticks."""
+    from matplotlib.ticker import NullLocator
+
+    finite = losses[np.isfinite(losses) & (losses > 0)]
+    if not len(finite) or finite.max() <= _WIDE_RANGE * finite.min():
+        return
+    axis._set_axes_scale("log")
+    ticks = _loss_ticks(float(finite.min()) / 1.3, float(finite.max()) * 1.3)
+    axis.set_minor_locator(NullLocator())
+    axis.set_ticks(ticks, labels=[f"{each:g}" for each in ticks])
 
 
 def _curves(facts: Facts, arrays: Arrays, width: str | float | None, theme: str) -> Figure:
     """Loss along a line: the mean of all directions, and a band from the lowest to the highest."""
-    from matplotlib.ticker import NullFormatter
-
     options, loss, alpha = facts["options"], arrays["loss"], arrays["alpha"]
     is_between = options["kind"] == "between"
     chosen = lattice_done(loss, [loss.ndim - 1], 0 if is_between else len(alpha) // 2)
     steps, curves = alpha[chosen], np.where(np.isinf(loss), np.nan, loss)[..., chosen]
     labels = _labels(facts)
-    figure = paper.figure(width or "column", theme=theme)
+    wide = width or "column"
+    figure = paper.figure(wide, theme=theme)
     axes = figure.add_subplot()
     for number, values in enumerate(curves):
         look = paper.look(number).line(theme, markevery=max(1, len(steps) // 10))
@@ -139,14 +159,11 @@ def _curves(facts: Facts, arrays: Arrays, width: str | float | None, theme: str)
             colour = paper.look(number).colour(theme)
             axes.fill_between(steps, rows.min(0), rows.max(0), color=colour, alpha=0.18, lw=0)
         axes.plot(steps, rows.mean(0), label=label, **look)
-    finite = curves[np.isfinite(curves) & (curves > 0)]
-    if len(finite) and finite.max() > _WIDE_RANGE * finite.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    first = "step α" if not is_between else f"share of the way from {labels[0]}"
+    _log_axis(axes.yaxis, curves)
+    axes.set_xlabel("step α" if not is_between else f"share of the way from {labels[0]}")
     count = loss.shape[1] if options["kind"] == "line" else 0
-    band = f"\nmean and range of {count} directions" if count > 1 else ""
-    axes.set_xlabel(f"{first}{band}\n{_caption(facts)}", linespacing=1.4)
+    band = [f"mean and range of {count} directions"] if count > 1 else []
+    figure.suptitle(_caption(facts, wide, *band), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
     axes.set_ylabel(f"{facts['sample']['split']} loss")
     axes.set_xlim(steps[0], steps[-1])
     axes.grid(visible=True, axis="y")
@@ -206,6 +223,7 @@ def _contours(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
             0, 0, "+", color=paper.THEMES[theme]["page"] if theme == "light" else "white", ms=5, mew=0.9
         )
         axes.set_aspect("equal")
+        axes.locator_params(nbins=5)
         if len(values) > 1:
             axes.set_title(labels[number])
         if number // columns == rows - 1 or number + columns >= len(values):
@@ -214,7 +232,7 @@ def _contours(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
         if number % columns == 0:
             axes.set_ylabel("step β")
     _colour_bar(figure, grid, levels, f"{facts['sample']['split']} loss")
-    figure.supxlabel(_caption(facts), fontsize=paper.TEXT)
+    figure.supxlabel(_caption(facts, wide), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
     return figure
 
 
@@ -274,9 +292,9 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
             axes.zaxis.set_major_locator(FixedLocator([math.log10(each) for each in ticks]))
             axes.zaxis.set_major_formatter(FixedFormatter([f"{each:g}" for each in ticks]))
         axes.view_init(28, -58)
-        axes.set_box_aspect((1, 1, 0.72), zoom=0.88)
-        axes.set_xlabel("α", labelpad=-9)
-        axes.set_ylabel("β", labelpad=-9)
+        axes.set_box_aspect((1, 1, 0.72), zoom=0.95)
+        axes.set_xlabel("α", labelpad=-7)
+        axes.set_ylabel("β", labelpad=-7)
         # Written flat: turned along the axis it would leave the canvas.
         axes.text2D(
             0.02, 0.86, f"{facts['sample']['split']} loss", transform=axes.transAxes, fontsize=paper.TEXT
@@ -288,8 +306,97 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
             each.line.set_color(colours["muted"])
             each._axinfo["grid"].update(color=colours["faint"], linewidth=0.4)
         axes.tick_params(pad=-4, labelsize=paper.SMALL, width=0.4)
-        axes.tick_params(axis="z", pad=-1)
+        axes.tick_params(axis="z", pad=1)
         axes.locator_params(axis="x", nbins=5)
         axes.locator_params(axis="y", nbins=5)
-    figure.supxlabel(_caption(facts), fontsize=paper.TEXT)
+    figure.supxlabel(_caption(facts, wide), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
     return figure
+
+
+def draw_trajectory(
+    facts: Facts,
+    arrays: Arrays,
+    stem: Path,
+    formats: Sequence[str] = ("svg", "png"),
+    *,
+    width: str | float | None = None,
+    theme: str = "light",
+) -> list[Path]:
+    """Draw a stored trajectory; return the pictures' paths.
+
+    Raises:
+        UserError: no lattice of the plane is complete.
+    """
+    with paper.style(theme):
+        return paper.save(trajectory_figure(facts, arrays, width, theme), stem, formats)
+
+
+def trajectory_figure(
+    facts: Facts, arrays: Arrays, width: str | float | None = None, theme: str = "light"
+) -> Figure:
+    """Runs' ways over the loss on their plane, and below it the loss there and at the snapshots themselves.
+
+    The area of a mark is the share of the snapshot's distance from the origin that lies in the plane.
+    """
+    from matplotlib.lines import Line2D
+
+    wide = width or "column"
+    labels, colours = _labels(facts), paper.THEMES[theme]
+    across, along = (lattice_done(arrays["plane_loss"], [0, 1], len(arrays["alpha"]) // 2),) * 2
+    plane = arrays["plane_loss"][np.ix_(across, along)]
+    figure = paper.figure(wide, min(1.18 * paper.inches(wide), 5.2), theme)
+    grid: Any = figure.subplots(2, 1, height_ratios=(3.1, 1))
+    top, strip = grid
+    levels = levels_of(plane)
+    _fill(top, arrays["alpha"][across], arrays["beta"][along], plane.T, levels, theme)
+    for number, (xy, distance) in enumerate(zip(arrays["xy"], arrays["distance"], strict=True)):
+        look, there = paper.look(number), np.isfinite(xy[:, 0])
+        _draw_way(top, xy[there], distance[there], look.colour(theme), look.marker)
+        steps = arrays["steps"][number]
+        for name, dashes in (("true_loss", "-"), ("projected_loss", (0, (2.2, 1.6)))):
+            loss = arrays[name][number]
+            shown = np.where(np.isfinite(loss), loss, np.nan)
+            mark = look.marker if name == "true_loss" else ""
+            more = {"ls": dashes, "marker": mark, "ms": 2.4, "markevery": max(1, int(there.sum()) // 12)}
+            strip.plot(steps, shown, **look.line(theme) | more)
+    top.set_xlabel("distance along the first axis")
+    top.set_ylabel("along the second")
+    _colour_bar(figure, top, levels, f"{facts['sample']['split']} loss")
+    _log_axis(strip.yaxis, np.stack([arrays["true_loss"], arrays["projected_loss"]]))
+    strip.set_xlabel("updates")
+    strip.set_ylabel("loss")
+    strip.grid(visible=True, axis="y")
+    strip.set_xlim(left=0)
+    kinds = (("at the snapshot", "-"), ("at its projection", (0, (2.2, 1.6))))
+    handles: list[Any] = [Line2D([], [], **paper.look(n).line(theme)) for n in range(len(labels))]
+    handles += [Line2D([], [], color=colours["muted"], lw=1, ls=each) for _, each in kinds]
+    paper.legend_below(figure, handles, [*labels, *(name for name, _ in kinds)])
+    figure.suptitle(
+        _caption(facts, wide, *_plane_words(facts, arrays)), fontsize=paper.SMALL, color=colours["muted"]
+    )
+    return figure
+
+
+def _draw_way(axes: Any, xy: np.ndarray, distance: np.ndarray, colour: str, marker: str) -> None:
+    """A line with a light edge, which all colours of the map leave readable, and a mark at each snapshot."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    edge = [Stroke(linewidth=2.2, foreground="white"), Normal()]
+    axes.plot(*xy.T, color=colour, lw=1.0, path_effects=edge, zorder=3)
+    inside = np.divide(
+        np.linalg.norm(xy, axis=1), distance, out=np.ones(len(xy)), where=distance > 1e-12 * distance.max()
+    )
+    sizes = 2.0 + 16.0 * np.minimum(inside, 1) ** 2
+    axes.scatter(*xy.T, s=sizes, marker=marker, color=colour, linewidths=0, zorder=4)
+    axes.scatter(*xy[0], s=22, marker=marker, facecolor="white", edgecolor=colour, linewidths=0.9, zorder=5)
+    axes.scatter(*xy[-1], s=60, marker="*", facecolor=colour, edgecolor="white", linewidths=0.5, zorder=5)
+
+
+def _plane_words(facts: Facts, arrays: Arrays) -> list[str]:
+    """What the plane explains, and what it hides."""
+    explained = f"plane explains {facts['explained']:.0%}"
+    if facts["options"]["plane"] == "pca":
+        explained += f" (random walk {facts['random_walk']:.0%})"
+    distance, residual = arrays["distance"], arrays["residual"]
+    away = residual[distance > 0] / distance[distance > 0]
+    return [explained, f"up to {away.max():.0%} of the distance outside"]

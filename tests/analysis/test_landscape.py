@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pugdft.analysis.files import read_analysis
-from pugdft.analysis.landscape import Landscape, LandscapeOptions, Progress
+from pugdft.analysis.jobs import Progress
+from pugdft.analysis.landscape import Landscape, LandscapeOptions
 from pugdft.analysis.overlay import Overlay, open_runs
 from pugdft.analysis.points import Evaluator, take_sample
 from pugdft.errors import UserError
