@@ -35,10 +35,10 @@ def random_direction(
         one_d: ``zero``: biases and the weights of norms do not move; ``block``: each is scaled as a whole.
     """
     direction: Direction = {}
-    for name, weights in model.named_parameters():
-        if not weights.requires_grad or (weights.ndim < 2 and one_d == "zero"):
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or (parameter.ndim < 2 and one_d == "zero"):
             continue
-        weights = weights.detach()
+        weights = parameter.detach()
         drawn = _drawn(name, weights.shape, seed, number).to(weights)
         if normalize == "filter" and weights.ndim > 1:
             dims = tuple(range(1, weights.ndim))

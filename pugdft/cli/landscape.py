@@ -86,9 +86,10 @@ Output = Annotated[
     Path | None,
     typer.Option(parser=given_path, metavar="PATH", help="Folder.", show_default="analysis in the run's"),
 ]
-Formats = Annotated[str, typer.Option("--format", metavar="svg,pdf,png", help="Of the pictures.")]
+Formats = Annotated[str, typer.Option("--format", metavar="FORMATS", help="Of the pictures: svg, pdf, png.")]
 Width = Annotated[
-    str | None, typer.Option(metavar="column|text|INCHES", help="Of the pictures.", show_default="by panels")
+    str | None,
+    typer.Option(metavar="WIDTH", help="Of pictures: column, text or inches.", show_default="by panels"),
 ]
 Theme = Annotated[PageTheme, typer.Option(help="Of the pictures.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on where it was stopped.")]
@@ -107,7 +108,7 @@ def command(
         list[Path] | None,
         typer.Option("--with", metavar="RUN", help="Another run, drawn beside it.", show_default=False),
     ] = None,
-    kind: Annotated[str, typer.Option(metavar="line,plane,between", help="What to compute.")] = "line,plane",
+    kind: Annotated[str, typer.Option(metavar="KINDS", help="Of line, plane, between.")] = "line,plane",
     directions: Annotated[int, typer.Option(help="Random directions of a line.")] = 5,
     extent: Annotated[float, typer.Option("--range", help="The largest step to each side.")] = 1.0,
     grid: Grid = 21,

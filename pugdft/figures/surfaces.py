@@ -232,7 +232,7 @@ def _contours(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
         if number % columns == 0:
             axes.set_ylabel("step β")
     _colour_bar(figure, grid, levels, f"{facts['sample']['split']} loss")
-    figure.supxlabel(_caption(facts, wide), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
+    figure.suptitle(_caption(facts, wide), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
     return figure
 
 
@@ -259,7 +259,7 @@ def _colour_bar(figure: Figure, grid: Any, levels: Levels, label: str, **more: A
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_ticks(ticks, labels=[f"{each:g}" for each in ticks])
     bar.set_label(label)
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)
 
 
 def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: str) -> Figure:
@@ -300,7 +300,7 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
             0.02, 0.86, f"{facts['sample']['split']} loss", transform=axes.transAxes, fontsize=paper.TEXT
         )
         if len(values) > 1:
-            axes.set_title(labels[number], pad=0, loc="center")
+            axes.set_title(labels[number], pad=-4, loc="center")
         for each in (axes.xaxis, axes.yaxis, axes.zaxis):
             each.set_pane_color((0, 0, 0, 0))
             each.line.set_color(colours["muted"])
@@ -309,7 +309,7 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
         axes.tick_params(axis="z", pad=1)
         axes.locator_params(axis="x", nbins=5)
         axes.locator_params(axis="y", nbins=5)
-    figure.supxlabel(_caption(facts, wide), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
+    figure.suptitle(_caption(facts, wide), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
     return figure
 
 
@@ -319,14 +319,17 @@ def draw_trajectory(
     stem: Path,
     formats: Sequence[str] = ("svg", "png"),
     *,
+    view: str = "all",
     width: str | float | None = None,
     theme: str = "light",
 ) -> list[Path]:
     """Draw a stored trajectory; return the pictures' paths.
 
     Raises:
-        UserError: no lattice of the plane is complete.
+        UserError: no lattice of the plane is complete, or the view is not ``contour`` or ``all``.
     """
+    if view not in ("all", "contour"):
+        raise UserError(f"--view {view}: a trajectory has no such view.{known_names(['contour', 'all'])}")
     with paper.style(theme):
         return paper.save(trajectory_figure(facts, arrays, width, theme), stem, formats)
 
