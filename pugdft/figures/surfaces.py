@@ -219,9 +219,7 @@ def _contours(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
             axes.set_axis_off()
             continue
         _fill(axes, axis, axis, values[number].T, levels, theme)
-        axes.plot(
-            0, 0, "+", color=paper.THEMES[theme]["page"] if theme == "light" else "white", ms=5, mew=0.9
-        )
+        axes.plot(0, 0, "+", color="white", ms=5, mew=0.9)
         axes.set_aspect("equal")
         axes.locator_params(nbins=5)
         if len(values) > 1:
@@ -354,7 +352,7 @@ def trajectory_figure(
     _fill(top, arrays["alpha"][across], arrays["beta"][along], plane.T, levels, theme)
     for number, (xy, distance) in enumerate(zip(arrays["xy"], arrays["distance"], strict=True)):
         look, there = paper.look(number), np.isfinite(xy[:, 0])
-        _draw_way(top, xy[there], distance[there], look.colour(theme), look.marker)
+        _draw_way(top, xy[there], distance[there], look.colour(theme), look.marker, colours["page"])
         steps = arrays["steps"][number]
         for name, dashes in (("true_loss", "-"), ("projected_loss", (0, (2.2, 1.6)))):
             loss = arrays[name][number]
@@ -371,7 +369,8 @@ def trajectory_figure(
     strip.grid(visible=True, axis="y")
     strip.set_xlim(left=0)
     kinds = (("at the snapshot", "-"), ("at its projection", (0, (2.2, 1.6))))
-    handles: list[Any] = [Line2D([], [], **paper.look(n).line(theme)) for n in range(len(labels))]
+    # Solid here too: dashes mean a projection in this picture.
+    handles: list[Any] = [Line2D([], [], **paper.look(n).line(theme, ls="-")) for n in range(len(labels))]
     handles += [Line2D([], [], color=colours["muted"], lw=1, ls=each) for _, each in kinds]
     paper.legend_below(figure, handles, [*labels, *(name for name, _ in kinds)])
     figure.suptitle(
@@ -380,26 +379,27 @@ def trajectory_figure(
     return figure
 
 
-def _draw_way(axes: Any, xy: np.ndarray, distance: np.ndarray, colour: str, marker: str) -> None:
-    """A line with a light edge, which all colours of the map leave readable, and a mark at each snapshot."""
+def _draw_way(axes: Any, xy: np.ndarray, distance: np.ndarray, colour: str, marker: str, page: str) -> None:
+    """A line with an edge of the page's colour; the first snapshot's mark is open, the last one's a star."""
     from matplotlib.patheffects import Normal, Stroke
 
-    edge = [Stroke(linewidth=2.2, foreground="white"), Normal()]
+    edge = [Stroke(linewidth=2.2, foreground=page), Normal()]
     axes.plot(*xy.T, color=colour, lw=1.0, path_effects=edge, zorder=3)
     inside = np.divide(
         np.linalg.norm(xy, axis=1), distance, out=np.ones(len(xy)), where=distance > 1e-12 * distance.max()
     )
     sizes = 2.0 + 16.0 * np.minimum(inside, 1) ** 2
     axes.scatter(*xy.T, s=sizes, marker=marker, color=colour, linewidths=0, zorder=4)
-    axes.scatter(*xy[0], s=22, marker=marker, facecolor="white", edgecolor=colour, linewidths=0.9, zorder=5)
-    axes.scatter(*xy[-1], s=60, marker="*", facecolor=colour, edgecolor="white", linewidths=0.5, zorder=5)
+    axes.scatter(*xy[0], s=22, marker=marker, facecolor=page, edgecolor=colour, linewidths=0.9, zorder=5)
+    axes.scatter(*xy[-1], s=60, marker="*", facecolor=colour, edgecolor=page, linewidths=0.5, zorder=5)
 
 
 def _plane_words(facts: Facts, arrays: Arrays) -> list[str]:
     """What the plane explains, and what it hides."""
-    explained = f"plane explains {facts['explained']:.0%}"
+    share = facts["explained"]
+    explained = f"plane explains {share:{'.0%' if share < 0.995 else '.2%'}}"
     if facts["options"]["plane"] == "pca":
         explained += f" (random walk {facts['random_walk']:.0%})"
     distance, residual = arrays["distance"], arrays["residual"]
     away = residual[distance > 0] / distance[distance > 0]
-    return [explained, f"up to {away.max():.0%} of the distance outside"]
+    return [explained, f"up to {away.max():.0%} of the distance outside", "start open, end ★"]
