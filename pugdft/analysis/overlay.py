@@ -65,11 +65,12 @@ def stored_run(loaded: LoadedModel) -> StoredRun:
 
 
 def _compared(first: RunRecord, other: RunRecord) -> list[tuple[str, Any, Any]]:
-    pairs = [("model", first.model_label, other.model_label)]
-    sizes = [record.recipe["data"].get("image_size") for record in (first, other)]
-    pairs.append(("image size", *sizes))
-    digests = [record.data.sha256[:12] if record.data else None for record in (first, other)]
-    return [*pairs, ("data (sha256)", *digests)]
+    def facts(record: RunRecord) -> tuple[Any, ...]:
+        digest = record.data.sha256[:12] if record.data else None
+        return record.model_label, record.recipe["data"].get("image_size"), digest
+
+    names = ("model", "image size", "data (sha256)")
+    return list(zip(names, facts(first), facts(other), strict=True))
 
 
 def batch_norm_mode(loaded: LoadedModel, asked: str | None) -> BatchNormMode:

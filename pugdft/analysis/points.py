@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,8 +29,6 @@ from pugdft.training.performance import products_in
 from pugdft.training.setup import evaluation_batch_size
 
 BatchNormMode = Literal["reestimate", "fixed", "batch"]
-
-_FEW_WEIGHTS = 100_000  # of a model that many points are evaluated at together
 
 
 class PointValue(NamedTuple):
@@ -254,41 +251,6 @@ class Evaluator:
                 total, right = total + loss, right + correct
         self.model.eval()
         return PointValue(total / len(self.labels), right / len(self.labels))
-
-    @torch.no_grad()
-    def at_many(self, weights: Mapping[str, Tensor]) -> list[PointValue]:
-        """The same at several points together, without writing the model; see :attr:`can_batch_points`.
-
-        Args:
-            weights: by name, each with the points as its first axis.
-        """
-        assert self.handling in ("none", "fixed"), "statistics of several points cannot be taken together"
-        self.model.eval()
-        count = len(next(iter(weights.values())))
-        totals, rights = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-
-        def logits_at(point: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            logits: Tensor = functional_call(self.model, point, (inputs,))
-            return logits
-
-        with _exact(self.inputs.device):
-            for inputs, labels in self._batches():
-                logits = torch.func.vmap(logits_at, in_dims=(0, None))(dict(weights), inputs)
-                for index, each in enumerate(logits):
-                    loss, correct = _sums(each, labels)
-                    totals[index] += loss
-                    rights[index] += correct
-        size = len(self.labels)
-        return [
-            PointValue(float(loss) / size, float(right) / size)
-            for loss, right in zip(totals, rights, strict=True)
-        ]
-
-    @property
-    def can_batch_points(self) -> bool:
-        """Whether :meth:`at_many` is possible and, for a model this small, faster."""
-        num_weights = sum(each.numel() for each in self.model.parameters())
-        return self.handling in ("none", "fixed") and num_weights <= _FEW_WEIGHTS
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         # Equal parts, so that no batch is so small that its statistics are noise.

@@ -28,6 +28,7 @@ from pugdft.cli import (
     landscape,
     leaderboard,
     optimizers,
+    plot,
     predict,
     recipes,
     report,
@@ -56,6 +57,7 @@ app.command("finetune")(finetune.command)
 app.command("bench")(bench.command)
 app.command("tune")(tune.command)
 app.command("leaderboard", cls=leaderboard.Command)(leaderboard.show)
+app.command("plot")(plot.command)
 app.command("compare")(compare.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)

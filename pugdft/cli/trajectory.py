@@ -101,10 +101,10 @@ def command(
             is_whole = job.compute(watched.of(done))
             done += job.num_points
             typer.echo(str(job.path))
-            stored, look = read_analysis(job.path), {"width": width, "theme": theme.value}
+            stored, stem = read_analysis(job.path), job.path.with_suffix("")
             with told_when_too_few(is_whole):
                 for path in draw_trajectory(
-                    stored.facts, stored.arrays, job.path.with_suffix(""), formats, **look
+                    stored.facts, stored.arrays, stem, formats, width=width, theme=theme.value
                 ):
                     typer.echo(str(path))
             for line in stored.facts["caveats"]:

@@ -100,25 +100,6 @@ def test_weights_buffers_and_modes_come_back_bit_for_bit(
     assert not net.head.bias.requires_grad
 
 
-def test_many_points_together_are_as_one_after_the_other() -> None:
-    net, inputs, labels = trained_net()
-    evaluate = Evaluator(net, inputs, labels, "fixed", 150)
-    assert evaluate.can_batch_points
-    torch.manual_seed(0)
-    points = {
-        name: torch.stack([each.detach() * (1 + 0.2 * torch.randn_like(each)) for _ in range(5)])
-        for name, each in net.named_parameters()
-    }
-    before = bits(net)
-    together = evaluate.at_many(points)
-    assert bits(net) == before
-    for index, found in enumerate(together):
-        with restored(net):
-            alone = evaluate.at({name: each[index] for name, each in points.items()})
-        assert found.loss == pytest.approx(alone.loss, rel=1e-5)
-        assert found.top1 == alone.top1
-
-
 def test_a_loss_that_is_not_finite_is_returned_as_it_is() -> None:
     net, (inputs, labels) = trained_net(steps=1)[0], blobs(20)
     with restored(net):
