@@ -7,16 +7,24 @@ its own weights. Source of ``filter``: Li et al., arXiv 1712.09913, section 4.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pugdft.analysis import curvature
+from pugdft.training.performance import OneDnnLinear, products_in
+
 Direction = dict[str, Tensor]  # by the parameter's name; a parameter that is absent does not move
 Normalization = Literal["filter", "layer", "model", "none"]
 OneDimensional = Literal["zero", "block"]
+
+_AT_ONCE = 64  # images whose second derivative is in memory
+_PRODUCTS = 20
 
 
 def random_direction(
@@ -53,6 +61,38 @@ def random_direction(
         for values in direction.values():
             values *= factor
     return direction
+
+
+def sharpest_directions(model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> list[Direction]:
+    """The Hessian's eigenvectors of its two largest eigenvalues, as long as a random direction is.
+
+    Of the mean loss of these images in evaluation mode, with the running statistics that the model has. The
+    eigenvector of the largest eigenvalue points to the side of its largest entry above zero.
+    """
+    twin = copy.deepcopy(model).eval()
+    for module in twin.modules():
+        if type(module) is OneDnnLinear:  # its gradient cannot be differentiated again
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+    named = {name: each for name, each in twin.named_parameters() if each.requires_grad}
+    batches = zip(inputs.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True)
+    parts = [curvature.LossPart(partial(_loss, twin, *each), len(each[1]) / len(labels)) for each in batches]
+    objective = curvature.Objective(parts, list(named.values()))
+    start = curvature.random_vector(objective.size, objective.weights(), seed)
+    with products_in("ieee", inputs.device.type):
+        krylov = curvature.lanczos(objective.product, start, _PRODUCTS, stops=False)
+    vectors = torch.from_numpy(krylov.ritz()[1][:, :-3:-1].copy()).to(krylov.basis).T @ krylov.basis
+    length = _norm({name: each.detach() for name, each in named.items() if each.ndim > 1})
+    directions = []
+    for vector in vectors:
+        vector *= length * vector[vector.abs().argmax()].sign() / vector.norm()
+        directions.append(
+            {name: piece.clone() for name, piece in zip(named, objective.split(vector), strict=True)}
+        )
+    return directions
+
+
+def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(model(inputs).double(), labels)
 
 
 def way_to(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Direction:

@@ -22,6 +22,7 @@ from pugdft.analysis.directions import (
     OneDimensional,
     move_,
     random_direction,
+    sharpest_directions,
     way_to,
     weights_of,
 )
@@ -32,6 +33,7 @@ from pugdft.analysis.points import PointValue, restored
 from pugdft.errors import UserError, refuse
 
 Kind = Literal["line", "plane", "between"]
+NUM_SHARPEST = 2  # directions of --along hessian
 KINDS: tuple[Kind, ...] = ("line", "plane", "between")
 
 _STRIDES = (4, 2, 1)  # of the lattices, the coarsest first
@@ -67,6 +69,8 @@ class LandscapeOptions:
             raise UserError(f"--range {self.extent:g}: must be a finite number above 0")
         if self.directions < 1:
             raise UserError(f"--directions {self.directions}: must be at least 1")
+        if self.along == "hessian" and self.kind == "line" and self.directions > NUM_SHARPEST:
+            raise UserError(f"--directions {self.directions}: with --along hessian there are {NUM_SHARPEST}")
 
     @property
     def axis(self) -> np.ndarray:
@@ -180,7 +184,8 @@ class Landscape(PointJob):
             return [way_to(weights_of(model), weights_of(self.overlay.models[run + 1].model))]
         count = 2 if options.kind == "plane" else options.directions
         if options.along == "hessian":
-            raise UserError("--along hessian: is not available in this version; --along random is")
+            sample = self.overlay.sample
+            return sharpest_directions(model, sample.inputs, sample.labels, options.seed)[:count]
         return [
             random_direction(model, options.seed, number, options.normalize, options.one_d)
             for number in range(count)
@@ -221,8 +226,12 @@ class Landscape(PointJob):
         weights = sum(each.numel() for each in self.overlay.models[0].model.parameters())
         if self.options.kind != "between":
             shown = {"line": f"{self.options.directions} lines", "plane": "a slice in 2"}[self.options.kind]
-            lines.append(f"{shown} of {weights:,} dimensions; random directions miss the sharpest ones")
-            if self.options.normalize == "none":
+            if self.options.along == "random":
+                lines.append(f"{shown} of {weights:,} dimensions; random directions miss the sharpest ones")
+            else:
+                what = "each run's own two sharpest directions, with BatchNorm's statistics fixed"
+                lines.append(f"{shown} of {weights:,} dimensions: {what}")
+            if self.options.normalize == "none" and self.options.along == "random":
                 lines.append("steps are not scaled by the weights: curves of two runs cannot be compared")
         lost = np.argwhere(np.isinf(self.loss))
         if len(lost):

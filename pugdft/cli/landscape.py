@@ -109,7 +109,9 @@ def command(
         typer.Option("--with", metavar="RUN", help="Another run, drawn beside it.", show_default=False),
     ] = None,
     kind: Annotated[str, typer.Option(metavar="KINDS", help="Of line, plane, between.")] = "line,plane",
-    directions: Annotated[int, typer.Option(help="Random directions of a line.")] = 5,
+    directions: Annotated[
+        int | None, typer.Option(help="Directions of a line.", show_default="5; 2 of the Hessian")
+    ] = None,
     extent: Annotated[float, typer.Option("--range", help="The largest step to each side.")] = 1.0,
     grid: Grid = 21,
     images: Images = 256,
@@ -120,7 +122,7 @@ def command(
     ] = OneD.ZERO,
     batch_norm: BatchNorm = None,
     seed: Seed = 0,
-    along: Annotated[Along, typer.Option(help="Directions.")] = Along.RANDOM,
+    along: Annotated[Along, typer.Option(help="Random, or the sharpest two.")] = Along.RANDOM,
     view: Annotated[View, typer.Option(help="Pictures to draw.")] = View.ALL,
     data: Data = None,
     output: Output = None,
@@ -146,12 +148,13 @@ def command(
     formats = check_pictures(form, width)
     kinds = _kinds(kind, bool(others))
     share_cores()
-    from pugdft.analysis.landscape import Landscape, LandscapeOptions
+    from pugdft.analysis.landscape import NUM_SHARPEST, Landscape, LandscapeOptions
     from pugdft.analysis.overlay import Overlay, batch_norm_mode, open_runs, stored_run
     from pugdft.analysis.points import take_sample
 
+    count = (5 if along is Along.RANDOM else NUM_SHARPEST) if directions is None else directions
     options = [
-        LandscapeOptions(each, directions, extent, grid, normalize.value, one_d.value, seed, along.value)
+        LandscapeOptions(each, count, extent, grid, normalize.value, one_d.value, seed, along.value)
         for each in kinds
     ]
     for each in options:

@@ -116,7 +116,8 @@ def _caption(facts: Facts, width: str | float, *first: str) -> str:
     words = [*first, f"{sample['images']} {sample['split']} images", _HANDLING[facts["batch_norm"]]]
     if "normalize" in options and options["kind"] != "between":
         scaled = options["normalize"]
-        words.append("not normalized" if scaled == "none" else f"{scaled}-normalized")
+        how = "not normalized" if scaled == "none" else f"{scaled}-normalized"
+        words.append("sharpest directions" if options["along"] == "hessian" else how)
     room = paper.inches(width) * 72 / (0.56 * paper.TEXT)  # characters of a line
     lines = [""]
     for word in words:

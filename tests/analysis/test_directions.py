@@ -7,7 +7,14 @@ import torch
 from analysis_runs import SmallNet, trained_net
 from torch import Tensor
 
-from pugdft.analysis.directions import Normalization, move_, random_direction, way_to, weights_of
+from pugdft.analysis.directions import (
+    Normalization,
+    move_,
+    random_direction,
+    sharpest_directions,
+    way_to,
+    weights_of,
+)
 from pugdft.analysis.points import Evaluator, restored
 
 
@@ -89,3 +96,25 @@ def test_weights_times_four_before_batch_norm_leave_the_filter_curve_as_it_is() 
     assert after == pytest.approx(before, rel=1e-4)
     assert raw_after[1] == pytest.approx(raw_before[1], rel=1e-4)
     assert raw_before[2] - raw_before[1] > 2 * (raw_after[2] - raw_after[1])
+
+
+def test_no_random_direction_bends_the_loss_as_the_sharpest_two_do() -> None:
+    net, inputs, labels = trained_net(steps=40)
+    torch.manual_seed(0)
+    named = list(net.named_parameters())
+    loss = torch.nn.functional.cross_entropy(net(inputs).double(), labels)
+    slopes = torch.autograd.grad(loss, [each for _, each in named], create_graph=True)
+
+    def bend(direction: dict[str, Tensor]) -> float:
+        """dᵀ H d / dᵀ d."""
+        along = [direction.get(name, torch.zeros_like(each)) for name, each in named]
+        product = torch.autograd.grad(slopes, [each for _, each in named], along, retain_graph=True)
+        inner = sum(float((one.double() * other).sum()) for one, other in zip(product, along, strict=True))
+        return inner / sum(float(each.double().square().sum()) for each in along)
+
+    first, second = sharpest_directions(net, inputs, labels, 0)
+    random = [bend(random_direction(net, 0, number)) for number in range(3)]
+    assert bend(first) > bend(second) > 3 * max(random)
+    size = sum(float(each.double().square().sum()) for each in first.values())
+    own = sum(float(each.detach().double().square().sum()) for _, each in named if each.ndim > 1)
+    assert size == pytest.approx(own, rel=1e-5)  # as long as a random direction

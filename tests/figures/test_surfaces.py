@@ -26,7 +26,7 @@ def landscape(kind: str = "plane", runs: int = 2) -> tuple[dict[str, Any], dict[
         loss = heights[:, None, None] * (0.01 + np.outer([0.5, 1.0, 2.0], AXIS**2))
     facts = {
         "records": [{"label": name} for name in ("sgd", "sam", "pugd")[:runs]],
-        "options": {"kind": kind, "normalize": "filter"},
+        "options": {"kind": kind, "normalize": "filter", "along": "random"},
         "sample": {"images": 256, "split": "train"},
         "batch_norm": "reestimate",
     }
