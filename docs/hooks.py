@@ -36,6 +36,8 @@ ORDER = {
     "guide.md": "Guide",
     "first-comparison.md": "A first comparison",
     "reading-a-leaderboard.md": "Reading a leaderboard",
+    "plots.md": "Plots",
+    "landscapes.md": "Landscapes",
     "optimizers.md": "Optimizers",
     "papers.md": "The papers' tables",
     "export.md": "Export",

@@ -501,6 +501,7 @@ class RecipeNeeds:
     recipe: Recipe
     folder: Path  # the run's
     num_classes: int = 10  # until the data says more
+    steps_per_epoch: int | None = None  # likewise
 
     def data(self) -> Iterator[Check]:
         """Open the data set, find its decoded images or the room for them, and compare the batch size."""
@@ -539,7 +540,9 @@ class RecipeNeeds:
                     state, text = "ok", f"not yet; {taken} in the cache"
         remedy = "slower, and right; for speed set PUGDFT_CACHE to a folder on a larger disk"
         yield Check(state, "decoded", text, remedy)
-        check_batch(self.recipe, num_train - round(num_train * data.validation), 1)
+        num_train -= round(num_train * data.validation)
+        check_batch(self.recipe, num_train, 1)
+        self.steps_per_epoch = num_train // self.recipe.train.batch_size
 
     def precision(self) -> Iterator[Check]:
         """Check that the training device can compute as the recipe says."""
@@ -572,6 +575,10 @@ class RecipeNeeds:
             check_passes(self.recipe, backbone.model, method_of(self.recipe.optimizer), 1)
         except UserError as error:
             yield Check("problem", "passes", str(error), "change one of these settings")
+        if self.recipe.train.takes_snapshots:
+            from pugdft.training.snapshots import described
+
+            yield Check("ok", "snapshots", described(self.recipe, self.steps_per_epoch, num_bytes))
         # A run keeps two checkpoints while it writes the third. Beside the weights, each holds up to three
         # times as much, for AdamW and the method.
         free, least = shutil.disk_usage(existing(self.folder)).free, 3 * num_bytes

@@ -24,6 +24,7 @@ from pugdft.paths import file_inside, write_atomically
 
 SCHEMA = "pugdft.run/1"
 RECORD_NAME = "record.yaml"
+SNAPSHOT = "snapshot_"  # of an artifact's name, before the number of updates
 
 LARGEST = 1e100  # no quantity of a run comes near it; a whole number far beyond it does not fit a float
 
@@ -63,6 +64,7 @@ def matching(pattern: str, message: str) -> Rule:
 
 
 FRACTION, NOT_NEGATIVE, POSITIVE = between(0, 1), between(0), between(1)
+COSINE = between(-1 - 1e-3, 1 + 1e-3)
 _SHA256 = matching("[0-9a-f]{64}", "is no sha256 of 64 hexadecimal digits")
 
 
@@ -173,7 +175,7 @@ class MethodFacts(_Part):
 
     two_pass_fraction: Annotated[float, FRACTION] = 0.0
     mean_perturbation_norm: Annotated[float | None, NOT_NEGATIVE] = None
-    mean_gradient_cosine: Annotated[float | None, between(-1 - 1e-3, 1 + 1e-3)] = None
+    mean_gradient_cosine: Annotated[float | None, COSINE] = None
     skipped_steps: int = 0
 
 
@@ -219,6 +221,15 @@ class RunRecord(_Part):
             if not str(key).endswith("drop_rate")
         ]
         return f"{name}[{','.join(sorted(words))}]" if words else name
+
+    @property
+    def snapshots(self) -> dict[int, str]:
+        """The names of the artifacts with weights along the run, by updates, in their order."""
+        names = (name for name in self.artifacts if name.startswith(SNAPSHOT))
+        found = {
+            int(name.removeprefix(SNAPSHOT)): name for name in names if name[len(SNAPSHOT) :].isdecimal()
+        }
+        return dict(sorted(found.items()))
 
     def to_yaml(self) -> str:
         """The text of ``record.yaml``."""

@@ -271,6 +271,7 @@ def verify(
     read = partial(load_recipe, overrides=(), checks={"model": model_faults})
     recipe = recipe_of_record(run, data, read, pretrained=False, head="auto")
     checks.append(_compare_hashes("weights file", record.artifacts["model"].sha256, file_sha256(weights)))
+    checks += _snapshot_checks(run, notes)
     recipe, accelerator = evaluation_accelerator(recipe, notes)
     watcher.on_message(f"preparing {recipe.data.name}")
     remedy = "" if data else "\n--data NAME_OR_FOLDER says where the record's data lies on this machine"
@@ -440,6 +441,20 @@ _INPUTS = (
 )
 
 
+def _snapshot_checks(run: StoredRun, notes: list[str]) -> list[ValueCheck]:
+    """Compare the weights along the run with their digests; one line for all of them."""
+    names = run.record.snapshots.values()
+    files = {name: run.artifact(name) for name in names}
+    stored = {name: file for name, file in files.items() if file is not None}
+    if missing := len(files) - len(stored):
+        notes.append(f"{missing:,} of {counted(len(files), 'snapshot')} are not beside the record")
+    changed = [
+        file.name for name, file in stored.items() if file_sha256(file) != run.record.artifacts[name].sha256
+    ]
+    text = f"not what was written: {', '.join(changed[:3])}" if changed else counted(len(stored), "file")
+    return [ValueCheck("snapshots", not changed, text)] if stored else []
+
+
 def compare_runs(old: StoredRun, new: StoredRun, *, tolerant: bool = False) -> RunComparison:
     """Compare two runs of one recipe, and say whether the new one confirms the record.
 
@@ -555,12 +570,16 @@ def _result_checks(old: StoredRun, new: StoredRun) -> list[ValueCheck]:
 
 def _history_check(recorded: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> ValueCheck:
     """Find the first epoch that differs in anything but time; keys that one side lacks are left out."""
-    for number, (old, new) in enumerate(zip(recorded, found, strict=False), start=1):
+    if not all(any(row.get("epoch") == 0 for row in rows) for rows in (recorded, found)):
+        # An older record, or one that was not to be drawn, does not say what was before the first update.
+        recorded, found = ([row for row in rows if row.get("epoch") != 0] for rows in (recorded, found))
+    for old, new in zip(recorded, found, strict=False):
         for key in new:
             if key in old and key != "train_seconds" and not _same(old[key], new[key]):
-                detail = f"from epoch {number} on: {key} {_pair(old[key], new[key])}"
+                detail = f"from epoch {new['epoch']} on: {key} {_pair(old[key], new[key])}"
                 return ValueCheck("history", False, detail)
-    text = f"recorded {len(recorded):,} epochs, found {len(found):,}"
-    if same := len(recorded) == len(found):
-        text = f"{counted(len(found), 'epoch')}, identical"
+    count, counted_here = (sum(row.get("epoch") != 0 for row in rows) for rows in (recorded, found))
+    text = f"recorded {count:,} epochs, found {counted_here:,}"
+    if same := count == counted_here:
+        text = f"{counted(count, 'epoch')}, identical"
     return ValueCheck("history", same, text)

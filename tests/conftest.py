@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from analysis_runs import sam_run, sgd_run  # noqa: F401
 from hypothesis import HealthCheck, settings
 from photo_runs import photo_run, photos, trained, turned_photos  # noqa: F401
 from PIL import Image

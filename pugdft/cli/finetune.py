@@ -92,6 +92,10 @@ def command(
     resolved = read_recipe(recipe, texts)
     if dry_run:
         typer.echo(yaml.dump(resolved.as_dict()), nl=False)
+        if resolved.train.takes_snapshots:
+            from pugdft.training.snapshots import planned
+
+            say(f"train.snapshots: {planned(resolved)}")
         return
     if num_processes is not None and num_processes > 1:
         options = ["--output", str(output)] if output else []

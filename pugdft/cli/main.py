@@ -25,12 +25,15 @@ from pugdft.cli import (
     evaluate,
     export,
     finetune,
+    landscape,
     leaderboard,
     optimizers,
+    plot,
     predict,
     recipes,
     report,
     runs,
+    trajectory,
     tune,
     verify,
 )
@@ -54,10 +57,13 @@ app.command("finetune")(finetune.command)
 app.command("bench")(bench.command)
 app.command("tune")(tune.command)
 app.command("leaderboard", cls=leaderboard.Command)(leaderboard.show)
+app.command("plot")(plot.command)
 app.command("compare")(compare.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
 app.command("report")(report.command)
+app.command("landscape")(landscape.command)
+app.command("trajectory")(trajectory.command)
 app.command("export")(export.command)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)

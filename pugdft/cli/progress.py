@@ -120,6 +120,9 @@ class ProgressLog(_TimedObserver):
         tested = [split for split in ("test", "validation") if f"{split}_top1" in row]
         test = f"  {tested[0]} top-1 {row[f'{tested[0]}_top1']:.2%}" if tested else ""
         train = "no finite train loss"  # all of its updates were skipped
+        if not row["epoch"]:
+            self.on_message(f"before the first update:{test}")
+            return
         if row["train_loss"] is not None:
             train = f"train loss {row['train_loss']:.3f}  train top-1 {row['train_top1']:.2%}"
         self.on_message(f"epoch {row['epoch']} done: {train}{test}")

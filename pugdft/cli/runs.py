@@ -176,8 +176,16 @@ def _sections(record: RunRecord) -> dict[str, dict[str, str]]:
         },
         "method": {"two-pass updates": f"{method.two_pass_fraction:.0%}"},
         "environment": _flat(record.environment),
-        "files": {name: f"{each.path}  sha256 {each.sha256[:12]}" for name, each in record.artifacts.items()},
+        "files": {
+            name: f"{each.path}  sha256 {each.sha256[:12]}"
+            for name, each in record.artifacts.items()
+            if name not in record.snapshots.values()
+        },
     }
+    if record.snapshots:
+        first, *_, last = (0, *record.snapshots)
+        counts = f"{counted(len(record.snapshots), 'file')}, of updates {first:,} to {last:,}"
+        sections["files"]["snapshots"] = counts
     if record.error:
         sections["run"]["error"] = record.error
     if record.restarts:

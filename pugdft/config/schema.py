@@ -259,6 +259,21 @@ class PerformanceSection(Section):
         return {} if given == "auto" else given
 
 
+class EveryStepsSection(Section):
+    """Snapshots by updates."""
+
+    every_steps: PositiveInt = Field(description="updates between two snapshots")
+
+
+def _says_when(given: Any) -> Any:
+    is_mapping = isinstance(given, dict) and list(given) == ["every_steps"]
+    number, least = (given["every_steps"], 1) if is_mapping else (given, 0)
+    is_known = isinstance(given, EveryStepsSection)
+    if not is_known and not (type(number) is int and least <= number <= 10**9):
+        raise ValueError("0, epochs between snapshots such as 1, or updates such as {every_steps: 100}")
+    return given
+
+
 def _names_what_is_frozen(given: Any) -> Any:
     is_list = isinstance(given, list) and given and all(isinstance(each, str) and each for each in given)
     if given not in ("none", "backbone") and not is_list:
@@ -336,6 +351,18 @@ class TrainSection(Section):
         description="decay of a moving average of the weights, such as 0.999: it is evaluated, stored and "
         "ranked, the plain weights are evaluated and stored beside it (one more copy of the model in memory)",
     )
+    evaluate_train: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0,
+        description="fixed training images, of all classes alike, that each evaluation also sees as it sees "
+        "test images: train_eval_loss and train_eval_top1 in the history, from before the first update on; "
+        "without effect on the result",
+    )
+    snapshots: Annotated[int | EveryStepsSection, BeforeValidator(_says_when)] = Field(
+        0,
+        description="epochs between stored copies of the weights, or {every_steps: 100}; the first and the "
+        "last weights are stored too. 0 and a search (evaluate: validation) store none; without effect on "
+        "the result",
+    )
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="updates without a finite loss and gradient to skip before the run counts as diverged"
     )
@@ -343,6 +370,19 @@ class TrainSection(Section):
         default_factory=lambda: PerformanceSection.model_validate({}),
         description="auto, or switches that change speed and rounding",
     )
+
+    @property
+    def takes_snapshots(self) -> bool:
+        """Whether weights are stored along the run; those of a search, which makes many runs, are not."""
+        return bool(self.snapshots) and self.evaluate == "all"
+
+    @property
+    def evaluates_start(self) -> bool:
+        """Whether the history begins with epoch 0, before the first update.
+
+        It costs one evaluation, so only a run that is to be drawn pays for it.
+        """
+        return bool(self.evaluate_train) or self.takes_snapshots
 
 
 # Arguments of a timm model that have a place of their own in a recipe, and which.
@@ -459,8 +499,11 @@ _LATER_KEYS: Mapping[str, Sequence[str]] = {
     "model": ("head", "drop_rate", "drop_path_rate", "args"),
     "data": ("test", "splits", "resize", "random_erasing", "color_jitter", "padding", "mean", "std"),
     "schedule": ("min_lr", "milestones", "step_epochs", "factor"),
-    "train": ("class_weights", "keep", "patience", "ema", "unfreeze_epoch", "head_epochs"),
-}
+    "train": ("class_weights", "keep", "patience", "ema", "unfreeze_epoch", "head_epochs", "evaluate_train",
+              "snapshots"),
+}  # fmt: skip
+# Keys that change what a run leaves, and no update.
+_NOT_IN_DIGEST: Mapping[str, Sequence[str]] = {"train": ("evaluate_train", "snapshots")}
 
 
 def _is_used(section: Section, key: str) -> bool:
@@ -495,8 +538,11 @@ class Recipe(Section):
         return self.model_dump(mode="json", exclude=exclude | ({} if self.tuning else {"tuning": True}))
 
     def digest(self) -> str:
-        """sha256 (hex) of the resolved recipe: equal digests mean equal runs."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+        """sha256 (hex) of what decides a run's updates: equal digests mean equal runs."""
+        content = self.as_dict()
+        for section, keys in _NOT_IN_DIGEST.items():
+            content[section] = {key: each for key, each in content[section].items() if key not in keys}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def cross_faults(recipe: Recipe) -> Iterator[ConfigIssue]:

@@ -27,6 +27,7 @@ class Draw(IntEnum):
     IMAGE = 7
     ERASE = 8
     JITTER = 9
+    SAMPLE = 10
 
 
 def generator(seed: int, draw: Draw, *when: int) -> np.random.Generator:
@@ -75,6 +76,16 @@ def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         held_out.append(draws.permutation(members)[:count])
     validation = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+def class_balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose ``count`` positions in ``labels``, sorted, of every class alike until it has no more."""
+    mixed = generator(seed, Draw.SAMPLE).permutation(len(labels))
+    turn = np.empty(len(labels), np.int64)  # of each, how many of its class come before it
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[mixed] == label)
+        turn[members] = np.arange(len(members))
+    return np.sort(mixed[np.argsort(turn, kind="stable")[:count]])
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:

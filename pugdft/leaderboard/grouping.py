@@ -27,7 +27,16 @@ _MOST_NAMED = 6
 _NO_PROTOCOL = {
     "model": {"name"},
     "data": {"name", "workers", "storage"},
-    "train": {"seed", "eval_batch_size", "eval_every", "evaluate", "performance", "checkpoint_minutes"},
+    "train": {
+        "seed",
+        "eval_batch_size",
+        "eval_every",
+        "evaluate",
+        "performance",
+        "checkpoint_minutes",
+        "evaluate_train",
+        "snapshots",
+    },
 }
 
 # Defaults of all keys: older records lack the newer keys.

@@ -22,11 +22,22 @@ from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, printabl
 from pugdft.leaderboard.load import read_checked, record_files
 from pugdft.paths import file_inside, file_sha256
 from pugdft.predictions import Predictions, artifact_name, disagreements, labels_sha256, read_predictions
-from pugdft.records import FRACTION, NOT_NEGATIVE, Metrics, RunRecord, between, is_number, rule_faults
+from pugdft.records import (
+    COSINE,
+    FRACTION,
+    NOT_NEGATIVE,
+    SNAPSHOT,
+    Metrics,
+    RunRecord,
+    between,
+    is_number,
+    rule_faults,
+)
 
 _EVALUATED = ("test", "validation", "plain_test", "plain_validation")
 _SPLITS = {artifact_name(split): split for split in _EVALUATED}
 
+_MEASURED = {"gradient_norm": NOT_NEGATIVE, "perturbation_norm": NOT_NEGATIVE, "gradient_cosine": COSINE}
 # What a row of the history counts from the start of the run.
 _TOTALS = ("epoch", "steps", "gradient_passes", "train_seconds")
 
@@ -34,6 +45,7 @@ _SAME = 1e-9  # counts over a split and means of them: equal but for the last di
 _ROUNDING_SECONDS, _ROUNDING_SPEED = 0.01, 0.05  # a record has milliseconds, and speeds in hundredths
 _CLOCK_SECONDS = 5.0  # clocks are read to the second, and may be set while a run goes on
 _LOSS_TOLERANCE = 1e-3  # confidence and loss are two roundings of one softmax to float32
+_NO_SNAPSHOTS = "not all snapshots are stored here: its trajectory cannot be drawn"
 _is_close = partial(math.isclose, rel_tol=_SAME, abs_tol=_SAME)
 
 
@@ -98,7 +110,7 @@ def _metrics(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue
         return
     if best.top1 < test.top1 - _SAME:
         yield ConfigIssue("metrics.best_test.top1", f"{best.top1} is less than the last epoch's, {test.top1}")
-    rows = [row for row in record.history if is_number(row.get("test_top1"))]
+    rows = [row for row in _trained(record) if is_number(row.get("test_top1"))]
     if not rows:
         return
     highest = max(rows, key=lambda row: row["test_top1"])
@@ -108,13 +120,18 @@ def _metrics(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue
         yield ConfigIssue("metrics.best_test", said)
 
 
+def _trained(record: RunRecord) -> list[dict[str, Any]]:
+    """The rows of trained weights: no epoch 0 is the best one."""
+    return [row for row in record.history if row.get("epoch") != 0]
+
+
 def _row_of(record: RunRecord, epoch: int) -> Mapping[str, Any]:
     return next((row for row in record.history if row.get("epoch") == epoch), {})
 
 
 def _best_validation(record: RunRecord, epoch: int) -> Iterator[ConfigIssue]:
     """The epoch that is kept has the highest top-1 on held-out images."""
-    rows = [row for row in record.history if is_number(row.get("validation_top1"))]
+    rows = [row for row in _trained(record) if is_number(row.get("validation_top1"))]
     highest = max((row["validation_top1"] for row in rows), default=math.nan)
     kept = _row_of(record, epoch).get("validation_top1")
     if not is_number(kept) or not kept >= highest - _SAME:
@@ -124,7 +141,7 @@ def _best_validation(record: RunRecord, epoch: int) -> Iterator[ConfigIssue]:
 
 def _history(record: RunRecord) -> Iterator[ConfigIssue]:
     """Every row possible; epochs rise; what is counted from the start never falls."""
-    before: Mapping[str, Any] = {"epoch": 0}
+    before: Mapping[str, Any] = {"epoch": -1}  # a row of epoch 0 is the state before the first update
     for number, row in enumerate(record.history):
         where = f"history.{number}"
         for key, value in row.items():
@@ -134,6 +151,8 @@ def _history(record: RunRecord) -> Iterator[ConfigIssue]:
                 yield from FRACTION.faults(f"{where}.{key}", value)
             elif (key in (*_TOTALS, "lr") or key.endswith("_loss")) and not may_overflow:
                 yield from NOT_NEGATIVE.faults(f"{where}.{key}", value)
+            elif key in _MEASURED:
+                yield from _MEASURED[key].faults(f"{where}.{key}", value)
         for key in _TOTALS:
             earlier, now = before.get(key), row.get(key)
             if not (is_number(earlier) and is_number(now)):
@@ -298,6 +317,8 @@ def _check_artifact(checked: CheckedRecord, record: RunRecord, name: str) -> Non
         file = file_inside(checked.path.parent, path)
         if file and file_sha256(file) != record.artifacts[name].sha256:
             checked.faults.append(ConfigIssue(f"artifacts.{name}.sha256", f"is not that of {path}"))
+    if file is None and name.startswith(SNAPSHOT) and _NO_SNAPSHOTS not in checked.remarks:
+        checked.remarks.append(_NO_SNAPSHOTS)
     if file is None and name == "model":
         checked.remarks.append("weights not stored here: `pugdft verify` cannot re-evaluate")
     if name in _SPLITS:

@@ -176,6 +176,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             with self._weights.perturbed(parameters) as weights:
                 self._perturb(parameters, weights, weights, self.method.radius(context))
                 loss = self._pass(closure, parameters)
+                self.diagnostics.after_clean_pass(parameters)
                 self.diagnostics.before_second_pass([])
                 self.diagnostics.measure_perturbation(parameters, weights)
             self._earlier.check(parameters)
@@ -185,6 +186,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             with self._ascent_pass() if is_ascent else nullcontext():
                 loss = self._pass(closure, parameters)
             self._earlier.check(parameters)
+            self.diagnostics.after_clean_pass(parameters)
             differentiated = [p for p in parameters if p.grad is not None]
             if differentiated and trigger.fires(context, differentiated, self._rule_states["trigger"]):
                 correction = self._second_pass(closure, parameters, context, replay)

@@ -24,7 +24,7 @@ MOST_IN_TABLE = 25  # classes: a larger confusion matrix is drawn as a picture
 _MOST_IN_PICTURE = 1_000  # classes
 _MOST_ROWS, _MOST_PAIRS = 1_000, 15
 _LEVELS = 9  # shades of a confusion table's cells
-_PARTS = ("train", "test", "validation")  # the style of each one's curve
+_PARTS = ("train", "test", "validation", "train_eval")  # the style of each one's curve
 
 Epochs = list[tuple[float, float]]  # an epoch with a value
 Lines = list[tuple[str, int | None, Epochs]]  # with their labels and styles

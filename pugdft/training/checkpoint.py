@@ -259,6 +259,7 @@ class RunState:
     kept: dict[str, Weights] = field(default_factory=dict)  # weights of the best epoch, by their files' names
     # The sums of the epoch's Totals over all processes, as of the last save.
     totals: list[float] = field(default_factory=lambda: [0.0] * 4)
+    snapshots: dict[str, str] = field(default_factory=dict)  # sha256 of each, by the number of updates
 
 
 @dataclass
@@ -328,6 +329,7 @@ class CheckpointManager:
         chosen = {"best_validation": asdict(best) if best else None}
         return {
             **(chosen if chooses_epochs(components.recipe.train) else {}),
+            **({"snapshots": state.snapshots} if components.recipe.train.takes_snapshots else {}),
             "position": asdict(state.position),
             "history": state.history,
             "best_test": state.best_test.model_dump() if state.best_test else None,
@@ -365,9 +367,12 @@ class CheckpointManager:
             if self.components.average is not None:
                 self.components.average.load(further.pop(_EMA))
             best_validation = BestValidation(**validation) if validation else None
+            # fmt: off
             return RunState(
-                position, history, best_test, checkpoint.predictions, best_validation, further, totals
+                position, history, best_test, checkpoint.predictions, best_validation, further, totals,
+                content.get("snapshots", {}),
             )
+            # fmt: on
         except _UNFIT as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise

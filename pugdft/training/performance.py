@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from operator import attrgetter
@@ -188,9 +188,14 @@ _ROUNDING_FLAGS = {
 }  # fmt: skip
 
 
-@contextmanager
-def rounding_of(switches: Switches, device_type: str) -> Iterator[None]:
+def rounding_of(switches: Switches, device_type: str) -> AbstractContextManager[None]:
     """Within the context, round products of fp32 numbers on this device as the switches say."""
+    return products_in(switches.matmul, device_type)
+
+
+@contextmanager
+def products_in(matmul: str, device_type: str) -> Iterator[None]:
+    """Within the context, round products of fp32 numbers as ``ieee``, ``tf32`` or ``bf16`` does."""
     before = []
     for path in _ROUNDING_FLAGS.get(device_type, ()):
         place, _, name = path.rpartition(".")
@@ -200,7 +205,7 @@ def rounding_of(switches: Switches, device_type: str) -> Iterator[None]:
     try:
         for owner, name, _ in before:
             # torch has an old and a new name for each and refuses to read one after the other was set.
-            setattr(owner, name, switches.matmul == "tf32" if name == "allow_tf32" else switches.matmul)
+            setattr(owner, name, matmul == "tf32" if name == "allow_tf32" else matmul)
         yield
     finally:
         for owner, name, value in before:

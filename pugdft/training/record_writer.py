@@ -21,6 +21,7 @@ from pugdft.data.source import writable
 from pugdft.machine import git_revision
 from pugdft.models import registered_by
 from pugdft.paths import file_sha256
+from pugdft.training import snapshots
 from pugdft.training.averaging import Weights
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
 from pugdft.training.performance import device_name, proc_field
@@ -160,6 +161,7 @@ def write_outcome(
         paths["checkpoint"] = f"{CHECKPOINT_NAME}/state.json"
     digests = {name: file_sha256(folder / path) for name, path in paths.items()}
     record.artifacts = {name: records.Artifact(path=paths[name], sha256=digests[name]) for name in paths}
+    record.artifacts |= snapshots.artifacts(state.snapshots)
     records.write_record(record, folder)
 
 

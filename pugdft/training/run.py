@@ -35,7 +35,7 @@ from pugdft.optim.build import respec
 from pugdft.paths import nearest_folder, write_atomically
 from pugdft.predictions import Predictions
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
-from pugdft.training import distributed
+from pugdft.training import distributed, snapshots
 from pugdft.training.averaging import copied
 from pugdft.training.checkpoint import (
     BestValidation,
@@ -62,6 +62,9 @@ from pugdft.training.tracking import Tracking, check_trackers
 from pugdft.training.trainer import Observer, Position, Totals, Trainer, evaluate
 
 RECIPE_NAME = "recipe.yaml"
+
+# What an epoch's row says of the steps that were measured in it; absent where the method has none.
+MEASURED = {"gradient": "gradient_norm", "norm": "perturbation_norm", "cosine": "gradient_cosine"}
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -135,6 +138,11 @@ def finetune(
     observer.on_detail(f"performance: {components.switches}")
     versions = ", ".join(f"{each} {version(each)}" for each in ("pugdft", "torch", "timm", "accelerate"))
     observer.on_detail(f"versions: {versions}")
+    if recipe.train.takes_snapshots:
+        steps, model = components.training.steps_per_epoch, components.backbone.model
+        size = snapshots.num_bytes(model.state_dict())
+        snapshots.check_room(recipe, steps, size, folder)
+        observer.on_message(f"train.snapshots: {snapshots.described(recipe, steps, size)}")
     profiler = Profile(folder if profile and accelerator.is_main_process else None, components.device)
     # The folder is claimed only now: an error found until here leaves nothing behind.
     lock, error = None, None
@@ -178,6 +186,8 @@ class Run:
         self.trainer = Trainer(components, self._after_step, self.profile)
         self.checkpoints = CheckpointManager(self.folder, components, self.restart_log, self.observer)
         self.state = self.checkpoints.resume()
+        is_main, say = accelerator.is_main_process, self.observer.on_message
+        self.snapshots = snapshots.Snapshots(self.folder, train, self.state.snapshots, is_main, say)
         # The saved sums are those of all processes: one of them takes them over.
         sums = self.state.totals if accelerator.is_main_process else [0.0] * 4
         self.totals = Totals(components.device, sums)
@@ -195,6 +205,7 @@ class Run:
         self.observer.on_start(trainer.total, trainer.spent(position), self.recipe.train.batch_size)
         try:
             with self.stop_signal, self.profile.running():
+                self._begin()
                 if not self._train_epochs():
                     unit = "gradient pass" if self.recipe.train.budget == "passes" else "update"
                     place = f"{unit} {round(trainer.spent(position)):,} of {trainer.total:,}"
@@ -202,6 +213,7 @@ class Run:
                     told = " (signal 15)" if is_term else ""
                     return "interrupted", f"stopped after {place}; the same command goes on{told}"
             self.divergence.check_end(position.steps)
+            self._take_snapshot()
             optimizer = self.components.optimizer
             if optimizer.method.perturbs and not optimizer.num_two_pass_steps:
                 return "failed", f"{self.recipe.optimizer['name']} never perturbed: its trigger did not fire"
@@ -235,6 +247,21 @@ class Run:
         self.components.accelerator.wait_for_everyone()
         return record
 
+    def _begin(self) -> None:
+        """Before the first update, evaluate and store the weights if the recipe asks for it."""
+        position, history = self.state.position, self.state.history
+        if position.steps:
+            return
+        self._take_snapshot()
+        if self.recipe.train.evaluates_start and not history:
+            row: dict[str, Any] = {"epoch": 0, "steps": 0, "gradient_passes": 0, "train_seconds": 0.0}
+            self._evaluate(row, needs_validation=False)
+            history.append(row)
+            self.observer.on_epoch(row)
+
+    def _take_snapshot(self) -> None:
+        self.snapshots.take(self.state.position.steps, self.components.backbone.model.state_dict)
+
     def _train_epochs(self) -> bool:
         """Train, evaluate and save, epoch after epoch; return False if a signal stopped the run."""
         trainer, position = self.trainer, self.state.position
@@ -265,6 +292,9 @@ class Run:
         self.profile.after_step()
         self.observer.on_step(position, totals, self.trainer.spent(position))
         self._take_time()
+        if self.snapshots.is_due_after_step(position.steps):
+            self._take_snapshot()
+            self._since = time.perf_counter()  # a snapshot is no training
         decision = self.rank_sync.poll(position.steps)
         if decision.polled:
             self._check_finite()
@@ -302,6 +332,7 @@ class Run:
             "gradient_passes": position.gradient_passes,
             "train_seconds": round(position.train_seconds, 3),
         }
+        row |= {MEASURED[what]: mean for what, mean in optimizer.diagnostics.end_epoch().items()}
         needs_validation = optimizer.method.trigger.needs_validation
         found = self._evaluate(row, needs_validation)
         if needs_validation and images:
@@ -314,6 +345,8 @@ class Run:
             state.best_test = BestEpoch(top1=row["test_top1"], epoch=position.epoch)
         state.history.append(row)
         self.totals.sums[:3] = 0
+        if self.snapshots.is_due_after_epoch(position.epoch):
+            self._take_snapshot()
         self.observer.on_epoch(row)
         if lost := [split for split in found if not math.isfinite(row[f"{split}_loss"])]:
             message = f"the {lost[0].replace('_', ' ')} loss is not finite after update {position.steps}"
@@ -355,6 +388,7 @@ class Run:
         """
         run, average, is_due = self.components, self.components.average, self._is_due()
         found: dict[str, Predictions] = {}
+        of_train: dict[str, Predictions] = {}  # for the history alone
         begin = time.perf_counter()
         with self.profile.span("evaluation"):
             for prefix in ("", "plain_") if average else ("",):
@@ -363,7 +397,10 @@ class Run:
                         if is_due or (needs_validation and split == "validation"):
                             key = f"{prefix}{split}"
                             found[key] = evaluate(run.evaluation_model, batches, run.accelerator)
-        for split, predictions in found.items():
+                    if is_due and run.train_sample is not None:
+                        seen = evaluate(run.evaluation_model, run.train_sample, run.accelerator)
+                        of_train[f"{prefix}train_eval"] = seen
+        for split, predictions in (of_train | found).items():
             metrics = predictions.metrics()
             row |= {f"{split}_top1": metrics.top1, f"{split}_loss": metrics.loss}
         self.state.position.eval_seconds += time.perf_counter() - begin

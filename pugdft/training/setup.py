@@ -8,7 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -115,6 +115,7 @@ class RunComponents:
     ascent: AscentBatch | None = None  # None takes every gradient from the whole batch
     class_weights: Tensor | None = None  # of the training loss, (classes,); None: each 1
     average: WeightAverage | None = None  # of the weights; None where the recipe asks for none
+    train_sample: loader.EvaluationBatches | None = None  # training images to evaluate, unaugmented
 
     def begin_epoch(self, epoch: int) -> None:
         """Set training mode, and freeze what this epoch leaves as it is; all processes together."""
@@ -284,6 +285,7 @@ def assemble(
         freezing, ascent,
         class_weights=_class_weights(recipe, images, store.classes, device),
         average=None if train.ema is None else WeightAverage(backbone.model, train.ema),
+        train_sample=_train_sample(recipe, inputs),
     )
     # fmt: on
     return components
@@ -336,6 +338,8 @@ class _Inputs(NamedTuple):
     share: loader.Share
     to_input: transforms.ToInput
     evaluations: dict[str, loader.EvaluationBatches]
+    device: torch.device
+    evaluation_batch: int
 
 
 def _inputs(
@@ -375,7 +379,23 @@ def _inputs(
         for name, images in splits.items()
         if name != "train" and len(images) and (name != "test" or train.evaluate == "all")
     }
-    return _Inputs(splits, share, to_input, evaluations)
+    return _Inputs(splits, share, to_input, evaluations, device, batch_size)
+
+
+def _train_sample(recipe: Recipe, inputs: _Inputs) -> loader.EvaluationBatches | None:
+    """The training images that ``train.evaluate_train`` asks for; None for none."""
+    wanted, images = recipe.train.evaluate_train, inputs.splits["train"]
+    if not wanted:
+        return None
+    if wanted > len(images):
+        raise UserError(
+            f"train.evaluate_train: {wanted:,} is more than the {counted(len(images), 'training image')} of "
+            f"{recipe.data.name}"
+        )
+    chosen = rng.class_balanced(images.labels[images.indices], wanted, recipe.train.seed)
+    sample = replace(images, indices=images.indices[chosen])
+    rest = (inputs.to_input, inputs.device, inputs.share, inputs.evaluation_batch)
+    return loader.EvaluationBatches(sample, *rest)
 
 
 def _workers(

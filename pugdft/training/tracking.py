@@ -121,7 +121,7 @@ class Tracking(Observer):
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         self._observer.on_epoch(row)
-        splits = ("train", "validation", "test")
+        splits = ("train", "validation", "test", "train_eval")
         values = {}
         for key, value in row.items():
             split, _, what = key.rpartition("_")

@@ -1,0 +1,42 @@
+"""Which function draws a stored analysis, by its kind; each is imported when it is used. No torch.
+
+A drawing function takes what :func:`pugdft.analysis.files.read_analysis` returns, and where to draw::
+
+    draw(facts, arrays, stem, formats, *, view, width, theme) -> list[Path]
+
+``stem`` is the pictures' path without a suffix; ``view`` is the command's ``--view`` (``all`` by default),
+``width`` is ``column``, ``text``, inches or None for the kind's own, and ``theme`` is ``light`` or ``dark``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pugdft.errors import UserError, unknown
+
+DRAWN_BY: dict[str, str] = {"landscape": "surfaces:draw_landscape", "trajectory": "surfaces:draw_trajectory"}
+"""Kinds of analyses → ``module:function`` in this package, such as ``surfaces:draw_landscape``."""
+
+
+def drawer_of(kind: str, facts_path: Path) -> Callable[..., list[Path]]:
+    """The function that draws analyses of a kind; a UserError if there is none."""
+    if kind not in DRAWN_BY:
+        raise UserError(f"{facts_path}: no picture is known: {unknown('kind', kind, DRAWN_BY)}")
+    module, _, name = DRAWN_BY[kind].partition(":")
+    found: Any = getattr(import_module(f"pugdft.figures.{module}"), name)
+    return found
+
+
+def redraw(
+    kind: str,
+    facts: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    path: Path,
+    formats: list[str],
+    **options: Any,
+) -> list[Path]:
+    """Draw a stored analysis beside its data file ``path``; return the pictures' paths."""
+    return drawer_of(kind, path)(facts, arrays, path.with_suffix(""), formats, **options)

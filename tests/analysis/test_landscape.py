@@ -1,0 +1,138 @@
+"""Landscapes of real runs: true at the ends, the same after a stop, and nothing of the models is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pugdft.analysis.files import read_analysis
+from pugdft.analysis.jobs import Progress
+from pugdft.analysis.landscape import Landscape, LandscapeOptions
+from pugdft.analysis.overlay import Overlay, open_runs
+from pugdft.analysis.points import Evaluator, take_sample
+from pugdft.errors import UserError
+
+
+def overlay(*paths: Path, batch_norm: str = "reestimate") -> Overlay:
+    models = open_runs(paths)
+    return Overlay(models, take_sample(models[0], "train", 30), batch_norm)  # type: ignore[arg-type]
+
+
+def bits(models: Overlay) -> list[bytes]:
+    return [
+        each.detach().numpy().tobytes() for one in models.models for each in one.model.state_dict().values()
+    ]
+
+
+def stop_after(points: int) -> Progress:
+    """Asks to stop when so many points are done."""
+    done = [0]
+
+    def count(now: int, total: int) -> None:
+        done[0] = now
+
+    return Progress(is_stopped=lambda: done[0] >= points, on_point=count)
+
+
+def test_the_middle_of_a_plane_is_the_runs_own_loss_and_models_stay_as_they_are(
+    sgd_run: Path, sam_run: Path, tmp_path: Path
+) -> None:
+    both = overlay(sgd_run, sam_run, batch_norm="fixed")
+    before = bits(both)
+    landscape = Landscape(both, LandscapeOptions(grid=5), tmp_path)
+    assert landscape.compute()
+    assert bits(both) == before
+    stored = read_analysis(landscape.path)
+    assert stored.arrays["loss"].shape == (2, 5, 5)
+    assert stored.arrays["alpha"].tolist() == [-1, -0.5, 0, 0.5, 1]
+    for number, loaded in enumerate(both.models):
+        own = Evaluator.of(loaded, both.sample, "fixed").at()
+        assert stored.arrays["loss"][number, 2, 2] == own.loss == stored.arrays["base_loss"][number]
+        assert stored.arrays["top1"][number, 2, 2] == own.top1
+    assert [each["label"] for each in stored.facts["records"]] == ["sgd", "sam"]
+    assert any("one seed" in each for each in stored.facts["caveats"])
+    assert any("random directions miss" in each for each in stored.facts["caveats"])
+    assert stored.facts["batch_norm"] == "fixed"
+
+
+def test_the_way_between_ends_at_both_runs(sgd_run: Path, sam_run: Path, tmp_path: Path) -> None:
+    both = overlay(sgd_run, sam_run)
+    landscape = Landscape(both, LandscapeOptions("between", grid=5), tmp_path)
+    assert landscape.compute()
+    ends = [Evaluator.of(each, both.sample, "reestimate").at().loss for each in both.models]
+    assert landscape.loss[0, [0, -1]].tolist() == pytest.approx(ends, rel=1e-3)
+    # With the start's statistics the far end is another function.
+    fixed = Landscape(
+        Overlay(both.models, both.sample, "fixed"), LandscapeOptions("between", grid=5), tmp_path
+    )
+    fixed.compute()
+    assert abs(fixed.loss[0, -1] / ends[1] - 1) > 0.05
+
+
+@pytest.mark.parametrize("points", [1, 7, 12])
+def test_a_stopped_line_goes_on_and_ends_with_the_same_bits(
+    sgd_run: Path, tmp_path: Path, points: int
+) -> None:
+    one, options = overlay(sgd_run), LandscapeOptions("line", directions=2, grid=9)
+    whole = Landscape(one, options, tmp_path / "whole")
+    assert whole.compute()
+    first = Landscape(one, options, tmp_path / "cut")
+    assert not first.compute(stop_after(points))
+    assert read_analysis(first.path).facts["done"] == points
+    second = Landscape(one, options, tmp_path / "cut")
+    assert second.num_done == points
+    assert second.compute()
+    for name in ("loss", "top1"):
+        stored = [read_analysis(each.path).arrays[name].tobytes() for each in (whole, second)]
+        assert stored[0] == stored[1]
+
+
+def test_an_error_midway_leaves_the_models_and_what_was_computed(sgd_run: Path, tmp_path: Path) -> None:
+    one = overlay(sgd_run)
+    before = bits(one)
+
+    def fail(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    landscape = Landscape(one, LandscapeOptions("line", directions=1, grid=5), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        landscape.compute(Progress(on_point=fail))
+    assert bits(one) == before
+    assert int(np.isfinite(read_analysis(landscape.path).arrays["loss"]).sum()) == 3
+
+
+def test_a_run_of_weights_that_are_not_finite_is_refused(sgd_run: Path, tmp_path: Path) -> None:
+    one = overlay(sgd_run)
+    with torch.no_grad():
+        one.models[0].model.fc.bias.fill_(torch.nan)
+    landscape = Landscape(one, LandscapeOptions("line", directions=1, grid=5), tmp_path)
+    with pytest.raises(UserError, match="no loss is a finite number"):
+        landscape.compute()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"grid": 6}, "--grid 6: must be odd"),
+        ({"grid": 3}, "--grid 3: must be odd and at least 5"),
+        ({"extent": 0.0}, "--range 0: must be a finite number above 0"),
+        ({"extent": float("inf")}, "--range inf"),
+        ({"kind": "between"}, "needs another run"),
+    ],
+)
+def test_options_without_a_landscape_are_refused(
+    sgd_run: Path, tmp_path: Path, options: dict[str, float], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        Landscape(overlay(sgd_run), LandscapeOptions(**options), tmp_path)  # type: ignore[arg-type]
+
+
+def test_runs_that_cannot_be_compared_are_refused(sgd_run: Path, photo_run: Path) -> None:
+    with pytest.raises(UserError, match="stands twice"):
+        open_runs([sgd_run, sgd_run])
+    with pytest.raises(UserError, match="its model is test_vit, there it is test_resnet"):
+        open_runs([sgd_run, photo_run])
