@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranked_records import NAN, compare, entry_of, networks, one_group, seeds, stored_seeds
+from ranked_records import NAN, compare, entry_of, history, networks, one_group, seeds, stored_seeds
 from run_records import PUGD, SAM, SGD, record
 
 from pugdft.leaderboard import Group
@@ -150,3 +150,19 @@ def test_the_best_epochs_are_kept_apart_and_need_every_seed() -> None:
     assert best(0.92, 0.94) == pytest.approx(0.93)
     assert best(0.92, None) is None
     assert best(0.92, NAN) is None
+
+
+def test_what_was_before_the_first_update_ranks_nothing() -> None:
+    """A row of epoch 0, however good, changes neither a curve nor the accuracy at equal cost."""
+    before = {"epoch": 0, "steps": 0, "gradient_passes": 0, "train_seconds": 0.0, "test_top1": 1.0}
+    groups = []
+    for rows in ([], [before]):
+        short, long = ([*rows, *history(passes, 0.7, 0.8)] for passes in (10, 200))
+        cheap = seeds(SGD, 0.8, 0.81, history=short, cost__gradient_passes=20)
+        costly = seeds(SAM, 0.9, 0.91, history=long, cost__gradient_passes=400)
+        groups.append(one_group(cheap, costly))
+    assert entry_of(groups[1], "sam").top1_at_equal_passes is None, "its first epoch is beyond the budget"
+    for one, two in zip(groups[0].entries, groups[1].entries, strict=True):
+        assert one.curve == two.curve
+        assert one.top1_at_equal_passes == two.top1_at_equal_passes
+        assert one.top1_at_equal_seconds == two.top1_at_equal_seconds
