@@ -11,18 +11,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pugdft"
 
-# Lowest first; a module may import from its own layer and from those before it.
+# Lowest first; a module may import from its own layer and from those before it. A package's module may have a
+# layer of its own.
 LAYERS = [
     ["errors", "machine", "__init__"],
     ["paths", "figures", "architectures"],
     ["config"],
     ["records"],
-    ["predictions", "weights"],
+    ["predictions", "weights", "analysis.files"],
     ["optim", "data", "models"],
     ["training"],
     ["leaderboard"],
     ["bench", "report", "reproduce", "doctor"],
     ["inference"],
+    ["analysis"],
     ["tuning"],
     ["cli", "__main__"],
     ["api"],
@@ -61,16 +63,21 @@ def layer_of(part: str, layers: list[list[str]]) -> int | None:
     return next((number for number, layer in enumerate(layers) if part in layer), None)
 
 
+def layer_of_module(parts: tuple[str, ...]) -> int | None:
+    """The layer of a module, else that of its package."""
+    own = layer_of(".".join(parts[:2]), LAYERS)
+    return layer_of(parts[0], LAYERS) if own is None else own
+
+
 @pytest.mark.parametrize("path", modules(PACKAGE), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if own == "__init__":
+    own = path.relative_to(PACKAGE).with_suffix("").parts
+    if own == ("__init__",):
         return  # it names what lies anywhere, for type checkers, and imports it when it is used
-    own_layer = layer_of(own, LAYERS)
-    assert own_layer is not None, f"{own} has no layer: give it one"
+    own_layer = layer_of_module(own)
+    assert own_layer is not None, f"{own[0]} has no layer: give it one"
     for name in imported(path):
-        part = name.split(".")[1] if "." in name else "__init__"
-        layer = layer_of(part, LAYERS)
+        layer = layer_of_module(tuple(name.split(".")[1:]) or ("__init__",))
         if layer is not None:
             assert layer <= own_layer, f"{path} imports {name}, which lies above it"
 

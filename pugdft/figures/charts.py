@@ -30,9 +30,9 @@ _Mark = tuple["Result", float, float]  # with its place in points
 # Each style has its own colour, marker and dashes.
 _SERIES = ("#0b67b2", "#d0560a", "#2f8a85", "#611661", "#444606", "#9566fa", "#884f61", "#231da3")
 _SERIES_DARK = ("#5cb3f0", "#f08c28", "#97f464", "#c75fc6", "#a8922a", "#8784fb", "#f14e7b", "#ebebeb")
-_MARKERS = "os^DvPpX"
-_DASHES = ((), (7, 3), (2, 3), (9, 3, 2, 3), (14, 4), (4, 2), (1, 2.5), (9, 3, 2, 3, 2, 3))
-NUM_STYLES = len(_MARKERS)
+MARKERS = "os^DvPpX"
+DASHES = ((), (7, 3), (2, 3), (9, 3, 2, 3), (14, 4), (4, 2), (1, 2.5), (9, 3, 2, 3, 2, 3))
+NUM_STYLES = len(MARKERS)
 
 LIGHT = {"page": "#ffffff", "text": "#1b1f24", "muted": "#59616b", "faint": "#e8ebee"}
 LIGHT |= {f"s{style}": colour for style, colour in enumerate(_SERIES)}
@@ -42,7 +42,7 @@ DARK |= {f"s{style}": colour for style, colour in enumerate(_SERIES_DARK)}
 _HEIGHT, _LEFT, _BOTTOM, _TOP = 302.0, 50.0, 46.0, 276.0  # in points, from the lower left corner
 _MARK_GAP = 8.0  # between marks of equal cost
 _CLUSTER_GAP = 28.0  # marks that are nearer share a column of labels
-_LINE_HEIGHT, _LINE_WIDTH = 14.0, 1.8
+_LINE_HEIGHT, LINE_WIDTH = 14.0, 1.8
 _LEADER = {"marker": "", "lw": 0.8, "zorder": 1.5}  # a thin line from a mark to its label
 _FAR = 6.0  # a mean this many median distances behind the best is left off the axis
 _LEAST = 0.002  # of a value: a smaller spread counts as this
@@ -140,12 +140,12 @@ def _marker(series: Series, theme: Theme) -> dict[str, Any]:
         return {"color": theme["muted"], "marker": "o", "ms": 5, "mew": 0, "alpha": 0.6}
     colour = theme[f"s{series.style}"]
     fill = colour if series.filled else theme["page"]
-    return {"color": colour, "marker": _MARKERS[series.style], "mfc": fill, "mew": 1.7, "ms": 8}
+    return {"color": colour, "marker": MARKERS[series.style], "mfc": fill, "mew": 1.7, "ms": 8}
 
 
 def _dashes(style: int) -> dict[str, Any]:
-    lengths = [length / _LINE_WIDTH for length in _DASHES[style]]
-    return {"lw": _LINE_WIDTH, "ls": (0, lengths) if lengths else "-"}
+    lengths = [length / LINE_WIDTH for length in DASHES[style]]
+    return {"lw": LINE_WIDTH, "ls": (0, lengths) if lengths else "-"}
 
 
 @_own_settings()
