@@ -31,6 +31,7 @@ from pugdft.cli import (
     recipes,
     report,
     runs,
+    terrain,
     tune,
     verify,
 )
@@ -58,6 +59,7 @@ app.command("compare")(compare.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
 app.command("report")(report.command)
+app.command("terrain")(terrain.command)
 app.command("export")(export.command)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)
