@@ -34,6 +34,7 @@ from pugdft.cli import (
     report,
     runs,
     trajectory,
+    terrain,
     tune,
     verify,
 )
@@ -64,6 +65,7 @@ app.command("evaluate")(evaluate.command)
 app.command("report")(report.command)
 app.command("landscape")(landscape.command)
 app.command("trajectory")(trajectory.command)
+app.command("terrain")(terrain.command)
 app.command("export")(export.command)
 app.command("verify")(verify.verify_command)
 app.command("rerun")(verify.rerun_command)

@@ -1,0 +1,203 @@
+"""``pugdft terrain``: the paths of optimizers on the loss surface of two weights."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pugdft.cli.output import emit, given_path, say
+from pugdft.errors import UserError
+
+_OPTIMIZERS = "sgd,adagrad,ngd_cw,ugd,amp,sam,asam,pugd"
+_BASE = {"name": "sgd", "lr": 0.2}  # without a recipe
+
+
+class FreePair(StrEnum):
+    """Which two weights are free."""
+
+    UNIT = "unit"
+    OUTPUT = "output"
+
+
+class FixedWeights(StrEnum):
+    """What all other weights are."""
+
+    TRAINED = "trained"
+    RANDOM = "random"
+
+
+class Animation(StrEnum):
+    """File format of the animation."""
+
+    GIF = "gif"
+    WEBP = "webp"
+    APNG = "apng"
+    NONE = "none"
+
+
+class TerrainTheme(StrEnum):
+    """Background of the pictures."""
+
+    LIGHT = "light"
+    DARK = "dark"
+
+
+class TerrainProgress(StrEnum):
+    """For people, or JSON lines for programs."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def command(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Whose base optimizer, options and data are used.",
+            show_default="SGD with lr 0.2, bundled",
+        ),
+    ] = None,
+    optimizers: Annotated[
+        str, typer.Option(metavar="OPTIMIZERS", help="Such as 'sgd,sam[rho=0.1]'.")
+    ] = _OPTIMIZERS,
+    passes: Annotated[int, typer.Option(min=2, help="Gradient passes of every optimizer.")] = 1_000,
+    start: Annotated[str, typer.Option(metavar="X,Y", help="Where all start.")] = "-10.1,-15",
+    slice_: Annotated[
+        FreePair, typer.Option("--slice", help="Free: in and out of a unit, or both into an output.")
+    ] = FreePair.UNIT,
+    rest: Annotated[FixedWeights, typer.Option(help="What the other weights are.")] = FixedWeights.TRAINED,
+    images: Annotated[int, typer.Option(min=2, help="Images of each split, as many of each class.")] = 100,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="A name or a folder.", show_default="the recipe's, or bundled"),
+    ] = None,
+    grid: Annotated[int, typer.Option(help="Points along each axis, odd.")] = 81,
+    every: Annotated[int, typer.Option(min=1, help="Passes between kept points.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and the slice.")] = 0,
+    animate: Annotated[Animation, typer.Option(help="Format of the animation.")] = Animation.GIF,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="FORMATS", help="Of svg, pdf, png.")
+    ] = "svg,png",
+    width: Annotated[str, typer.Option(metavar="WIDTH", help="column, text or inches.")] = "text",
+    theme: Annotated[TerrainTheme, typer.Option(help="Background.")] = TerrainTheme.LIGHT,
+    output: Annotated[
+        Path, typer.Option(parser=given_path, metavar="PATH", help="Folder of data and pictures.")
+    ] = Path("analysis"),
+    progress: Annotated[
+        TerrainProgress, typer.Option(help="For people, or JSON lines.")
+    ] = TerrainProgress.TEXT,
+) -> None:
+    """Draw paths of optimizers on the loss surface of two weights.
+
+    All weights of a small net are fixed but two, so paths lie on the surface itself. Every optimizer starts
+    at one point and has the same passes. Prints the paths of the data, the contours, the surface in three
+    dimensions and the animation; a table of the ends goes to stderr. No run is needed. It takes a minute.
+
+    Examples:
+      pugdft terrain
+      pugdft terrain --optimizers 'sgd[lr=5],sam[rho=1],pugd' --animate webp
+    """
+    from pugdft.figures.paper import check_formats, inches
+
+    chosen = check_formats([each.strip() for each in formats.split(",") if each.strip()])
+    inches(width)
+    place = _start(start)
+    if grid < 5 or grid % 2 == 0:
+        raise UserError(f"--grid {grid}: must be odd and at least 5, so that it has a middle")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is not a folder")
+    from pugdft.analysis.files import analysis_stem, digest_of, write_analysis
+    from pugdft.analysis.terrain import TerrainOptions, make_terrain
+    from pugdft.data.datasets import open_source
+    from pugdft.figures.terrain_pictures import write_pictures
+
+    specs, name = _specs(optimizers, recipe)
+    source = open_source(data or name)
+    options = TerrainOptions(
+        passes=passes,
+        start=place,
+        kind=slice_.value,
+        rest=rest.value,
+        images=images,
+        grid=grid,
+        every=every,
+        seed=seed,
+    )
+
+    def tell(line: str) -> None:
+        if progress is TerrainProgress.JSON:
+            emit("progress", message=line)
+        else:
+            say(line)
+
+    arrays, facts = make_terrain(source, specs, options, tell)
+    digest = digest_of({"options": facts["options"], "specs": specs, "data": source.key})
+    file = write_analysis(output, "terrain", digest, arrays, facts)
+    stem = analysis_stem(output, "terrain", digest)
+    typer.echo(str(file))
+    animation = None if animate is Animation.NONE else animate.value
+    for written in write_pictures(arrays, facts, stem, chosen, animation, width, theme.value):
+        typer.echo(str(written))
+    for line in (*end_table(facts), *facts["caveats"]):
+        tell(line)
+
+
+def _start(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(each) for each in text.split(","))
+    except ValueError:
+        x = y = math.nan
+    if not (math.isfinite(x) and math.isfinite(y) and max(abs(x), abs(y)) <= 1_000):
+        raise UserError(f'--start "{text}": expected two numbers from -1000 to 1000, such as -10.1,-15')
+    return x, y
+
+
+def _specs(optimizers: str, recipe: str | None) -> tuple[dict[str, dict[str, Any]], str]:
+    """Every optimizer's resolved spec by its text, and the data's name."""
+    from pugdft.bench.optimizer_spec import parse_optimizers
+    from pugdft.config.load import load_recipe
+    from pugdft.data.datasets import BUNDLED
+    from pugdft.errors import ConfigIssue, FaultsError, collect
+    from pugdft.optim.build import resolve_spec
+
+    base, name = dict[str, Any](_BASE), BUNDLED
+    if recipe is not None:
+        found = load_recipe(recipe)
+        base, name = found.as_dict()["optimizer"], found.data.name
+    specs, faults = dict[str, dict[str, Any]](), list[ConfigIssue]()
+    for entry in parse_optimizers(optimizers):
+        with collect(faults, f'"{entry.text}"'):
+            specs[entry.text] = resolve_spec(entry.spec(base))
+    if faults:
+        raise FaultsError("--optimizers", faults)
+    return specs, name
+
+
+def end_table(facts: dict[str, Any]) -> list[str]:
+    """Where each optimizer ended, as lines of equal columns."""
+    rows = [("optimizer", "updates", "passes", "weight 1", "weight 2", "moved", "train loss", "test loss")]
+    for each in facts["optimizers"]:
+        x, y = each["end"]
+        numbers = (
+            f"{each['updates']:,}",
+            f"{each['passes']:,}",
+            f"{x:.3f}",
+            f"{y:.3f}",
+            f"{each['moved']:.3f}",
+        )
+        rows.append((each["name"], *numbers, f"{each['train_loss']:.5f}", f"{each['test_loss']:.5f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(wide) for cell, wide in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]
