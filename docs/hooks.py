@@ -36,6 +36,7 @@ ORDER = {
     "guide.md": "Guide",
     "first-comparison.md": "A first comparison",
     "reading-a-leaderboard.md": "Reading a leaderboard",
+    "sharpness.md": "Sharpness",
     "optimizers.md": "Optimizers",
     "export.md": "Export",
     "training-options.md": "Training options",

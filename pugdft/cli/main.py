@@ -32,6 +32,7 @@ from pugdft.cli import (
     recipes,
     report,
     runs,
+    sharpness,
     tune,
     verify,
 )
@@ -59,6 +60,7 @@ app.command("compare")(compare.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
 app.command("report")(report.command)
+app.command("sharpness")(sharpness.command)
 app.command("landscape")(landscape.command)
 app.command("export")(export.command)
 app.command("verify")(verify.verify_command)

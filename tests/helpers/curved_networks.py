@@ -32,7 +32,7 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Tanh(), nn.Linear(10, NUM_CLASSES))
 
 
-def convnet(channels: int = 6) -> nn.Module:
+def convnet(channels: int = 4) -> nn.Module:
     """Three convolutions, each with BatchNorm and a ReLU."""
     layers: list[nn.Module] = []
     for before, stride in ((1, 1), (channels, 2), (channels, 2)):
