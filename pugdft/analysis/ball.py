@@ -67,7 +67,7 @@ def worst_rise(
         num_steps: of each start; each takes one gradient.
         on_gradient: called after each gradient.
     """
-    found = _Search(slope, weights, 1.0 if scales is None else scales, on_gradient)
+    found = _BallSearch(slope, weights, 1.0 if scales is None else scales, on_gradient)
     centre, gradient = found.at(torch.zeros_like(weights))
     first = found.unit(gradient) * rho
     # The one step comes first, so that its own rise is known.
@@ -86,7 +86,7 @@ def worst_rise(
     return WorstRise(rho, found.highest - centre, one_step, found.scales * found.best, found.num_gradients)
 
 
-class _Search:
+class _BallSearch:
     """Evaluates points of the ball, in scaled coordinates, and remembers the best."""
 
     def __init__(

@@ -96,7 +96,7 @@ def sharpness_digest(loaded: LoadedModel, sample: Sample, options: SharpnessOpti
     return digest_of({"weights": weights, "sample": sample.sha256, "options": asdict(options)})
 
 
-class Probe:
+class TwiceDifferentiable:
     """A copy of a model whose loss on a sample can be differentiated twice.
 
     Args:
@@ -202,7 +202,7 @@ def measure(
     """
     options.check(len(sample))
     begin = time.perf_counter()
-    probe = Probe(loaded, sample, options)
+    probe = TwiceDifferentiable(loaded, sample, options)
     with probe.exact():
         numbers, arrays = _numbers(probe, on_step)
     overlay = Overlay([loaded], sample, options.batch_norm)
@@ -225,7 +225,9 @@ def measure(
     return Sharpness(facts, arrays, digest)
 
 
-def _numbers(probe: Probe, on_step: Callable[[float], None]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _numbers(
+    probe: TwiceDifferentiable, on_step: Callable[[float], None]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """All numbers, and the spectrum if it was asked for."""
     objective, options, seed = probe.objective, probe.options, probe.sample.seed
     whole = partial(on_step, 1.0)
@@ -281,7 +283,7 @@ def _numbers(probe: Probe, on_step: Callable[[float], None]) -> tuple[dict[str, 
 
 
 def _rises(
-    probe: Probe,
+    probe: TwiceDifferentiable,
     weights: Tensor,
     rho: float,
     direction: Tensor,
@@ -345,7 +347,7 @@ def _unsettled(numbers: Mapping[str, Any]) -> list[str]:
 def planned_seconds(loaded: LoadedModel, sample: Sample, options: SharpnessOptions) -> tuple[int, float]:
     """Products and gradients at most, and their time, from one product (after the first) and one gradient."""
     options.check(len(sample))
-    probe = Probe(loaded, sample, options)
+    probe = TwiceDifferentiable(loaded, sample, options)
     with probe.exact():
         vector = probe.objective.weights()
         probe.objective.product(vector)

@@ -60,7 +60,7 @@ def command(
     adaptive_rho: Annotated[float, typer.Option("--adaptive-rho", help="Radius of ASAM's ball.")] = 0.5,
     products: Annotated[int, typer.Option(help="Products of an eigenvalue at most.")] = 15,
     probes: Annotated[int, typer.Option(help="Random vectors of the trace at most.")] = 15,
-    batch: Annotated[str, typer.Option(metavar="N|all", help="Images of each ball.")] = "all",
+    batch: Annotated[str, typer.Option(metavar="N|ALL", help="Images of each ball.")] = "all",
     batch_norm: Annotated[
         OwnStatistics, typer.Option("--batch-norm", help="BatchNorm's statistics.")
     ] = OwnStatistics.FIXED,
@@ -143,7 +143,7 @@ def command(
 
 
 def _batch(text: str) -> int | None:
-    if text == "all":
+    if text.lower() == "all":
         return None
     if not text.isascii() or not text.isdigit():
         raise UserError(f'--batch {printable(text)}: must be a number of images, or "all"')

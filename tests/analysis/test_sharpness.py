@@ -34,7 +34,7 @@ def run(sgd_run: Path, tmp_path: Path) -> Path:
 
 def test_the_command_stores_numbers_that_the_leaderboard_takes(run: Path) -> None:
     before = (run / "record.yaml").read_bytes(), (run / "model.safetensors").read_bytes()
-    code, output = sharpness(str(run), *QUICK, "--spectrum")
+    code, output = sharpness(str(run), *QUICK)
     assert code == 0, output
     (path,) = run.glob("sharpness-*.yaml")
     facts = read_analysis(path).facts
@@ -45,8 +45,6 @@ def test_the_command_stores_numbers_that_the_leaderboard_takes(run: Path) -> Non
     assert facts["sample"]["images"] == len(facts["sample"]["indices"]) == 16
     assert any("not settled" in line for line in facts["caveats"])
     assert any("does not reliably predict accuracy" in line for line in facts["caveats"])
-    (spectrum,) = (run / "analysis").glob("spectrum-*.npz")
-    assert read_analysis(spectrum).arrays["weights"].sum() == pytest.approx(1)
     for expected in ("λ1", "adaptive λ1", "trace", "worst rise", "one step finds", str(path)):
         assert expected in output
     assert ((run / "record.yaml").read_bytes(), (run / "model.safetensors").read_bytes()) == before
@@ -54,14 +52,24 @@ def test_the_command_stores_numbers_that_the_leaderboard_takes(run: Path) -> Non
     assert sharpness_of(stored)[0].values["lambda1"] == numbers["lambda1"]["value"]
     assert not list(sharpness_faults(StoredRun(stored.record, stored.path)))
     changed = path.stat().st_mtime_ns
-    code, output = sharpness(str(run), *QUICK, "--spectrum")
+    code, output = sharpness(str(run), *QUICK)
     assert code == 0
     assert "measured before" in output
     assert path.stat().st_mtime_ns == changed
 
 
-@pytest.mark.parametrize("breaks", [False, True], ids=["whole", "interrupted"])
-@pytest.mark.parametrize("batch_norm", ["fixed", "batch"])
+@pytest.mark.slow
+def test_the_spectrum_is_stored_apart(run: Path) -> None:
+    code, output = sharpness(str(run), *QUICK, "--spectrum")
+    assert code == 0, output
+    (path,) = (run / "analysis").glob("spectrum-*.npz")
+    arrays = read_analysis(path).arrays
+    assert arrays["nodes"].shape == (5, 30)
+    assert arrays["weights"].sum() == pytest.approx(1)
+    assert str(path.with_suffix(".yaml")) in output
+
+
+@pytest.mark.parametrize(("batch_norm", "breaks"), [("batch", False), ("fixed", True)])
 def test_the_model_stays_as_it_is_to_the_bit(sgd_run: Path, batch_norm: str, breaks: bool) -> None:
     (loaded,) = open_runs([sgd_run])
     sample = take_sample(loaded, "train", 16)
@@ -85,6 +93,7 @@ def test_the_model_stays_as_it_is_to_the_bit(sgd_run: Path, batch_norm: str, bre
     assert [module.training for module in loaded.model.modules()] == modes
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_every_analysis_in_either_precision(sgd_run: Path) -> None:
     (loaded,) = open_runs([sgd_run])
     sample = take_sample(loaded, "train", 16)
@@ -99,6 +108,7 @@ def test_the_loss_is_that_of_every_analysis_in_either_precision(sgd_run: Path) -
     assert found[0]["lambda1"]["value"] == pytest.approx(found[1]["lambda1"]["value"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_batches_have_a_ball_each(sgd_run: Path) -> None:
     (loaded,) = open_runs([sgd_run])
     sample = take_sample(loaded, "train", 16)
