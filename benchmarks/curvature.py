@@ -10,6 +10,7 @@ standard deviation over seeds, so that accuracy can be compared too.
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,9 +67,9 @@ def theirs(
     model: nn.Module, inputs: Tensor, labels: Tensor, seed: int, products: int
 ) -> tuple[float, float, float]:
     """The same by `curvlinops`: an operator, SciPy's Lanczos, Hutch++ with so many products."""
-    import curvlinops
     from scipy.sparse.linalg import LinearOperator, eigsh
 
+    curvlinops: Any = importlib.import_module("curvlinops")
     batches = [(inputs[i : i + _PART], labels[i : i + _PART]) for i in range(0, len(labels), _PART)]
     operator = curvlinops.HessianLinearOperator(
         model, nn.CrossEntropyLoss(), list(model.parameters()), batches, check_deterministic=False
