@@ -33,8 +33,9 @@ from pugdft.cli import (
     recipes,
     report,
     runs,
-    trajectory,
+    sharpness,
     terrain,
+    trajectory,
     tune,
     verify,
 )
@@ -63,6 +64,7 @@ app.command("compare")(compare.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
 app.command("report")(report.command)
+app.command("sharpness")(sharpness.command)
 app.command("landscape")(landscape.command)
 app.command("trajectory")(trajectory.command)
 app.command("terrain")(terrain.command)

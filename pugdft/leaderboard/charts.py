@@ -9,7 +9,7 @@ from typing import Any
 
 from pugdft.figures import charts
 from pugdft.figures.charts import shortened
-from pugdft.leaderboard import columns
+from pugdft.leaderboard import columns, stats
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
 from pugdft.leaderboard.warnings import listed
 from pugdft.predictions import METRICS
@@ -106,6 +106,40 @@ def history_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -
     svg = charts.svg_text(charts.histories(curves, titles, (low, high)), f"{id}h{cost}", description)
     notes = [f"What lies below {low:.2f} % is cut off."] if is_cut else []
     return {"cost": cost, "words": axis.words, "svg": svg, "notes": notes}
+
+
+SHARPNESS = {"lambda1": "λ1", "adaptive_lambda1": "adaptive λ1", "worst_rise": "worst rise"}
+
+
+def sharpness_chart(group: Group, styles: Mapping[int, int], measure: str, id: str) -> dict[str, Any] | None:
+    """Draw the ranking metric against one of ``SHARPNESS``; None where fewer than two entries have both."""
+    words, name, unit = SHARPNESS[measure], METRICS[group.metric].name, columns.unit_of(group.metric)
+    found = [
+        (index, summary, sharpness.mean)
+        for index, entry in enumerate(group.measured)
+        if (summary := entry.summary(group.metric))
+        and (sharpness := entry.sharpness.get(measure))
+        and finite(sharpness.mean) is not None
+        and sharpness.mean >= 0
+    ]
+    if len(found) < 2:
+        return None
+    rho, bounds = stats.spearman(*zip(*((sharp, each.mean) for _, each, sharp in found), strict=True))
+    said = f"Spearman's ρ of {words} and {name} over {len(found)} entries: {columns.number(rho)}"
+    if bounds:
+        said += f" (95 % CI {columns.number(bounds[0])} to {columns.number(bounds[1])})"
+    results = []
+    for index, summary, sharp in found[:MOST_MARKS]:
+        tip = f"{name} {unit.phrase(summary.mean)}; {words} {sharp:.3g}"
+        ends = (summary.ci95[0] / unit.size, summary.ci95[1] / unit.size) if summary.ci95 else None
+        series = _series(group, index, styles, id, tip)
+        results.append(charts.Result(**series, cost=sharp, mean=summary.mean / unit.size, interval=ends))
+    low, high = _metric_limits([summary for _, summary, _ in found[:MOST_MARKS]], group.metric)
+    titles = words, unit.heading(name)
+    figure = charts.scatter_cost(results, titles, (low / unit.size, high / unit.size))
+    svg = charts.svg_text(figure, f"{id}s{measure}", f"{titles[1]} against {words}; the table has the values")
+    notes = [f"{said}{'' if bounds else '; too few for an interval'}."]
+    return {"cost": measure, "words": words, "svg": svg, "notes": notes}
 
 
 def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: str) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def columns(metric: str) -> tuple[Column, ...]:
         write=lambda entry: interval(entry, metric, "–") or NOTHING,
         help="95 % t-interval of the mean over seeds; thin strokes are the seeds.",
     )  # fmt: skip
-    return (*_FIRST, mean, confidence, *plain.values(), *_LATER)
+    return (*_FIRST, mean, confidence, *plain.values(), *_LATER, *SHARPNESS, *_LAST)
 
 
 def _mean_column(metric: Metric) -> Column:
@@ -231,6 +231,9 @@ _LATER = (
     Column("mean_gradient_cosine", name="cos", page="cos", section=_EVIDENCE,
            units=(DisplayUnit("", 1, 2),), importance=15,
            help="Mean cosine between both gradients of an update."),
+)  # fmt: skip
+
+_LAST = (
     Column("versus_best", parts=Versus),
     Column("num_failed"),
     Column("failed", attrgetter("unfinished")),
@@ -239,6 +242,36 @@ _LATER = (
     Column("spec"),
     Column("source", parts=PublishedSource),
     Column("notes"),
+)  # fmt: skip
+
+
+def _sharpness_column(field: str, name: str, page: str, help_: str, importance: int) -> Column:
+    """A column of means over seeds; numbers of any size, so with three digits."""
+
+    def mean(entry: Entry) -> float | None:
+        found = entry.sharpness.get(field)
+        return finite(found.mean) if found else None
+
+    def text(entry: Entry) -> str:
+        found = entry.sharpness.get(field)
+        if found is None or finite(found.mean) is None:
+            return NOTHING
+        return f"{found.mean:.3g}" + ("" if finite(found.std) is None else f" ± {found.std:.2g}")
+
+    return Column(
+        field, lambda entry: entry.sharpness.get(field), Summary, name=name, heading=page, page=page,
+        section=_NEVER, units=(DisplayUnit("", 1, 3),), importance=importance, lower_first=True,
+        read=mean, write=text, help=help_,
+    )  # fmt: skip
+
+
+SHARPNESS = (
+    _sharpness_column("lambda1", "λ1", "λ1", "Largest eigenvalue of the Hessian, on train images.", 5),
+    _sharpness_column("adaptive_lambda1", "adaptive λ1", "adaptive\nλ1",
+                      "Largest eigenvalue of |w|H|w|: it does not depend on the scale of layers.", 8),
+    _sharpness_column("trace", "trace", "trace", "Trace of the Hessian.", 10),
+    _sharpness_column("worst_rise", "worst rise", "worst\nrise",
+                      "Largest rise of the loss that was found in a ball around the weights.", 12),
 )  # fmt: skip
 
 

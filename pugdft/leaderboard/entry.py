@@ -85,6 +85,8 @@ class Entry:
     mean_perturbation_norm: float | None = None
     mean_gradient_cosine: float | None = None
     scores: Mapping[int, float] = field(default_factory=dict)  # the ranking metric by seed
+    # By the names of `sharpness.MEASURES`; empty unless all seeds were measured as the group's others.
+    sharpness: Mapping[str, Summary] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     versus_best: Versus | None = None
     unfinished: Mapping[str, int] = field(default_factory=dict)  # number of runs by status

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pugdft.errors import ConfigIssue, collect, printable
-from pugdft.leaderboard import stats, warnings
+from pugdft.leaderboard import sharpness, stats, warnings
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Versus
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, group_runs
 from pugdft.leaderboard.load import Loaded, PerImage, read_per_image, without_garbage_collection
@@ -206,12 +206,22 @@ def _ranked(group: RunGroup, metric: str) -> Group:
         model=group.model,
         protocol=group.protocol,
         recipe=group.recipe,
-        entries=tuple(entries),
+        entries=tuple(_with_sharpness(entries, measured)),
         notes=(*group.notes, *warnings.kept_notes(group.recipe), *doubts),
         metric=metric,
         equal_passes=budgets["gradient_passes"],
         equal_seconds=budgets["train_seconds"],
     )
+
+
+def _with_sharpness(entries: Sequence[Entry], measured: Sequence[Measured]) -> list[Entry]:
+    """Add what was measured of the minima, on the sample and with the options that most runs share."""
+    runs = {each.runs.label: each.runs.completed for each in measured}
+    comparison = sharpness.usual_comparison([run for completed in runs.values() for run in completed])
+    if comparison is None:
+        return list(entries)
+    found = {label: sharpness.summaries(completed, comparison) for label, completed in runs.items()}
+    return [replace(entry, sharpness=found[entry.label]) for entry in entries]
 
 
 def _compared(

@@ -157,6 +157,23 @@ def summarize(
     return Summary(centre, math.sqrt(variance), interval)
 
 
+def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Compute the rank correlation and its 95 % interval; no interval for fewer than five pairs.
+
+    The interval is Fisher's with the variance (1 + ρ²/2)/(n − 3) of ranks (doi:10.1007/BF02294183).
+    """
+    from scipy.stats import norm, rankdata
+
+    ranks = [rankdata(values) for values in (first, second)]
+    if any(np.ptp(each) == 0 for each in ranks):
+        return math.nan, None
+    rho = float(np.corrcoef(*ranks)[0, 1])
+    if len(first) < 5 or abs(rho) > 1 - 1e-12:
+        return rho, None
+    half = float(norm.ppf(0.975)) * math.sqrt((1 + rho**2 / 2) / (len(first) - 3))
+    return rho, (math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half))
+
+
 @dataclass(frozen=True)
 class EntryScores:
     """One entry's scores by seed and, if stored for all of them, those of every test image."""

@@ -20,6 +20,7 @@ from pugdft.config.load import load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, printable, refuse
 from pugdft.leaderboard.load import read_checked, record_files
+from pugdft.leaderboard.sharpness import sharpness_faults
 from pugdft.paths import file_inside, file_sha256
 from pugdft.predictions import Predictions, artifact_name, disagreements, labels_sha256, read_predictions
 from pugdft.records import (
@@ -29,6 +30,7 @@ from pugdft.records import (
     SNAPSHOT,
     Metrics,
     RunRecord,
+    StoredRun,
     between,
     is_number,
     rule_faults,
@@ -304,6 +306,7 @@ def _check(file: Path) -> CheckedRecord:
         for name in checked.record.artifacts:
             with collect(checked.faults, f"artifacts.{name}"):
                 _check_artifact(checked, checked.record, name)
+        checked.faults += sharpness_faults(StoredRun(checked.record, file))
     return checked
 
 

@@ -104,6 +104,14 @@ class AdaptiveGradient(Direction):
         self._set(at, 2)
         foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
 
+    def scales(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        """T of each named tensor: a perturbation of this direction has ‖e / T‖ = ρ."""
+        starts = [weight.detach() for weight in weights.values()]
+        tensors, ones = list(map(torch.empty_like, starts)), list(map(torch.ones_like, starts))
+        info = ParameterInfo(dict(zip(tensors, weights, strict=True)))
+        self._set(Ascent(tensors, starts, ones, 1.0, info, RuleState(), {}), 1)
+        return tensors
+
     def _set(self, at: Ascent, power: int) -> None:
         """``at.parameters ← T^power ⊙ at.gradients``."""
         every = list(zip(at.parameters, at.weights, at.gradients, strict=True))

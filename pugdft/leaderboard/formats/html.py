@@ -193,6 +193,7 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
     reported = [row for row in rows if row["entry"].status == "reported"]
     costs = [charts.cost_chart(group, styles, cost, id) for cost in ("passes", "seconds")]
     histories = [charts.history_chart(group, styles, cost, id) for cost in charts.COSTS]
+    sharpness = [charts.sharpness_chart(group, styles, each, id) for each in charts.SHARPNESS]
     return {
         "id": id,
         "group": group,
@@ -205,6 +206,7 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
         "legend": [row for row in measured if row["style"] is not None],
         "cost_charts": list(filter(None, costs)),
         "history_charts": list(filter(None, histories)),
+        "sharpness_charts": list(filter(None, sharpness)),
     }
 
 

@@ -195,7 +195,7 @@ _SIGNS = {
     ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}",
     "–": "--", "—": "---", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "‖": r"$\|$", "↑": r"$\uparrow$",
     "↓": r"$\downarrow$", "’": "'", "‘": "`", "“": "``", "”": "''", "…": r"\ldots{}", "·": r"$\cdot$",
-    "≤": r"$\le$", "≥": r"$\ge$",
+    "≤": r"$\le$", "≥": r"$\ge$", "λ": r"$\lambda$",
 }  # fmt: skip
 
 # Those letters that LaTeX has a command for; the others look like Latin ones.

@@ -1,0 +1,228 @@
+"""``pugdft sharpness``: how sharp the minima of runs are, with error bars."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pugdft.cli.output import duration, emit, given_path, say
+from pugdft.errors import UserError, printable
+from pugdft.machine import share_cores
+
+if TYPE_CHECKING:
+    from pugdft.analysis.points import Sample
+    from pugdft.analysis.sharpness import SharpnessOptions
+    from pugdft.inference.load import LoadedModel
+
+OUT_OF_TIME = 4  # an exit code
+_UNEQUAL = 2.0  # how many times one loss is another before λ1 says who trained longer
+
+
+class SampleSplit(StrEnum):
+    TRAIN = "train"
+    TEST = "test"
+
+
+class OwnStatistics(StrEnum):
+    FIXED = "fixed"
+    BATCH = "batch"
+
+
+class Counted(StrEnum):
+    TRAINED = "trained"
+    ALL = "all"
+
+
+class ProductPrecision(StrEnum):
+    FP32 = "fp32"
+    FP64 = "fp64"
+
+
+class ProgressOutput(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+def command(
+    records: Annotated[
+        list[Path], typer.Argument(metavar="RECORD", help="Runs' folders or records.", show_default=False)
+    ],
+    split: Annotated[SampleSplit, typer.Option(help="Whose images.")] = SampleSplit.TRAIN,
+    images: Annotated[int, typer.Option(help="Images, of all classes alike.")] = 256,
+    sample_seed: Annotated[int, typer.Option("--sample-seed", min=0, help="Which images.")] = 0,
+    rho: Annotated[float, typer.Option(help="Radius of the ball.")] = 0.05,
+    adaptive_rho: Annotated[float, typer.Option("--adaptive-rho", help="Radius of ASAM's ball.")] = 0.5,
+    products: Annotated[int, typer.Option(help="Products of an eigenvalue at most.")] = 15,
+    probes: Annotated[int, typer.Option(help="Random vectors of the trace at most.")] = 15,
+    batch: Annotated[str, typer.Option(metavar="N|ALL", help="Images of each ball.")] = "all",
+    batch_norm: Annotated[
+        OwnStatistics, typer.Option("--batch-norm", help="BatchNorm's statistics.")
+    ] = OwnStatistics.FIXED,
+    spectrum: Annotated[bool, typer.Option("--spectrum", help="Also store the spectrum.")] = False,
+    parameters: Annotated[Counted, typer.Option(help="Which parameters count.")] = Counted.TRAINED,
+    precision: Annotated[ProductPrecision, typer.Option(help="Of all products.")] = ProductPrecision.FP32,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Where the data lies here.", show_default="as in the recipe"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="PATH", help="Folder.", show_default="beside the record"),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show passes and time; compute no more.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop then, with exit code 4.", show_default="no limit")
+    ] = None,
+    progress: Annotated[
+        ProgressOutput, typer.Option("--progress", help="For people, or for programs.")
+    ] = ProgressOutput.TEXT,
+) -> None:
+    """Measure how sharp the minima of runs are.
+
+    The largest eigenvalue of the Hessian, also in units of the weights; its trace; how far the loss rises at
+    worst in a ball, and how much of that one step of SAM finds. Each run's numbers are stored beside its
+    record, where `pugdft leaderboard` finds them; numbers that are there are shown again.
+
+    Examples:
+      pugdft sharpness runs/ID
+      pugdft sharpness runs/SGD runs/SAM --images 512 --spectrum
+    """
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"--minutes {minutes:g}: must be above 0")
+    share_cores()
+    from pugdft.analysis.files import write_analysis
+    from pugdft.analysis.overlay import open_runs, stored_run
+    from pugdft.analysis.points import take_sample
+    from pugdft.analysis.sharpness import SharpnessOptions, measure, num_steps, sharpness_digest
+
+    options = SharpnessOptions(
+        rho, adaptive_rho, products, probes, _batch(batch), batch_norm.value, parameters.value,
+        precision.value, spectrum,
+    )  # fmt: skip
+    options.check(images)
+    # One after the other: runs of different data may be measured, but not compared.
+    jobs = [open_runs([path])[0] for path in records]
+    watch = _Watch(num_steps(options) * len(jobs), minutes, progress)
+    found: list[Mapping[str, Any]] = []
+    for number, loaded in enumerate(jobs):
+        sample = take_sample(loaded, split.value, images, sample_seed, data=data, on_message=say)
+        if plan:
+            _print_plan(loaded, sample, options, len(jobs))
+            return
+        folder = output or stored_run(loaded).path.parent
+        watch.done = float(number * num_steps(options))
+        path = _stored(folder, sharpness_digest(loaded, sample, options))
+        if path is None:
+            try:
+                measured = measure(loaded, sample, options, watch)
+            except _TimeIsOverError:
+                say(f"--minutes: the time is over; {number} of {len(jobs)} runs are measured")
+                raise typer.Exit(OUT_OF_TIME) from None
+            if measured.arrays:
+                write_analysis(
+                    folder / "analysis", "spectrum", measured.digest, measured.arrays, measured.facts
+                )
+            path = write_analysis(folder, "sharpness", measured.digest, {}, measured.facts)
+        from pugdft.analysis.files import read_analysis
+
+        facts = read_analysis(path).facts
+        found.append(facts)
+        typer.echo("\n".join(_lines(facts)))
+        typer.echo(printable(str(path)))
+    for line in dict.fromkeys(line for facts in found for line in facts["caveats"]):
+        say(f"note: {line}")
+    losses = [facts["numbers"]["loss"] for facts in found]
+    if len(losses) > 1 and max(losses) > _UNEQUAL * min(losses):
+        say(f"note: unequal loss ({min(losses):.3g} and {max(losses):.3g}): λ1 then says who trained longer")
+
+
+def _batch(text: str) -> int | None:
+    if text.lower() == "all":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UserError(f'--batch {printable(text)}: must be a number of images, or "all"')
+    return int(text)
+
+
+def _stored(folder: Path, digest: str) -> Path | None:
+    """The file of a measurement that was made before."""
+    from pugdft.analysis.files import analysis_stem, read_analysis
+
+    stem = analysis_stem(folder, "sharpness", digest)
+    path = stem.parent / f"{stem.name}.yaml"
+    if not path.is_file() or read_analysis(path).facts.get("digest") != digest:
+        return None
+    say(f"measured before: {path}")
+    return path
+
+
+class _TimeIsOverError(Exception):
+    """``--minutes`` ended."""
+
+
+class _Watch:
+    """Prints progress, and ends the measurement when the time is over."""
+
+    def __init__(self, total: float, minutes: float | None, form: ProgressOutput) -> None:
+        self.done, self._total, self._form = 0.0, total, form
+        self._begin = self._shown = time.monotonic()
+        self._deadline = float("inf") if minutes is None else self._begin + 60 * minutes
+
+    def __call__(self, share: float) -> None:
+        now, self.done = time.monotonic(), self.done + share
+        if now >= self._deadline:
+            raise _TimeIsOverError
+        if now - self._shown < (0.5 if self._form is ProgressOutput.JSON else 10.0):
+            return
+        self._shown = now
+        if self._form is ProgressOutput.JSON:
+            emit("progress", done=round(self.done, 2), total=self._total)
+        else:
+            say(f"{self.done:.0f} of at most {self._total:.0f} passes")
+
+
+def _print_plan(loaded: LoadedModel, sample: Sample, options: SharpnessOptions, num_runs: int) -> None:
+    """Print passes and minutes, from the time of one product and two gradients."""
+    from pugdft.analysis.sharpness import planned_seconds
+
+    passes, seconds = planned_seconds(loaded, sample, options)
+    sys.stdout.write(
+        f"{num_runs} × at most {passes} products and gradients over {len(sample)} images; "
+        f"about {duration(seconds * num_runs)}\n"
+    )
+
+
+def _lines(facts: Mapping[str, Any]) -> list[str]:
+    """A table of one run's numbers."""
+    numbers, sample, record = facts["numbers"], facts["sample"], facts["records"][0]
+    first, adaptive, trace = numbers["lambda1"], numbers["adaptive_lambda1"], numbers["trace"]
+    quarters = f"; quarters ± {first['quarters_sd']:.2g}" if "quarters_sd" in first else ""
+    rows = [
+        ("loss", numbers["loss"], f"gradient norm {numbers['gradient_norm']:.3g}"),
+        ("λ1", first["value"], f"residual {first['residual']:.1g}{quarters}"),
+        ("adaptive λ1", adaptive["value"], f"residual {adaptive['residual']:.1g}; of |w| H |w|"),
+        ("trace", trace["value"], f"95 % CI ± {trace['half_width']:.2g}; {trace['probes']} probes"),
+        *(_rise_row(name, numbers[key]) for name, key in _RISES),
+        ("smallest λ", first["smallest_at_most"], "an upper bound"),
+    ]
+    title = f"{record['label']}, seed {record['seed']}: {record['id']}"
+    lines = [printable(title), f"  {sample['images']} {sample['split']} images"]
+    return lines + [f"  {name:<19} {value:>11.5g}  {note}" for name, value, note in rows]
+
+
+_RISES: Sequence[tuple[str, str]] = (
+    ("worst rise", "worst_rise"),
+    ("adaptive worst rise", "adaptive_worst_rise"),
+)
+
+
+def _rise_row(name: str, rise: Mapping[str, Any]) -> tuple[str, float, str]:
+    share = "" if rise["one_step_share"] is None else f"; one step finds {rise['one_step_share']:.0%}"
+    mean = f"; mean of {rise['batches']} batches" if rise["batches"] > 1 else ""
+    return name, rise["value"], f"ρ = {rise['rho']:g}{share}{mean}"
