@@ -40,7 +40,10 @@ class Diagnostics:
 
     def after_clean_pass(self, parameters: Sequence[Tensor]) -> None:
         """See the gradients of a step's first pass."""
-        if self._num_steps % EVERY == 0 and (gradients := foreach.gradients_of(parameters)):
+        gradients = foreach.gradients_of(parameters) if self._num_steps % EVERY == 0 else []
+        if gradients and all(
+            each.layout == torch.strided for each in gradients
+        ):  # of a base alone: maybe sparse
             self._add("gradient", foreach.global_norm(gradients))
         self._num_steps += 1
 

@@ -34,8 +34,8 @@ def with_hook(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]]
     def install(hook: Callable[..., None]) -> None:
         build = parts.build_model
 
-        def built(*arguments: Any) -> Backbone:
-            backbone = build(*arguments)
+        def built(*arguments: Any, **options: Any) -> Backbone:
+            backbone = build(*arguments, **options)
             backbone.model.register_forward_pre_hook(hook)
             return backbone
 

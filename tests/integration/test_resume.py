@@ -134,7 +134,8 @@ def without_memory(checkpoint: Checkpoint) -> Checkpoint:
 
 def without_evidence(checkpoint: Checkpoint) -> Checkpoint:
     optimizer = copy.deepcopy(checkpoint.optimizer)
-    optimizer["pugdft"]["evidence"]["sums"]["norm"] = 0.0
+    for part in ("earlier", "epoch"):
+        optimizer["pugdft"]["evidence"][part]["sums"]["norm"] = 0.0
     return dataclasses.replace(checkpoint, optimizer=optimizer)
 
 

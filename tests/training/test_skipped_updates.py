@@ -47,8 +47,8 @@ class Spoiled(ProgressLog):
             self.num_passes += 1
             return None if self.only_second and self.num_passes % 2 else (inputs[0] * float("nan"),)
 
-        def built(*arguments: Any) -> Backbone:
-            backbone = build(*arguments)
+        def built(*arguments: Any, **options: Any) -> Backbone:
+            backbone = build(*arguments, **options)
             backbone.model.register_forward_pre_hook(spoil)
             return backbone
 

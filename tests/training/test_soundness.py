@@ -130,8 +130,8 @@ def test_a_precision_that_cannot_hold_the_numbers_is_not_blamed_on_the_optimizer
                 next(module.parameters()).fill_(math.nan)
         return output * math.nan if where in ("data", "fp32") else Narrow.apply(output, where)  # type: ignore[no-any-return]
 
-    def built(*arguments: Any) -> Backbone:
-        backbone = build(*arguments)
+    def built(*arguments: Any, **options: Any) -> Backbone:
+        backbone = build(*arguments, **options)
         # After a layer: what enters the model is fp32 under autocast too.
         next(m for m in backbone.model.modules() if isinstance(m, torch.nn.Conv2d)).register_forward_hook(
             spoil
