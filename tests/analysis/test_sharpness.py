@@ -32,6 +32,7 @@ def run(sgd_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sgd_run, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_command_stores_numbers_that_the_leaderboard_takes(run: Path) -> None:
     before = (run / "record.yaml").read_bytes(), (run / "model.safetensors").read_bytes()
     code, output = sharpness(str(run), *QUICK)

@@ -140,6 +140,7 @@ def test_losses_that_are_not_finite_leave_a_gap() -> None:
     assert not figure.axes[1].patch.get_hatch()
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_bytes_in_each_process_and_need_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; import test_surfaces as t\n"

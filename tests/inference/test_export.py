@@ -212,6 +212,7 @@ def test_a_network_that_timm_lacks_needs_no_import_in_other_formats(
     assert "pugdft.architectures" not in (Path(result.out.splitlines()[-1]) / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_network_that_timm_lacks_is_handed_on_with_its_arguments_and_its_import(
     narrow_run: Path, invoke: Invoke, tmp_path: Path
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_table_of_a_paper_is_a_bench_file_that_works_from_any_folder(
     assert build_matrix([f"{name}.yaml"]).recipes == ["quickstart"]  # a file here goes before
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_tables_can_be_made(tmp_path: Path) -> None:
     counts = {name: len(plan_cells(build_matrix([name]), tmp_path)) for name in bundled_tables()}
     assert counts == {
