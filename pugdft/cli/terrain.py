@@ -114,7 +114,7 @@ def command(
     from pugdft.analysis.files import analysis_stem, digest_of, write_analysis
     from pugdft.analysis.terrain import TerrainOptions, make_terrain
     from pugdft.data.datasets import open_source
-    from pugdft.figures.terrain_pictures import write_pictures
+    from pugdft.figures.terrain_pictures import draw_terrain
 
     specs, name = _specs(optimizers, recipe)
     source = open_source(data or name)
@@ -141,7 +141,9 @@ def command(
     stem = analysis_stem(output, "terrain", digest)
     typer.echo(str(file))
     animation = None if animate is Animation.NONE else animate.value
-    for written in write_pictures(arrays, facts, stem, chosen, animation, width, theme.value):
+    for written in draw_terrain(
+        facts, arrays, stem, chosen, width=width, theme=theme.value, animate=animation
+    ):
         typer.echo(str(written))
     for line in (*end_table(facts), *facts["caveats"]):
         tell(line)

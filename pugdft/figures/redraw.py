@@ -17,7 +17,11 @@ from typing import Any
 
 from pugdft.errors import UserError, unknown
 
-DRAWN_BY: dict[str, str] = {"landscape": "surfaces:draw_landscape", "trajectory": "surfaces:draw_trajectory"}
+DRAWN_BY: dict[str, str] = {
+    "landscape": "surfaces:draw_landscape",
+    "trajectory": "surfaces:draw_trajectory",
+    "terrain": "terrain_pictures:draw_terrain",
+}
 """Kinds of analyses → ``module:function`` in this package, such as ``surfaces:draw_landscape``."""
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pugdft.errors import UserError
 from pugdft.figures import paper
 from pugdft.paths import write_atomically
 
@@ -382,20 +383,29 @@ def _palette(frame: Image.Image, num_series: int, theme: str) -> Image.Image:
     return palette
 
 
-def write_pictures(
-    arrays: Mapping[str, np.ndarray],
+def draw_terrain(
     facts: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
     stem: Path,
     formats: Sequence[str] = ("svg", "png"),
-    animate: str | None = "gif",
-    width: str | float = "text",
+    *,
+    view: str = "all",
+    width: str | float | None = None,
     theme: str = "light",
+    animate: str | None = None,
 ) -> list[Path]:
-    """Write ``STEM.FORMAT``, ``STEM-3d.FORMAT`` and ``STEM.gif``; return their paths."""
-    written = paper.save(draw_contours(arrays, facts, width, theme), stem, formats)
-    written += paper.save(
-        draw_surfaces(arrays, facts, width, theme), stem.with_name(f"{stem.name}-3d"), formats
-    )
+    """Write ``STEM.FORMAT``, ``STEM-3d.FORMAT`` and the animation; return their paths.
+
+    ``view`` contour or surface writes that picture alone.
+    """
+    size, written = width or "text", list[Path]()
+    if view in ("all", "contour"):
+        written += paper.save(draw_contours(arrays, facts, size, theme), stem, formats)
+    if view in ("all", "surface"):
+        deep = draw_surfaces(arrays, facts, size, theme)
+        written += paper.save(deep, stem.with_name(f"{stem.name}-3d"), formats)
+    if not written:
+        raise UserError(f"--view {view}: a terrain has the views contour and surface")
     if animate:
         written.append(write_animation(arrays, facts, stem.with_name(f"{stem.name}.{animate}"), theme))
     return written

@@ -13,11 +13,11 @@ from pugdft.figures import paper
 from pugdft.figures.terrain_pictures import (
     draw_contours,
     draw_surfaces,
+    draw_terrain,
     hidden_points,
     interpolated,
     staying,
     write_animation,
-    write_pictures,
 )
 
 AXIS = np.linspace(-20, 20, 21)
@@ -65,7 +65,8 @@ def test_text_lies_on_the_canvas_and_is_large_enough(draw: Any, num_paths: int) 
 def test_equal_data_give_equal_bytes(tmp_path: Path) -> None:
     arrays, facts = terrain(3)
     for folder in ("a", "b"):
-        write_pictures(arrays, facts, tmp_path / folder / "terrain-1", ["svg", "png"], "gif", width="column")
+        stem = tmp_path / folder / "terrain-1"
+        draw_terrain(facts, arrays, stem, ["svg", "png"], width="column", animate="gif")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == [
         "terrain-1-3d.png",
