@@ -247,7 +247,7 @@ def build_model(
     tag, head = None, "new"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with _explain_misfit(section.name, image_size):
+        with _explain_misfit(section, image_size):
             model = named.create(**options)
         # A new head is that of the random model, so that the seed alone decides it.
         new_head = _head_tensors(model)
@@ -269,7 +269,7 @@ def build_model(
             nn.init.zeros_(parameter)
     model.eval()
     # One image now, to fail before the data is prepared.
-    with _explain_misfit(section.name, image_size), torch.inference_mode():
+    with _explain_misfit(section, image_size), torch.inference_mode():
         shape = tuple(model(torch.zeros(1, 3, image_size, image_size)).shape)
     if section.args and shape != (1, num_classes):
         raise UserError(f"model.args: this {section.name} is no classifier: one image gives {list(shape)}")
@@ -302,11 +302,12 @@ def _sha256(model: nn.Module, names: set[str]) -> str:
     return digest.hexdigest()
 
 
-def _explain_misfit(name: str, image_size: int) -> AbstractContextManager[None]:
-    """Turn a model's errors about the size of its input into a message."""
+def _explain_misfit(section: ModelSection, image_size: int) -> AbstractContextManager[None]:
+    """Turn a model's errors about the size of its input, or any about its arguments, into a message."""
+    changed = f"{section.name} as model.args changes it" if section.args else section.name
     return refuse(
-        (AssertionError, ValueError, RuntimeError),
-        lambda error: f"data.image_size: {image_size} does not fit {name}: {reason(error)}",
+        Exception if section.args else (AssertionError, ValueError, RuntimeError),
+        lambda error: f"data.image_size: {image_size} does not fit {changed}: {reason(error)}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -15,16 +16,36 @@ from pugdft.architectures.upanet import PixelAttentionBlock
 class CifarResNet(ResNet):
     """timm's ResNet with a stem for small images; ``width`` (even) is that of stem and first stage.
 
+    ``block`` is a class of timm's, ``layers`` the numbers of blocks in the four stages.
+
     The public CIFAR code of PUGD (arXiv 2110.00199) has the same network and torch's default initialisation.
     """
 
     feature_info: list[dict[str, Any]]
 
-    def __init__(self, *args: Any, width: int = 64, init: Init = "torch", **options: Any) -> None:
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        layers: Sequence[int],
+        *,
+        width: int = 64,
+        init: Init = "torch",
+        **options: Any,
+    ) -> None:
         check_whole("width", width, least=2, multiple_of=2)
+        if not isinstance(block, type):
+            raise ValueError("block: is a class; cifar_resnet18 and cifar_resnet50 have one each")
+        if not isinstance(layers, Sequence) or len(layers) != 4:
+            raise ValueError(f"layers: {layers} are not four numbers of blocks, such as [2, 2, 2, 2]")
+        for number in layers:
+            check_whole("layers", number)
+        for name in ("stem_type", "stem_width", "channels"):
+            if name in options:
+                raise ValueError(f"{name}: cannot be given: width decides the stem and the channels")
         # Of timm's stems, this one alone lets the first stage begin with another width than 64.
         super().__init__(
-            *args,
+            block,
+            layers,
             stem_type="deep",
             stem_width=width // 2,
             channels=tuple(width * 2**stage for stage in range(4)),

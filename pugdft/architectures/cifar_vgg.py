@@ -8,7 +8,7 @@ from timm.layers import ClassifierHead
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from pugdft.architectures.frame import Init, SmallImageNet, check_whole, config, create
+from pugdft.architectures.frame import Init, SmallImageNet, check_switch, check_whole, config, create
 
 
 def _convolution(in_channels: int, channels: int, batch_norm: bool) -> nn.Sequential:
@@ -23,8 +23,7 @@ class HiddenLayersHead(ClassifierHead):
     def __init__(
         self, in_features: int, hidden: int, num_classes: int, global_pool: str, drop_rate: float
     ) -> None:
-        if global_pool == "catavgmax":
-            raise ValueError("global_pool: catavgmax does not fit hidden layers; avg, max and avgmax do")
+        _check_pool(global_pool)
         super().__init__(hidden, num_classes, global_pool, drop_rate)
         self.hidden = nn.Sequential(
             nn.Linear(in_features, hidden),
@@ -34,9 +33,18 @@ class HiddenLayersHead(ClassifierHead):
             nn.ReLU(inplace=True),
         )
 
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        _check_pool(pool_type)
+        super().reset(num_classes, pool_type)
+
     def forward(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         values: Tensor = self.drop(self.hidden(self.global_pool(maps)))
         return values if pre_logits else self.fc(values)
+
+
+def _check_pool(name: str | None) -> None:
+    if name in ("", "catavgmax"):
+        raise ValueError(f'global_pool: "{name}" does not fit hidden layers; avg, max and avgmax do')
 
 
 class CifarVgg(SmallImageNet):
@@ -61,6 +69,7 @@ class CifarVgg(SmallImageNet):
         super().__init__()
         check_whole("width", width)
         check_whole("hidden", hidden, least=0)
+        check_switch("batch_norm", batch_norm)
         widths, stages = [width * factor for factor in (1, 2, 4, 8, 8)], []
         self.stem = _convolution(in_chans, width, batch_norm)
         before = width
@@ -99,9 +108,10 @@ def cifar_vgg16_bn(pretrained: bool = False, **options: Any) -> nn.Module:
 def cifar_vgg16_fc4096(pretrained: bool = False, **options: Any) -> nn.Module:
     """VGG16 of the gradient-norm penalty's Table 1 (arXiv 2202.03599); 33,638,218 parameters for 10 classes.
 
-    Its head has two hidden layers of 4096 with dropout of 0.5; there is no BatchNorm.
+    Its head has two hidden layers of 4096 with dropout of 0.5; there is no BatchNorm. Weights start by
+    ``he``, as in its code.
     """
-    own = {"hidden": 4096, "batch_norm": False, "drop_rate": 0.5}
+    own = {"hidden": 4096, "batch_norm": False, "drop_rate": 0.5, "init": "he"}
     return create(CifarVgg, "cifar_vgg16_fc4096", pretrained, **{**own, **options})
 
 
@@ -109,7 +119,7 @@ def cifar_vgg16_fc4096(pretrained: bool = False, **options: Any) -> nn.Module:
 def cifar_vgg16_bn_fc4096(pretrained: bool = False, **options: Any) -> nn.Module:
     """VGG16-BN of the gradient-norm penalty's Table 1 (arXiv 2202.03599); 33,646,666 parameters, 10 classes.
 
-    Its head has two hidden layers of 4096 with dropout of 0.5.
+    Its head has two hidden layers of 4096 with dropout of 0.5. Weights start by ``he``, as in its code.
     """
-    own = {"hidden": 4096, "drop_rate": 0.5}
+    own = {"hidden": 4096, "drop_rate": 0.5, "init": "he"}
     return create(CifarVgg, "cifar_vgg16_bn_fc4096", pretrained, **{**own, **options})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-import torch
 from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, checkpoint_seq
 from torch import Tensor, nn
@@ -54,7 +53,33 @@ def check_whole(name: str, value: object, least: int = 1, multiple_of: int = 1) 
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or value < least or value % multiple_of:  # type: ignore[operator]
         kind = f"multiple of {multiple_of}" if is_whole and multiple_of > 1 else "whole number"
-        raise ValueError(f"{name}: {value} is no {kind} from {least} on")
+        raise ValueError(f"{name}: {_shown(value)} is no {kind} from {least} on")
+
+
+def check_number(name: str, value: object, least: float, most: float = math.inf) -> None:
+    """Refuse an argument that is no number in ``least`` to ``most``.
+
+    Raises:
+        ValueError: what it is, and what it may be.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:  # type: ignore[operator]
+        allowed = f"is no number from {least} on" if most == math.inf else f"is not in {least}..{most}"
+        raise ValueError(f"{name}: {_shown(value)} {allowed}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Refuse an argument that is neither true nor false.
+
+    Raises:
+        ValueError: what it is.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: {_shown(value)} is neither true nor false")
+
+
+def _shown(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def initialise(model: nn.Module, init: Init) -> None:
@@ -125,10 +150,7 @@ class SmallImageNet(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the last map, (batch, features, height, width)."""
         maps = self.stem(images)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            maps = checkpoint_seq(self.stages, maps)
-        else:
-            maps = self.stages(maps)
+        maps = checkpoint_seq(self.stages, maps) if self.grad_checkpointing else self.stages(maps)
         return self.norm(maps)
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:

@@ -8,7 +8,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pugdft.architectures.frame import Init, SmallImageNet, config, create
+from pugdft.architectures.frame import Init, SmallImageNet, check_number, check_switch, config, create
 from pugdft.architectures.shake import ShakeDrop
 
 _EXPANSION = 4
@@ -72,13 +72,12 @@ class PyramidNet(SmallImageNet):
         init: Init = "he",
         **options: Any,
     ) -> None:
+        check_switch("bottleneck", bottleneck)
         layers = 9 if bottleneck else 6
         if not isinstance(depth, int) or depth < layers + 2 or (depth - 2) % layers:
             raise ValueError(f"depth: {depth} is not {layers}n + 2, such as {18 * layers + 2}")
-        if not isinstance(alpha, int | float) or not alpha >= 0:
-            raise ValueError(f"alpha: {alpha} is no number from 0 on")
-        if not 0 <= shake_drop_rate <= 1:
-            raise ValueError(f"shake_drop_rate: {shake_drop_rate} is not in 0..1")
+        check_number("alpha", alpha, 0)
+        check_number("shake_drop_rate", shake_drop_rate, 0, 1)
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(in_chans, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
         num_blocks = (depth - 2) // layers * 3

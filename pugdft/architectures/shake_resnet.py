@@ -9,7 +9,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pugdft.architectures.frame import Init, SmallImageNet, config, create
+from pugdft.architectures.frame import Init, SmallImageNet, check_switch, check_whole, config, create
 from pugdft.architectures.shake import ShakeShake
 
 
@@ -78,8 +78,8 @@ class ShakeResNet(SmallImageNet):
     ) -> None:
         if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth: {depth} is not 6n + 2, such as 26")
-        if not isinstance(width, int) or width < 2 or width % 2:
-            raise ValueError(f"width: {width} is no even number from 2 on")
+        check_switch("shortcut_relu", shortcut_relu)
+        check_whole("width", width, least=2, multiple_of=2)
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(in_chans, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
         stages, channels = [], 16

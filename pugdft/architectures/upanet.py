@@ -85,6 +85,7 @@ class UPANet(SmallImageNet):
         width: int = 16,
         init: Init = "torch",
         drop_rate: float = 0.0,
+        global_pool: str = "avg",
     ) -> None:
         super().__init__()
         self.img_size: tuple[int, int] = to_2tuple(img_size)
@@ -105,7 +106,7 @@ class UPANet(SmallImageNet):
         self.summaries = nn.ModuleList(
             PixelSummary((height // each) * (breadth // each)) for each in reductions
         )
-        head = ClassifierHead(sum(channels), num_classes, drop_rate=drop_rate)
+        head = ClassifierHead(sum(channels), num_classes, global_pool, drop_rate)  # of one pixel
         self.finish(channels[1:], reductions[1:], num_classes, init, head=head)
         self.num_features = sum(channels)
 
@@ -116,8 +117,7 @@ class UPANet(SmallImageNet):
             raise ValueError(f"images of {given} pixels do not fit a model built for img_size {own}")
         maps = [self.stem(images)]
         for stage in self.stages:
-            saves_memory = self.grad_checkpointing and not torch.jit.is_scripting()
-            maps.append(checkpoint(stage, maps[-1]) if saves_memory else stage(maps[-1]))
+            maps.append(checkpoint(stage, maps[-1]) if self.grad_checkpointing else stage(maps[-1]))
         vectors = [summary(each) for summary, each in zip(self.summaries, maps, strict=True)]
         return self.norm(torch.cat(vectors[::-1], 1)[..., None, None])
 

@@ -66,7 +66,8 @@ def test_image_sizes_fit_or_are_refused_in_words(name: str, side: int) -> None:
         with pytest.raises(UserError) as error:
             build_model(section, 3, side, 0)
         problem = "five pools halve the image: at least 32 pixels a side are needed"
-        assert str(error.value) == f"data.image_size: {side} does not fit {name}: {problem}"
+        model = f"{name} as model.args changes it"
+        assert str(error.value) == f"data.image_size: {side} does not fit {model}: {problem}"
         return
     model = build_model(section, 3, side, 0).model
     logits = model(images(2, side))  # in training mode: norms by the batch too
@@ -321,7 +322,21 @@ def test_every_method_updates_a_network_with_pixel_attention(method: str) -> Non
         ("cifar_vit_tiny_patch4", {"patch_size": 5}, "patch_size: 5 does not divide the image's 32 pixels"),
         ("cifar_vit_tiny_patch4", {"num_heads": 5}, "num_heads: 5 does not divide embed_dim 192"),
         ("cifar_upanet16", {"width": 4.0}, "width: 4.0 is no whole number"),
-        ("cifar_wrn28_10", {"depth": "deep"}, "depth: deep is no whole number"),
+        ("cifar_upanet16", {"width": "4"}, 'width: "4" is no whole number'),
+        ("cifar_wrn28_10", {"depth": "deep"}, 'depth: "deep" is no whole number'),
+        ("cifar_resnet18", {"layers": [1, 1]}, "layers: (1, 1) are not four numbers of blocks"),
+        ("cifar_resnet18", {"layers": [1, 1, 1, 1, 1]}, "are not four numbers of blocks, such as [2,"),
+        ("cifar_resnet18", {"layers": 2}, "layers: 2 are not four numbers of blocks"),
+        ("cifar_resnet50", {"layers": [1, 0, 1, 1]}, "layers: 0 is no whole number from 1 on"),
+        ("cifar_resnet18", {"block": "Bottleneck"}, "block: is a class; cifar_resnet18 and cifar_resnet50"),
+        ("cifar_resnet18", {"channels": [1, 2, 3, 4]}, "channels: cannot be given: width decides"),
+        ("cifar_resnet18", {"stem_width": 32}, "stem_width: cannot be given: width decides"),
+        ("cifar_vgg16_bn", {"batch_norm": "maybe"}, 'batch_norm: "maybe" is neither true nor false'),
+        ("cifar_vgg16_fc4096", {"global_pool": ""}, 'global_pool: "" does not fit hidden layers'),
+        ("cifar_shake26_2x96d", {"shortcut_relu": 1}, "shortcut_relu: 1 is neither true nor false"),
+        ("cifar_pyramidnet164_a48", {"bottleneck": "no"}, 'bottleneck: "no" is neither true nor false'),
+        ("cifar_pyramidnet164_a48", {"alpha": True}, "alpha: True is no number from 0 on"),
+        ("cifar_pyramidnet164_a48", {"shake_drop_rate": "a"}, 'shake_drop_rate: "a" is not in 0..1'),
     ],
 )
 def test_arguments_that_fit_no_network_are_refused_in_words(
@@ -332,6 +347,38 @@ def test_arguments_that_fit_no_network_are_refused_in_words(
     assert problem in faults[0].message
     with pytest.raises(ValueError, match=next(iter(arguments))):
         timm.create_model(name, **arguments)
+
+
+def test_hidden_layers_refuse_to_lose_their_pool() -> None:
+    with pytest.raises(ValueError, match='global_pool: "" does not fit hidden layers'):
+        narrow("cifar_vgg16_fc4096").reset_classifier(0, "")  # type: ignore[operator]
+
+
+@each_network
+def test_arguments_of_timm_s_extractors_are_taken(name: str) -> None:
+    """No classes; and no pool, but where hidden layers need one."""
+    pool = {} if "fc4096" in name else {"global_pool": ""}
+    model: Any = narrow(name, num_classes=0, **pool).eval()
+    values = model(images(1))
+    assert values.shape[1 if values.ndim == 4 else -1] == model.num_features or "fc4096" in name
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("cifar_resnet18", {"width": 2, "global_pool": ""}), ("test_resnet", {"layers": [1, 1]})],
+)
+def test_arguments_that_only_a_pass_can_tell_are_refused_too(name: str, args: dict[str, Any]) -> None:
+    """timm builds the first and cannot run it; of the second it fails in words of its own."""
+    section = ModelSection.model_validate({"name": name, "pretrained": False, "args": args})
+    with pytest.raises(UserError, match=f"does not fit {name} as model.args changes it: "):
+        build_model(section, 3, 32, 0)
+
+
+@pytest.mark.parametrize("name", ["cifar_vgg16_fc4096", "cifar_vgg16_bn_fc4096"])
+def test_the_penalty_s_vgg_starts_as_in_its_code(name: str) -> None:
+    head: Any = narrow(name).get_classifier()
+    assert (head.bias == 0).all()
+    assert float(head.weight.detach().abs().max()) > head.in_features**-0.5  # beyond torch's default
 
 
 def test_a_model_with_pixel_summaries_refuses_images_of_another_size() -> None:

@@ -81,8 +81,8 @@ def test_timm_s_tools_find_head_layers_and_dtype(name: str) -> None:
     [
         (SHAKE, {"depth": 25}, r"depth: 25 is not 6n \+ 2"),
         (SHAKE, {"depth": 2}, r"depth: 2 is not 6n \+ 2"),
-        (SHAKE, {"width": 5}, r"width: 5 is no even number"),
-        (SHAKE, {"width": "wide"}, r"width: wide is no even number"),
+        (SHAKE, {"width": 5}, r"width: 5 is no multiple of 2 from 2 on"),
+        (SHAKE, {"width": "wide"}, r'width: "wide" is no whole number from 2 on'),
         (PYRAMID, {"depth": 111}, r"depth: 111 is not 9n \+ 2, such as 164"),
         (PYRAMID, {"depth": 164.0}, r"depth: 164.0 is not 9n \+ 2, such as 164"),
         (PYRAMID, {"depth": 164 + 3, "bottleneck": False}, r"depth: 167 is not 6n \+ 2, such as 110"),
