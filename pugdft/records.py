@@ -211,14 +211,15 @@ class RunRecord(_Part):
     def model_label(self) -> str:
         """The recipe's model with the arguments it gives: ``resnet18``, ``cifar_resnet18[width=8]``.
 
-        Rates of dropout act in training alone: they belong to the protocol, as ``model.drop_rate`` does.
+        Rates of dropout act in training alone: they belong to the protocol, as ``model.drop_rate`` does. Only
+        ShakeDrop's scales its branch in evaluation too.
         """
         section = self.recipe["model"]
         name, args = str(section["name"]), section.get("args")
         words = [
             f"{key}={each if isinstance(each, str) else json.dumps(each)}"
             for key, each in (args.items() if isinstance(args, dict) else ())
-            if not str(key).endswith("drop_rate")
+            if key == "shake_drop_rate" or not str(key).endswith("drop_rate")
         ]
         return f"{name}[{','.join(sorted(words))}]" if words else name
 

@@ -218,6 +218,14 @@ def test_a_record_reads_back_as_itself(tmp_path: Path) -> None:
     assert read_record(write_record(written, tmp_path)) == written
 
 
+def test_a_label_has_the_arguments_that_change_the_network() -> None:
+    """Dropout acts in training alone; ShakeDrop's rate is a factor of each branch in evaluation too."""
+    args = {"depth": 29, "pos_drop_rate": 0.1, "global_pool": "max", "shake_drop_rate": 0}
+    one = run()
+    one.recipe["model"] = {"name": "cifar_pyramidnet164_a48", "args": args}
+    assert one.model_label == "cifar_pyramidnet164_a48[depth=29,global_pool=max,shake_drop_rate=0]"
+
+
 @pytest.mark.parametrize("prefix", ["\ufeff", "# from a friend\n", "---\n"])
 def test_a_record_that_somebody_touched_reads_as_before(prefix: str, tmp_path: Path) -> None:
     written = run()
