@@ -252,6 +252,7 @@ def _is_another(before: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
 _OTHER_NAMES = {
     "optimizer.name": "optimizer optim opt method",
     "optimizer.rho": "rho radius perturbation",
+    "optimizer.clip": "clip clip_norm clip_grad grad_clip clip_grad_norm max_grad_norm max_norm",
     "optimizer.base.lr": "lr learning_rate base_lr initial_lr",
     "optimizer.base.momentum": "momentum",
     "optimizer.base.weight_decay": "weight_decay wd decay l2",
