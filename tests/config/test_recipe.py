@@ -97,6 +97,7 @@ def test_a_recipe_from_scratch_has_its_paper_s_protocol_and_says_what_it_costs(n
         return
     assert (optimizer["rho"], images["padding"]) == (0.1, "reflect")
     assert ("cutout" in images) is ("cutout" in name or is_other)
+    assert (images.get("auto_augment") == "cifar10") is is_other
     assert ("mean" in images) == ("std" in images) == ("cifar100" in name)
     if "wrn" in name or "shake" in name:
         assert (optimizer["base"], train["batch_size"]) == (GNP_BASE, 256)
@@ -252,6 +253,7 @@ def test_the_cost_of_a_choice_stays_with_the_optimizer_that_was_chosen() -> None
         ("mixup", "data.mixup"),
         ("num_workers", "data.workers"), ("warmup", "schedule.warmup_epochs"),
         ("train.epochs", "train.epochs"),
+        ("grad_clip", "optimizer.clip"), ("clip_norm", "optimizer.clip"),
         ("compile", "train.performance.compile"), ("name", ""), ("device", ""), ("", ""), ("x" * 10_000, ""),
     ],
 )  # fmt: skip
