@@ -115,6 +115,8 @@ def build_matrix(
     if optimizers is not None:
         options["entries"] = parse_optimizers(optimizers)
     elif not given.entries:
+        for source in sources:
+            find_recipe(source)  # a misspelt table, say
         hint = f"; {sources[0]} is not a bench file (no key optimizers)" if sources else ""
         raise UserError(f"--optimizers: is required, such as --optimizers 'sgd,sam[rho=0.1],pugd'{hint}")
     if seeds is not None:

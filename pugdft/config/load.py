@@ -148,7 +148,7 @@ def find_recipe(source: str | Path) -> Path:
     shown = shortened(source) or '""'
     if find_table(str(source)):
         raise UserError(f"{shown}: is a table, which has several recipes: pugdft bench {shown}")
-    hint = close_match(path.name[:80].removesuffix(".yaml"), bundled_recipes())
+    hint = close_match(path.name[:80].removesuffix(".yaml"), [*bundled_recipes(), *bundled_tables()])
     raise UserError(f"{shown}: no such file or bundled recipe.{hint} `pugdft recipes ls` lists them.")
 
 

@@ -148,6 +148,8 @@ def test_every_cell_of_the_tables_can_be_made(tmp_path: Path) -> None:
 def test_a_bench_without_optimizers_says_how_to_give_them() -> None:
     with pytest.raises(UserError, match="--optimizers: is required, such as"):
         build_matrix(["quickstart"])
+    with pytest.raises(UserError, match=r'gnp_23: no such file .*Did you mean "gnp_2_3"\?'):
+        build_matrix(["gnp_23"])
 
 
 def test_tuning_reaches_the_cells_recipe_and_changes_nothing_else(recipe_file: Path, tmp_path: Path) -> None:
