@@ -41,6 +41,7 @@ ORDER = {
     "first-comparison.md": "A first comparison",
     "reading-a-leaderboard.md": "Reading a leaderboard",
     "measured.md": "Measured here",
+    "report.md": "A report on a run",
     "plots.md": "Plots",
     "landscapes.md": "Landscapes",
     "sharpness.md": "Sharpness",
@@ -88,7 +89,8 @@ _MEASURED_HEAD = """# Measured here
 
 Comparisons of our own. Each table is drawn from the records in `leaderboard/records` when this site is
 built. The predictions on every test image lie beside them, so `pugdft leaderboard leaderboard/records` and
-`pugdft compare` show the same and more. [Reading a leaderboard](reading-a-leaderboard.md) explains the columns.
+`pugdft compare` show the same and more. [Reading a leaderboard](reading-a-leaderboard.md) explains the
+columns.
 """
 
 _COMMAND_HEAD = """# Command reference
@@ -110,7 +112,7 @@ recipes, keys, optimizers, data sets and runs.
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Make the navigation from the pages that there are."""
-    there = {path.name for path in DOCS.glob("*.md")} | set(generated())
+    there = {path.name for path in DOCS.glob("*.md")} | {name for name in generated() if name.endswith(".md")}
     names = [name for name in ORDER if name in there] + sorted(there - set(ORDER))
     config.nav = [{ORDER[name]: name} if name in ORDER else name for name in names]
     return config
