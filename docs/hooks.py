@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from mkdocs.structure.files import File, Files
 from pugdft.cli.help import command_line, commands, examples_of
 from pugdft.cli.main import app
 from pugdft.config.schema import Recipe
+from pugdft.leaderboard import Group, as_markdown, build_leaderboard, collect
+from pugdft.leaderboard.formats.html import as_html
 from pugdft.optim import describe, optimizer_names, summary
 from pugdft.optim.base import BASES
 from pugdft.optim.build import ALGORITHM_OPTIONS, base_defaults, takes_two_passes
@@ -28,6 +31,7 @@ from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
 
 DOCS = Path(__file__).parent
+RECORDS = DOCS.parent / "leaderboard" / "records"
 
 # The order of the pages; those that do not exist are left out.
 ORDER = {
@@ -36,6 +40,8 @@ ORDER = {
     "guide.md": "Guide",
     "first-comparison.md": "A first comparison",
     "reading-a-leaderboard.md": "Reading a leaderboard",
+    "measured.md": "Measured here",
+    "report.md": "A report on a run",
     "plots.md": "Plots",
     "landscapes.md": "Landscapes",
     "sharpness.md": "Sharpness",
@@ -79,6 +85,14 @@ The keys of `optimizer` are those of its [method](optimizers.md) and, under `bas
 `pugdft recipes schema` prints all this as a JSON schema, for editors.
 """
 
+_MEASURED_HEAD = """# Measured here
+
+Comparisons of our own. Each table is drawn from the records in `leaderboard/records` when this site is
+built. The predictions on every test image lie beside them, so `pugdft leaderboard leaderboard/records` and
+`pugdft compare` show the same and more. [Reading a leaderboard](reading-a-leaderboard.md) explains the
+columns.
+"""
+
 _COMMAND_HEAD = """# Command reference
 
 Results go to stdout, progress and messages to stderr. `pugdft --install-completion` lets your shell complete
@@ -98,7 +112,7 @@ recipes, keys, optimizers, data sets and runs.
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Make the navigation from the pages that there are."""
-    there = {path.name for path in DOCS.glob("*.md")} | set(generated())
+    there = {path.name for path in DOCS.glob("*.md")} | {name for name in generated() if name.endswith(".md")}
     names = [name for name in ORDER if name in there] + sorted(there - set(ORDER))
     config.nav = [{ORDER[name]: name} if name in ORDER else name for name in names]
     return config
@@ -117,6 +131,8 @@ def generated() -> dict[str, Any]:
         "optimizers.md": optimizers_page,
         "recipe-reference.md": recipe_page,
         "command-reference.md": command_page,
+        "measured.md": measured_page,
+        **{f"measured/{folder.name}.html": partial(as_html, ranked(folder)) for folder in measured()},
     }
 
 
@@ -251,6 +267,31 @@ def _given(section: Mapping[str, Any], key: str, field: Mapping[str, Any]) -> st
 
 def _yaml(value: object) -> str:
     return str(value) if isinstance(value, str) else json.dumps(value)
+
+
+# --- measured --------------------------------------------------------------------------------------------
+
+
+def measured() -> list[Path]:
+    """The folders of comparisons whose records lie in the repository."""
+    return sorted(path.parent for path in RECORDS.glob("*/README.md"))
+
+
+def ranked(folder: Path) -> list[Group]:
+    """The leaderboard of a folder of records."""
+    return build_leaderboard(collect([folder]).records)
+
+
+def measured_page() -> str:
+    """What each comparison is, its table, and where its page is."""
+    sections = []
+    for folder in measured():
+        about = (folder / "README.md").read_text(encoding="utf-8").strip()
+        table = as_markdown(ranked(folder)).strip()
+        sections.append(
+            f"{about}\n\n{table}\n\n[The same as a page with charts](measured/{folder.name}.html)"
+        )
+    return _MEASURED_HEAD + "\n" + "\n\n".join(sections) + "\n"
 
 
 # --- commands --------------------------------------------------------------------------------------------
