@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,16 +9,15 @@ import typer
 from pugdft.cli import pictures
 from pugdft.cli.output import say
 from pugdft.cli.pictures import check_pictures, compute_and_draw
+from pugdft.cli.predict import ModelArgument, ModelName
 from pugdft.errors import UserError, unknown
 from pugdft.machine import share_cores
 
 
 def command(
-    record: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder or record.", show_default=False)
-    ],
+    model: ModelArgument,
     others: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option("--with", metavar="RUN", help="Another run, drawn beside it.", show_default=False),
     ] = None,
     kind: Annotated[str, typer.Option(metavar="KINDS", help="Of line, plane, between.")] = "line,plane",
@@ -51,13 +49,14 @@ def command(
     plan: pictures.Plan = False,
     minutes: pictures.Minutes = None,
     progress: pictures.ProgressOption = "text",
+    model_name: ModelName = None,
 ) -> None:
     """Draw the loss around runs' weights.
 
     A line shows the mean and the range over random directions, a plane a contour and a 3-D surface, between
     the straight way to another run. Several runs share images, directions, axes and colours.
     Prints the paths of the data and the pictures. An interrupted command goes on where it was. Exit code 4
-    if --minutes ended first.
+    if --minutes ended first. A model that no run trained needs --data.
 
     Examples:
       pugdft landscape runs/ID
@@ -67,15 +66,15 @@ def command(
     kinds = _kinds(kind, view, bool(others))
     share_cores()
     from pugdft.analysis.landscape import NUM_SHARPEST, Landscape, LandscapeOptions
-    from pugdft.analysis.overlay import Overlay, batch_norm_mode, open_runs, stored_run
+    from pugdft.analysis.overlay import Overlay, batch_norm_mode, folder_of, open_models
     from pugdft.analysis.points import take_sample
 
     count = (5 if along == "random" else NUM_SHARPEST) if directions is None else directions
     options = [LandscapeOptions(each, count, extent, grid, normalize, one_d, seed, along) for each in kinds]
     for each in options:
         each.check()
-    models = open_runs([record, *(others or [])])
-    folder = output or stored_run(models[0]).path.parent / "analysis"
+    models = open_models([model, *(others or [])], model_name)
+    folder = output or folder_of(models[0]) / "analysis"
     mode = batch_norm_mode(models[0], batch_norm)
     jobs = []
     for name in ["train", "test"] if split == "both" else [split]:

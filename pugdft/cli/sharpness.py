@@ -62,7 +62,7 @@ def command(
     pictures.check_minutes(minutes)
     share_cores()
     from pugdft.analysis.files import write_analysis
-    from pugdft.analysis.overlay import open_runs, stored_run
+    from pugdft.analysis.overlay import folder_of, open_models
     from pugdft.analysis.points import take_sample
     from pugdft.analysis.sharpness import SharpnessOptions, measure, num_steps, sharpness_digest
 
@@ -72,7 +72,7 @@ def command(
     )  # fmt: skip
     options.check(images)
     # One after the other: runs of different data may be measured, but not compared.
-    jobs = [open_runs([path])[0] for path in records]
+    jobs = [open_models([path])[0] for path in records]
     watch = _Watch(num_steps(options) * len(jobs), minutes, progress)
     found: list[Mapping[str, Any]] = []
     for number, loaded in enumerate(jobs):
@@ -80,7 +80,7 @@ def command(
         if plan:
             _print_plan(loaded, sample, options, len(jobs))
             return
-        folder = output or stored_run(loaded).path.parent
+        folder = output or folder_of(loaded)
         watch.done = float(number * num_steps(options))
         path = _stored(folder, sharpness_digest(loaded, sample, options))
         if path is None:

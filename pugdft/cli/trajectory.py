@@ -48,16 +48,16 @@ def command(
     """
     formats = check_pictures(form, width, minutes)
     share_cores()
-    from pugdft.analysis.overlay import Overlay, batch_norm_mode, open_runs, stored_run
+    from pugdft.analysis.overlay import Overlay, batch_norm_mode, folder_of, open_models
     from pugdft.analysis.points import take_sample
     from pugdft.analysis.trajectory import Trajectory, TrajectoryOptions, snapshot_files
 
     options = TrajectoryOptions(plane, margin, grid)
     options.check()
-    models = open_runs(records)
+    models = open_models(records)
     for each in models:
         snapshot_files(each)  # a run without them is said before images are read
-    folder = output or stored_run(models[0]).path.parent / "analysis"
+    folder = output or folder_of(models[0]) / "analysis"
     mode = batch_norm_mode(models[0], batch_norm)
     jobs = []
     for name in ["train", "test"] if split == "both" else [split]:

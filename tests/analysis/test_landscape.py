@@ -11,13 +11,13 @@ import torch
 from pugdft.analysis.files import read_analysis
 from pugdft.analysis.jobs import Progress
 from pugdft.analysis.landscape import Landscape, LandscapeOptions
-from pugdft.analysis.overlay import Overlay, open_runs
+from pugdft.analysis.overlay import Overlay, open_models
 from pugdft.analysis.points import Evaluator, take_sample
 from pugdft.errors import UserError
 
 
 def overlay(*paths: Path, batch_norm: str = "reestimate") -> Overlay:
-    models = open_runs(paths)
+    models = open_models(paths)
     return Overlay(models, take_sample(models[0], "train", 30), batch_norm)  # type: ignore[arg-type]
 
 
@@ -133,6 +133,6 @@ def test_options_without_a_landscape_are_refused(
 
 def test_runs_that_cannot_be_compared_are_refused(sgd_run: Path, photo_run: Path) -> None:
     with pytest.raises(UserError, match="stands twice"):
-        open_runs([sgd_run, sgd_run])
+        open_models([sgd_run, sgd_run])
     with pytest.raises(UserError, match="its model is test_vit, there it is test_resnet"):
-        open_runs([sgd_run, photo_run])
+        open_models([sgd_run, photo_run])

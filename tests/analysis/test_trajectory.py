@@ -12,7 +12,7 @@ from analysis_runs import SGD, trained_run
 
 from pugdft.analysis.files import read_analysis
 from pugdft.analysis.jobs import Progress
-from pugdft.analysis.overlay import Overlay, open_runs
+from pugdft.analysis.overlay import Overlay, open_models
 from pugdft.analysis.points import Evaluator, restored, take_sample, write_weights_
 from pugdft.analysis.trajectory import (
     SnapshotFiles,
@@ -108,7 +108,7 @@ def way_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_a_runs_way_has_the_losses_of_its_snapshots(way_run: Path, tmp_path: Path) -> None:
-    models = open_runs([way_run])
+    models = open_models([way_run])
     both = Overlay(models, take_sample(models[0], "train", 30), "fixed")
     before = [each.detach().numpy().tobytes() for each in models[0].model.state_dict().values()]
     job = Trajectory(both, TrajectoryOptions(grid=5), tmp_path)
@@ -135,7 +135,7 @@ def test_a_runs_way_has_the_losses_of_its_snapshots(way_run: Path, tmp_path: Pat
 
 
 def test_a_stopped_trajectory_goes_on_with_the_same_bits(way_run: Path, tmp_path: Path) -> None:
-    models = open_runs([way_run])
+    models = open_models([way_run])
     both = Overlay(models, take_sample(models[0], "train", 30), "reestimate")
     whole = Trajectory(both, TrajectoryOptions(grid=5), tmp_path / "whole")
     whole.compute()
@@ -151,11 +151,11 @@ def test_a_stopped_trajectory_goes_on_with_the_same_bits(way_run: Path, tmp_path
 
 def test_a_run_without_snapshots_is_refused(sgd_run: Path) -> None:
     with pytest.raises(UserError, match=r"train\.snapshots=1 keeps them"):
-        snapshot_files(open_runs([sgd_run])[0])
+        snapshot_files(open_models([sgd_run])[0])
 
 
 def test_a_changed_snapshot_is_refused(way_run: Path) -> None:
-    loaded = open_runs([way_run])[0]
+    loaded = open_models([way_run])[0]
     file = list(snapshot_files(loaded).values())[1]
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

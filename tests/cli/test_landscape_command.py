@@ -128,6 +128,24 @@ def test_weights_that_are_not_those_of_the_record_are_refused(sgd_run: Path, tmp
         landscape.command(run, **SMALL)
 
 
+def test_weights_that_no_run_left_have_a_landscape_too(
+    sgd_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    shutil.copy(sgd_run / "model.safetensors", file)
+    landscape.command(str(file), **SMALL, data=str(image_folder), model_name="test_resnet")
+    paths, notes = printed(capsys)
+    stored = read_analysis(Path(paths[0]))
+    assert stored.path.parent == tmp_path / "analysis"
+    (record,) = stored.facts["records"]
+    assert (record["label"], record["model"], record["seed"]) == ("weights.safetensors", "test_resnet", None)
+    assert "how they were trained is not known" in notes
+    shutil.copy(sgd_run / "config.json", tmp_path)
+    shutil.copy(sgd_run / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match="is not known, there it is"):
+        landscape.command(str(sgd_run), [str(tmp_path)], **SMALL)
+
+
 def test_a_trajectory_of_two_runs_is_drawn(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
