@@ -12,7 +12,7 @@ import typer
 
 from pugdft.cli import pictures
 from pugdft.cli.leaderboard import RankedBy
-from pugdft.cli.output import say
+from pugdft.cli.output import say, write_result
 from pugdft.errors import UserError, printable, unknown
 
 _ANALYSIS = re.compile(r"^schema: *['\"]?pugdft\.analysis/", re.MULTILINE)
@@ -71,6 +71,9 @@ def command(
     theme: pictures.Theme = "light",
     form: pictures.Formats = "svg,png",
     output: pictures.Output = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Of a data file, also a page with surfaces to turn.")
+    ] = False,
 ) -> None:
     """Draw histories of runs, or the data file of another verb again; print the pictures' paths.
 
@@ -90,9 +93,11 @@ def command(
         other = next(path for path in paths if path not in files)
         raise UserError(f"{other}: draw records and data files apart: {files[0]} is a data file")
     for file in files:
-        _draw_again(file, formats, output, view, width, theme)
+        _draw_again(file, formats, output, interactive, view=view, width=width, theme=theme)
     if files:
         return
+    if interactive:
+        raise UserError("--interactive: is of data files; of runs `pugdft report` writes a page")
     from pugdft.leaderboard.load import collect
 
     found = collect(paths)
@@ -150,13 +155,17 @@ def _is_data(path: Path) -> bool:
 
 
 def _draw_again(
-    file: Path, formats: list[str], output: Path | None, view: str, width: str | None, theme: str
+    file: Path, formats: list[str], output: Path | None, interactive: bool, **drawing: str | None
 ) -> None:
     from pugdft.analysis.files import read_analysis
     from pugdft.figures.redraw import redraw
 
     stored = read_analysis(file)
     place = stored.path if output is None else output / stored.path.name
-    options = {"view": view, "width": width, "theme": theme}
-    for path in redraw(stored.kind, stored.facts, stored.arrays, place, formats, **options):
+    for path in redraw(stored.kind, stored.facts, stored.arrays, place, formats, **drawing):
         typer.echo(str(path))
+    if interactive:
+        from pugdft.report.analyses import analysis_page
+
+        write_result(analysis_page(stored), place.with_suffix(".html"))
+        typer.echo(str(place.with_suffix(".html")))
