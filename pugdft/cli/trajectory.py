@@ -18,7 +18,10 @@ def command(
         list[Path], typer.Argument(metavar="RUN", help="Runs' folders or records.", show_default=False)
     ],
     plane: Annotated[
-        Literal["pca", "ends"], typer.Option(help="Nearest to all snapshots, or through three runs' ends.")
+        Literal["pca", "ends", "axes"],
+        typer.Option(
+            help="Nearest to all snapshots; through three runs' ends; the straight way and a detour."
+        ),
     ] = "pca",
     margin: Annotated[float, typer.Option(help="Of the plane around the ways, a share of it.")] = 0.2,
     grid: pictures.Grid = 21,
