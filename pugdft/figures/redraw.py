@@ -57,6 +57,6 @@ def redraw(
 @contextmanager
 def damaged(path: Path) -> Iterator[None]:
     """Turn what an array or a fact of a wrong kind raises into one message; anybody may write a file."""
-    kinds = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+    kinds = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, SyntaxError)
     with refuse(kinds, lambda error: f"{path}: is damaged: {reason(error)}"):
         yield

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pugdft.errors import UserError, known_names
-from pugdft.figures import paper
+from pugdft.figures import charts, paper
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap, LogNorm
@@ -30,6 +30,7 @@ _STRIDES = (1, 2, 4)
 _NUM_LEVELS = 18
 _WIDE_RANGE = 20.0  # highest through lowest loss from which an axis is logarithmic
 _MOST_COLUMNS = 4
+_LONGEST_LABEL = 60
 _SPREAD = 0.01  # of a spectrum's nodes, as a share of their range
 _LEAST_DENSITY = 1e-6  # of the highest one
 _HANDLING = {
@@ -108,8 +109,9 @@ def lattice_done(values: np.ndarray, axes: Sequence[int], centre: int) -> np.nda
     )
 
 
-def _labels(facts: Facts) -> list[str]:
-    return [str(record["label"]) for record in facts["records"]]
+def labels_of(facts: Facts) -> list[str]:
+    """The runs' names, which anybody may have written, as short text of one line."""
+    return [charts.shortened(record["label"], _LONGEST_LABEL) for record in facts["records"]]
 
 
 def _caption(facts: Facts, width: str | float, *first: str) -> str:
@@ -150,7 +152,7 @@ def _curves(facts: Facts, arrays: Arrays, width: str | float | None, theme: str)
     is_between = options["kind"] == "between"
     chosen = lattice_done(loss, [loss.ndim - 1], 0 if is_between else len(alpha) // 2)
     steps, curves = alpha[chosen], np.where(np.isinf(loss), np.nan, loss)[..., chosen]
-    labels = _labels(facts)
+    labels = labels_of(facts)
     wide = width or "column"
     figure = paper.figure(wide, theme=theme)
     axes = figure.add_subplot()
@@ -219,7 +221,7 @@ def _loss_ticks(low: float, high: float) -> list[float]:
 
 def _contours(facts: Facts, arrays: Arrays, width: str | float | None, theme: str) -> Figure:
     """The loss on the plane of each run: filled contours, the run's weights in the middle."""
-    loss, labels = arrays["loss"], _labels(facts)
+    loss, labels = arrays["loss"], labels_of(facts)
     chosen = lattice_done(loss, [1, 2], len(arrays["alpha"]) // 2)
     axis, values = arrays["alpha"][chosen], loss[:, chosen][:, :, chosen]
     levels = levels_of(values)
@@ -277,7 +279,7 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
     """The loss over the plane of each run as a surface, on a logarithmic height where it spans decades."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
-    loss, labels = arrays["loss"], _labels(facts)
+    loss, labels = arrays["loss"], labels_of(facts)
     chosen = lattice_done(loss, [1, 2], len(arrays["alpha"]) // 2)
     axis, values = arrays["alpha"][chosen], loss[:, chosen][:, :, chosen]
     levels = levels_of(values)
@@ -355,7 +357,7 @@ def trajectory_figure(
     from matplotlib.lines import Line2D
 
     wide = width or "column"
-    labels, colours = _labels(facts), paper.THEMES[theme]
+    labels, colours = labels_of(facts), paper.THEMES[theme]
     across, along = (lattice_done(arrays["plane_loss"], [0, 1], len(arrays["alpha"]) // 2),) * 2
     plane = arrays["plane_loss"][np.ix_(across, along)]
     figure = paper.figure(wide, min(1.18 * paper.inches(wide), 5.2), theme)

@@ -60,7 +60,7 @@ def analyses_of(run: StoredRun, id: str) -> tuple[list[dict[str, Any]], list[str
     """
     folder = run.path.parent
     paths = [*find_analyses(folder, ["sharpness"]), *find_analyses(folder / FOLDER, DRAWN_BY)]
-    views, faults = [], list[ConfigIssue]()
+    views, faults = list[dict[str, Any]](), list[ConfigIssue]()
     for path in paths[:_MOST]:
         with collect(faults):
             stored = read_analysis(path)
@@ -127,7 +127,7 @@ def _numbers(facts: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 def _pictures(stored: Analysis, title: str) -> list[dict[str, Any]]:
     """Every picture of an analysis as ``<svg>``, whether it is a surface's, and whether it has panels."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, damaged(stored.path):
         place, drawn = Path(folder) / stored.path.name, []
         for theme in ("light", "dark"):
             written = redraw(stored.kind, stored.facts, stored.arrays, place, ["svg"], theme=theme)
@@ -164,7 +164,7 @@ def _panels(stored: Analysis) -> Iterable[dict[str, Any]]:
         chosen = surfaces.lattice_done(loss, [1, 2], len(axis) // 2)
         shown = loss[:, chosen][:, :, chosen]
         limits = surfaces.loss_limits(shown)
-        labels = [str(record["label"]) for record in facts["records"]]
+        labels = surfaces.labels_of(facts)
         for label, values in zip(labels, shown, strict=True):
             words = (label if len(labels) > 1 else "", "α", "β", f"{facts['sample']['split']} loss")
             yield _panel(words, (axis[chosen],) * 2, values, limits, surfaces.is_wide(*limits))

@@ -16,13 +16,14 @@ from drawn_analyses import landscape, spectrum, trajectory
 from report_runs import made_run
 
 from pugdft.analysis.files import digest_of, read_analysis, write_analysis
+from pugdft.errors import printable
 from pugdft.figures import charts, paper
 from pugdft.report.analyses import analysis_view
 from pugdft.report.facts import run_facts
 from pugdft.report.page import as_page
 
 WEIGHTS = "ef" * 32
-EVIL = "</script><img src=x onerror=1> $a$"
+EVIL = "</script><img src=x onerror=1> $a$\x1b[1m"
 
 
 def stored(folder: Path, kind: str, facts: dict[str, Any], arrays: dict[str, Any], **more: Any) -> Path:
@@ -96,7 +97,7 @@ def test_a_surface_has_the_losses_that_a_script_draws(page: str) -> None:
         assert np.abs(heights - expected)[known].max() < 1e-6
     words = re.search(r"data-words='([^']*)'", canvases[1])
     assert words is not None
-    assert json.loads(words[1]) == [EVIL, "α", "β", "train loss"]
+    assert json.loads(words[1]) == [printable(EVIL), "α", "β", "train loss"]
 
 
 def test_a_large_surface_stays_small(tmp_path: Path) -> None:
