@@ -419,7 +419,7 @@ class Trajectory(PointJob):
         lines = caveats(self.overlay, [each for each in ends if math.isfinite(each)])
         away = self.way.residual[self.distance > 0] / self.distance[self.distance > 0]
         lines.append(f"projection: snapshots lie up to {away.max():.0%} of their distance outside this plane")
-        explained = f"the plane explains {self.way.explained:.1%} of the squared distances"
+        explained = f"the plane explains {self.way.explained:.2%} of the squared distances"
         if self.options.plane == "pca":
             explained += f"; of a random walk of as many steps it would explain {random_walk:.1%}"
         return [*lines, explained, SHARPNESS_CAVEAT]
