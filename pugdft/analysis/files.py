@@ -24,6 +24,7 @@ from pugdft.errors import UserError, reason, refuse, shortened
 from pugdft.paths import write_atomically
 
 SCHEMA = "pugdft.analysis/1"
+FOLDER = "analysis"  # beside a record
 
 _DIGITS = 8  # of the digest in a file's name
 _DIGEST = "digest"  # the name under which the arrays' file has the digest too

@@ -20,11 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pugdft.data.cache import prepare
 from pugdft.data.datasets import open_source
+from pugdft.data.decode import all_named
 from pugdft.data.loader import gathered, onto
 from pugdft.data.rng import validation_split
 from pugdft.data.transforms import ToInput
 from pugdft.errors import UserError, counted, refuse
+from pugdft.inference.evaluate import labelled_split, open_split
 from pugdft.inference.load import LoadedModel
+from pugdft.inference.predict import ImageReader
 from pugdft.training.performance import products_in
 from pugdft.training.setup import evaluation_batch_size
 
@@ -40,12 +43,12 @@ class PointValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Images of a run's split, ready for its model, in an order in which classes take turns.
+    """Images of a split, ready for a model, in an order in which classes take turns.
 
     Attributes:
         inputs: float32, (images, 3, side, side), on the model's device; ``labels``: int64, (images,).
-        indices: rows of the prepared data's split.
-        data_sha256: of all images of the data.
+        indices: rows of the prepared data's split; of a model of no run, among images of its classes.
+        data_sha256: of all images of the data; of a model of no run, of the files.
         notes: what a person should know.
     """
 
@@ -92,17 +95,17 @@ def take_sample(
     Images that the run held out for validation are not in ``train``.
 
     Args:
-        data: where the run's data lies here; None: as in its recipe.
+        data: where the run's data lies here; None: as in its recipe. Of a model of no run: any data, whose
+            classes are matched with the model's by name; it names its splits as it likes.
 
     Raises:
-        UserError: the model is of no run, or its data is not here, has other classes, no such split or fewer
-            images.
+        UserError: the data is not here, has other classes, no such split or fewer images; or a model of no
+            run is given none.
     """
     run, recipe = loaded.run, loaded.recipe
-    if run is None or run.record.data is None:
-        raise UserError(
-            f"{loaded.name}: is no run, and only a run's record names its images and their classes"
-        )
+    if run is None:
+        return _sample_of_any(loaded, split, count, seed, data)
+    assert run.record.data is not None, "a run with weights has data"
     own = recipe.data
     remedy = "" if data else "\n--data NAME_OR_FOLDER says where the run's data lies on this machine"
     with refuse(UserError, lambda error: f"{error}{remedy}"):
@@ -142,6 +145,32 @@ def take_sample(
     inputs = torch.cat(parts)
     return Sample(
         inputs, onto(labels[indices], loaded.device), indices, split, seed, store.sha256, tuple(notes)
+    )
+
+
+def _sample_of_any(loaded: LoadedModel, split: str, count: int, seed: int, data: str | None) -> Sample:
+    """Draw images for a model of no run, prepared as timm's configuration of it says."""
+    if data is None:
+        raise UserError(f"--data: is needed, for {loaded.name} is no run's folder, which names its own data")
+    source, contents, use = open_split(data, split)
+    found = labelled_split(loaded, source, contents, use, skip_unknown=True)
+    if count > (size := len(found.labels)):
+        raise UserError(f"--images {count}: the {found.title} split has {counted(size, 'image')}")
+    indices = balanced_draw(found.labels, count, seed, source.key)
+    is_drawn = np.zeros(size, bool)
+    is_drawn[indices] = True
+    batches = list(ImageReader.of(loaded)(found.part.part(is_drawn).samples()))
+    if faults := [fault for each in batches for fault in each.faults]:
+        raise UserError(all_named(faults))
+    in_order = torch.from_numpy(indices.argsort().argsort()).to(loaded.device)  # read in the data's order
+    return Sample(
+        torch.cat([each.inputs for each in batches])[in_order],
+        onto(found.labels[indices], loaded.device),
+        indices,
+        found.title,
+        seed,
+        source.key,
+        (*found.notes, "the images are not known to be those that the model was trained with"),
     )
 
 

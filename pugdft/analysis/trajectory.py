@@ -32,7 +32,7 @@ from pugdft.inference.load import LoadedModel
 from pugdft.paths import file_sha256
 from pugdft.reproduce import read_stored_weights
 
-Plane = Literal["pca", "ends"]
+Plane = Literal["pca", "ends", "axes"]
 
 _MOST_NUMBERS = 2**24  # of all snapshots together in memory at once: 128 MiB
 _STRIDES = (4, 2, 1)
@@ -74,6 +74,25 @@ def principal_plane(gram: np.ndarray) -> Path2D:
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), [0, 1]])
     lengths = np.sqrt(values)
     return _on_plane(gram, vectors / np.where(lengths > 0, lengths, np.inf))
+
+
+def plane_along(gram: np.ndarray, starts: np.ndarray) -> Path2D:
+    """The plane through the origin and a start that is otherwise nearest to all snapshots.
+
+    The straight way to the start is the horizontal axis. The vertical one is the first principal axis of what
+    is left beside it: where the ways make their largest detour.
+
+    Args:
+        gram: as for :func:`principal_plane`.
+        starts: float64, (snapshots,): the start as a weighted mean of the snapshots.
+    """
+    length = math.sqrt(max(float(starts @ gram @ starts), 0))
+    across = starts / (length or math.inf)
+    along = gram @ across
+    values, vectors = np.linalg.eigh(gram - np.outer(along, along))
+    detour = vectors[:, -1] * np.sign(vectors[np.abs(vectors[:, -1]).argmax(), -1])
+    size = math.sqrt(max(values[-1], 0)) or math.inf
+    return _on_plane(gram, np.stack([across, (detour - (detour @ along) * across) / size], 1))
 
 
 def plane_through(gram: np.ndarray, first: int, second: int) -> Path2D:
@@ -202,7 +221,8 @@ class TrajectoryOptions:
     """What is drawn around runs' ways.
 
     Attributes:
-        plane: ``pca``: nearest to all snapshots; ``ends``: through the last snapshots of three runs.
+        plane: ``pca``: nearest to all snapshots; ``ends``: through the last snapshots of three runs;
+            ``axes``: the straight way from the end to the start, and the largest detour from it.
         margin: of the grid around the ways, as a share of their width.
         grid: points along an axis, odd.
     """
@@ -256,6 +276,10 @@ class Trajectory(PointJob):
         self.way = principal_plane(gram)
         if self.options.plane == "ends":
             self.way = plane_through(gram, int(ends[1]), int(ends[2]))
+        elif self.options.plane == "axes":
+            starts = np.zeros(len(files))
+            starts[ends + 1 - self._counts] = 1 / len(models)
+            self.way = plane_along(gram, starts)
         self.distance = np.sqrt(np.diag(gram))
         longest, grid = max(self._counts), self.options.grid
         self.loss = np.full((grid, grid), np.nan)
@@ -395,7 +419,7 @@ class Trajectory(PointJob):
         lines = caveats(self.overlay, [each for each in ends if math.isfinite(each)])
         away = self.way.residual[self.distance > 0] / self.distance[self.distance > 0]
         lines.append(f"projection: snapshots lie up to {away.max():.0%} of their distance outside this plane")
-        explained = f"the plane explains {self.way.explained:.1%} of the squared distances"
+        explained = f"the plane explains {self.way.explained:.2%} of the squared distances"
         if self.options.plane == "pca":
             explained += f"; of a random walk of as many steps it would explain {random_walk:.1%}"
         return [*lines, explained, SHARPNESS_CAVEAT]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from pugdft.cli import pictures
 from pugdft.cli.leaderboard import RankedBy
-from pugdft.cli.output import given_path, say
+from pugdft.cli.output import say, write_result
 from pugdft.errors import UserError, printable, unknown
 
 _ANALYSIS = re.compile(r"^schema: *['\"]?pugdft\.analysis/", re.MULTILINE)
@@ -66,26 +66,14 @@ def command(
     metric: Annotated[
         RankedBy, typer.Option(help="With --sweep: the result, as the leaderboard ranks.")
     ] = RankedBy.TOP1,
-    view: Annotated[
-        Literal["all", "line", "contour", "surface"], typer.Option(help="Of a data file, what is drawn.")
-    ] = "all",
-    width: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WIDTH", help="column (3.4 inches), text (6.9), or inches.", show_default="what fits"
-        ),
-    ] = None,
-    theme: Annotated[Literal["light", "dark"], typer.Option(help="Colours of page and text.")] = "light",
-    formats: Annotated[str, typer.Option("--format", metavar="NAME,…", help="Of svg, pdf, png.")] = "svg,png",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="FOLDER",
-            help="Where the pictures go.",
-            show_default="analysis/ beside the first record",
-        ),
-    ] = None,
+    view: pictures.View = "all",
+    width: pictures.Width = None,
+    theme: pictures.Theme = "light",
+    form: pictures.Formats = "svg,png",
+    output: pictures.Output = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Of a data file, also a page with surfaces to turn.")
+    ] = False,
 ) -> None:
     """Draw histories of runs, or the data file of another verb again; print the pictures' paths.
 
@@ -96,11 +84,7 @@ def command(
       pugdft plot runs/ --y loss,gap,gradient --format pdf
       pugdft plot runs/ --sweep optimizer.alpha --series optimizer.rho
     """
-    from pugdft.figures.paper import check_formats, inches
-
-    kinds = check_formats([name.strip() for name in formats.split(",") if name.strip()])
-    if width is not None:
-        inches(width)
+    formats = pictures.check_pictures(form, width)
     if series is not None and sweep is None:
         raise UserError("--series: goes with --sweep, which names the horizontal axis")
     quantities = _quantities(y)
@@ -109,9 +93,11 @@ def command(
         other = next(path for path in paths if path not in files)
         raise UserError(f"{other}: draw records and data files apart: {files[0]} is a data file")
     for file in files:
-        _draw_again(file, kinds, output, view, width, theme)
+        _draw_again(file, formats, output, interactive, view=view, width=width, theme=theme)
     if files:
         return
+    if interactive:
+        raise UserError("--interactive: is of data files; of runs `pugdft report` writes a page")
     from pugdft.leaderboard.load import collect
 
     found = collect(paths)
@@ -139,7 +125,7 @@ def command(
     records = sorted(run.record.id for run in found.records)
     content = [records, options, band, width, theme]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
-    for path in paper.save(figure, folder / f"{kind}-{digest}", kinds):
+    for path in paper.save(figure, folder / f"{kind}-{digest}", formats):
         typer.echo(str(path))
     for caption in captions:
         say(printable(caption))
@@ -169,13 +155,17 @@ def _is_data(path: Path) -> bool:
 
 
 def _draw_again(
-    file: Path, formats: Sequence[str], output: Path | None, view: str, width: str | None, theme: str
+    file: Path, formats: list[str], output: Path | None, interactive: bool, **drawing: str | None
 ) -> None:
     from pugdft.analysis.files import read_analysis
     from pugdft.figures.redraw import redraw
 
     stored = read_analysis(file)
     place = stored.path if output is None else output / stored.path.name
-    options = {"view": view, "width": width, "theme": theme}
-    for path in redraw(stored.kind, stored.facts, stored.arrays, place, list(formats), **options):
+    for path in redraw(stored.kind, stored.facts, stored.arrays, place, formats, **drawing):
         typer.echo(str(path))
+    if interactive:
+        from pugdft.report.analyses import analysis_page
+
+        write_result(analysis_page(stored), place.with_suffix(".html"))
+        typer.echo(str(place.with_suffix(".html")))

@@ -36,9 +36,9 @@ def command(
 ) -> None:
     """Write a report on a run as one page that needs no network; print the page's path.
 
-    It shows the accuracy with its interval, curves, the accuracy of each class, the confusion matrix, the
-    most confident mistakes, calibration, recipe, environment and cost. Several runs stand side by side; to
-    rank them is for `pugdft leaderboard`.
+    It shows the accuracy with its interval, curves, landscapes and sharpness that lie beside the run, the
+    accuracy of each class, the confusion matrix, the most confident mistakes, calibration, recipe,
+    environment and cost. Several runs stand side by side; to rank them is for `pugdft leaderboard`.
 
     Examples:
       pugdft report runs/my-run

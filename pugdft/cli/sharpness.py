@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pugdft.cli.output import duration, emit, given_path, say
+from pugdft.cli import pictures
+from pugdft.cli.output import duration, emit, say
 from pugdft.errors import UserError, printable
 from pugdft.machine import share_cores
 
@@ -20,41 +20,15 @@ if TYPE_CHECKING:
     from pugdft.analysis.sharpness import SharpnessOptions
     from pugdft.inference.load import LoadedModel
 
-OUT_OF_TIME = 4  # an exit code
 _UNEQUAL = 2.0  # how many times one loss is another before λ1 says who trained longer
-
-
-class SampleSplit(StrEnum):
-    TRAIN = "train"
-    TEST = "test"
-
-
-class OwnStatistics(StrEnum):
-    FIXED = "fixed"
-    BATCH = "batch"
-
-
-class Counted(StrEnum):
-    TRAINED = "trained"
-    ALL = "all"
-
-
-class ProductPrecision(StrEnum):
-    FP32 = "fp32"
-    FP64 = "fp64"
-
-
-class ProgressOutput(StrEnum):
-    TEXT = "text"
-    JSON = "json"
 
 
 def command(
     records: Annotated[
         list[Path], typer.Argument(metavar="RECORD", help="Runs' folders or records.", show_default=False)
     ],
-    split: Annotated[SampleSplit, typer.Option(help="Whose images.")] = SampleSplit.TRAIN,
-    images: Annotated[int, typer.Option(help="Images, of all classes alike.")] = 256,
+    split: Annotated[Literal["train", "test"], typer.Option(help="Whose images.")] = "train",
+    images: pictures.Images = 256,
     sample_seed: Annotated[int, typer.Option("--sample-seed", min=0, help="Which images.")] = 0,
     rho: Annotated[float, typer.Option(help="Radius of the ball.")] = 0.05,
     adaptive_rho: Annotated[float, typer.Option("--adaptive-rho", help="Radius of ASAM's ball.")] = 0.5,
@@ -62,26 +36,18 @@ def command(
     probes: Annotated[int, typer.Option(help="Random vectors of the trace at most.")] = 15,
     batch: Annotated[str, typer.Option(metavar="N|ALL", help="Images of each ball.")] = "all",
     batch_norm: Annotated[
-        OwnStatistics, typer.Option("--batch-norm", help="BatchNorm's statistics.")
-    ] = OwnStatistics.FIXED,
+        Literal["fixed", "batch"], typer.Option("--batch-norm", help="BatchNorm's statistics.")
+    ] = "fixed",
     spectrum: Annotated[bool, typer.Option("--spectrum", help="Also store the spectrum.")] = False,
-    parameters: Annotated[Counted, typer.Option(help="Which parameters count.")] = Counted.TRAINED,
-    precision: Annotated[ProductPrecision, typer.Option(help="Of all products.")] = ProductPrecision.FP32,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Where the data lies here.", show_default="as in the recipe"),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(parser=given_path, metavar="PATH", help="Folder.", show_default="beside the record"),
-    ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show passes and time; compute no more.")] = False,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop then, with exit code 4.", show_default="no limit")
-    ] = None,
-    progress: Annotated[
-        ProgressOutput, typer.Option("--progress", help="For people, or for programs.")
-    ] = ProgressOutput.TEXT,
+    parameters: Annotated[
+        Literal["trained", "all"], typer.Option(help="Which parameters count.")
+    ] = "trained",
+    precision: Annotated[Literal["fp32", "fp64"], typer.Option(help="Of all products.")] = "fp32",
+    data: pictures.Data = None,
+    output: pictures.Output = None,
+    plan: pictures.Plan = False,
+    minutes: pictures.Minutes = None,
+    progress: pictures.ProgressOption = "text",
 ) -> None:
     """Measure how sharp the minima of runs are.
 
@@ -93,29 +59,28 @@ def command(
       pugdft sharpness runs/ID
       pugdft sharpness runs/SGD runs/SAM --images 512 --spectrum
     """
-    if minutes is not None and not minutes > 0:
-        raise UserError(f"--minutes {minutes:g}: must be above 0")
+    pictures.check_minutes(minutes)
     share_cores()
     from pugdft.analysis.files import write_analysis
-    from pugdft.analysis.overlay import open_runs, stored_run
+    from pugdft.analysis.overlay import folder_of, open_models
     from pugdft.analysis.points import take_sample
     from pugdft.analysis.sharpness import SharpnessOptions, measure, num_steps, sharpness_digest
 
     options = SharpnessOptions(
-        rho, adaptive_rho, products, probes, _batch(batch), batch_norm.value, parameters.value,
-        precision.value, spectrum,
+        rho, adaptive_rho, products, probes, _batch(batch), batch_norm, parameters,
+        precision, spectrum,
     )  # fmt: skip
     options.check(images)
     # One after the other: runs of different data may be measured, but not compared.
-    jobs = [open_runs([path])[0] for path in records]
+    jobs = [open_models([path])[0] for path in records]
     watch = _Watch(num_steps(options) * len(jobs), minutes, progress)
     found: list[Mapping[str, Any]] = []
     for number, loaded in enumerate(jobs):
-        sample = take_sample(loaded, split.value, images, sample_seed, data=data, on_message=say)
+        sample = take_sample(loaded, split, images, sample_seed, data=data, on_message=say)
         if plan:
             _print_plan(loaded, sample, options, len(jobs))
             return
-        folder = output or stored_run(loaded).path.parent
+        folder = output or folder_of(loaded)
         watch.done = float(number * num_steps(options))
         path = _stored(folder, sharpness_digest(loaded, sample, options))
         if path is None:
@@ -123,7 +88,7 @@ def command(
                 measured = measure(loaded, sample, options, watch)
             except _TimeIsOverError:
                 say(f"--minutes: the time is over; {number} of {len(jobs)} runs are measured")
-                raise typer.Exit(OUT_OF_TIME) from None
+                raise typer.Exit(pictures.OUT_OF_TIME) from None
             if measured.arrays:
                 write_analysis(
                     folder / "analysis", "spectrum", measured.digest, measured.arrays, measured.facts
@@ -169,7 +134,7 @@ class _TimeIsOverError(Exception):
 class _Watch:
     """Prints progress, and ends the measurement when the time is over."""
 
-    def __init__(self, total: float, minutes: float | None, form: ProgressOutput) -> None:
+    def __init__(self, total: float, minutes: float | None, form: str) -> None:
         self.done, self._total, self._form = 0.0, total, form
         self._begin = self._shown = time.monotonic()
         self._deadline = float("inf") if minutes is None else self._begin + 60 * minutes
@@ -178,10 +143,10 @@ class _Watch:
         now, self.done = time.monotonic(), self.done + share
         if now >= self._deadline:
             raise _TimeIsOverError
-        if now - self._shown < (0.5 if self._form is ProgressOutput.JSON else 10.0):
+        if now - self._shown < (0.5 if self._form == "json" else 10.0):
             return
         self._shown = now
-        if self._form is ProgressOutput.JSON:
+        if self._form == "json":
             emit("progress", done=round(self.done, 2), total=self._total)
         else:
             say(f"{self.done:.0f} of at most {self._total:.0f} passes")

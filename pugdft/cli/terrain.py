@@ -3,54 +3,17 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from pugdft.cli import pictures
 from pugdft.cli.output import emit, given_path, say
 from pugdft.errors import UserError
 
 _OPTIMIZERS = "sgd,adagrad,ngd_cw,ugd,amp,sam,asam,pugd"
 _BASE = {"name": "sgd", "lr": 0.2}  # without a recipe
-
-
-class FreePair(StrEnum):
-    """Which two weights are free."""
-
-    UNIT = "unit"
-    OUTPUT = "output"
-
-
-class FixedWeights(StrEnum):
-    """What all other weights are."""
-
-    TRAINED = "trained"
-    RANDOM = "random"
-
-
-class Animation(StrEnum):
-    """File format of the animation."""
-
-    GIF = "gif"
-    WEBP = "webp"
-    APNG = "apng"
-    NONE = "none"
-
-
-class TerrainTheme(StrEnum):
-    """Background of the pictures."""
-
-    LIGHT = "light"
-    DARK = "dark"
-
-
-class TerrainProgress(StrEnum):
-    """For people, or JSON lines for programs."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def command(
@@ -68,29 +31,30 @@ def command(
     passes: Annotated[int, typer.Option(min=2, help="Gradient passes of every optimizer.")] = 1_000,
     start: Annotated[str, typer.Option(metavar="X,Y", help="Where all start.")] = "-10.1,-15",
     slice_: Annotated[
-        FreePair, typer.Option("--slice", help="Free: in and out of a unit, or both into an output.")
-    ] = FreePair.UNIT,
-    rest: Annotated[FixedWeights, typer.Option(help="What the other weights are.")] = FixedWeights.TRAINED,
+        Literal["unit", "output"],
+        typer.Option("--slice", help="Free: in and out of a unit, or both into an output."),
+    ] = "unit",
+    rest: Annotated[
+        Literal["trained", "random"], typer.Option(help="What the other weights are.")
+    ] = "trained",
     images: Annotated[int, typer.Option(min=2, help="Images of each split, as many of each class.")] = 100,
     data: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="A name or a folder.", show_default="the recipe's, or bundled"),
     ] = None,
-    grid: Annotated[int, typer.Option(help="Points along each axis, odd.")] = 81,
+    grid: pictures.Grid = 81,
     every: Annotated[int, typer.Option(min=1, help="Passes between kept points.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the slice.")] = 0,
-    animate: Annotated[Animation, typer.Option(help="Format of the animation.")] = Animation.GIF,
-    formats: Annotated[
-        str, typer.Option("--format", metavar="FORMATS", help="Of svg, pdf, png.")
-    ] = "svg,png",
-    width: Annotated[str, typer.Option(metavar="WIDTH", help="column, text or inches.")] = "text",
-    theme: Annotated[TerrainTheme, typer.Option(help="Background.")] = TerrainTheme.LIGHT,
+    animate: Annotated[
+        Literal["gif", "webp", "apng", "none"], typer.Option(help="Format of the animation.")
+    ] = "gif",
+    form: pictures.Formats = "svg,png",
+    width: pictures.Width = None,
+    theme: pictures.Theme = "light",
     output: Annotated[
         Path, typer.Option(parser=given_path, metavar="PATH", help="Folder of data and pictures.")
     ] = Path("analysis"),
-    progress: Annotated[
-        TerrainProgress, typer.Option(help="For people, or JSON lines.")
-    ] = TerrainProgress.TEXT,
+    progress: pictures.ProgressOption = "text",
 ) -> None:
     """Draw paths of optimizers on the loss surface of two weights.
 
@@ -102,10 +66,7 @@ def command(
       pugdft terrain
       pugdft terrain --optimizers 'sgd[lr=5],sam[rho=1],pugd' --animate webp
     """
-    from pugdft.figures.paper import check_formats, inches
-
-    chosen = check_formats([each.strip() for each in formats.split(",") if each.strip()])
-    inches(width)
+    formats = pictures.check_pictures(form, width)
     place = _start(start)
     if grid < 5 or grid % 2 == 0:
         raise UserError(f"--grid {grid}: must be odd and at least 5, so that it has a middle")
@@ -119,18 +80,11 @@ def command(
     specs, name = _specs(optimizers, recipe)
     source = open_source(data or name)
     options = TerrainOptions(
-        passes=passes,
-        start=place,
-        kind=slice_.value,
-        rest=rest.value,
-        images=images,
-        grid=grid,
-        every=every,
-        seed=seed,
+        passes=passes, start=place, kind=slice_, rest=rest, images=images, grid=grid, every=every, seed=seed
     )
 
     def tell(line: str) -> None:
-        if progress is TerrainProgress.JSON:
+        if progress == "json":
             emit("progress", message=line)
         else:
             say(line)
@@ -140,10 +94,8 @@ def command(
     file = write_analysis(output, "terrain", digest, arrays, facts)
     stem = analysis_stem(output, "terrain", digest)
     typer.echo(str(file))
-    animation = None if animate is Animation.NONE else animate.value
-    for written in draw_terrain(
-        facts, arrays, stem, chosen, width=width, theme=theme.value, animate=animation
-    ):
+    animation = None if animate == "none" else animate
+    for written in draw_terrain(facts, arrays, stem, formats, width=width, theme=theme, animate=animation):
         typer.echo(str(written))
     for line in (*end_table(facts), *facts["caveats"]):
         tell(line)

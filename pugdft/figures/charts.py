@@ -294,25 +294,33 @@ def save(figure: Figure, path: Path) -> None:
 
 def svg_text(figure: Figure, name: str, description: str = "") -> str:
     """Return an ``<svg>`` element for a page, where ``name`` is unique; colours follow its theme."""
-    # A strict Content-Security-Policy: no style attributes, no links, and no ids but those of clip paths.
     buffer = io.BytesIO()
     with _own_settings(salt=name):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 - matplotlib wrote it
+    return page_svg(buffer.getvalue(), description)
+
+
+def page_svg(content: bytes, description: str = "", dark: bytes | None = None) -> str:
+    """Return an SVG of matplotlib as an ``<svg>`` element for a page; colours follow the page's theme.
+
+    Args:
+        content: the file, drawn in the light theme.
+        dark: the same figure in the dark theme: colours that are equal in both stay as they are.
+    """
+    # A strict Content-Security-Policy: no style attributes, no links, and no ids but those of clip paths.
+    root, shapes = _without_definitions(content)
+    styles = [
+        each.get("style", "") for each in (root if dark is None else _without_definitions(dark)[0]).iter()
+    ]
     variables = {colour: f"var(--{name}, {colour})" for name, colour in LIGHT.items()}
-    shapes = {path.get("id"): path.get("d", "") for path in root.iter(f"{_SVG}path")}
-    for element in list(root.iter()):
+    for element, style in zip(list(root.iter()), styles, strict=True):
         element.tag = element.tag.removeprefix(_SVG)
         element.text, element.tail = element.text if element.tag == "text" else None, None
-        for child in list(element):
-            # Styles of matplotlib's own, and shapes of markers: each mark gets its own copy below.
-            is_unused = child.tag == f"{_SVG}defs" and child.find(f"{_SVG}clipPath") is None
-            if is_unused or child.tag == f"{_SVG}metadata":
-                element.remove(child)
+        there = style.split("; ") if dark is not None else ()
         for part in element.attrib.pop("style", "").split("; "):
             key, _, value = part.partition(": ")
             if value and key not in ("font", "font-family"):
-                element.set(key, variables.get(value, value))
+                element.set(key, value if part in there else variables.get(value, value))
         if element.tag == "use":
             element.tag = "path"
             element.set("d", shapes[element.attrib.pop(_LINK)[1:]])
@@ -321,7 +329,7 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
             element.set("href", element.attrib.pop(_LINK))
         if "d" in element.attrib:
             element.set("d", " ".join(element.attrib["d"].split()))
-        if element.tag != "clipPath":
+        if element.tag not in ("clipPath", "pattern"):
             group, _, series = element.attrib.pop("id", "").partition(" ")
             key, _, tip = series.partition(" ")
             if series:
@@ -333,6 +341,19 @@ def svg_text(figure: Figure, name: str, description: str = "") -> str:
     root.attrib = {"viewBox": root.attrib["viewBox"], "stroke-linejoin": "round"}
     root.attrib |= {"role": "img", "aria-label": description} if description else {"aria-hidden": "true"}
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _without_definitions(content: bytes) -> tuple[ElementTree.Element, dict[str | None, str]]:
+    """A figure without matplotlib's styles and the shapes of its markers, and these shapes by id."""
+    root = ElementTree.fromstring(content)  # noqa: S314 - matplotlib wrote it
+    shapes = {path.get("id"): path.get("d", "") for path in root.iter(f"{_SVG}path")}
+    kept = (f"{_SVG}clipPath", f"{_SVG}pattern")
+    for element in list(root.iter()):
+        for child in list(element):
+            is_unused = child.tag == f"{_SVG}defs" and not any(each.tag in kept for each in child)
+            if is_unused or child.tag == f"{_SVG}metadata":
+                element.remove(child)
+    return root, shapes
 
 
 def value_limits(

@@ -235,6 +235,8 @@ def _is_inside(box: Bbox, canvas: Bbox) -> bool:
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
     """Write ``STEM.FORMAT`` for each format, whole or not at all; equal figures give equal bytes.
 
+    The figure is laid out once, so all formats have everything at the same places.
+
     Returns:
         The paths of the files, in the order of the formats.
 
@@ -247,6 +249,10 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "png")) ->
         "png": {"Software": None},
     }
     written = []
+    if engine := figure.get_layout_engine():
+        with style():
+            engine.execute(figure)
+        figure.set_layout_engine("none")
     for name in check_formats(formats):
         buffer = io.BytesIO()
         with style():  # the salt of the svg's names

@@ -10,17 +10,19 @@ A drawing function takes what :func:`pugdft.analysis.files.read_analysis` return
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pugdft.errors import UserError, unknown
+from pugdft.errors import UserError, reason, refuse, unknown
 
 DRAWN_BY: dict[str, str] = {
     "landscape": "surfaces:draw_landscape",
     "trajectory": "surfaces:draw_trajectory",
     "terrain": "terrain_pictures:draw_terrain",
+    "spectrum": "surfaces:draw_spectrum",
 }
 """Kinds of analyses → ``module:function`` in this package, such as ``surfaces:draw_landscape``."""
 
@@ -42,5 +44,19 @@ def redraw(
     formats: list[str],
     **options: Any,
 ) -> list[Path]:
-    """Draw a stored analysis beside its data file ``path``; return the pictures' paths."""
-    return drawer_of(kind, path)(facts, arrays, path.with_suffix(""), formats, **options)
+    """Draw a stored analysis beside its data file ``path``; return the pictures' paths.
+
+    Raises:
+        UserError: nothing draws this kind, the data are damaged, or too few points are computed.
+    """
+    draw = drawer_of(kind, path)
+    with damaged(path):
+        return draw(facts, arrays, path.with_suffix(""), formats, **options)
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn what an array or a fact of a wrong kind raises into one message; anybody may write a file."""
+    kinds = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, SyntaxError)
+    with refuse(kinds, lambda error: f"{path}: is damaged: {reason(error)}"):
+        yield

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pugdft.errors import UserError, known_names
-from pugdft.figures import paper
+from pugdft.figures import charts, paper
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap, LogNorm
@@ -30,6 +30,9 @@ _STRIDES = (1, 2, 4)
 _NUM_LEVELS = 18
 _WIDE_RANGE = 20.0  # highest through lowest loss from which an axis is logarithmic
 _MOST_COLUMNS = 4
+_LONGEST_LABEL = 60
+_SPREAD = 0.01  # of a spectrum's nodes, as a share of their range
+_LEAST_DENSITY = 1e-6  # of the highest one
 _HANDLING = {
     "reestimate": "BatchNorm re-estimated",
     "fixed": "BatchNorm fixed",
@@ -98,7 +101,7 @@ def lattice_done(values: np.ndarray, axes: Sequence[int], centre: int) -> np.nda
         part = values
         for axis in axes:
             part = part.take(chosen, axis)
-        if not np.isnan(part).any():
+        if len(chosen) > 2 and not np.isnan(part).any():
             return chosen
     done = int(np.count_nonzero(~np.isnan(values)))
     raise UserError(
@@ -106,8 +109,9 @@ def lattice_done(values: np.ndarray, axes: Sequence[int], centre: int) -> np.nda
     )
 
 
-def _labels(facts: Facts) -> list[str]:
-    return [str(record["label"]) for record in facts["records"]]
+def labels_of(facts: Facts) -> list[str]:
+    """The runs' names, which anybody may have written, as short text of one line."""
+    return [charts.shortened(record["label"], _LONGEST_LABEL) for record in facts["records"]]
 
 
 def _caption(facts: Facts, width: str | float, *first: str) -> str:
@@ -134,7 +138,7 @@ def _log_axis(axis: Any, losses: np.ndarray) -> None:
     from matplotlib.ticker import NullLocator
 
     finite = losses[np.isfinite(losses) & (losses > 0)]
-    if not len(finite) or finite.max() <= _WIDE_RANGE * finite.min():
+    if not len(finite) or not is_wide(finite.min(), finite.max()):
         return
     axis._set_axes_scale("log")
     ticks = _loss_ticks(float(finite.min()) / 1.3, float(finite.max()) * 1.3)
@@ -148,7 +152,7 @@ def _curves(facts: Facts, arrays: Arrays, width: str | float | None, theme: str)
     is_between = options["kind"] == "between"
     chosen = lattice_done(loss, [loss.ndim - 1], 0 if is_between else len(alpha) // 2)
     steps, curves = alpha[chosen], np.where(np.isinf(loss), np.nan, loss)[..., chosen]
-    labels = _labels(facts)
+    labels = labels_of(facts)
     wide = width or "column"
     figure = paper.figure(wide, theme=theme)
     axes = figure.add_subplot()
@@ -173,6 +177,18 @@ def _curves(facts: Facts, arrays: Arrays, width: str | float | None, theme: str)
     return figure
 
 
+def loss_limits(losses: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest finite loss, above zero, with some room."""
+    finite = losses[np.isfinite(losses)]
+    low, high = max(float(finite.min()), 1e-12), max(float(finite.max()), 2e-12)
+    return low / 1.02, max(high * 1.02, low * 1.1)
+
+
+def is_wide(low: float, high: float) -> bool:
+    """Whether losses need a logarithmic axis."""
+    return high > _WIDE_RANGE * low
+
+
 def levels_of(losses: np.ndarray) -> Levels:
     """Levels in equal ratios over all finite losses, with colours from the readable part of the map.
 
@@ -181,9 +197,7 @@ def levels_of(losses: np.ndarray) -> Levels:
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap, LogNorm
 
-    finite = losses[np.isfinite(losses)]
-    low, high = max(float(finite.min()), 1e-12), max(float(finite.max()), 2e-12)
-    low, high = low / 1.02, max(high * 1.02, low * 1.1)
+    low, high = loss_limits(losses)
     values = np.geomspace(low, high, _NUM_LEVELS)
     part = ListedColormap(colormaps[paper.MAP](np.linspace(paper.MAP_START, 1, 256)), "loss")
     return Levels(values, LogNorm(low, high), part)
@@ -207,7 +221,7 @@ def _loss_ticks(low: float, high: float) -> list[float]:
 
 def _contours(facts: Facts, arrays: Arrays, width: str | float | None, theme: str) -> Figure:
     """The loss on the plane of each run: filled contours, the run's weights in the middle."""
-    loss, labels = arrays["loss"], _labels(facts)
+    loss, labels = arrays["loss"], labels_of(facts)
     chosen = lattice_done(loss, [1, 2], len(arrays["alpha"]) // 2)
     axis, values = arrays["alpha"][chosen], loss[:, chosen][:, :, chosen]
     levels = levels_of(values)
@@ -265,12 +279,12 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
     """The loss over the plane of each run as a surface, on a logarithmic height where it spans decades."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
-    loss, labels = arrays["loss"], _labels(facts)
+    loss, labels = arrays["loss"], labels_of(facts)
     chosen = lattice_done(loss, [1, 2], len(arrays["alpha"]) // 2)
     axis, values = arrays["alpha"][chosen], loss[:, chosen][:, :, chosen]
     levels = levels_of(values)
     low, high = levels.values[0], levels.values[-1]
-    is_log = high > _WIDE_RANGE * low
+    is_log = is_wide(low, high)
     rows, columns, wide = _panels(len(values), width)
     side = paper.inches(wide) / columns
     figure = paper.figure(wide, rows * side * 0.86 + 0.2, theme)
@@ -343,7 +357,7 @@ def trajectory_figure(
     from matplotlib.lines import Line2D
 
     wide = width or "column"
-    labels, colours = _labels(facts), paper.THEMES[theme]
+    labels, colours = labels_of(facts), paper.THEMES[theme]
     across, along = (lattice_done(arrays["plane_loss"], [0, 1], len(arrays["alpha"]) // 2),) * 2
     plane = arrays["plane_loss"][np.ix_(across, along)]
     figure = paper.figure(wide, min(1.18 * paper.inches(wide), 5.2), theme)
@@ -361,8 +375,11 @@ def trajectory_figure(
             mark = look.marker if name == "true_loss" else ""
             more = {"ls": dashes, "marker": mark, "ms": 2.4, "markevery": max(1, int(there.sum()) // 12)}
             strip.plot(steps, shown, **look.line(theme) | more)
-    top.set_xlabel("distance along the first axis")
-    top.set_ylabel("along the second")
+    names = ("distance along the first axis", "along the second")
+    if facts["options"]["plane"] == "axes":
+        names = ("distance from the end, towards the start", "largest detour")
+    top.set_xlabel(names[0])
+    top.set_ylabel(names[1])
     _colour_bar(figure, top, levels, f"{facts['sample']['split']} loss")
     _log_axis(strip.yaxis, np.stack([arrays["true_loss"], arrays["projected_loss"]]))
     strip.set_xlabel("updates")
@@ -404,3 +421,60 @@ def _plane_words(facts: Facts, arrays: Arrays) -> list[str]:
     distance, residual = arrays["distance"], arrays["residual"]
     away = residual[distance > 0] / distance[distance > 0]
     return [explained, f"up to {away.max():.0%} of the distance outside", "start open, end ★"]
+
+
+def draw_spectrum(
+    facts: Facts,
+    arrays: Arrays,
+    stem: Path,
+    formats: Sequence[str] = ("svg", "png"),
+    *,
+    view: str = "all",
+    width: str | float | None = None,
+    theme: str = "light",
+) -> list[Path]:
+    """Draw the density of a Hessian's eigenvalues; return the pictures' paths.
+
+    Raises:
+        UserError: the view is not ``line`` or ``all``.
+    """
+    if view not in ("all", "line"):
+        raise UserError(f"--view {view}: a spectrum has no such view.{known_names(['line', 'all'])}")
+    with paper.style(theme):
+        return paper.save(spectrum_figure(facts, arrays, width, theme), stem, formats)
+
+
+def spectrum_figure(
+    facts: Facts, arrays: Arrays, width: str | float | None = None, theme: str = "light"
+) -> Figure:
+    """The density of eigenvalues on a logarithmic axis, and the nodes that it is made of.
+
+    Each node is a Gaussian of 1 % of the nodes' range (Ghorbani et al., arXiv 1901.10159): the width shows
+    where single eigenvalues lie, and is no property of the Hessian.
+    """
+    nodes, weights = (np.asarray(arrays[name], np.float64).ravel() for name in ("nodes", "weights"))
+    wide, colours = width or "column", paper.THEMES[theme]
+    low, high = float(nodes.min()), float(nodes.max())
+    spread = _SPREAD * max(high - low, 1e-12)
+    where = np.linspace(low - 4 * spread, high + 4 * spread, 801)
+    shapes = np.exp(-0.5 * ((where[:, None] - nodes) / spread) ** 2) / (spread * math.sqrt(2 * math.pi))
+    density = shapes @ (weights / weights.sum())
+    figure = paper.figure(wide, theme=theme)
+    axes = figure.add_subplot()
+    floor = _LEAST_DENSITY * float(density.max())
+    shown = np.where(density > floor, density, np.nan)
+    colour = paper.look(0).colour(theme)
+    axes.fill_between(where, floor, shown, color=colour, alpha=0.18, lw=0)
+    axes.plot(where, shown, color=colour)
+    axes.plot(nodes, np.full(len(nodes), 0.02), "|", color=colours["muted"], ms=3, mew=0.4,
+              transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=floor)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("eigenvalue λ of the Hessian")
+    axes.set_ylabel("density")
+    axes.grid(visible=True, axis="y")
+    sample = facts["sample"]
+    said = f"{sample['images']} {sample['split']} images · smoothed by {_SPREAD:.0%} of the range"
+    figure.suptitle(said, fontsize=paper.SMALL, color=colours["muted"])
+    return figure

@@ -153,7 +153,7 @@ def evaluate_model(
             store = prepare(source, own.image_size, own.storage if source.folder else "auto", on_message)
         found = _of_store(loaded, store, split, batch_size, on_message)
     if found is None:
-        source, contents, use = _open_split(data or own.name, split, own if is_own else None)
+        source, contents, use = open_split(data or own.name, split, own if is_own else None)
         for note in source.notes:
             if "has no test split" not in note:  # none is needed here
                 on_message(note)
@@ -208,8 +208,12 @@ def _of_store(
     return ModelEvaluation(loaded.name, store.name, use, names, predictions, notes)
 
 
-def _open_split(name: str, split: str | None, own: Any) -> tuple[Source, Contents, str]:
-    """Open a data set that may have one split alone; return it with the use of the split to evaluate."""
+def open_split(name: str, split: str | None, own: Any = None) -> tuple[Source, Contents, str]:
+    """Open a data set that may have one split alone; return it with the use of the split to evaluate.
+
+    Args:
+        own: the section ``data`` of the run whose own data it is.
+    """
     faults: list[ConfigIssue] = []
     with collect(faults):
         test, splits = (own.test, own.split_names) if own is not None else (0.0, {})
@@ -241,6 +245,50 @@ def _of_source(
     on_images: Callable[[int, int], None],
 ) -> ModelEvaluation:
     """Evaluate on images that are decoded as they are read, with classes matched by name."""
+    found = labelled_split(loaded, source, contents, use, skip_unknown)
+    part, mapped, notes = found.part, found.labels, found.notes
+    names = loaded.class_names or tuple(contents.classes)
+    if absent := len(names) - len(np.unique(mapped)):
+        notes.append(f"{absent:,} of the model's {counted(len(names), 'class')} have no image here")
+    on_message(f"evaluating {counted(len(mapped), 'image')} of {source.name}, {found.title}")
+    batches = StreamedBatches.of(loaded, part, mapped, batch_size, lambda done: on_images(done, len(mapped)))
+    prepared = loaded.accelerator.prepare_model(loaded.fast_model)
+    model = loaded.accelerator.unwrap_model(prepared, keep_fp32_wrapper=True)
+    with rounding_of(loaded.switches, loaded.device.type):
+        predictions = evaluate(model, batches, loaded.accelerator)
+    if source.folder is not None:
+        paths = [writable(os.path.relpath(str(each.content), source.folder)) for each in part.samples()]
+        predictions = replace(predictions, path=np.array(paths, np.str_))
+    return ModelEvaluation(
+        loaded.name, source.name, found.title, names, predictions, notes, num_left_out=found.num_left_out
+    )
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """Images of classes that a model has.
+
+    Attributes:
+        labels: int64, (images,): numbers of the model's outputs.
+        title: the data's own name of the split.
+        notes: how classes were matched, and what is left out.
+    """
+
+    part: Split
+    labels: np.ndarray
+    title: str
+    notes: list[str]
+    num_left_out: int
+
+
+def labelled_split(
+    loaded: LoadedModel, source: Source, contents: Contents, use: str, skip_unknown: bool
+) -> LabelledSplit:
+    """Match a split's classes with the model's by name.
+
+    Raises:
+        UserError: it has no image, or none of the model's classes; or other ones, unless they are skipped.
+    """
     part, origin = contents.splits[use], contents.origins.get(use, use)
     title = use if " " in origin else origin  # a split that is cut from another has no name
     labels = np.array([sample.label for sample in part.samples()], np.int64)
@@ -251,29 +299,14 @@ def _of_source(
     unknown = mapped < 0
     if unknown.any():
         strangers = [contents.classes[number] for number in np.unique(labels[unknown])]
-        _refuse_strangers(
-            loaded, source.name, strangers, int(unknown.sum()), skip_unknown and not unknown.all()
-        )
+        if unknown.all() or not skip_unknown:
+            _refuse_strangers(loaded, source.name, strangers, int(unknown.sum()), not unknown.all())
         part, mapped = part.part(~unknown), mapped[~unknown]
         shown = _named_first(strangers)
         notes.append(
             f"left out: {counted(int(unknown.sum()), 'image')} of classes that the model lacks: {shown}"
         )
-    names = loaded.class_names or tuple(contents.classes)
-    if absent := len(names) - len(np.unique(mapped)):
-        notes.append(f"{absent:,} of the model's {counted(len(names), 'class')} have no image here")
-    on_message(f"evaluating {counted(len(mapped), 'image')} of {source.name}, {title}")
-    batches = StreamedBatches.of(loaded, part, mapped, batch_size, lambda done: on_images(done, len(mapped)))
-    prepared = loaded.accelerator.prepare_model(loaded.fast_model)
-    model = loaded.accelerator.unwrap_model(prepared, keep_fp32_wrapper=True)
-    with rounding_of(loaded.switches, loaded.device.type):
-        predictions = evaluate(model, batches, loaded.accelerator)
-    if source.folder is not None:
-        paths = [writable(os.path.relpath(str(each.content), source.folder)) for each in part.samples()]
-        predictions = replace(predictions, path=np.array(paths, np.str_))
-    return ModelEvaluation(
-        loaded.name, source.name, title, names, predictions, notes, num_left_out=int(unknown.sum())
-    )
+    return LabelledSplit(part, mapped, title, notes, int(unknown.sum()))
 
 
 def _matched(loaded: LoadedModel, classes: Sequence[str], data: str) -> tuple[np.ndarray, list[str]]:
@@ -298,16 +331,15 @@ def _matched(loaded: LoadedModel, classes: Sequence[str], data: str) -> tuple[np
 
 
 def _refuse_strangers(
-    loaded: LoadedModel, data: str, strangers: Sequence[str], num_images: int, skips: bool
+    loaded: LoadedModel, data: str, strangers: Sequence[str], num_images: int, has_others: bool
 ) -> None:
-    """Refuse images of classes that the model does not have, unless they are to be left out."""
-    if skips:
-        return
+    """Refuse images of classes that the model does not have."""
     known = loaded.class_names or ()
     hint = close_match(strangers[0], known)
     text = f"{data}: {counted(len(strangers), 'class')} with {counted(num_images, 'image')} "
     text += f"not among the model's {len(known):,}: {_named_first(strangers)}.{hint} The model's: "
-    raise UserError(f"{text}{_named_first(known)}. --skip-unknown leaves images of other classes out")
+    remedy = ". --skip-unknown leaves images of other classes out" if has_others else ""
+    raise UserError(f"{text}{_named_first(known)}{remedy}")
 
 
 def _named_first(names: Sequence[str]) -> str:

@@ -122,6 +122,7 @@ class LoadedModel:
         descriptions: of the classes, for people, where they have names that say nothing.
         recipe: of the run; of other models, one that says only how to compute.
         run: the record, and where it lies; None for a model of no run.
+        weights: of a run: the file that they come from, its own or another one.
         notes: what a person should know.
     """
 
@@ -133,6 +134,7 @@ class LoadedModel:
     accelerator: Accelerator
     descriptions: tuple[str, ...] | None = None
     run: StoredRun | None = None
+    weights: Path | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -253,8 +255,9 @@ def _of_run(name: str, folder: Path, file: Path | None) -> LoadedModel:
     class_names = tuple(names) if names and len(names) == record.data.classes else None
     _place(backbone, recipe, accelerator)
     return LoadedModel(
-        name, backbone, class_names, preprocessing, recipe, accelerator, run=run, notes=tuple(notes)
-    )
+        name, backbone, class_names, preprocessing, recipe, accelerator,
+        run=run, weights=stored, notes=tuple(notes),
+    )  # fmt: skip
 
 
 def _of_timm(name: str) -> LoadedModel:

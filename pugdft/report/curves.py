@@ -251,8 +251,6 @@ def chosen_band(band: Band, num_runs: int) -> Band:
 
 def _band(values: np.ndarray, band: Band) -> tuple[list[float], list[float]] | None:
     """The edges of a band about the mean of runs, (runs, points) → two of (points,)."""
-    from scipy.special import stdtrit
-
     num_runs, band = len(values), chosen_band(band, len(values))
     if band == "none":
         return None
@@ -260,6 +258,8 @@ def _band(values: np.ndarray, band: Band) -> tuple[list[float], list[float]] | N
         return values.min(axis=0).tolist(), values.max(axis=0).tolist()
     half = values.std(axis=0, ddof=1)
     if band == "ci":
+        from scipy.special import stdtrit  # half a second, so only where it is needed
+
         half = half * (float(stdtrit(num_runs - 1, 0.975)) / math.sqrt(num_runs))
     middle = values.mean(axis=0)
     return (middle - half).tolist(), (middle + half).tolist()

@@ -13,11 +13,12 @@ from pugdft.figures import charts
 from pugdft.leaderboard.charts import interval_strips, strip_place
 from pugdft.leaderboard.columns import COUNT, NOTHING, PASSES, PERCENT, SECONDS, fitting_unit, number, unit_of
 from pugdft.leaderboard.entry import Entry, Summary, finite
-from pugdft.leaderboard.formats.html import PACKAGE, render, spec_lines
+from pugdft.leaderboard.formats.html import spec_lines
 from pugdft.leaderboard.grouping import differing, entry_labels, protocol_line
 from pugdft.leaderboard.warnings import listed
 from pugdft.predictions import METRICS
 from pugdft.records import RunRecord, is_number
+from pugdft.report.analyses import analyses_of, rendered
 from pugdft.report.facts import ClassResult, EvaluatedSplit, RunFacts
 
 MOST_IN_TABLE = 25  # classes: a larger confusion matrix is drawn as a picture
@@ -39,8 +40,7 @@ def as_page(runs: Sequence[RunFacts]) -> str:
         _run_view(f"r{at}", run, name) for at, (run, name) in enumerate(zip(runs, names, strict=True))
     ]
     compared = None if single else _comparison(runs, names)
-    packages = (PACKAGE, "pugdft.report")
-    return render("report.html.j2", packages, title=title, sections=sections, compared=compared)
+    return rendered(title, sections=sections, compared=compared)
 
 
 def _labels(runs: Sequence[RunFacts]) -> list[str]:
@@ -57,13 +57,15 @@ def _run_view(id: str, run: RunFacts, name: str) -> dict[str, Any]:
     """Collect what the section of a run shows."""
     record, evaluated = run.record, run.evaluated
     curves, legend = _run_curves(id, record.history)
+    analyses, left_out = analyses_of(run.run, id)
     return {
         "id": id,
         "name": name,
         "record": record,
         "answer": _answer(run),
         "made": _made(record),
-        "cautions": run.cautions,
+        "cautions": [*run.cautions, *left_out],
+        "analyses": analyses,
         "numbers": list(_numbers(run)),
         "curves": curves,
         "legend": legend,

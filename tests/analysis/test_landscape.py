@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,13 @@ import torch
 from pugdft.analysis.files import read_analysis
 from pugdft.analysis.jobs import Progress
 from pugdft.analysis.landscape import Landscape, LandscapeOptions
-from pugdft.analysis.overlay import Overlay, open_runs
+from pugdft.analysis.overlay import Overlay, open_models
 from pugdft.analysis.points import Evaluator, take_sample
 from pugdft.errors import UserError
 
 
 def overlay(*paths: Path, batch_norm: str = "reestimate") -> Overlay:
-    models = open_runs(paths)
+    models = open_models(paths)
     return Overlay(models, take_sample(models[0], "train", 30), batch_norm)  # type: ignore[arg-type]
 
 
@@ -72,6 +75,34 @@ def test_the_way_between_ends_at_both_runs(sgd_run: Path, sam_run: Path, tmp_pat
     assert abs(fixed.loss[0, -1] / ends[1] - 1) > 0.05
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from pugdft.analysis import jobs, landscape, overlay, points
+jobs._SAVE_SECONDS = 0.0
+models = overlay.open_models([Path(sys.argv[1])])
+both = overlay.Overlay(models, points.take_sample(models[0], "train", 30), "reestimate")
+job = landscape.Landscape(both, landscape.LandscapeOptions("plane", grid=5), Path(sys.argv[2]))
+job.compute(jobs.Progress(on_point=lambda done, total: done == int(sys.argv[3]) and os.kill(os.getpid(), 9)))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_plane_goes_on_and_ends_with_the_same_bits(sgd_run: Path, tmp_path: Path) -> None:
+    point = int(np.random.default_rng().integers(2, 25))
+    given = [str(sgd_run), str(tmp_path / "cut"), str(point)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *given])
+    assert done.returncode == -signal.SIGKILL
+    one, options = overlay(sgd_run), LandscapeOptions("plane", grid=5)
+    whole, second = (Landscape(one, options, tmp_path / name) for name in ("whole", "cut"))
+    assert second.num_done == point - 1, point  # what the last point gave is not yet stored
+    assert whole.compute()
+    assert second.compute()
+    for name in ("loss", "top1"):
+        stored = [read_analysis(each.path).arrays[name].tobytes() for each in (whole, second)]
+        assert stored[0] == stored[1], point
+
+
 @pytest.mark.parametrize("points", [1, 7, 12])
 def test_a_stopped_line_goes_on_and_ends_with_the_same_bits(
     sgd_run: Path, tmp_path: Path, points: int
@@ -90,16 +121,19 @@ def test_a_stopped_line_goes_on_and_ends_with_the_same_bits(
         assert stored[0] == stored[1]
 
 
-def test_an_error_midway_leaves_the_models_and_what_was_computed(sgd_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_midway_leaves_the_models_and_what_was_computed(
+    sgd_run: Path, tmp_path: Path, error: type[BaseException]
+) -> None:
     one = overlay(sgd_run)
     before = bits(one)
 
     def fail(done: int, total: int) -> None:
         if done == 3:
-            raise KeyboardInterrupt
+            raise error
 
     landscape = Landscape(one, LandscapeOptions("line", directions=1, grid=5), tmp_path)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         landscape.compute(Progress(on_point=fail))
     assert bits(one) == before
     assert int(np.isfinite(read_analysis(landscape.path).arrays["loss"]).sum()) == 3
@@ -133,6 +167,6 @@ def test_options_without_a_landscape_are_refused(
 
 def test_runs_that_cannot_be_compared_are_refused(sgd_run: Path, photo_run: Path) -> None:
     with pytest.raises(UserError, match="stands twice"):
-        open_runs([sgd_run, sgd_run])
+        open_models([sgd_run, sgd_run])
     with pytest.raises(UserError, match="its model is test_vit, there it is test_resnet"):
-        open_runs([sgd_run, photo_run])
+        open_models([sgd_run, photo_run])

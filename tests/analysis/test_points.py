@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from analysis_runs import blobs, trained_net
 from torch.nn import functional
 
+from pugdft.analysis.directions import move_, random_direction, weights_of
 from pugdft.analysis.points import Evaluator, balanced_draw, restored, take_sample
 from pugdft.errors import UserError
+from pugdft.inference.evaluate import evaluate_model
 from pugdft.inference.load import load_model
 from pugdft.records import open_run
 
@@ -55,20 +58,19 @@ def test_new_statistics_are_those_of_the_images_and_forget_what_was_there() -> N
     assert evaluate.at().loss == pytest.approx(by_batch, rel=0.02)
 
 
-def test_far_from_the_weights_frozen_statistics_tell_another_story() -> None:
-    net, inputs, labels = trained_net()
-    torch.manual_seed(0)
-    step = {
-        name: 0.3 * torch.randn_like(each) * each.flatten(1).norm(dim=1).mean() / each[0].numel() ** 0.5
-        for name, each in net.named_parameters()
-        if each.ndim > 1
-    }
-    moved = {name: dict(net.named_parameters())[name] + each for name, each in step.items()}
-    with restored(net):
-        frozen = Evaluator(net, inputs, labels, "fixed").at(moved).loss
-    with restored(net):
-        new = Evaluator(net, inputs, labels, "reestimate").at(moved).loss
-    assert frozen > 2 * new
+def test_a_step_away_frozen_statistics_tell_another_story() -> None:
+    net, inputs, labels = trained_net(400)
+    frozen, new = [], []
+    for number in range(6):
+        centre, direction = weights_of(net), random_direction(net, 0, number)
+        for mode, losses in (("fixed", frozen), ("reestimate", new)):
+            with restored(net):
+                move_(net, centre, [0.2], [direction])
+                losses.append(Evaluator(net, inputs, labels, mode, 400).at().loss)  # type: ignore[arg-type]
+    ratios = np.divide(frozen, new)
+    assert ratios.min() > 1
+    assert np.mean(frozen) > 2 * np.mean(new)
+    assert ratios.max() > 5
 
 
 @pytest.mark.parametrize("mode", ["reestimate", "fixed", "batch"])
@@ -115,6 +117,31 @@ def test_a_runs_test_split_gives_the_loss_of_its_record(sgd_run: Path) -> None:
     assert found.loss == pytest.approx(test.loss, rel=1e-5)
     assert found.top1 == pytest.approx(test.top1)
     assert sample.inputs.requires_grad is False and not sample.inputs.is_inference()  # noqa: PT018
+
+
+def test_weights_of_no_run_get_images_of_any_data_by_the_names_of_classes(
+    sgd_run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(sgd_run / name, tmp_path / name)
+    loaded = load_model(tmp_path)
+    assert loaded.run is None
+    found = Evaluator.of(loaded, take_sample(loaded, "test", 33, data=str(image_folder)), "fixed").at()
+    expected = evaluate_model(loaded, str(image_folder), "test").predictions.metrics()
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.top1 == pytest.approx(expected.top1)
+    # Of other data only what the names say counts, and images are in the order of the draw.
+    shutil.copytree(image_folder / "test", tmp_path / "photos" / "val")
+    shutil.rmtree(tmp_path / "photos" / "val" / "ant")
+    sample = take_sample(loaded, "val", 6, data=str(tmp_path / "photos"))
+    assert sorted(sample.labels.tolist()) == [1, 1, 1, 2, 2, 2]
+    every = take_sample(loaded, "val", 22, data=str(tmp_path / "photos"))
+    rows = [every.indices.tolist().index(each) for each in sample.indices]
+    assert torch.equal(sample.inputs, every.inputs[rows])
+    with pytest.raises(UserError, match="--data: is needed"):
+        take_sample(loaded, "test", 6)
+    with pytest.raises(UserError, match="--images 23: the val split has 22 images"):
+        take_sample(loaded, "val", 23, data=str(tmp_path / "photos"))
 
 
 def test_a_sample_is_of_the_training_images_and_its_digest_says_which(sgd_run: Path, sam_run: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from bad_inputs.case import call
 
 from pugdft.analysis.files import read_analysis
-from pugdft.analysis.overlay import open_runs
+from pugdft.analysis.overlay import open_models
 from pugdft.analysis.points import Evaluator, take_sample
 from pugdft.analysis.sharpness import SharpnessOptions, measure
 from pugdft.errors import UserError
@@ -72,7 +72,7 @@ def test_the_spectrum_is_stored_apart(run: Path) -> None:
 
 @pytest.mark.parametrize(("batch_norm", "breaks"), [("batch", False), ("fixed", True)])
 def test_the_model_stays_as_it_is_to_the_bit(sgd_run: Path, batch_norm: str, breaks: bool) -> None:
-    (loaded,) = open_runs([sgd_run])
+    (loaded,) = open_models([sgd_run])
     sample = take_sample(loaded, "train", 16)
     before = {name: each.numpy().tobytes() for name, each in loaded.model.state_dict().items()}
     modes = [module.training for module in loaded.model.modules()]
@@ -96,7 +96,7 @@ def test_the_model_stays_as_it_is_to_the_bit(sgd_run: Path, batch_norm: str, bre
 
 @pytest.mark.slow
 def test_the_loss_is_that_of_every_analysis_in_either_precision(sgd_run: Path) -> None:
-    (loaded,) = open_runs([sgd_run])
+    (loaded,) = open_models([sgd_run])
     sample = take_sample(loaded, "train", 16)
     found = [
         measure(loaded, sample, SharpnessOptions(products=2, probes=2, precision=each)).facts["numbers"]  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def test_the_loss_is_that_of_every_analysis_in_either_precision(sgd_run: Path) -
 
 @pytest.mark.slow
 def test_batches_have_a_ball_each(sgd_run: Path) -> None:
-    (loaded,) = open_runs([sgd_run])
+    (loaded,) = open_models([sgd_run])
     sample = take_sample(loaded, "train", 16)
     whole, halves = (
         measure(loaded, sample, SharpnessOptions(products=2, probes=2, batch=batch)).facts["numbers"]

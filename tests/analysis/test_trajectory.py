@@ -12,13 +12,14 @@ from analysis_runs import SGD, trained_run
 
 from pugdft.analysis.files import read_analysis
 from pugdft.analysis.jobs import Progress
-from pugdft.analysis.overlay import Overlay, open_runs
+from pugdft.analysis.overlay import Overlay, open_models
 from pugdft.analysis.points import Evaluator, restored, take_sample, write_weights_
 from pugdft.analysis.trajectory import (
     SnapshotFiles,
     Trajectory,
     TrajectoryOptions,
     origin_weights,
+    plane_along,
     plane_through,
     principal_plane,
     random_walk_share,
@@ -80,16 +81,47 @@ def test_inside_and_outside_make_the_distance_and_the_end_is_the_origin(
     outside = differences - differences @ axes @ axes.T
     assert np.abs((outside**2).sum(1) - way.residual**2).max() < ATOL
     distance = (differences**2).sum(1)
-    assert np.abs((way.xy**2).sum(1) + way.residual**2 - distance).max() < 1e-10 * distance.max()
+    assert np.abs((way.xy**2).sum(1) + (outside**2).sum(1) - distance).max() < 1e-10 * distance.max()
     assert np.abs(way.xy[-1]).max() < 1e-10
     assert way.explained == pytest.approx(1 - (outside**2).sum() / distance.sum())
 
 
 def test_two_components_explain_most_of_a_random_walk(tmp_path: Path) -> None:
     steps = np.random.default_rng(0).normal(size=(100, 20_004))
-    way = principal_plane(stored_rows(tmp_path, steps.cumsum(0)).gram())
+    files = stored_rows(tmp_path, steps.cumsum(0))
+    way = principal_plane(files.gram())
     assert way.explained == pytest.approx(0.90, abs=0.02)
     assert random_walk_share([range(100)]) == pytest.approx(way.explained, abs=0.01)
+    about_mean = SnapshotFiles(files.files, files.names, np.full(100, 0.01))
+    assert principal_plane(about_mean.gram()).explained == pytest.approx(0.76, abs=0.02)
+
+
+def test_the_straight_way_and_the_largest_detour(tmp_path: Path, walk: np.ndarray) -> None:
+    differences = walk - walk[-1]
+    way = plane_along(stored_rows(tmp_path, walk).gram(), np.eye(12)[0])
+    length = np.linalg.norm(differences[0])
+    assert way.xy[[0, -1]] == pytest.approx(np.array([[length, 0], [0, 0]]), abs=1e-6)
+    assert way.residual[[0, -1]] == pytest.approx([0, 0], abs=1e-6)
+    straight = differences[0] / length
+    beside = differences - np.outer(differences @ straight, straight)
+    left, sizes, _ = np.linalg.svd(beside, full_matrices=False)
+    detour = left[:, 0] * sizes[0]
+    assert np.abs(np.abs(way.xy[:, 1]) - np.abs(detour)).max() < ATOL
+    assert np.abs((beside**2).sum(1) - detour**2 - way.residual**2).max() < ATOL
+    still = plane_along(np.zeros((3, 3)), np.eye(3)[0])  # a run of no step
+    assert (still.xy == 0).all()
+
+
+def test_two_runs_have_the_mean_of_their_starts_and_ends_on_the_axis(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    runs = [trained_run(tmp_path / str(seed), image_folder, SGD, seed, snapshots=1) for seed in (0, 1)]
+    models = open_models(runs)
+    both = Overlay(models, take_sample(models[0], "train", 30), "fixed")
+    way = Trajectory(both, TrajectoryOptions("axes", grid=5), tmp_path).way
+    starts, ends = way.xy[[0, 5]].mean(0), way.xy[[4, 9]].mean(0)
+    assert starts[0] > 1
+    assert [starts[1], *ends] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
 def test_a_plane_through_three_ends_is_exact_there(tmp_path: Path, walk: np.ndarray) -> None:
@@ -108,7 +140,7 @@ def way_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_a_runs_way_has_the_losses_of_its_snapshots(way_run: Path, tmp_path: Path) -> None:
-    models = open_runs([way_run])
+    models = open_models([way_run])
     both = Overlay(models, take_sample(models[0], "train", 30), "fixed")
     before = [each.detach().numpy().tobytes() for each in models[0].model.state_dict().values()]
     job = Trajectory(both, TrajectoryOptions(grid=5), tmp_path)
@@ -134,8 +166,31 @@ def test_a_runs_way_has_the_losses_of_its_snapshots(way_run: Path, tmp_path: Pat
     assert any("random walk" in each for each in stored.facts["caveats"])
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_midway_gives_the_models_back_and_keeps_what_was_computed(
+    way_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    models = open_models([way_run])
+    both = Overlay(models, take_sample(models[0], "train", 30), "reestimate")
+    before = [each.detach().numpy().tobytes() for each in models[0].model.state_dict().values()]
+    job, at, left = Trajectory(both, TrajectoryOptions(grid=5), tmp_path), Evaluator.at, iter(range(11))
+
+    def fail(self: Evaluator, *given: object) -> object:
+        found = at(self, *given)  # type: ignore[arg-type]
+        if next(left, None) is None:
+            raise error
+        return found
+
+    monkeypatch.setattr(Evaluator, "at", fail)
+    with pytest.raises(error):
+        job.compute()
+    assert before == [each.detach().numpy().tobytes() for each in models[0].model.state_dict().values()]
+    assert not any(each.training for each in models[0].model.modules())
+    assert read_analysis(job.path).facts["done"] == 11
+
+
 def test_a_stopped_trajectory_goes_on_with_the_same_bits(way_run: Path, tmp_path: Path) -> None:
-    models = open_runs([way_run])
+    models = open_models([way_run])
     both = Overlay(models, take_sample(models[0], "train", 30), "reestimate")
     whole = Trajectory(both, TrajectoryOptions(grid=5), tmp_path / "whole")
     whole.compute()
@@ -151,11 +206,11 @@ def test_a_stopped_trajectory_goes_on_with_the_same_bits(way_run: Path, tmp_path
 
 def test_a_run_without_snapshots_is_refused(sgd_run: Path) -> None:
     with pytest.raises(UserError, match=r"train\.snapshots=1 keeps them"):
-        snapshot_files(open_runs([sgd_run])[0])
+        snapshot_files(open_models([sgd_run])[0])
 
 
 def test_a_changed_snapshot_is_refused(way_run: Path) -> None:
-    loaded = open_runs([way_run])[0]
+    loaded = open_models([way_run])[0]
     file = list(snapshot_files(loaded).values())[1]
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

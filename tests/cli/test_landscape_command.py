@@ -15,7 +15,7 @@ from analysis_runs import SGD, trained_run
 
 from pugdft.analysis.files import read_analysis
 from pugdft.analysis.jobs import PointJob
-from pugdft.cli import landscape, trajectory
+from pugdft.cli import landscape, pictures, trajectory
 from pugdft.config import yaml
 from pugdft.errors import UserError
 
@@ -44,7 +44,7 @@ def test_paths_go_to_stdout_and_notes_to_stderr(
 def test_both_splits_have_files_of_their_own(
     sgd_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    landscape.command(sgd_run, **SMALL, split=landscape.SplitChosen.BOTH, output=tmp_path)
+    landscape.command(sgd_run, **SMALL, split="both", output=tmp_path)
     stored = [read_analysis(Path(path)) for path in printed(capsys)[0] if path.endswith(".yaml")]
     assert [each.facts["sample"]["split"] for each in stored] == ["train", "test"]
     assert any("not for choosing" in each for each in stored[1].facts["caveats"])
@@ -81,14 +81,14 @@ def test_a_signal_ends_it_after_what_is_done_is_stored(
     number: int,
     code: int,
 ) -> None:
-    evaluate = landscape.Watched._show
+    evaluate = pictures.Watched._show
 
-    def send(self: landscape.Watched, done: int) -> None:
+    def send(self: pictures.Watched, done: int) -> None:
         evaluate(self, done)
         if done == 2:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(landscape.Watched, "_show", send)
+    monkeypatch.setattr(pictures.Watched, "_show", send)
     with pytest.raises(typer.Exit) as end:
         landscape.command(sgd_run, **SMALL, output=tmp_path)
     assert end.value.exit_code == code
@@ -100,6 +100,7 @@ def test_a_signal_ends_it_after_what_is_done_is_stored(
     [
         ({"kind": "plain"}, r'unknown kind "plain"\. Known: between, line, plane\. Did you mean "plane"'),
         ({"kind": "between"}, "--kind between: needs another run"),
+        ({"view": "surface"}, "--view surface: no line has this view"),
         ({"grid": 4}, "--grid 4: must be odd"),
         ({"extent": float("nan")}, "--range nan: must be a finite number"),
         ({"form": "jpg"}, "--format.*jpg"),
@@ -127,6 +128,24 @@ def test_weights_that_are_not_those_of_the_record_are_refused(sgd_run: Path, tmp
         landscape.command(run, **SMALL)
 
 
+def test_weights_that_no_run_left_have_a_landscape_too(
+    sgd_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    shutil.copy(sgd_run / "model.safetensors", file)
+    landscape.command(str(file), **SMALL, data=str(image_folder), model_name="test_resnet")
+    paths, notes = printed(capsys)
+    stored = read_analysis(Path(paths[0]))
+    assert stored.path.parent == tmp_path / "analysis"
+    (record,) = stored.facts["records"]
+    assert (record["label"], record["model"], record["seed"]) == ("weights.safetensors", "test_resnet", None)
+    assert "how they were trained is not known" in notes
+    shutil.copy(sgd_run / "config.json", tmp_path)
+    shutil.copy(sgd_run / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match="is not known, there it is"):
+        landscape.command(str(sgd_run), [str(tmp_path)], **SMALL)
+
+
 def test_a_trajectory_of_two_runs_is_drawn(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +154,7 @@ def test_a_trajectory_of_two_runs_is_drawn(
         for seed in (0, 1)
     ]
     capsys.readouterr()
-    trajectory.command(runs, grid=5, images=12, form="png", progress=landscape.ProgressForm.JSON)
+    trajectory.command(runs, grid=5, images=12, form="png", progress="json")
     paths, notes = printed(capsys)
     assert [Path(path).suffix for path in paths] == [".yaml", ".png"]
     assert Path(paths[0]).parent == runs[0] / "analysis"
@@ -146,4 +165,4 @@ def test_a_trajectory_of_two_runs_is_drawn(
         if line.startswith("{"):
             assert json.loads(line)["event"] == "progress"
     with pytest.raises(UserError, match="--plane ends: goes through the ends of three runs; given are 2"):
-        trajectory.command(runs, trajectory.PlaneChosen.ENDS, grid=5, images=12)
+        trajectory.command(runs, "ends", grid=5, images=12)

@@ -5,46 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from drawn_analyses import landscape, spectrum, trajectory
 
 from pugdft.errors import UserError
 from pugdft.figures import paper
-from pugdft.figures.surfaces import draw_landscape, draw_trajectory, landscape_figure, trajectory_figure
-
-AXIS = np.linspace(-1, 1, 9)
-
-
-def landscape(kind: str = "plane", runs: int = 2) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Bowls, the second ten times as high as the first."""
-    heights = np.array([1.0, 10.0, 3.0])[:runs]
-    bowl = 0.01 + AXIS[:, None] ** 2 + 0.5 * AXIS**2
-    loss = heights[:, None, None] * bowl
-    if kind == "line":
-        loss = heights[:, None, None] * (0.01 + np.outer([0.5, 1.0, 2.0], AXIS**2))
-    facts = {
-        "records": [{"label": name} for name in ("sgd", "sam", "pugd")[:runs]],
-        "options": {"kind": kind, "normalize": "filter", "along": "random"},
-        "sample": {"images": 256, "split": "train"},
-        "batch_norm": "reestimate",
-    }
-    return facts, {"alpha": AXIS, "beta": AXIS, "loss": loss, "top1": loss, "base_loss": heights}
-
-
-def trajectory(runs: int = 2) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    facts, bowl = landscape("plane", runs)
-    facts |= {"options": {"plane": "pca"}, "explained": 0.97, "random_walk": 0.9}
-    way = np.linspace(0.8, 0, 6)
-    xy = np.stack([np.stack([way, turn * way**2], 1) for turn in (1.0, -0.7, 0.3)[:runs]])
-    residual = np.broadcast_to(np.where(way > 0, 0.3, 0), (runs, 6))
-    loss = np.stack([2 * np.exp(-np.arange(6.0) * rate) for rate in (0.8, 0.6, 0.4)[:runs]])
-    return facts, {
-        "alpha": AXIS, "beta": AXIS, "plane_loss": bowl["loss"][0], "xy": xy, "residual": residual,
-        "distance": np.sqrt((xy**2).sum(2) + residual**2), "steps": np.tile(10.0 * np.arange(6), (runs, 1)),
-        "true_loss": loss, "projected_loss": 1.5 * loss,
-    }  # fmt: skip
+from pugdft.figures.surfaces import (
+    draw_landscape,
+    draw_trajectory,
+    landscape_figure,
+    spectrum_figure,
+    trajectory_figure,
+)
 
 
 def test_two_runs_on_a_plane_have_the_same_axes_levels_and_colours() -> None:
@@ -91,6 +65,21 @@ def test_the_marks_of_a_way_say_how_much_lies_outside_the_plane() -> None:
     assert "of the distance outside" in caption
 
 
+def test_the_density_has_the_share_of_eigenvalues_of_each_range() -> None:
+    with paper.style():
+        axes = spectrum_figure(*spectrum()).axes[0]
+    where, density = (np.asarray(each, np.float64) for each in axes.lines[0].get_data())
+    density = np.nan_to_num(density)
+
+    def share(low: float, high: float) -> float:
+        inside = (where > low) & (where < high)
+        return float(density[inside].sum() * (where[1] - where[0]))
+
+    assert share(-1, 10) == pytest.approx(1, abs=0.01)
+    assert share(4, 6) == pytest.approx(0.001, rel=0.05)
+    assert axes.get_yscale() == "log"
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("runs", [1, 3])
 def test_text_is_readable_and_inside_and_captions_do_not_overlap(theme: str, runs: int) -> None:
@@ -100,6 +89,7 @@ def test_text_is_readable_and_inside_and_captions_do_not_overlap(theme: str, run
         ]
         figures.append(landscape_figure(*landscape("line", runs), "line", None, theme))
         figures.append(trajectory_figure(*trajectory(runs), None, theme))
+        figures.append(spectrum_figure(*spectrum(), None, theme))
         for figure in figures:
             figure.draw_without_rendering()
             canvas, boxes = figure.bbox, []
@@ -143,19 +133,21 @@ def test_losses_that_are_not_finite_leave_a_gap() -> None:
 @pytest.mark.slow
 def test_pictures_are_the_same_bytes_in_each_process_and_need_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; import test_surfaces as t\n"
+        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; import drawn_analyses as t\n"
+        "import pugdft.figures.surfaces as s\n"
         "out, all = Path(sys.argv[1]), ['svg', 'pdf', 'png']\n"
-        "t.draw_landscape(*t.landscape(), out / 'plane', all)\n"
-        "t.draw_landscape(*t.landscape('line'), out / 'line', all)\n"
-        "t.draw_trajectory(*t.trajectory(), out / 'way', all)\n"
+        "s.draw_landscape(*t.landscape(), out / 'plane', all)\n"
+        "s.draw_landscape(*t.landscape('line'), out / 'line', all)\n"
+        "s.draw_trajectory(*t.trajectory(), out / 'way', all)\n"
+        "s.draw_spectrum(*t.spectrum(), out / 'spectrum', all)\n"
         "sys.exit('torch' in sys.modules)"
     )
     for name in ("first", "second"):
-        folder = Path(__file__).parent
-        made = subprocess.run([sys.executable, "-c", code, str(tmp_path / name), str(folder)])
+        helpers = Path(__file__).parents[1] / "helpers"
+        made = subprocess.run([sys.executable, "-c", code, str(tmp_path / name), str(helpers)])
         assert made.returncode == 0
     files = sorted((tmp_path / "first").iterdir())
-    assert len(files) == 12
+    assert len(files) == 15
     for file in files:
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes(), file.name
     assert "train loss" in (tmp_path / "first" / "line.svg").read_text()  # text stays text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,11 @@ def blobs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def trained_net(steps: int = 150, seed: int = 0) -> tuple[SmallNet, Tensor, Tensor]:
     """A small net after some steps of SGD, in evaluation mode, with its 400 images."""
+    return copy.deepcopy(_trained_net(steps, seed))
+
+
+@functools.cache
+def _trained_net(steps: int, seed: int) -> tuple[SmallNet, Tensor, Tensor]:
     torch.manual_seed(seed)
     net, (inputs, labels) = SmallNet(), blobs(400)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
