@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pugdft.cli.output import emit, given_path, say
-from pugdft.errors import UserError
+from pugdft.cli.landscape import Formats, PageTheme, Plan, ProgressForm, ProgressOption, Theme, check_pictures
+from pugdft.cli.output import duration, emit, given_path, say
+from pugdft.errors import UserError, counted
 
 _OPTIMIZERS = "sgd,adagrad,ngd_cw,ugd,amp,sam,asam,pugd"
 _BASE = {"name": "sgd", "lr": 0.2}  # without a recipe
@@ -39,20 +40,6 @@ class Animation(StrEnum):
     NONE = "none"
 
 
-class TerrainTheme(StrEnum):
-    """Background of the pictures."""
-
-    LIGHT = "light"
-    DARK = "dark"
-
-
-class TerrainProgress(StrEnum):
-    """For people, or JSON lines for programs."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 def command(
     recipe: Annotated[
         str | None,
@@ -65,7 +52,7 @@ def command(
     optimizers: Annotated[
         str, typer.Option(metavar="OPTIMIZERS", help="Such as 'sgd,sam[rho=0.1]'.")
     ] = _OPTIMIZERS,
-    passes: Annotated[int, typer.Option(min=2, help="Gradient passes of every optimizer.")] = 1_000,
+    passes: Annotated[int, typer.Option(min=2, help="Gradient passes of every optimizer.")] = 4_000,
     start: Annotated[str, typer.Option(metavar="X,Y", help="Where all start.")] = "-10.1,-15",
     slice_: Annotated[
         FreePair, typer.Option("--slice", help="Free: in and out of a unit, or both into an output.")
@@ -80,39 +67,34 @@ def command(
     every: Annotated[int, typer.Option(min=1, help="Passes between kept points.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the slice.")] = 0,
     animate: Annotated[Animation, typer.Option(help="Format of the animation.")] = Animation.GIF,
-    formats: Annotated[
-        str, typer.Option("--format", metavar="FORMATS", help="Of svg, pdf, png.")
-    ] = "svg,png",
+    form: Formats = "svg,png",
     width: Annotated[str, typer.Option(metavar="WIDTH", help="column, text or inches.")] = "text",
-    theme: Annotated[TerrainTheme, typer.Option(help="Background.")] = TerrainTheme.LIGHT,
+    theme: Theme = PageTheme.LIGHT,
     output: Annotated[
         Path, typer.Option(parser=given_path, metavar="PATH", help="Folder of data and pictures.")
     ] = Path("analysis"),
-    progress: Annotated[
-        TerrainProgress, typer.Option(help="For people, or JSON lines.")
-    ] = TerrainProgress.TEXT,
+    plan: Plan = False,
+    progress: ProgressOption = ProgressForm.TEXT,
 ) -> None:
     """Draw paths of optimizers on the loss surface of two weights.
 
     All weights of a small net are fixed but two, so paths lie on the surface itself. Every optimizer starts
     at one point and has the same passes. Prints the paths of the data, the contours, the surface in three
-    dimensions and the animation; a table of the ends goes to stderr. No run is needed. It takes a minute.
+    dimensions and the animation; a table of the ends goes to stderr. No run is needed. It takes one or two
+    minutes.
 
     Examples:
       pugdft terrain
       pugdft terrain --optimizers 'sgd[lr=5],sam[rho=1],pugd' --animate webp
     """
-    from pugdft.figures.paper import check_formats, inches
-
-    chosen = check_formats([each.strip() for each in formats.split(",") if each.strip()])
-    inches(width)
+    formats = check_pictures(form, width)
     place = _start(start)
     if grid < 5 or grid % 2 == 0:
         raise UserError(f"--grid {grid}: must be odd and at least 5, so that it has a middle")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is not a folder")
     from pugdft.analysis.files import analysis_stem, digest_of, write_analysis
-    from pugdft.analysis.terrain import TerrainOptions, make_terrain
+    from pugdft.analysis.terrain import TerrainOptions, make_terrain, planned_seconds
     from pugdft.data.datasets import open_source
     from pugdft.figures.terrain_pictures import draw_terrain
 
@@ -130,11 +112,18 @@ def command(
     )
 
     def tell(line: str) -> None:
-        if progress is TerrainProgress.JSON:
+        if progress is ProgressForm.JSON:
             emit("progress", message=line)
         else:
             say(line)
 
+    if plan:
+        candidate, seconds = planned_seconds(source, specs, options)
+        typer.echo(
+            f"terrain: candidate {candidate} of the slices; {counted(len(specs), 'optimizer')} × {passes:,} "
+            f"passes; 2 surfaces of {grid} × {grid} points; about {duration(seconds)}, without the pictures"
+        )
+        return
     arrays, facts = make_terrain(source, specs, options, tell)
     digest = digest_of({"options": facts["options"], "specs": specs, "data": source.key})
     file = write_analysis(output, "terrain", digest, arrays, facts)
@@ -142,7 +131,7 @@ def command(
     typer.echo(str(file))
     animation = None if animate is Animation.NONE else animate.value
     for written in draw_terrain(
-        facts, arrays, stem, chosen, width=width, theme=theme.value, animate=animation
+        facts, arrays, stem, formats, width=width, theme=theme.value, animate=animation
     ):
         typer.echo(str(written))
     for line in (*end_table(facts), *facts["caveats"]):

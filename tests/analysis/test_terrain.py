@@ -20,6 +20,7 @@ from pugdft.analysis.terrain import (
     make_terrain,
     make_weights,
     net,
+    planned_seconds,
     squared_error,
     terrain_images,
     true_minima,
@@ -47,6 +48,13 @@ def small() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     options = TerrainOptions(kind="output", rest="random", images=20, grid=11, passes=40)
     names = ("ugd", "pugd", "sgd", "sam")
     return make_terrain(open_source("bundled"), {name: spec(name) for name in names}, options)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `pugdft terrain` computes without options."""
+    names = ("sgd", "adagrad", "ngd_cw", "ugd", "amp", "sam", "asam", "pugd")
+    return make_terrain(open_source("bundled"), {name: spec(name) for name in names}, TerrainOptions())
 
 
 class Bowls(Surface):
@@ -134,6 +142,45 @@ def test_all_start_at_one_point_and_have_equal_passes(small: tuple[dict[str, np.
         assert arrays[row["array"]][0, :3].tolist() == [0, -10.1, -15]
         assert arrays[row["array"]][-1, 0] == row["passes"] == 40
     assert {row["name"]: row["updates"] for row in facts["optimizers"]}["pugd"] == 20
+
+
+@pytest.mark.slow
+def test_on_the_shipped_slice_steps_of_a_given_length_end_in_one_minimum(
+    shipped: tuple[dict[str, np.ndarray], dict[str, Any]],
+) -> None:
+    arrays, facts = shipped
+    ends = {row["name"]: np.array(row["end"]) for row in facts["optimizers"]}
+    lowest = facts["minima"][0]
+    for name, end in ends.items():
+        apart = float(np.linalg.norm(end - (lowest["x"], lowest["y"])))
+        assert (apart < 0.05) == (name in ("ngd_cw", "ugd", "pugd")), f"{name} ends {apart} away"
+    for name in ("sgd", "amp", "sam", "asam"):
+        assert np.linalg.norm(ends[name] - (-10.1, -15)) < 0.2, f"{name} left the plateau"
+    farthest = max(np.abs(arrays[row["array"]][:, 1:3]).max() for row in facts["optimizers"])
+    assert 20 < farthest < arrays["axis"][-1] == 26, "the picture follows ngd_cw"
+
+
+@pytest.mark.slow
+def test_pugd_needs_more_passes_than_ugd_for_the_same_minimum() -> None:
+    """The gradient at a distance of 1 hides the slope along a flat valley, so PUGD is slower there."""
+    images = terrain_images(open_source("bundled"), 100)
+    weights = make_weights(images["train"], "trained", 0)
+    surface = Surface(weights, Slice.drawn("unit", 6, 10, 0), images["train"])
+    apart = {}
+    for name, options, passes in (("ugd", {}, 1000), ("pugd", {}, 1000), ("pugd", {"rho": 0.1}, 1000)):
+        path = walk(surface, spec(name, **options), (-10.1, -15.0), passes, 100)
+        apart[name, options.get("rho")] = float(np.linalg.norm(path.points[-1, 1:] - (-15.953, 3.167)))
+    assert apart["ugd", None] < 0.01
+    assert apart["pugd", 0.1] < 0.05
+    assert 0.3 < apart["pugd", None] < 1
+
+
+def test_a_plan_is_near_the_time_that_is_taken() -> None:
+    options = TerrainOptions(kind="output", rest="random", images=20, grid=5, passes=300)
+    specs = {name: spec(name) for name in ("sgd", "pugd")}
+    candidate, seconds = planned_seconds(open_source("bundled"), specs, options)
+    assert candidate == 1
+    assert 0.1 < seconds / make_terrain(open_source("bundled"), specs, options)[1]["seconds"] < 10
 
 
 def test_the_rule_of_the_slice_is_disclosed(small: tuple[Any, dict[str, Any]]) -> None:
