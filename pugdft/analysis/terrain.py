@@ -61,31 +61,27 @@ def terrain_images(source: Source, num_images: int) -> dict[str, TerrainImages]:
     """
     contents = source.read()
     num_classes = len(contents.classes)
-    found: dict[str, tuple[np.ndarray, list[int]]] = {}
+    pixels, labels = dict[str, np.ndarray](), dict[str, list[int]]()
     for split in ("train", "test"):
-        pixels, labels, left = (
-            list[np.ndarray](),
-            list[int](),
-            [math.ceil(num_images / num_classes)] * num_classes,
-        )
+        chosen, left = [], [math.ceil(num_images / num_classes)] * num_classes
         for sample in contents.splits[split].samples() if split in contents.splits else ():
-            if len(labels) == num_images:
+            if len(chosen) == num_images:
                 break
             if 0 <= sample.label < num_classes and left[sample.label]:
                 left[sample.label] -= 1
-                pixels.append(decode(sample, SIDE).astype(np.float64) @ np.array(_LUMA) / 255)
-                labels.append(sample.label)
-        if len(labels) < num_images:
+                chosen.append(sample)
+        if len(chosen) < num_images:
             raise UserError(
-                f"--images {num_images}: {source.name} has {counted(len(labels), 'image')} in {split}, "
-                f"as many of each class; give at most {len(labels)}, or other --data"
+                f"--images {num_images}: {source.name} has {counted(len(chosen), 'image')} in {split}, "
+                f"as many of each class; give at most {len(chosen)}, or other --data"
             )
-        found[split] = np.stack(pixels).reshape(num_images, -1), labels
-    mean, deviation = found["train"][0].mean(), found["train"][0].std() or 1.0
+        grey = [decode(sample, SIDE).astype(np.float64) @ np.array(_LUMA) / 255 for sample in chosen]
+        pixels[split], labels[split] = np.stack(grey).reshape(num_images, -1), [each.label for each in chosen]
+    mean, deviation = pixels["train"].mean(), pixels["train"].std() or 1.0
     one_hot = torch.eye(num_classes, dtype=torch.float64)
     return {
-        split: TerrainImages(torch.from_numpy((pixels - mean) / deviation), one_hot[labels])
-        for split, (pixels, labels) in found.items()
+        split: TerrainImages(torch.from_numpy((rows - mean) / deviation), one_hot[labels[split]])
+        for split, rows in pixels.items()
     }
 
 
@@ -320,15 +316,6 @@ class FreeWeights(nn.Module):
         return self._surface(self.x[0, 0], self.y[0, 0])
 
 
-@dataclass(frozen=True)
-class TerrainPath:
-    """What an optimizer did: ``points`` has passes, x and y in its columns."""
-
-    points: np.ndarray
-    num_passes: int
-    num_updates: int
-
-
 def check_spec(spec: Mapping[str, Any], text: str) -> None:
     """Refuse an optimizer that needs more than the losses and gradients of two weights."""
     base = spec.get("base", spec)
@@ -345,14 +332,17 @@ def check_spec(spec: Mapping[str, Any], text: str) -> None:
 
 def walk(
     surface: Surface, spec: Mapping[str, Any], start: tuple[float, float], passes: int, every: int
-) -> TerrainPath:
-    """Let an optimizer make updates until it has used its gradient passes.
+) -> tuple[np.ndarray, int]:
+    """Let an optimizer make updates until it has used its passes; return points and number of updates.
 
     The learning rate falls from the optimizer's own to 0 along half a cosine of the passes. At a constant one
     a step of unit length never gets nearer to a minimum than that length.
 
     Args:
         every: a point is kept after each so many passes, besides the first and the last.
+
+    Returns:
+        The points have passes, x and y in their columns.
     """
     module = FreeWeights(surface, start)
     optimizer = build_optimizer(spec, module)
@@ -377,7 +367,7 @@ def walk(
         if used >= due or used >= passes:
             points.append((float(used), module.x.item(), module.y.item()))
             due = (used // every + 1) * every
-    return TerrainPath(np.array(points), used, updates)
+    return np.array(points), updates
 
 
 @dataclass(frozen=True)
@@ -454,7 +444,7 @@ def make_terrain(
         check_spec(spec, text)
     with _one_thread():
         ground = lay_ground(source, options, say)
-        paths = dict[str, TerrainPath]()
+        paths = dict[str, tuple[np.ndarray, int]]()
         for text, spec in specs.items():
             say(f"{text}: {options.passes:,} passes")
             paths[text] = walk(ground.surfaces["train"], spec, options.start, options.passes, options.every)
@@ -466,27 +456,26 @@ def _stored(
     source: Source,
     specs: Mapping[str, Mapping[str, Any]],
     options: TerrainOptions,
-    paths: Mapping[str, TerrainPath],
+    paths: Mapping[str, tuple[np.ndarray, int]],
     begun: float,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     reach, cut = window(options.start), ground.cut
-    farthest = max((np.abs(path.points[:, 1:]).max() for path in paths.values()), default=0.0)
+    farthest = max(np.abs(points[:, 1:]).max() for points, _ in paths.values())
     shown = min(max(reach, math.ceil(1.05 * farthest)), _BEYOND * reach)
     axis = np.linspace(-shown, shown, options.grid)
     arrays = {"axis": axis, **{split: each.on(axis) for split, each in ground.surfaces.items()}}
     rows = []
-    for text, path in paths.items():
-        x, y = torch.from_numpy(path.points[:, 1:].T.copy())
+    for text, (points, num_updates) in paths.items():
+        x, y = torch.from_numpy(points[:, 1:].T.copy())
         losses = {split: each(x, y).numpy() for split, each in ground.surfaces.items()}
-        name = _array_name(text, arrays)
-        arrays[name] = np.column_stack([path.points, losses["train"], losses["test"]])
-        end = path.points[-1, 1:].tolist()
+        name, end = _array_name(text, arrays), points[-1, 1:].tolist()
+        arrays[name] = np.column_stack([points, losses["train"], losses["test"]])
         rows.append(
             {
-                "name": text, "array": name, "spec": dict(specs[text]), "passes": path.num_passes,
-                "updates": path.num_updates, "end": end, "moved": math.dist(options.start, end),
+                "name": text, "array": name, "spec": dict(specs[text]), "passes": int(points[-1, 0]),
+                "updates": num_updates, "end": end, "moved": math.dist(options.start, end),
                 "train_loss": losses["train"][-1].item(), "test_loss": losses["test"][-1].item(),
-                "leaves_picture": bool(np.abs(path.points[:, 1:]).max() > shown),
+                "leaves_picture": bool(np.abs(points[:, 1:]).max() > shown),
             }
         )  # fmt: skip
     minima = true_minima(ground.surfaces["train"], reach)

@@ -95,8 +95,8 @@ def test_images_are_of_all_classes_alike(images: dict[str, TerrainImages]) -> No
 
 
 def test_more_images_than_a_split_has_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--images 2500: bundled has 2,000 images in test.*at most 2000"):
-        terrain_images(open_source("bundled"), 2500)
+    with pytest.raises(UserError, match=r"--images 5000: bundled has 3,000 images in train.*at most 3000"):
+        terrain_images(open_source("bundled"), 5000)
 
 
 def test_minima_of_the_grid_alone_do_not_count() -> None:
@@ -168,8 +168,8 @@ def test_pugd_needs_more_passes_than_ugd_for_the_same_minimum() -> None:
     surface = Surface(weights, Slice.drawn("unit", 6, 10, 0), images["train"])
     apart = {}
     for name, options, passes in (("ugd", {}, 1000), ("pugd", {}, 1000), ("pugd", {"rho": 0.1}, 1000)):
-        path = walk(surface, spec(name, **options), (-10.1, -15.0), passes, 100)
-        apart[name, options.get("rho")] = float(np.linalg.norm(path.points[-1, 1:] - (-15.953, 3.167)))
+        points, _ = walk(surface, spec(name, **options), (-10.1, -15.0), passes, 100)
+        apart[name, options.get("rho")] = float(np.linalg.norm(points[-1, 1:] - (-15.953, 3.167)))
     assert apart["ugd", None] < 0.01
     assert apart["pugd", 0.1] < 0.05
     assert 0.3 < apart["pugd", None] < 1
@@ -188,8 +188,8 @@ def test_the_rule_of_the_slice_is_disclosed(small: tuple[Any, dict[str, Any]]) -
 
 
 def test_an_update_of_ugd_has_the_length_of_the_learning_rate() -> None:
-    path = walk(Bowls(), spec("ugd"), (9.0, 8.0), passes=4, every=1)
-    steps = np.linalg.norm(np.diff(path.points[:, 1:], axis=0), axis=1)
+    points, _ = walk(Bowls(), spec("ugd"), (9.0, 8.0), passes=4, every=1)
+    steps = np.linalg.norm(np.diff(points[:, 1:], axis=0), axis=1)
     expected = 0.1 * (1 + np.cos(np.pi * np.arange(4) / 4))
     np.testing.assert_allclose(steps, expected, rtol=1e-9)
 
