@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pugdft.cli.landscape import Formats, PageTheme, Plan, ProgressForm, ProgressOption, Theme, check_pictures
 from pugdft.cli.output import duration, emit, given_path, say
 from pugdft.errors import UserError, counted
 
 _OPTIMIZERS = "sgd,adagrad,ngd_cw,ugd,amp,sam,asam,pugd"
 _BASE = {"name": "sgd", "lr": 0.2}  # without a recipe
-
-
-class FreePair(StrEnum):
-    """Which two weights are free."""
-
-    UNIT = "unit"
-    OUTPUT = "output"
-
-
-class FixedWeights(StrEnum):
-    """What all other weights are."""
-
-    TRAINED = "trained"
-    RANDOM = "random"
-
-
-class Animation(StrEnum):
-    """File format of the animation."""
-
-    GIF = "gif"
-    WEBP = "webp"
-    APNG = "apng"
-    NONE = "none"
 
 
 def command(
@@ -53,11 +28,14 @@ def command(
         str, typer.Option(metavar="OPTIMIZERS", help="Such as 'sgd,sam[rho=0.1]'.")
     ] = _OPTIMIZERS,
     passes: Annotated[int, typer.Option(min=2, help="Gradient passes of every optimizer.")] = 4_000,
-    start: Annotated[str, typer.Option(metavar="X,Y", help="Where all start.")] = "-10.1,-15",
+    start: Annotated[str, typer.Option(metavar="POINT", help="Where all start, as X,Y.")] = "-10.1,-15",
     slice_: Annotated[
-        FreePair, typer.Option("--slice", help="Free: in and out of a unit, or both into an output.")
-    ] = FreePair.UNIT,
-    rest: Annotated[FixedWeights, typer.Option(help="What the other weights are.")] = FixedWeights.TRAINED,
+        Literal["unit", "output"],
+        typer.Option("--slice", help="Free: in and out of a unit, or both into an output."),
+    ] = "unit",
+    rest: Annotated[
+        Literal["trained", "random"], typer.Option(help="What the other weights are.")
+    ] = "trained",
     images: Annotated[int, typer.Option(min=2, help="Images of each split, as many of each class.")] = 100,
     data: Annotated[
         str | None,
@@ -66,15 +44,17 @@ def command(
     grid: Annotated[int, typer.Option(help="Points along each axis, odd.")] = 81,
     every: Annotated[int, typer.Option(min=1, help="Passes between kept points.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the slice.")] = 0,
-    animate: Annotated[Animation, typer.Option(help="Format of the animation.")] = Animation.GIF,
-    form: Formats = "svg,png",
+    animate: Annotated[
+        Literal["gif", "webp", "apng", "none"], typer.Option(help="Format of the animation.")
+    ] = "gif",
+    form: Annotated[str, typer.Option("--format", metavar="FORMATS", help="Of svg, pdf, png.")] = "svg,png",
     width: Annotated[str, typer.Option(metavar="WIDTH", help="column, text or inches.")] = "text",
-    theme: Theme = PageTheme.LIGHT,
+    theme: Annotated[Literal["light", "dark"], typer.Option(help="Background.")] = "light",
     output: Annotated[
         Path, typer.Option(parser=given_path, metavar="PATH", help="Folder of data and pictures.")
     ] = Path("analysis"),
-    plan: Plan = False,
-    progress: ProgressOption = ProgressForm.TEXT,
+    plan: Annotated[bool, typer.Option("--plan", help="Show passes and time; compute no more.")] = False,
+    progress: Annotated[Literal["text", "json"], typer.Option(help="For people, or JSON lines.")] = "text",
 ) -> None:
     """Draw paths of optimizers on the loss surface of two weights.
 
@@ -87,7 +67,10 @@ def command(
       pugdft terrain
       pugdft terrain --optimizers 'sgd[lr=5],sam[rho=1],pugd' --animate webp
     """
-    formats = check_pictures(form, width)
+    from pugdft.figures.paper import check_formats, inches
+
+    formats = check_formats([each.strip() for each in form.split(",") if each.strip()])
+    inches(width)
     place = _start(start)
     if grid < 5 or grid % 2 == 0:
         raise UserError(f"--grid {grid}: must be odd and at least 5, so that it has a middle")
@@ -101,18 +84,11 @@ def command(
     specs, name = _specs(optimizers, recipe)
     source = open_source(data or name)
     options = TerrainOptions(
-        passes=passes,
-        start=place,
-        kind=slice_.value,
-        rest=rest.value,
-        images=images,
-        grid=grid,
-        every=every,
-        seed=seed,
+        passes=passes, start=place, kind=slice_, rest=rest, images=images, grid=grid, every=every, seed=seed
     )
 
     def tell(line: str) -> None:
-        if progress is ProgressForm.JSON:
+        if progress == "json":
             emit("progress", message=line)
         else:
             say(line)
@@ -129,9 +105,8 @@ def command(
     file = write_analysis(output, "terrain", digest, arrays, facts)
     stem = analysis_stem(output, "terrain", digest)
     typer.echo(str(file))
-    animation = None if animate is Animation.NONE else animate.value
     for written in draw_terrain(
-        facts, arrays, stem, formats, width=width, theme=theme.value, animate=animation
+        facts, arrays, stem, formats, width=width, theme=theme, animate=None if animate == "none" else animate
     ):
         typer.echo(str(written))
     for line in (*end_table(facts), *facts["caveats"]):

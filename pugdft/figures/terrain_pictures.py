@@ -177,7 +177,7 @@ def _name_gathered(axes: Axes, arrays: Mapping[str, np.ndarray], paths: Paths, i
         axes.annotate(
             "\n".join(lines), (x, y), (7 if is_left else -7, 0), textcoords="offset points",
             ha="left" if is_left else "right", va="center", fontsize=paper.SMALL, color=ink, zorder=6,
-            bbox={"fc": axes.get_facecolor(), "alpha": 0.5, "lw": 0, "pad": 0.8},
+            bbox={"fc": axes.get_facecolor(), "alpha": 0.4, "lw": 0, "pad": 0.8},
         )  # fmt: skip
 
 
