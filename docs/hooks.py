@@ -38,6 +38,7 @@ ORDER = {
     "reading-a-leaderboard.md": "Reading a leaderboard",
     "plots.md": "Plots",
     "landscapes.md": "Landscapes",
+    "gallery.md": "Gallery",
     "sharpness.md": "Sharpness",
     "optimizers.md": "Optimizers",
     "papers.md": "The papers' tables",

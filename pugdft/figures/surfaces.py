@@ -307,8 +307,10 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
         axes.tick_params(pad=-4, labelsize=paper.SMALL, width=0.4)
         axes.tick_params(axis="z", pad=1)
         # At the ends, the labels of two axes would meet; between, they would touch in a narrow panel.
-        axes.set_xticks([axis[0] / 2, 0, axis[-1] / 2], labels=[f"{axis[0] / 2:g}", "0", f"{axis[-1] / 2:g}"])
-        axes.set_yticks(axes.get_xticks(), labels=[each.get_text() for each in axes.get_xticklabels()])
+        ticks = [axis[0] / 2, 0, axis[-1] / 2]
+        names = [f"{each:g}".replace("-", "−") for each in ticks]
+        axes.set_xticks(ticks, labels=names)
+        axes.set_yticks(ticks, labels=names)
     figure.suptitle(_caption(facts, wide), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
     return figure
 
