@@ -63,7 +63,7 @@ def terrain_images(source: Source, num_images: int) -> dict[str, TerrainImages]:
     num_classes = len(contents.classes)
     pixels, labels = dict[str, np.ndarray](), dict[str, list[int]]()
     for split in ("train", "test"):
-        chosen, left = [], [math.ceil(num_images / num_classes)] * num_classes
+        chosen, left = list[Any](), [math.ceil(num_images / num_classes)] * num_classes
         for sample in contents.splits[split].samples() if split in contents.splits else ():
             if len(chosen) == num_images:
                 break
