@@ -44,6 +44,7 @@ ORDER = {
     "report.md": "A report on a run",
     "plots.md": "Plots",
     "landscapes.md": "Landscapes",
+    "gallery.md": "Gallery",
     "sharpness.md": "Sharpness",
     "optimizers.md": "Optimizers",
     "papers.md": "The papers' tables",

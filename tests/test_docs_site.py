@@ -133,6 +133,16 @@ def test_links_between_documents_lead_somewhere_without_the_site_too() -> None:
                 assert (path.parent / target).exists(), f"{path.name}: {link}"
 
 
+def test_the_gallery_shows_all_of_its_small_pictures_and_its_bench_files_are_valid() -> None:
+    folder = ROOT / "docs" / "gallery"
+    shown = re.findall(r"!\[[^\]]+\]\(gallery/([\w-]+\.png)\)", (ROOT / "docs" / "gallery.md").read_text())
+    assert sorted(shown) == sorted(path.name for path in folder.glob("*.png"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1.2e6
+    runs, sweep = (build_matrix([str(folder / name)]) for name in ("runs.yaml", "sweep.yaml"))
+    assert (len(runs.entries), runs.budget) == (5, "passes")
+    assert len(sweep.entries) == 4
+
+
 def test_the_long_description_has_absolute_links_only() -> None:
     hatchling = pytest.importorskip("hatchling", reason="hatchling is not installed")
     assert hatchling

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ _ROOM = 4 / 3  # of the window beyond the start
 _APART = 0.5  # minima nearer than this are one
 _FLAT = 1e-7  # of a curvature, and ten times of a gradient: below it there is no minimum but a plateau
 _STEPS_A_UNIT = 5  # of the length of a steepest descent, on average
+_BEYOND = 1.5  # the picture follows paths out of the window up to this share of it
+_TIMED_PASSES = 20  # of each optimizer, for a plan
 _LUMA = (0.299, 0.587, 0.114)
 
 SliceKind = Literal["unit", "output"]
@@ -58,31 +61,27 @@ def terrain_images(source: Source, num_images: int) -> dict[str, TerrainImages]:
     """
     contents = source.read()
     num_classes = len(contents.classes)
-    found: dict[str, tuple[np.ndarray, list[int]]] = {}
+    pixels, labels = dict[str, np.ndarray](), dict[str, list[int]]()
     for split in ("train", "test"):
-        pixels, labels, left = (
-            list[np.ndarray](),
-            list[int](),
-            [math.ceil(num_images / num_classes)] * num_classes,
-        )
+        chosen, left = list[Any](), [math.ceil(num_images / num_classes)] * num_classes
         for sample in contents.splits[split].samples() if split in contents.splits else ():
-            if len(labels) == num_images:
+            if len(chosen) == num_images:
                 break
             if 0 <= sample.label < num_classes and left[sample.label]:
                 left[sample.label] -= 1
-                pixels.append(decode(sample, SIDE).astype(np.float64) @ np.array(_LUMA) / 255)
-                labels.append(sample.label)
-        if len(labels) < num_images:
+                chosen.append(sample)
+        if len(chosen) < num_images:
             raise UserError(
-                f"--images {num_images}: {source.name} has {counted(len(labels), 'image')} in {split}, "
-                f"as many of each class; give at most {len(labels)}, or other --data"
+                f"--images {num_images}: {source.name} has {counted(len(chosen), 'image')} in {split}, "
+                f"as many of each class; give at most {len(chosen)}, or other --data"
             )
-        found[split] = np.stack(pixels).reshape(num_images, -1), labels
-    mean, deviation = found["train"][0].mean(), found["train"][0].std() or 1.0
+        grey = [decode(sample, SIDE).astype(np.float64) @ np.array(_LUMA) / 255 for sample in chosen]
+        pixels[split], labels[split] = np.stack(grey).reshape(num_images, -1), [each.label for each in chosen]
+    mean, deviation = pixels["train"].mean(), pixels["train"].std() or 1.0
     one_hot = torch.eye(num_classes, dtype=torch.float64)
     return {
-        split: TerrainImages(torch.from_numpy((pixels - mean) / deviation), one_hot[labels])
-        for split, (pixels, labels) in found.items()
+        split: TerrainImages(torch.from_numpy((rows - mean) / deviation), one_hot[labels[split]])
+        for split, rows in pixels.items()
     }
 
 
@@ -189,6 +188,13 @@ class Surface:
             added = x[..., None] * self._first + y[..., None] * self._second
         return ((torch.sigmoid(self._rest + added) - self._target) ** 2).mean(-1)
 
+    def with_slope(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """The loss at a point, and its gradient."""
+        place = torch.tensor(point, requires_grad=True)
+        loss = self(place[0], place[1])
+        (slope,) = torch.autograd.grad(loss, place)
+        return loss.item(), slope.numpy()
+
     def on(self, axis: np.ndarray) -> np.ndarray:
         """Losses on a grid, (points of y, points of x), row by row to need little memory."""
         points = torch.from_numpy(axis)
@@ -199,14 +205,12 @@ class Surface:
 
 def interior_minima(losses: np.ndarray) -> list[tuple[int, int]]:
     """Rows and columns of the points of a grid that are below all of their eight neighbours."""
-    inner = losses[1:-1, 1:-1]
-    is_least = np.ones_like(inner, bool)
-    rows, columns = losses.shape
-    for down in (0, 1, 2):
-        for right in (0, 1, 2):
-            if (down, right) != (1, 1):
-                is_least &= inner < losses[down : rows - 2 + down, right : columns - 2 + right]
-    return [(int(row) + 1, int(column) + 1) for row, column in np.argwhere(is_least)]
+    from scipy.ndimage import minimum_filter
+
+    neighbours = np.ones((3, 3), bool)
+    neighbours[1, 1] = False
+    is_least = losses < minimum_filter(losses, footprint=neighbours, mode="constant", cval=-math.inf)
+    return [(int(row), int(column)) for row, column in np.argwhere(is_least)]
 
 
 def true_minima(surface: Surface, reach: float, grid: int = GRIDS[-1]) -> list[tuple[float, float, float]]:
@@ -215,33 +219,22 @@ def true_minima(surface: Surface, reach: float, grid: int = GRIDS[-1]) -> list[t
     A grid has minima of its own: points along a narrow valley that lies across it. So each is followed down
     to where the gradient vanishes; it counts if the Hessian is positive there and no other is beside it.
     """
+    from scipy.optimize import minimize
+
     axis = np.linspace(-reach, reach, grid)
     found: list[tuple[float, float, float]] = []
     for row, column in interior_minima(surface.on(axis)):
-        point = torch.tensor([axis[column], axis[row]], requires_grad=True)
-        lbfgs = torch.optim.LBFGS(
-            [point], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-14
+        end = minimize(
+            surface.with_slope, (axis[column], axis[row]), jac=True, method="BFGS", options={"gtol": 1e-12}
         )
-
-        def at(place: Tensor) -> Tensor:
-            return surface(place[0], place[1])
-
-        def closure(point: Tensor = point, lbfgs: torch.optim.Optimizer = lbfgs) -> Tensor:
-            lbfgs.zero_grad()
-            loss = at(point)
-            loss.backward()
-            return loss
-
-        for _ in range(3):
-            lbfgs.step(closure)
-        place = point.detach()
-        hessian: Any = torch.autograd.functional.hessian(at, place)
-        slope: Any = torch.autograd.functional.jacobian(at, place)
-        x, y = place.tolist()
-        is_minimum = torch.linalg.eigvalsh(hessian)[0] > _FLAT and slope.norm() < 0.1 * _FLAT
-        is_new = all(math.hypot(x - each[0], y - each[1]) > _APART for each in found)
+        x, y = end.x.tolist()
+        hessian: Any = torch.autograd.functional.hessian(
+            lambda place: surface(place[0], place[1]), torch.from_numpy(end.x)
+        )
+        is_minimum = torch.linalg.eigvalsh(hessian)[0] > _FLAT and np.linalg.norm(end.jac) < 0.1 * _FLAT
+        is_new = all(math.dist((x, y), each[:2]) > _APART for each in found)
         if is_minimum and is_new and max(abs(x), abs(y)) < reach:
-            found.append((x, y, float(at(place))))
+            found.append((x, y, float(end.fun)))
     return sorted(found, key=lambda each: each[2])
 
 
@@ -250,17 +243,13 @@ def descent(surface: Surface, start: tuple[float, float], reach: float) -> tuple
 
     Steps have a given length, which shrinks to 0, so that a plateau does not stop them.
     """
-    point = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-    steps = round(_STEPS_A_UNIT * 4 * reach)
+    point, steps = np.array(start), round(_STEPS_A_UNIT * 4 * reach)
     for number in range(steps):
-        (slope,) = torch.autograd.grad(surface(point[0], point[1]), point)
-        length = 2 / _STEPS_A_UNIT * (1 - number / steps)
-        with torch.no_grad():
-            point -= length * slope / slope.norm().clamp_min(1e-300)
-            if point.abs().max() >= reach:
-                return None
-    x, y = point.tolist()
-    return x, y
+        _, slope = surface.with_slope(point)
+        point -= 2 / _STEPS_A_UNIT * (1 - number / steps) * slope / max(float(np.linalg.norm(slope)), 1e-300)
+        if np.abs(point).max() >= reach:
+            return None
+    return float(point[0]), float(point[1])
 
 
 def window(start: tuple[float, float]) -> float:
@@ -272,7 +261,7 @@ def window(start: tuple[float, float]) -> float:
 class TerrainOptions:
     """Options of a terrain; ``grid`` is the number of points of each axis."""
 
-    passes: int = 1_000
+    passes: int = 4_000
     start: tuple[float, float] = (-10.1, -15.0)
     kind: SliceKind = "unit"
     rest: Rest = "trained"
@@ -327,15 +316,6 @@ class FreeWeights(nn.Module):
         return self._surface(self.x[0, 0], self.y[0, 0])
 
 
-@dataclass(frozen=True)
-class TerrainPath:
-    """What an optimizer did: ``points`` has passes, x and y in its columns."""
-
-    points: np.ndarray
-    num_passes: int
-    num_updates: int
-
-
 def check_spec(spec: Mapping[str, Any], text: str) -> None:
     """Refuse an optimizer that needs more than the losses and gradients of two weights."""
     base = spec.get("base", spec)
@@ -352,14 +332,17 @@ def check_spec(spec: Mapping[str, Any], text: str) -> None:
 
 def walk(
     surface: Surface, spec: Mapping[str, Any], start: tuple[float, float], passes: int, every: int
-) -> TerrainPath:
-    """Let an optimizer make updates until it has used its gradient passes.
+) -> tuple[np.ndarray, int]:
+    """Let an optimizer make updates until it has used its passes; return points and number of updates.
 
     The learning rate falls from the optimizer's own to 0 along half a cosine of the passes. At a constant one
     a step of unit length never gets nearer to a minimum than that length.
 
     Args:
         every: a point is kept after each so many passes, besides the first and the last.
+
+    Returns:
+        The points have passes, x and y in their columns.
     """
     module = FreeWeights(surface, start)
     optimizer = build_optimizer(spec, module)
@@ -384,7 +367,58 @@ def walk(
         if used >= due or used >= passes:
             points.append((float(used), module.x.item(), module.y.item()))
             due = (used // every + 1) * every
-    return TerrainPath(np.array(points), used, updates)
+    return np.array(points), updates
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all paths of a terrain share: the images, the net's weights, the slice and its surfaces."""
+
+    images: Mapping[str, TerrainImages]
+    weights: Sequence[Tensor]
+    cut: Slice
+    surfaces: Mapping[str, Surface]  # of train and test
+
+
+def lay_ground(source: Source, options: TerrainOptions, say: Callable[[str], None]) -> Ground:
+    """Read the images, make the net's weights and choose the slice."""
+    images = terrain_images(source, options.images)
+    weights = make_weights(images["train"], options.rest, options.seed)
+    if options.kind == "unit":
+        say("looking for two weights whose surface has two minima")
+    cut = choose_slice(weights, images["train"], options, window(options.start))
+    return Ground(
+        images, weights, cut, {split: Surface(weights, cut, each) for split, each in images.items()}
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """So small a net is slower with more threads; and sums have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def planned_seconds(
+    source: Source, specs: Mapping[str, Mapping[str, Any]], options: TerrainOptions
+) -> tuple[int, float]:
+    """The number of the slice's candidate, and about how long the terrain takes, without its pictures.
+
+    The slice is looked for, and every optimizer makes 20 passes.
+    """
+    begun = time.perf_counter()
+    with _one_thread():
+        ground = lay_ground(source, options, lambda line: None)
+        laid = time.perf_counter()
+        for text, spec in specs.items():
+            check_spec(spec, text)
+            walk(ground.surfaces["train"], spec, options.start, _TIMED_PASSES, options.every)
+    walked = time.perf_counter() - laid
+    return ground.cut.number + 1, laid - begun + walked * options.passes / _TIMED_PASSES
 
 
 def make_terrain(
@@ -405,53 +439,46 @@ def make_terrain(
     Raises:
         UserError: an optimizer that cannot be used here, too few images, or no slice with two minima.
     """
-    begun, threads = time.perf_counter(), torch.get_num_threads()
+    begun = time.perf_counter()
     for text, spec in specs.items():
         check_spec(spec, text)
-    torch.set_num_threads(1)  # so small a net is slower with more; and sums have one order
-    try:
-        return _made(source, specs, options, say, begun)
-    finally:
-        torch.set_num_threads(threads)
+    with _one_thread():
+        ground = lay_ground(source, options, say)
+        paths = dict[str, tuple[np.ndarray, int]]()
+        for text, spec in specs.items():
+            say(f"{text}: {options.passes:,} passes")
+            paths[text] = walk(ground.surfaces["train"], spec, options.start, options.passes, options.every)
+        return _stored(ground, source, specs, options, paths, begun)
 
 
-def _made(
+def _stored(
+    ground: Ground,
     source: Source,
     specs: Mapping[str, Mapping[str, Any]],
     options: TerrainOptions,
-    say: Callable[[str], None],
+    paths: Mapping[str, tuple[np.ndarray, int]],
     begun: float,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    images = terrain_images(source, options.images)
-    weights = make_weights(images["train"], options.rest, options.seed)
-    reach = window(options.start)
-    say(
-        "looking for two weights whose surface has two minima"
-        if options.kind == "unit"
-        else "drawing weights"
-    )
-    cut = choose_slice(weights, images["train"], options, reach)
-    surfaces = {split: Surface(weights, cut, each) for split, each in images.items()}
-    axis = np.linspace(-reach, reach, options.grid)
-    arrays = {"axis": axis, **{split: each.on(axis) for split, each in surfaces.items()}}
-    minima = true_minima(surfaces["train"], reach)
+    reach, cut = window(options.start), ground.cut
+    farthest = max(np.abs(points[:, 1:]).max() for points, _ in paths.values())
+    shown = min(max(reach, math.ceil(1.05 * farthest)), _BEYOND * reach)
+    axis = np.linspace(-shown, shown, options.grid)
+    arrays = {"axis": axis, **{split: each.on(axis) for split, each in ground.surfaces.items()}}
     rows = []
-    for text, spec in specs.items():
-        say(f"{text}: {options.passes:,} passes")
-        path = walk(surfaces["train"], spec, options.start, options.passes, options.every)
-        x, y = (torch.from_numpy(np.ascontiguousarray(path.points[:, column])) for column in (1, 2))
-        losses = [surfaces[split](x, y).numpy() for split in ("train", "test")]
-        name = _array_name(text, arrays)
-        arrays[name] = np.column_stack([path.points, *losses])
+    for text, (points, num_updates) in paths.items():
+        x, y = torch.from_numpy(points[:, 1:].T.copy())
+        losses = {split: each(x, y).numpy() for split, each in ground.surfaces.items()}
+        name, end = _array_name(text, arrays), points[-1, 1:].tolist()
+        arrays[name] = np.column_stack([points, losses["train"], losses["test"]])
         rows.append(
             {
-                "name": text, "array": name, "spec": dict(spec), "passes": path.num_passes,
-                "updates": path.num_updates, "end": [x[-1].item(), y[-1].item()],
-                "moved": math.dist(options.start, (x[-1].item(), y[-1].item())),
-                "train_loss": losses[0][-1].item(), "test_loss": losses[1][-1].item(),
-                "leaves_window": bool(np.abs(path.points[:, 1:]).max() > reach),
+                "name": text, "array": name, "spec": dict(specs[text]), "passes": int(points[-1, 0]),
+                "updates": num_updates, "end": end, "moved": math.dist(options.start, end),
+                "train_loss": losses["train"][-1].item(), "test_loss": losses["test"][-1].item(),
+                "leaves_picture": bool(np.abs(points[:, 1:]).max() > shown),
             }
         )  # fmt: skip
+    minima = true_minima(ground.surfaces["train"], reach)
     facts = {
         "optimizers": rows,
         "minima": [{"x": x, "y": y, "train_loss": loss} for x, y, loss in minima],
@@ -460,13 +487,8 @@ def _made(
             "kind": cut.kind,
             "candidate": cut.number + 1,
             "weights": [list(place) for place in cut.places()],
-            "trained_values": [float(weights[layer][row, column]) for layer, row, column in cut.places()],
         },
         "images": {"data": source.name, "key": source.key, "train": options.images, "test": options.images},
-        "loss_of_rest": {
-            split: float(squared_error(net(weights, each.inputs), each.targets).mean())
-            for split, each in images.items()
-        },
         "caveats": _caveats(options, cut, rows),
         "seconds": round(time.perf_counter() - begun, 2),
         "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
@@ -503,6 +525,6 @@ def _caveats(options: TerrainOptions, cut: Slice, rows: Sequence[Mapping[str, An
         "on the plateau the gradient nearly vanishes: what crosses it has steps of a given length. The "
         "picture shows the length of steps more than a preference for flat minima",
     ]
-    if away := [row["name"] for row in rows if row["leaves_window"]]:
-        said.append(f"outside the window at times: {', '.join(away)}")
+    if away := [row["name"] for row in rows if row["leaves_picture"]]:
+        said.append(f"outside the picture at times: {', '.join(away)}")
     return said

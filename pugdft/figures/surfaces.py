@@ -226,8 +226,8 @@ def _contours(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
     axis, values = arrays["alpha"][chosen], loss[:, chosen][:, :, chosen]
     levels = levels_of(values)
     rows, columns, wide = _panels(len(values), width)
-    side = (paper.inches(wide) - 0.9) / columns
-    figure = paper.figure(wide, rows * (side + 0.22) + 0.45, theme)
+    side = (paper.inches(wide) - 0.9) / columns - 0.22  # between two panels stand the ticks of one
+    figure = paper.figure(wide, rows * (side + 0.22) + 0.5, theme)
     grid: Any = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for number, axes in enumerate(grid.flat):
         if number >= len(values):
@@ -320,8 +320,11 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
             each._axinfo["grid"].update(color=colours["faint"], linewidth=0.4)
         axes.tick_params(pad=-4, labelsize=paper.SMALL, width=0.4)
         axes.tick_params(axis="z", pad=1)
-        axes.locator_params(axis="x", nbins=5)
-        axes.locator_params(axis="y", nbins=5)
+        # At the ends, the labels of two axes would meet; between, they would touch in a narrow panel.
+        ticks = [axis[0] / 2, 0, axis[-1] / 2]
+        names = [f"{each:g}".replace("-", "−") for each in ticks]
+        axes.set_xticks(ticks, labels=names)
+        axes.set_yticks(ticks, labels=names)
     figure.suptitle(_caption(facts, wide), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
     return figure
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ NUM_LEVELS = 14
 _PASSES, _X, _Y, _LOSS = 0, 1, 2, 3  # columns of a path; the test loss follows the train loss
 _NEAR = 0.03  # of the axis: ends that lie together
 _NAMES_A_LINE = 3
-_INK = "#1b1f24"  # on the terrain, which is pale in both themes
+_START: dict[str, Any] = {"marker": "*", "ms": 6.5, "mew": 0, "ls": "", "zorder": 5}
+_MINIMUM: dict[str, Any] = {"marker": "+", "ms": 5.0, "mew": 0.8, "ls": "", "zorder": 2.5}
 _VIEW = (38.0, -128.0)  # elevation and azimuth in degrees
 _LIFT = 0.004  # of the height: a path on the surface would be cut by its facets
 _MOST_FRAMES = 100
@@ -59,16 +61,18 @@ def draw_contours(
     theme: str = "light",
 ) -> Figure:
     """Draw both surfaces as contours with the same levels, axes and colours, and all paths on each."""
-    paths = paths_of(arrays, facts)
+    paths, ink = paths_of(arrays, facts), paper.THEMES[theme]["text"]
     with paper.style(theme):
         wide = paper.inches(width)
-        figure = paper.figure(width, wide * 0.40 + 0.72, theme)
+        figure = paper.figure(width, wide * 0.40 + 0.55 + _legend_height(paths, wide), theme)
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, split in zip(panels, SPLITS, strict=True):
-            filled = _terrain(axes, arrays, split)
+            filled = _terrain(axes, arrays, split, theme)
             axes.set(title=split, xlabel="weight 1", aspect="equal")
-            _paths(axes, paths)
-            _name_staying(axes, arrays, paths)
+            for minimum in facts.get("minima", ()):
+                axes.plot([minimum["x"]], [minimum["y"]], color=ink, **_MINIMUM)
+            _paths(axes, paths, theme)
+            _name_gathered(axes, arrays, paths, ink)
         panels[0].set_ylabel("weight 2")
         bar = figure.colorbar(
             filled,
@@ -83,28 +87,48 @@ def draw_contours(
         bar.set_ticks(levels_of(arrays)[:: max(1, len(levels_of(arrays)) // 6)].tolist())
         bar.ax.yaxis.set_major_formatter("{x:.3g}")
         bar.outline.set_linewidth(0.4)
-        handles = [_handle(number, theme) for number in range(len(paths))]
-        paper.legend_below(figure, handles, [name for name, _ in paths])
+        _legend(figure, paths, theme, has_minima=bool(facts.get("minima")))
     return figure
 
 
-def _terrain(axes: Axes, arrays: Mapping[str, np.ndarray], split: str) -> Any:
+def _legend_height(paths: Paths, wide: float) -> float:
+    """Inches of the legend below a figure of a width, for which ten names have two rows in a text's width."""
+    return 0.16 * math.ceil((len(paths) + 2) / max(1, int(wide / 0.95)))
+
+
+def _legend(figure: Figure, paths: Paths, theme: str, has_minima: bool = False) -> None:
+    """One legend of the paths, the start, and the minima of the train surface where they are drawn."""
+    from matplotlib.lines import Line2D
+
+    ink = paper.THEMES[theme]["text"]
+    handles = [Line2D([], [], **paper.look(number).line(theme)) for number in range(len(paths))]
+    names = [name for name, _ in paths]
+    for name, look in [("start", _START), *([("minimum of train", _MINIMUM)] if has_minima else [])]:
+        handles.append(Line2D([], [], color=ink, **look))
+        names.append(name)
+    paper.legend_below(figure, handles, names)
+
+
+def _terrain(axes: Axes, arrays: Mapping[str, np.ndarray], split: str, theme: str) -> Any:
     """Fill the levels of a surface; a flat colour map starts where lines on it can still be seen."""
-    axis, levels = arrays["axis"], levels_of(arrays)
-    made = axes.contourf(axis, axis, arrays[split], levels, cmap=_map(), norm=_norm(levels))
-    axes.contour(axis, axis, arrays[split], levels, colors="#00000040", linewidths=0.3)
+    levels = levels_of(arrays)
+    axis, losses = _finer(arrays["axis"], arrays[split])
+    made = axes.contourf(axis, axis, losses, levels, cmap=_map(theme), norm=_norm(levels))
+    axes.contour(axis, axis, losses, levels, colors=paper.THEMES[theme]["text"], linewidths=0.3, alpha=0.3)
     made.set_rasterized(True)
     axes.set(xlim=(axis[0], axis[-1]), ylim=(axis[0], axis[-1]))
     axes.spines[:].set_visible(True)
     return made
 
 
-def _map() -> Any:
+def _map(theme: str) -> Any:
+    """Pale, or dark on a dark page: the paths are what is looked at, and have the theme's colours."""
     import matplotlib
     from matplotlib.colors import ListedColormap
 
     shades = matplotlib.colormaps[paper.MAP](np.linspace(paper.MAP_START, 1, 256))
-    return ListedColormap(0.68 * shades + 0.32)  # pale: the paths are what is looked at
+    shades[:, :3] = 0.68 * shades[:, :3] + 0.32 if theme == "light" else 0.5 * shades[:, :3]
+    return ListedColormap(shades)
 
 
 def _norm(levels: np.ndarray) -> Any:
@@ -113,55 +137,48 @@ def _norm(levels: np.ndarray) -> Any:
     return BoundaryNorm(levels, 256)
 
 
-def _colour(number: int) -> str:
-    return paper.look(number).colour("light")  # the terrain is pale in both themes
-
-
-def _handle(number: int, theme: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], **_line(number, theme))
-
-
-def _line(number: int, theme: str, **more: Any) -> dict[str, Any]:
-    """The look of a path; in the dark theme's legend, where no terrain lies behind, the theme's colour."""
-    return paper.look(number).line(theme, **more)
-
-
-def _paths(axes: Axes, paths: Paths) -> None:
+def _paths(axes: Axes, paths: Paths, theme: str) -> None:
     """Draw each path with a mark at its end: marks along it would turn it into beads."""
     for number, (_, path) in enumerate(paths):
-        last = [len(path) - 1]
-        look = _line(number, "light", markevery=last, zorder=3 + 0.01 * number)
+        look = paper.look(number).line(theme, markevery=[len(path) - 1], zorder=3 + 0.01 * number)
         look["ms"] = 4.2
         line, *_ = axes.plot(path[:, _X], path[:, _Y], **look)
         line.set_gid(f"path {number}")
     x, y = paths[0][1][0, _X : _Y + 1]
-    axes.plot([x], [y], "*", ms=6.5, color=_INK, mew=0, zorder=5)
+    axes.plot([x], [y], color=paper.THEMES[theme]["text"], **_START)
 
 
-def staying(paths: Paths, reach: float) -> list[str]:
-    """Texts of the optimizers that end within 3 % of the axis from the start, if they are several."""
-    start = paths[0][1][0, _X : _Y + 1]
-    near = [name for name, path in paths if np.abs(path[-1, _X : _Y + 1] - start).max() <= 2 * reach * _NEAR]
-    return near if len(near) > 1 else []
+def gathered(paths: Paths, reach: float) -> list[tuple[list[str], np.ndarray]]:
+    """Groups of optimizers that end within 3 % of the axis from the first of them: texts and ends, (n, 2)."""
+    groups: list[tuple[list[str], list[np.ndarray]]] = []
+    for name, path in paths:
+        end = path[-1, _X : _Y + 1]
+        for names, ends in groups:
+            if np.abs(end - ends[0]).max() <= 2 * reach * _NEAR:
+                names.append(name)
+                ends.append(end)
+                break
+        else:
+            groups.append(([name], [end]))
+    return [(names, np.array(ends)) for names, ends in groups if len(names) > 1]
 
 
-def _name_staying(axes: Axes, arrays: Mapping[str, np.ndarray], paths: Paths) -> None:
-    """Write beside the start who ends there, for their marks lie on top of each other: no zoom parts them."""
-    names = staying(paths, float(arrays["axis"][-1]))
-    if not names:
-        return
-    start = paths[0][1][0, _X : _Y + 1]
-    ends = dict(paths)
-    moved = max(float(np.hypot(*(ends[name][-1, _X : _Y + 1] - start))) for name in names)
-    lines = [", ".join(names[at : at + _NAMES_A_LINE]) for at in range(0, len(names), _NAMES_A_LINE)]
-    axes.annotate(
-        "\n".join([*lines, f"moved at most {moved:.2g}"]),
-        (float(start[0]), float(start[1])), (7 if start[0] <= 0 else -7, 0),
-        textcoords="offset points", ha="left" if start[0] <= 0 else "right", va="center",
-        fontsize=paper.SMALL, color=_INK, zorder=6,
-    )  # fmt: skip
+def _name_gathered(axes: Axes, arrays: Mapping[str, np.ndarray], paths: Paths, ink: str) -> None:
+    """Write beside ends that lie together whose they are: their marks lie on top of each other."""
+    start, reach = paths[0][1][0, _X : _Y + 1], float(arrays["axis"][-1])
+    for names, ends in gathered(paths, reach):
+        moved = float(np.hypot(*(ends - start).T).max())
+        apart = float(np.hypot(*(ends[:, None] - ends).T).max())
+        stays = moved <= 2 * reach * _NEAR
+        lines = [", ".join(names[at : at + _NAMES_A_LINE]) for at in range(0, len(names), _NAMES_A_LINE)]
+        lines.append(f"moved at most {moved:.2g}" if stays else f"at most {apart:.2g} apart")
+        x, y = start.tolist() if stays else ends.mean(0).tolist()
+        is_left = x <= 0
+        axes.annotate(
+            "\n".join(lines), (x, y), (7 if is_left else -7, 0), textcoords="offset points",
+            ha="left" if is_left else "right", va="center", fontsize=paper.SMALL, color=ink, zorder=6,
+            bbox={"fc": axes.get_facecolor(), "alpha": 0.4, "lw": 0, "pad": 0.8},
+        )  # fmt: skip
 
 
 # --- the surface in three dimensions -----------------------------------------------------------------------
@@ -175,16 +192,15 @@ def draw_surfaces(
 ) -> Figure:
     """Draw both surfaces from one side; parts of paths that the surface hides are thin and dotted."""
     paths = paths_of(arrays, facts)
-    with paper.style(theme) as colours:
+    with paper.style(theme):
         wide = paper.inches(width)
-        figure = paper.figure(width, wide * 0.43 + 0.25, theme)
+        figure = paper.figure(width, wide * 0.37 + 0.1 + _legend_height(paths, wide), theme)
         low = min(arrays[split].min() for split in SPLITS)
         high = max(arrays[split].max() for split in SPLITS)
         for number, split in enumerate(SPLITS):
             axes: Any = figure.add_subplot(1, 2, number + 1, projection="3d", computed_zorder=False)
-            _surface(axes, arrays, split, paths, (low, high), colours)
-        handles = [_handle(number, theme) for number in range(len(paths))]
-        paper.legend_below(figure, handles, [name for name, _ in paths])
+            _surface(axes, arrays, split, paths, (low, high), theme)
+        _legend(figure, paths, theme)
     return figure
 
 
@@ -194,16 +210,19 @@ def _surface(
     split: str,
     paths: Paths,
     limits: tuple[float, float],
-    colours: Mapping[str, str],
+    theme: str,
 ) -> None:
     from matplotlib.colors import LightSource
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    axis, losses = arrays["axis"], arrays[split]
+    axis, losses = _finer(arrays["axis"], arrays[split])
     reach, height = float(axis[-1]), limits[1] - limits[0]
     x, y = np.meshgrid(axis, axis)
     levels = levels_of(arrays)
-    colours_of = _map()(np.interp(losses, levels, np.linspace(0, 1, len(levels))))
+    colours, colours_of = (
+        paper.THEMES[theme],
+        _map(theme)(np.interp(losses, levels, np.linspace(0, 1, len(levels)))),
+    )
     drawn = axes.plot_surface(
         x, y, losses, rcount=len(axis), ccount=len(axis), facecolors=colours_of, shade=True,
         lightsource=LightSource(azdeg=200, altdeg=65),
@@ -218,17 +237,15 @@ def _surface(
             continue
         hidden = hidden_points(axis, losses, part, limits)
         lifted = part[:, 2] + _LIFT * height
-        look = _line(number, "light", marker="")
+        look = paper.look(number).line(theme, marker="")
         for is_hidden, run in _runs(hidden):
             own = {"ls": (0, (1, 2)), "lw": 0.5} if is_hidden else {}
             axes.plot(part[run, 0], part[run, 1], lifted[run], zorder=3, **(look | own))
         if inside.all():
-            last = _line(number, "light", ls="", zorder=4, alpha=0.35 if hidden[-1] else 1.0)
+            last = paper.look(number).line(theme, ls="", zorder=4, alpha=0.35 if hidden[-1] else 1.0)
             axes.plot(part[-1:, 0], part[-1:, 1], lifted[-1:], **last)
     start = paths[0][1][0]
-    axes.plot(
-        [start[_X]], [start[_Y]], [start[column] + _LIFT * height], "*", color=_INK, ms=6, mew=0, zorder=5
-    )
+    axes.plot([start[_X]], [start[_Y]], [start[column] + _LIFT * height], color=colours["text"], **_START)
     axes.view_init(*_VIEW)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=limits)
     axes.set_title(split, loc="left", y=0.88, pad=0)
@@ -236,14 +253,25 @@ def _surface(
     axes.set_ylabel("weight 2", labelpad=-7)
     axes.set_zlabel("squared error", labelpad=-6)
     axes.tick_params(pad=-2)
+    decade = 10 ** math.floor(math.log10(reach / 2))
+    tick = max(each * decade for each in (1, 2, 5) if each * decade <= reach / 2)
     for each in (axes.xaxis, axes.yaxis):
-        each.set_major_locator(FixedLocator([-reach / 2, 0, reach / 2]))  # ends of two axes would meet
+        each.set_major_locator(FixedLocator([-tick, 0, tick]))  # ends of two axes would meet
     axes.zaxis.set_major_locator(MaxNLocator(5))
     axes.set_box_aspect((1, 1, 0.62), zoom=0.92)  # or the label of the height lies outside
     for each in (axes.xaxis, axes.yaxis, axes.zaxis):
         each.set_pane_color((0, 0, 0, 0))
         each.line.set_color(colours["muted"])
         each._axinfo["grid"].update(color=colours["faint"], linewidth=0.4)
+
+
+def _finer(axis: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Twice as many points by cubic splines: else a steep wall across the grid gets the teeth of a saw."""
+    from scipy.interpolate import RectBivariateSpline
+
+    fine = np.linspace(axis[0], axis[-1], 2 * len(axis) - 1)
+    spline = RectBivariateSpline(axis, axis, losses)(fine, fine)
+    return fine, np.clip(spline, losses.min(), losses.max())
 
 
 def _dense(path: np.ndarray, column: int) -> np.ndarray:
@@ -329,7 +357,7 @@ def _frames(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], theme: s
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    paths = paths_of(arrays, facts)
+    paths, ink = paths_of(arrays, facts), paper.THEMES[theme]["text"]
     most = max(path[-1, _PASSES] for _, path in paths)
     moments = np.linspace(0, most, min(_MOST_FRAMES, max(len(path) for _, path in paths)))
     with paper.style(theme):
@@ -337,16 +365,15 @@ def _frames(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], theme: s
         figure.set_dpi(_ANIMATION_DPI)
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots()
-        _terrain(axes, arrays, "train")
+        _terrain(axes, arrays, "train", theme)
         axes.set(aspect="equal", xlabel="weight 1", ylabel="weight 2")
         start = paths[0][1][0]
-        axes.plot([start[_X]], [start[_Y]], "*", ms=7, color=_INK, mew=0)
+        axes.plot([start[_X]], [start[_Y]], color=ink, **_START)
         lines = []
         for number in range(len(paths)):
-            lines += axes.plot([], [], **_line(number, "light", lw=1.3, ms=5.5, animated=True))
-        clock = axes.text(0.02, 0.98, "", transform=axes.transAxes, va="top", color=_INK, animated=True)
-        handles = [_handle(number, theme) for number in range(len(paths))]
-        paper.legend_below(figure, handles, [name for name, _ in paths])
+            lines += axes.plot([], [], **paper.look(number).line(theme, lw=1.3, ms=5.5, animated=True))
+        clock = axes.text(0.02, 0.98, "", transform=axes.transAxes, va="top", color=ink, animated=True)
+        _legend(figure, paths, theme)
         canvas.draw()
         terrain = canvas.copy_from_bbox(figure.bbox)
         frames = []
@@ -367,11 +394,11 @@ def _palette(frame: Image.Image, num_series: int, theme: str) -> Image.Image:
     from matplotlib.colors import to_rgb
     from PIL import Image
 
-    shades = _map()(np.linspace(0, 1, 3))[:, :3]
+    shades = _map(theme)(np.linspace(0, 1, 3))[:, :3]
     reserved = [np.array(to_rgb(paper.THEMES[theme][name])) for name in ("page", "text", "muted")]
     for number in range(min(num_series, paper.NUM_STYLES)):
-        own = np.array(to_rgb(_colour(number)))
-        reserved += [own, np.array(to_rgb(paper.look(number).colour(theme)))]
+        own = np.array(to_rgb(paper.look(number).colour(theme)))
+        reserved.append(own)
         reserved += [own + (shades[1] - own) * share for share in np.linspace(0, 1, _BLENDS + 2)[1:-1]]
     fixed = (np.array(reserved) * 255).round().astype(np.uint8)
     rest = (

@@ -20,6 +20,7 @@ from pugdft.analysis.terrain import (
     make_terrain,
     make_weights,
     net,
+    planned_seconds,
     squared_error,
     terrain_images,
     true_minima,
@@ -47,6 +48,13 @@ def small() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     options = TerrainOptions(kind="output", rest="random", images=20, grid=11, passes=40)
     names = ("ugd", "pugd", "sgd", "sam")
     return make_terrain(open_source("bundled"), {name: spec(name) for name in names}, options)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `pugdft terrain` computes without options."""
+    names = ("sgd", "adagrad", "ngd_cw", "ugd", "amp", "sam", "asam", "pugd")
+    return make_terrain(open_source("bundled"), {name: spec(name) for name in names}, TerrainOptions())
 
 
 class Bowls(Surface):
@@ -87,8 +95,8 @@ def test_images_are_of_all_classes_alike(images: dict[str, TerrainImages]) -> No
 
 
 def test_more_images_than_a_split_has_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--images 2500: bundled has 2,000 images in test.*at most 2000"):
-        terrain_images(open_source("bundled"), 2500)
+    with pytest.raises(UserError, match=r"--images 5000: bundled has 3,000 images in train.*at most 3000"):
+        terrain_images(open_source("bundled"), 5000)
 
 
 def test_minima_of_the_grid_alone_do_not_count() -> None:
@@ -136,13 +144,52 @@ def test_all_start_at_one_point_and_have_equal_passes(small: tuple[dict[str, np.
     assert {row["name"]: row["updates"] for row in facts["optimizers"]}["pugd"] == 20
 
 
+@pytest.mark.slow
+def test_on_the_shipped_slice_steps_of_a_given_length_end_in_one_minimum(
+    shipped: tuple[dict[str, np.ndarray], dict[str, Any]],
+) -> None:
+    arrays, facts = shipped
+    ends = {row["name"]: np.array(row["end"]) for row in facts["optimizers"]}
+    lowest = facts["minima"][0]
+    for name, end in ends.items():
+        apart = float(np.linalg.norm(end - (lowest["x"], lowest["y"])))
+        assert (apart < 0.05) == (name in ("ngd_cw", "ugd", "pugd")), f"{name} ends {apart} away"
+    for name in ("sgd", "amp", "sam", "asam"):
+        assert np.linalg.norm(ends[name] - (-10.1, -15)) < 0.2, f"{name} left the plateau"
+    farthest = max(np.abs(arrays[row["array"]][:, 1:3]).max() for row in facts["optimizers"])
+    assert 20 < farthest < arrays["axis"][-1] == 26, "the picture follows ngd_cw"
+
+
+@pytest.mark.slow
+def test_pugd_needs_more_passes_than_ugd_for_the_same_minimum() -> None:
+    """The gradient at a distance of 1 hides the slope along a flat valley, so PUGD is slower there."""
+    images = terrain_images(open_source("bundled"), 100)
+    weights = make_weights(images["train"], "trained", 0)
+    surface = Surface(weights, Slice.drawn("unit", 6, 10, 0), images["train"])
+    apart = {}
+    for name, options, passes in (("ugd", {}, 1000), ("pugd", {}, 1000), ("pugd", {"rho": 0.1}, 1000)):
+        points, _ = walk(surface, spec(name, **options), (-10.1, -15.0), passes, 100)
+        apart[name, options.get("rho")] = float(np.linalg.norm(points[-1, 1:] - (-15.953, 3.167)))
+    assert apart["ugd", None] < 0.01
+    assert apart["pugd", 0.1] < 0.05
+    assert 0.3 < apart["pugd", None] < 1
+
+
+def test_a_plan_is_near_the_time_that_is_taken() -> None:
+    options = TerrainOptions(kind="output", rest="random", images=20, grid=5, passes=300)
+    specs = {name: spec(name) for name in ("sgd", "pugd")}
+    candidate, seconds = planned_seconds(open_source("bundled"), specs, options)
+    assert candidate == 1
+    assert 0.1 < seconds / make_terrain(open_source("bundled"), specs, options)[1]["seconds"] < 10
+
+
 def test_the_rule_of_the_slice_is_disclosed(small: tuple[Any, dict[str, Any]]) -> None:
     assert "slice chosen by rule: the first candidate; no rule" in small[1]["caveats"]
 
 
 def test_an_update_of_ugd_has_the_length_of_the_learning_rate() -> None:
-    path = walk(Bowls(), spec("ugd"), (9.0, 8.0), passes=4, every=1)
-    steps = np.linalg.norm(np.diff(path.points[:, 1:], axis=0), axis=1)
+    points, _ = walk(Bowls(), spec("ugd"), (9.0, 8.0), passes=4, every=1)
+    steps = np.linalg.norm(np.diff(points[:, 1:], axis=0), axis=1)
     expected = 0.1 * (1 + np.cos(np.pi * np.arange(4) / 4))
     np.testing.assert_allclose(steps, expected, rtol=1e-9)
 

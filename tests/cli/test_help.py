@@ -48,6 +48,26 @@ def test_every_value_has_a_name_that_says_something(name: str) -> None:
         assert parameter.hidden or parameter.help, f"{parameter.name} has no help"
 
 
+def parse(line: str) -> None:
+    """Read all arguments and options of the commands of a shell's line, and run nothing."""
+    for part in re.split(r" (?:\||&&|>) ", line):
+        if part.startswith("pugdft "):
+            words = shlex.split(part, comments=True)
+            own = max((each for each in LEAVES if words[: len(each.split())] == each.split()), key=len)
+            LEAVES[own].make_context(own, words[len(own.split()) :])
+
+
+@pytest.mark.parametrize(
+    "page", sorted((Path(__file__).parents[2] / "docs").glob("*.md")), ids=lambda p: p.stem
+)
+def test_every_command_of_a_document_parses(page: Path) -> None:
+    blocks = re.findall(
+        r"^```(?:sh|bash)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        parse(line)
+
+
 @pytest.mark.parametrize("name", LEAVES)
 def test_two_examples_that_parse(name: str) -> None:
     examples = examples_of(LEAVES[name])
@@ -55,13 +75,7 @@ def test_two_examples_that_parse(name: str) -> None:
     shown = help_of(name)
     for line in examples:
         assert line in shown
-        for part in re.split(r" (?:\||&&|>) ", line):
-            if not part.startswith("pugdft "):
-                continue
-            words = shlex.split(part)
-            own = max((each for each in LEAVES if words[: len(each.split())] == each.split()), key=len)
-            # Reads all arguments and options, and runs nothing.
-            LEAVES[own].make_context(own, words[len(own.split()) :])
+        parse(line)
     assert any(line.startswith(f"{name} ") or line == name for line in examples)
 
 

@@ -30,6 +30,16 @@ def test_paths_on_stdout_and_a_table_on_stderr(tmp_path: Path) -> None:
     assert "length of steps" in done.stderr
 
 
+def test_a_plan_computes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    done = runner.invoke(
+        app, ["terrain", *SMALL, "--optimizers", "sgd,sam", "--plan", "--output", str(folder)]
+    )
+    assert done.exit_code == 0, done.output
+    assert "candidate 1 of the slices; 2 optimizers × 20 passes; 2 surfaces of 11 × 11" in done.stdout
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
