@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pugdft.analysis import curvature
-from pugdft.analysis.curvature import LossPart, Objective
+from pugdft.analysis.objective import LossPart, Objective, fits, graph_bytes
 
 _PART = 64
 _MOST_PRODUCTS = 60  # of λ1; both sides end at a residual of 0.001
@@ -55,7 +55,7 @@ def ours(model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> tuple[f
     shares = [len(labels[part]) / len(labels) for part in parts]
     losses = [LossPart(loss_of(part), share) for part, share in zip(parts, shares, strict=True)]
     parameters = list(model.parameters())
-    keeps = curvature.fits(len(parts) * curvature.graph_bytes(losses[0].loss, parameters), inputs.device)
+    keeps = fits(len(parts) * graph_bytes(losses[0].loss, parameters), inputs.device)
     objective = Objective(losses, parameters, keeps)
     start = curvature.random_vector(objective.size, objective.weights(), seed)
     krylov = curvature.lanczos(objective.product, start, _MOST_PRODUCTS)
