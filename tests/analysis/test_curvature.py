@@ -90,7 +90,7 @@ def test_traces_scatter_little_and_their_intervals_hold(name: str) -> None:
     for seed in range(100):
         krylov = curvature.lanczos(product, curvature.random_vector(size, exact, seed), stops=False)
         found = curvature.trace(product, krylov, seed=1_000_003 * seed)
-        assert krylov.num_products + found.num_probes <= 30
+        assert krylov.num_products + found.num_probes <= 35
         errors.append(found.value / true - 1)
         held.append(abs(found.value - true) <= found.half_width)
     assert np.std(errors) <= 0.02
