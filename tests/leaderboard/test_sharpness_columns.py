@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def test_every_format_shows_means_over_seeds(tmp_path: Path) -> None:
         assert "worst rise" in text.replace("\\\\", " ").replace("shortstack", "")
     page = as_html([group])
     assert "Test result against sharpness" in page
+    assert re.search(r"3\.25\b.*?± 0\.35", page, re.DOTALL)
+    assert "3.250" not in page  # three digits
     assert "too few for an interval" in page
 
 
