@@ -224,6 +224,11 @@ class RunRecord(_Part):
         return f"{name}[{','.join(sorted(words))}]" if words else name
 
     @property
+    def weights_sha256(self) -> str | None:
+        """Digest of the file of the final weights; None if they are not stored."""
+        return self.artifacts["model"].sha256 if "model" in self.artifacts else None
+
+    @property
     def snapshots(self) -> dict[int, str]:
         """The names of the artifacts with weights along the run, by updates, in their order."""
         names = (name for name in self.artifacts if name.startswith(SNAPSHOT))

@@ -7,7 +7,6 @@ its own weights. Source of ``filter``: Li et al., arXiv 1712.09913, section 4.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pugdft.analysis import curvature
-from pugdft.training.performance import OneDnnLinear, products_in
+from pugdft.analysis.objective import LossPart, Objective, twice_differentiable
+from pugdft.training.performance import products_in
 
 Direction = dict[str, Tensor]  # by the parameter's name; a parameter that is absent does not move
 Normalization = Literal["filter", "layer", "model", "none"]
@@ -69,14 +69,11 @@ def sharpest_directions(model: nn.Module, inputs: Tensor, labels: Tensor, seed: 
     Of the mean loss of these images in evaluation mode, with the running statistics that the model has. The
     eigenvector of the largest eigenvalue points to the side of its largest entry above zero.
     """
-    twin = copy.deepcopy(model).eval()
-    for module in twin.modules():
-        if type(module) is OneDnnLinear:  # its gradient cannot be differentiated again
-            module.__class__ = nn.Linear  # type: ignore[assignment]
+    twin = twice_differentiable(model)
     named = {name: each for name, each in twin.named_parameters() if each.requires_grad}
     batches = zip(inputs.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True)
-    parts = [curvature.LossPart(partial(_loss, twin, *each), len(each[1]) / len(labels)) for each in batches]
-    objective = curvature.Objective(parts, list(named.values()))
+    parts = [LossPart(partial(_loss, twin, *each), len(each[1]) / len(labels)) for each in batches]
+    objective = Objective(parts, list(named.values()))
     start = curvature.random_vector(objective.size, objective.weights(), seed)
     with products_in("ieee", inputs.device.type):
         krylov = curvature.lanczos(objective.product, start, _PRODUCTS, stops=False)

@@ -5,7 +5,6 @@ The model is copied, so the one that is given is never changed.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,19 +19,21 @@ from torch.nn import functional
 
 from pugdft.analysis import curvature
 from pugdft.analysis.ball import NUM_STEPS, WorstRise, adaptive_scales, worst_rise
-from pugdft.analysis.curvature import Krylov, LossPart, Objective
+from pugdft.analysis.curvature import Krylov
 from pugdft.analysis.files import digest_of
+from pugdft.analysis.objective import LossPart, Objective, fits, graph_bytes, twice_differentiable
 from pugdft.analysis.overlay import SHARPNESS_CAVEAT, Overlay, caveats, records_facts, versions
 from pugdft.analysis.points import Sample, batch_norms
 from pugdft.errors import UserError
 from pugdft.inference.load import LoadedModel
 from pugdft.training.freezing import Freezing
-from pugdft.training.performance import OneDnnLinear, products_in
+from pugdft.training.performance import products_in
 
 NUM_QUARTERS = 4
 _FEWEST_IMAGES = 8
 _MOST_AT_ONCE = 64  # images of a part: of a quarter of the default sample
 _PROBED = 8  # images by which the memory of a graph is measured
+_SETTLED_AFTER = 0.4  # of the products, in trained networks
 _STEPS_OF_A_BALL = 3 * (NUM_STEPS + 1) + 1
 
 
@@ -107,10 +108,7 @@ class TwiceDifferentiable:
     def __init__(self, loaded: LoadedModel, sample: Sample, options: SharpnessOptions) -> None:
         self.options, self.sample = options, sample
         dtype = torch.float64 if options.precision == "fp64" else torch.float32
-        self.model = copy.deepcopy(loaded.model).eval().to(dtype)
-        for module in self.model.modules():
-            if type(module) is OneDnnLinear:  # its gradient cannot be differentiated again
-                module.__class__ = nn.Linear  # type: ignore[assignment]
+        self.model = twice_differentiable(loaded.model).to(dtype)
         self.inputs, self.labels = sample.inputs.to(dtype), sample.labels
         names = _measured(loaded, self.model, options.parameters)
         self.named = {name: each for name, each in self.model.named_parameters() if name in names}
@@ -129,12 +127,12 @@ class TwiceDifferentiable:
         count, parameters, device = len(self.sample), list(self.named.values()), self.inputs.device
         few = min(_PROBED, count)
         with self.exact():
-            num_bytes = curvature.graph_bytes(lambda: self._loss(slice(0, few)), parameters)
-        keeps = curvature.fits(num_bytes // few * count, device)
+            num_bytes = graph_bytes(lambda: self._loss(slice(0, few)), parameters)
+        keeps = fits(num_bytes // few * count, device)
         most = self.options.batch or count
         if self.options.batch_norm == "fixed":
             most = min(most, _MOST_AT_ONCE)
-            while most > 1 and not curvature.fits(num_bytes // few * most, device):
+            while most > 1 and not fits(num_bytes // few * most, device):
                 most //= 2
         bounds = [count * number // NUM_QUARTERS for number in range(NUM_QUARTERS + 1)]
         if self.options.batch_norm == "batch":
@@ -345,7 +343,7 @@ def _unsettled(numbers: Mapping[str, Any]) -> list[str]:
 
 
 def planned_seconds(loaded: LoadedModel, sample: Sample, options: SharpnessOptions) -> tuple[int, float]:
-    """Products and gradients at most, and their time, from one product (after the first) and one gradient."""
+    """Products and gradients at most, and the seconds to expect, from the time of one of each."""
     options.check(len(sample))
     probe = TwiceDifferentiable(loaded, sample, options)
     with probe.exact():
@@ -356,6 +354,7 @@ def planned_seconds(loaded: LoadedModel, sample: Sample, options: SharpnessOptio
         times.append(time.perf_counter())
         probe.objective.loss_and_gradient()
         times.append(time.perf_counter())
-    gradients = 2 * _STEPS_OF_A_BALL
-    products = num_steps(options) - gradients
-    return products + gradients, products * (times[1] - times[0]) + gradients * (times[2] - times[1])
+    gradients, most = 2 * _STEPS_OF_A_BALL, num_steps(options)
+    # The adaptive eigenvalue and the quarters' settle after less than half of their products.
+    products = most - gradients - 2 * (1 - _SETTLED_AFTER) * options.products
+    return most, products * (times[1] - times[0]) + gradients * (times[2] - times[1])

@@ -12,6 +12,7 @@ import typer
 
 from pugdft.cli import pictures
 from pugdft.cli.output import duration, emit, say
+from pugdft.cli.predict import ModelName
 from pugdft.errors import UserError, printable
 from pugdft.machine import share_cores
 
@@ -19,20 +20,25 @@ if TYPE_CHECKING:
     from pugdft.analysis.points import Sample
     from pugdft.analysis.sharpness import SharpnessOptions
     from pugdft.inference.load import LoadedModel
-
-_UNEQUAL = 2.0  # how many times one loss is another before λ1 says who trained longer
+    from pugdft.leaderboard.sharpness import StoredSharpness
+    from pugdft.records import StoredRun
 
 
 def command(
     records: Annotated[
-        list[Path], typer.Argument(metavar="RECORD", help="Runs' folders or records.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Runs; also weights of no run: a file, a timm folder, a timm or Hub name.",
+            show_default=False,
+        ),
     ],
     split: Annotated[Literal["train", "test"], typer.Option(help="Whose images.")] = "train",
     images: pictures.Images = 256,
     sample_seed: Annotated[int, typer.Option("--sample-seed", min=0, help="Which images.")] = 0,
     rho: Annotated[float, typer.Option(help="Radius of the ball.")] = 0.05,
     adaptive_rho: Annotated[float, typer.Option("--adaptive-rho", help="Radius of ASAM's ball.")] = 0.5,
-    products: Annotated[int, typer.Option(help="Products of an eigenvalue at most.")] = 15,
+    products: Annotated[int, typer.Option(help="Products of an eigenvalue at most.")] = 20,
     probes: Annotated[int, typer.Option(help="Random vectors of the trace at most.")] = 15,
     batch: Annotated[str, typer.Option(metavar="N|ALL", help="Images of each ball.")] = "all",
     batch_norm: Annotated[
@@ -48,23 +54,27 @@ def command(
     plan: pictures.Plan = False,
     minutes: pictures.Minutes = None,
     progress: pictures.ProgressOption = "text",
+    model_name: ModelName = None,
 ) -> None:
     """Measure how sharp the minima of runs are.
 
     The largest eigenvalue of the Hessian, also in units of the weights; its trace; how far the loss rises at
     worst in a ball, and how much of that one step of SAM finds. Each run's numbers are stored beside its
-    record, where `pugdft leaderboard` finds them; numbers that are there are shown again.
+    record, where `pugdft leaderboard` finds them; numbers that are there are shown again. Of several runs it
+    says which optimizer ends flatter. Weights of no run need --data; their numbers go to the folder analysis.
 
     Examples:
       pugdft sharpness runs/ID
       pugdft sharpness runs/SGD runs/SAM --images 512 --spectrum
+      pugdft sharpness mobilenetv4_conv_small --data images
     """
     pictures.check_minutes(minutes)
     share_cores()
-    from pugdft.analysis.files import write_analysis
-    from pugdft.analysis.overlay import folder_of, open_models
+    from pugdft.analysis.files import read_analysis, write_analysis
+    from pugdft.analysis.overlay import folder_of, open_models, weights_sha256
     from pugdft.analysis.points import take_sample
     from pugdft.analysis.sharpness import SharpnessOptions, measure, num_steps, sharpness_digest
+    from pugdft.leaderboard.sharpness import StoredSharpness, which_is_flatter
 
     options = SharpnessOptions(
         rho, adaptive_rho, products, probes, _batch(batch), batch_norm, parameters,
@@ -72,15 +82,19 @@ def command(
     )  # fmt: skip
     options.check(images)
     # One after the other: runs of different data may be measured, but not compared.
-    jobs = [open_models([path])[0] for path in records]
+    jobs = [open_models([name], model_name)[0] for name in records]
     watch = _Watch(num_steps(options) * len(jobs), minutes, progress)
     found: list[Mapping[str, Any]] = []
+    own: list[tuple[StoredRun, StoredSharpness]] = []
     for number, loaded in enumerate(jobs):
         sample = take_sample(loaded, split, images, sample_seed, data=data, on_message=say)
         if plan:
             _print_plan(loaded, sample, options, len(jobs))
             return
         folder = output or folder_of(loaded)
+        if loaded.run is None or loaded.run.record.weights_sha256 != weights_sha256(loaded):
+            # `leaderboard check` refuses numbers beside a record that are of other weights.
+            folder = folder / "analysis"
         watch.done = float(number * num_steps(options))
         path = _stored(folder, sharpness_digest(loaded, sample, options))
         if path is None:
@@ -94,17 +108,16 @@ def command(
                     folder / "analysis", "spectrum", measured.digest, measured.arrays, measured.facts
                 )
             path = write_analysis(folder, "sharpness", measured.digest, {}, measured.facts)
-        from pugdft.analysis.files import read_analysis
-
         facts = read_analysis(path).facts
         found.append(facts)
+        if loaded.run and (values := StoredSharpness.of(facts, loaded.run)):
+            own.append((loaded.run, values))
         typer.echo("\n".join(_lines(facts)))
         typer.echo(printable(str(path)))
     for line in dict.fromkeys(line for facts in found for line in facts["caveats"]):
         say(f"note: {line}")
-    losses = [facts["numbers"]["loss"] for facts in found]
-    if len(losses) > 1 and max(losses) > _UNEQUAL * min(losses):
-        say(f"note: unequal loss ({min(losses):.3g} and {max(losses):.3g}): λ1 then says who trained longer")
+    for line in which_is_flatter(own):
+        typer.echo(printable(line))
 
 
 def _batch(text: str) -> int | None:
@@ -176,7 +189,11 @@ def _lines(facts: Mapping[str, Any]) -> list[str]:
         *(_rise_row(name, numbers[key]) for name, key in _RISES),
         ("smallest λ", first["smallest_at_most"], "an upper bound"),
     ]
-    title = f"{record['label']}, seed {record['seed']}: {record['id']}"
+    title = (
+        record["id"]
+        if record["seed"] is None
+        else f"{record['label']}, seed {record['seed']}: {record['id']}"
+    )
     lines = [printable(title), f"  {sample['images']} {sample['split']} images"]
     return lines + [f"  {name:<19} {value:>11.5g}  {note}" for name, value, note in rows]
 

@@ -131,6 +131,7 @@ class Column:
     importance: int = 0  # on a narrow table the highest numbers go first; 0 always stays
     metric: str = ""  # the metric that the column shows
     is_ranked: bool = False  # whether the ranks are by it
+    has_spread: bool = False  # whether the page writes the standard deviation beside the number
     is_interval: bool = False  # whether the page draws the interval
     is_text: bool = False  # aligned to the left, and may be broken into lines; else to the right
     lower_first: bool = False  # whether the page's first sort begins with the lowest
@@ -245,6 +246,10 @@ _LAST = (
 )  # fmt: skip
 
 
+# The largest number has at least three digits.
+_THREE_DIGITS = tuple(DisplayUnit("", 1, digits, 10.0 ** (2 - digits)) for digits in range(6))
+
+
 def _sharpness_column(field: str, name: str, page: str, help_: str, importance: int) -> Column:
     """A column of means over seeds; numbers of any size, so with three digits."""
 
@@ -260,8 +265,8 @@ def _sharpness_column(field: str, name: str, page: str, help_: str, importance: 
 
     return Column(
         field, lambda entry: entry.sharpness.get(field), Summary, name=name, heading=page, page=page,
-        section=_NEVER, units=(DisplayUnit("", 1, 3),), importance=importance, lower_first=True,
-        read=mean, write=text, help=help_,
+        section=_NEVER, units=_THREE_DIGITS, importance=importance, lower_first=True,
+        read=mean, write=text, help=help_, has_spread=True,
     )  # fmt: skip
 
 

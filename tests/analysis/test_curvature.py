@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pugdft.analysis import curvature
-from pugdft.analysis.curvature import LossPart, Objective
+from pugdft.analysis.objective import LossPart, Objective, fits, graph_bytes
 
 NETWORKS = tuple(networks.BUILDERS)
 
@@ -78,8 +78,8 @@ def test_a_small_matrix_is_known_entirely() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "allowed"), [("mlp", 0.035), ("convnet", 0.02)])
-def test_traces_scatter_little_and_their_intervals_hold(name: str, allowed: float) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_traces_scatter_little_and_their_intervals_hold(name: str) -> None:
     exact = networks.exact_hessian(name)
     true, size = float(exact.trace()), len(exact)
 
@@ -90,10 +90,10 @@ def test_traces_scatter_little_and_their_intervals_hold(name: str, allowed: floa
     for seed in range(100):
         krylov = curvature.lanczos(product, curvature.random_vector(size, exact, seed), stops=False)
         found = curvature.trace(product, krylov, seed=1_000_003 * seed)
-        assert krylov.num_products + found.num_probes <= 30
+        assert krylov.num_products + found.num_probes <= 35
         errors.append(found.value / true - 1)
         held.append(abs(found.value - true) <= found.half_width)
-    assert np.std(errors) <= allowed
+    assert np.std(errors) <= 0.02
     assert abs(np.mean(errors)) <= 0.005
     assert 0.88 <= np.mean(held) <= 0.99
 
@@ -166,6 +166,38 @@ def test_attention_has_a_second_derivative() -> None:
     assert torch.allclose(objective.product(torch.eye(16, dtype=torch.float64)), exact, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["plain", "depthwise", "grouped", "dilated", "same", "statistics"])
+def test_layers_with_a_faster_second_derivative_have_torchs_own(kind: str) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "plain": {"stride": 2, "padding": 1},
+        "depthwise": {"groups": 4, "stride": (2, 1), "padding": (1, 0)},
+        "grouped": {"groups": 2, "bias": False},
+        "dilated": {"dilation": 2, "padding": 2},
+        "same": {"padding": "same"},
+        "statistics": {},
+    }
+    norm = nn.BatchNorm2d(8, affine=kind != "plain")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 8, 3, **options[kind]), norm, nn.Tanh())
+    model = model.double().train(kind == "statistics")
+    assert norm.running_var is not None
+    norm.running_var.uniform_(0.5, 2)
+    inputs, parameters = torch.randn(5, 3, 9, 9, dtype=torch.float64), list(model.parameters())
+
+    def loss() -> Tensor:
+        return (model(inputs) - 0.1).square().mean().exp()
+
+    objective = Objective([LossPart(loss, 1.0)], parameters)
+    vector = curvature.random_vector(objective.size, objective.weights(), 0)
+    gradients = torch.autograd.grad(loss(), parameters, create_graph=True)
+    expected = torch.autograd.grad(gradients, parameters, objective.split(vector))
+    found = objective.split(objective.product(vector))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+    for mine, theirs in zip(objective.split(objective.loss_and_gradient()[1]), gradients, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
 def test_weights_cannot_change_under_kept_graphs() -> None:
     objective = networks.objective(networks.trained("mlp"))
     weights = objective.weights()
@@ -190,12 +222,12 @@ def test_quarters_share_graphs_and_average_to_the_whole() -> None:
 def test_the_memory_of_a_graph_grows_with_the_images() -> None:
     model = networks.trained("convnet")
     few, many = (
-        curvature.graph_bytes(networks.objective(model, count).parts[0].loss, list(model.parameters()))
+        graph_bytes(networks.objective(model, count).parts[0].loss, list(model.parameters()))
         for count in (20, 100)
     )
     assert many == pytest.approx(5 * few, rel=0.05)
-    assert curvature.fits(1_000, torch.device("cpu"))
-    assert not curvature.fits(1 << 50, torch.device("cpu"))
+    assert fits(1_000, torch.device("cpu"))
+    assert not fits(1 << 50, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

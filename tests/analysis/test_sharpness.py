@@ -16,6 +16,7 @@ from pugdft.analysis.sharpness import SharpnessOptions, measure
 from pugdft.errors import UserError
 from pugdft.leaderboard import collect
 from pugdft.leaderboard.sharpness import sharpness_faults, sharpness_of
+from pugdft.paths import file_sha256
 from pugdft.records import StoredRun
 
 QUICK = ("--images", "16", "--products", "3", "--probes", "2")
@@ -148,6 +149,21 @@ def test_bad_input_ends_with_one_message(run: Path) -> None:
         assert code == 2, output
         assert expected in output
         assert not list(run.glob("sharpness-*"))
+
+
+@pytest.mark.slow
+def test_weights_of_no_run_are_measured_on_given_data(run: Path, image_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    shutil.copy(run / "model.safetensors", file)
+    code, output = sharpness(str(file), "--model", "test_resnet", *QUICK)
+    assert code == 2
+    assert "--data: is needed" in output
+    code, output = sharpness(str(file), "--model", "test_resnet", "--data", str(image_folder), *QUICK)
+    assert code == 0, output
+    (path,) = (tmp_path / "analysis").glob("sharpness-*.yaml")
+    (record,) = read_analysis(path).facts["records"]
+    assert (record["seed"], record["weights_sha256"]) == (None, file_sha256(run / "model.safetensors"))
+    assert "how they were trained is not known" in output
 
 
 def test_time_that_ends_first_leaves_no_file(run: Path) -> None:

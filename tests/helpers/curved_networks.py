@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pugdft.analysis.curvature import LossPart, Objective
+from pugdft.analysis.objective import LossPart, Objective
 
 NUM_CLASSES = 10
 

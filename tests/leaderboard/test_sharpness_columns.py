@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from run_records import record
+from scipy.stats import ttest_rel
 
 from pugdft.analysis.files import write_analysis
 from pugdft.leaderboard import as_csv, as_json, as_latex, as_markdown, build_leaderboard, collect
 from pugdft.leaderboard.formats.html import as_html
-from pugdft.leaderboard.sharpness import sharpness_faults
+from pugdft.leaderboard.sharpness import sharpness_faults, sharpness_of, which_is_flatter
 from pugdft.leaderboard.stats import spearman
 from pugdft.records import Artifact, StoredRun, write_record
 
@@ -23,12 +26,14 @@ WEIGHTS = "a" * 64
 OPTIMIZERS = ("sgd", "sam", "pugd")
 
 
-def measurement(lambda1: float, weights: str = WEIGHTS, comparison: str = "same") -> dict[str, Any]:
+def measurement(
+    lambda1: float, weights: str = WEIGHTS, comparison: str = "same", loss: float = 0.1
+) -> dict[str, Any]:
     values = {"lambda1": lambda1, "adaptive_lambda1": 0.5, "trace": 10 * lambda1, "worst_rise": 0.02}
     return {
         "records": [{"weights_sha256": weights}],
         "comparison": comparison,
-        "numbers": {name: {"value": value} for name, value in values.items()},
+        "numbers": {"loss": loss, **{name: {"value": value} for name, value in values.items()}},
     }
 
 
@@ -69,6 +74,8 @@ def test_every_format_shows_means_over_seeds(tmp_path: Path) -> None:
         assert "worst rise" in text.replace("\\\\", " ").replace("shortstack", "")
     page = as_html([group])
     assert "Test result against sharpness" in page
+    assert re.search(r"3\.25\b.*?± 0\.35", page, re.DOTALL)
+    assert "3.250" not in page  # three digits
     assert "too few for an interval" in page
 
 
@@ -119,6 +126,59 @@ def test_check_says_what_is_wrong_with_a_measurement(tmp_path: Path) -> None:
     (folder / "sharpness-00000000.yaml").write_text("schema: pugdft.analysis/2\n")
     run = collect([folder]).records[0]
     assert "newer version" in str(next(sharpness_faults(run)))
+
+
+def flatter(folder: Path) -> list[str]:
+    """The verdicts on what is stored, in which labels stand in the order of their names."""
+    return which_is_flatter([(run, sharpness_of(run)[0]) for run in collect([folder]).records])
+
+
+def test_flatter_is_said_of_common_seeds_after_correction(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for seed in range(6):
+        shift = random.normal()  # of the seed: only pairing takes it away
+        for name, value in (("sgd", 9.0), ("sam", 8.0), ("pugd", 8.0)):
+            run = record({"name": name}, seed, 0.8)
+            run = run.model_copy(update={"artifacts": {"model": Artifact(path="m", sha256=WEIGHTS)}})
+            own = tmp_path / f"{name}-{seed}"
+            own.mkdir()
+            write_record(run, own)
+            facts = measurement(value + shift + 0.1 * random.normal())
+            write_analysis(own, "sharpness", "0" * 64, {}, facts)
+    lines = flatter(tmp_path)
+    assert [line.partition("?")[0] for line in lines] == [
+        "flatter, pugd or sam", "flatter, pugd or sgd", "flatter, sam or sgd"
+    ]  # fmt: skip
+    assert "6 common seeds: λ1 undecided (pugd − sam: " in lines[0]
+    assert "λ1 pugd (pugd − sgd: −1." in lines[1]
+    assert "trace sam (sam − sgd: −1" in lines[2]
+    assert all("adaptive λ1 undecided" in line for line in lines)  # equal in all runs
+    # The twelve p-values are corrected together: by itself, each is smaller.
+    p_value = float(lines[2].partition("λ1 sam")[2].partition("p = ")[2].partition(")")[0])
+    values = {
+        (run.record.recipe["optimizer"]["name"], run.record.seed): sharpness_of(run)[0].values["lambda1"]
+        for run in collect([tmp_path]).records
+    }
+    sam, sgd = ([values[name, seed] for seed in range(6)] for name in ("sam", "sgd"))
+    plain = ttest_rel(sam, sgd).pvalue
+    assert p_value > 5 * plain
+
+
+def test_no_verdict_at_unequal_loss_or_without_pairs(tmp_path: Path) -> None:
+    folder = runs_in(tmp_path)
+    for seed in range(2):
+        file = folder / f"sgd-{seed}" / "sharpness-00000000.yaml"
+        write_analysis(file.parent, "sharpness", "0" * 64, {}, measurement(3 + seed, loss=0.21))
+    assert [line for line in flatter(folder) if "sgd" in line] == [
+        f"flatter, {name} or sgd? no verdict: unequal loss (0.1 and 0.21) says who trained longer"
+        for name in ("pugd", "sam")
+    ]
+    shutil.rmtree(folder / "pugd-1")
+    (pair,) = (line for line in flatter(folder) if "pugd or sam" in line)
+    assert "there is one common seed" in pair
+    shutil.rmtree(folder / "sam-0")
+    (pair,) = (line for line in flatter(folder) if "pugd or sam" in line)
+    assert pair.endswith("nothing is paired: no common seeds")
 
 
 def test_spearman_has_an_interval_that_holds() -> None:

@@ -92,8 +92,10 @@ def _column(column: Column, entries: Sequence[Entry]) -> dict[str, Any]:
     texts, unit_name = [unit(value) for value in values], unit.name
     spreads = [""] * len(entries)
     strips, ticks = charts.interval_strips(entries, column.metric if column.is_interval else "")
-    if column.is_ranked:
-        summaries = [entry.summary(column.metric) for entry in entries]
+    if column.is_ranked or column.has_spread:
+        summaries = [
+            entry.summary(column.metric) if column.is_ranked else column.get(entry) for entry in entries
+        ]
         spreads = [f"± {unit(each.std)}" if each and each.std is not None else "" for each in summaries]
     if column.is_interval:
         texts = [columns.interval(entry, column.metric) or NOTHING for entry in entries]
