@@ -64,7 +64,6 @@ def command(
     says which optimizer ends flatter. Weights of no run need --data; their numbers go to the folder analysis.
 
     Examples:
-      pugdft sharpness runs/ID
       pugdft sharpness runs/SGD runs/SAM --images 512 --spectrum
       pugdft sharpness mobilenetv4_conv_small --data images
     """
