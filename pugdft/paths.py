@@ -11,7 +11,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,6 +108,26 @@ def readable_mode() -> int:
     return 0o666 & ~umask
 
 
+# File systems that one machine has to itself. On any other, its locks need not reach the others.
+_OF_ONE_MACHINE = {
+    *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay"),
+    *("vfat", "exfat", "apfs", "hfs", "ntfs3", "erofs"),
+}
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether a folder lies on a file system that other machines may have too; False where nothing tells."""
+    best, kind = "", "ext4"
+    with suppress(OSError):
+        place = os.path.realpath(folder)
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+            _, where, name, *_ = line.split()
+            where = where.replace("\\040", " ")
+            if (place + "/").startswith(where.rstrip("/") + "/") and len(where) >= len(best):
+                best, kind = where, name
+    return kind not in _OF_ONE_MACHINE
+
+
 def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
@@ -131,14 +151,6 @@ def file_inside(folder: Path, name: str) -> Path | None:
     raise UserError(
         f'"{printable(name)[:80]}" leads out of the record\'s folder; files are read from there only'
     )
-
-
-def claimed(folder: Path) -> AbstractContextManager[int | None]:
-    """Hold the lock of a cell's folder; yields its descriptor, or None if another process has it."""
-    # A child that inherits the descriptor holds the lock on after its parent was killed: no cell runs twice.
-    locks = folder.parent / ".claims"
-    locks.mkdir(exist_ok=True)
-    return locked(locks / folder.name, folder.parent, wait=False)
 
 
 def check_locks() -> None:

@@ -25,6 +25,7 @@ from pugdft.errors import UserError, reason
 from pugdft.paths import file_sha256, readable_mode, write_atomically
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import BestEpoch
+from pugdft.training.attempts import check_mine
 from pugdft.training.averaging import Weights
 from pugdft.training.distributed import gathered, is_out_of_memory
 from pugdft.training.setup import RunComponents
@@ -313,6 +314,7 @@ class CheckpointManager:
         if components.average is not None:
             further[_EMA] = components.average.tensors
         if accelerator.is_main_process:
+            check_mine(self.folder)
             try:
                 content = self._content(state)
                 save_checkpoint(self.folder, model, optimizer, content, state.predictions, further)

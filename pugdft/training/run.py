@@ -36,6 +36,7 @@ from pugdft.paths import nearest_folder, write_atomically
 from pugdft.predictions import Predictions
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
 from pugdft.training import distributed, snapshots
+from pugdft.training.attempts import check_mine
 from pugdft.training.averaging import copied
 from pugdft.training.checkpoint import (
     BestValidation,
@@ -458,6 +459,7 @@ class Run:
         if self.profile.is_on:
             record.environment["profiled"] = True
         if components.accelerator.is_main_process:
+            check_mine(self.folder)
             write_outcome(record, components, state, self.folder)
             if status == "completed":
                 remove_checkpoints(self.folder)

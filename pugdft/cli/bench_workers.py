@@ -1,0 +1,150 @@
+"""What ``pugdft bench`` does with workers: start them, be one, ask how they stand, ask them to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from pugdft.bench.cell import BenchCell
+from pugdft.bench.executors import Executor, Wanted, make_executor
+from pugdft.bench.executors.local import LocalExecutor, visible_gpus
+from pugdft.bench.plan import Plans, write_plan
+from pugdft.bench.queue import Agreement, FolderLedger, Queue
+from pugdft.bench.worker import LOGS, Options, Watcher, Worker, forget_stop, ledger_of, request_stop
+from pugdft.cli.output import duration, say
+from pugdft.errors import counted
+
+_WATCH_SECONDS = 2.0
+
+
+def run(
+    cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher, retry: bool, detach: bool
+) -> int:
+    """Plan the cells, start what runs them, and watch until they are done; returns the exit code so far."""
+    is_alone = wanted.is_this_process and not detach
+    workers = 1 if is_alone and len(visible_gpus()) < 2 else wanted.workers
+    if workers is None:
+        workers, is_alone = max(1, len(visible_gpus())), False
+    lease = wanted.lease or (60.0 if wanted.engine != "local" else None)
+    ledger = ledger_of(runs, lease)
+    named = {cell.folder.name: cell for cell in cells}
+    ledger.reopen(named, retry)
+    write_plan(runs, cells)
+    forget_stop(runs)
+    queue = Queue(list(named), ledger)
+    if is_alone:
+        return Worker(queue, ledger, named, watcher, Options(retry=retry, warm=wanted.warm)).work()
+    engine = make_executor(wanted, runs)
+    engine.check()
+    if workers:
+        engine.start(workers, wanted.command(runs), runs / LOGS)
+    if detach:
+        say(f"{counted(workers, 'worker')} started; `pugdft bench --status {runs}` tells how they stand")
+        return 0
+    try:
+        return _watch(queue, named, watcher, engine, waits=workers == 0)
+    except KeyboardInterrupt:
+        if wanted.engine == "local":
+            engine.stop()
+            raise
+        words = f"the workers go on; `pugdft bench --status {runs}` tells how they stand, --stop ends them"
+        say(words)
+        return 130
+
+
+def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: Executor, waits: bool) -> int:
+    """Tell what workers settle until nothing is open, or no worker is left."""
+    seen: set[str] = set()
+    while True:
+        alive = engine.alive()
+        queue.look_soon()
+        for name, status in queue.look().items():
+            watcher.on_state(cells[name], status)
+        for name in queue.held & cells.keys() - seen:
+            seen.add(name)
+            watcher.on_state(cells[name], "elsewhere")
+        if not len(queue) or (alive == 0 and not waits):
+            return 0
+        time.sleep(_WATCH_SECONDS)
+
+
+def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
+    """Be a worker, or several on one device; returns 0, 4 if cells are left undone, 2, 130 or 143."""
+    plans = Plans(runs)
+    contents = plans.require()
+    if side_by_side > 1:
+        return _join_several(runs, side_by_side, is_warm)
+    cells = {cell.folder.name: cell for content in contents for cell in plans.cells(content)}
+    agreement = Agreement.read(runs)
+    ledger = ledger_of(runs, agreement.lease_seconds if agreement and agreement.kind == "lease" else None)
+    queue = Queue(list(cells), ledger, workers=_num_workers(ledger))
+    code = Worker(queue, ledger, cells, _Lines(), Options(warm=is_warm, logs=True)).work()
+    left = [name for name in cells if queue.settled.get(name) != "completed"]
+    return code or (4 if left else 0)
+
+
+def _num_workers(ledger: FolderLedger) -> int:
+    """About how many workers there are: they draw from a wider part of the queue."""
+    return max(2, len(ledger.held()) + 1)
+
+
+def _join_several(runs: Path, count: int, is_warm: bool) -> int:
+    wanted = Wanted("local", count, 1, is_warm, None, {"shared_with": count})
+    engine = LocalExecutor(shared_with=count)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        engine.stop()
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    engine.start(count, wanted.command(runs), runs / LOGS)
+    return max(engine.wait())
+
+
+class _Lines(Watcher):
+    """A line for every change, for a worker's log."""
+
+    def on_state(self, cell: BenchCell, state: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {cell.folder.name}: {state}", file=sys.stderr, flush=True)
+
+
+def show(runs: Path, form: str) -> int:
+    """Tell how a bench stands."""
+    from pugdft.bench.status import standing
+
+    found = standing(runs)
+    if form == "json":
+        print(json.dumps(dataclasses.asdict(found)))
+        return 0 if found.is_complete else 4
+    parts = [f"{number:,} {status}" for status, number in found.counts.items() if number]
+    print(f"{counted(found.total, 'cell')}: {', '.join(parts)}")
+    if found.per_hour is not None and not found.is_complete:
+        print(f"{found.per_hour:.3g} cells an hour; about {duration(found.seconds_left or 0)} left")
+    for each in found.running:
+        silent = ""
+        if each.silent_seconds is not None:
+            silent = f", last sign of life {duration(each.silent_seconds)} ago"
+        attempt = f", attempt {each.attempt}" if each.attempt > 1 else ""
+        where = f"{each.host} process {each.pid}, since {each.since}"
+        print(f"  {each.cell.optimizer} seed {each.cell.seed} on {where}{attempt}{silent}")
+    for lost in found.unfinished:
+        attempts = f" in {counted(lost.attempts, 'attempt')}" if lost.attempts > 1 else ""
+        line = f": {lost.last_line}" if lost.last_line else ""
+        print(
+            f"  {lost.cell.optimizer} seed {lost.cell.seed}: {lost.status}{attempts} ({lost.cell.name}){line}"
+        )
+    return 0 if found.is_complete else 4
+
+
+def stop(runs: Path) -> int:
+    """Ask all workers to save and to end."""
+    Plans(runs).require()
+    request_stop(runs)
+    say("asked: workers save and end within seconds; the same bench command goes on")
+    return 0
