@@ -10,15 +10,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from pugdft.bench.cell import BenchCell
-from pugdft.bench.executors import Executor, Wanted, make_executor
-from pugdft.bench.executors.local import LocalExecutor, visible_gpus
 from pugdft.bench.plan import Plans, write_plan
 from pugdft.bench.queue import Agreement, FolderLedger, Queue
 from pugdft.bench.worker import LOGS, Options, Watcher, Worker, forget_stop, ledger_of, request_stop
 from pugdft.cli.output import duration, say
 from pugdft.errors import counted
+
+if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
+    from pugdft.bench.executors import Executor, Wanted
 
 _WATCH_SECONDS = 2.0
 
@@ -27,6 +29,9 @@ def run(
     cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher, retry: bool, detach: bool
 ) -> int:
     """Plan the cells, start what runs them, and watch until they are done; returns the exit code so far."""
+    from pugdft.bench.executors import make_executor
+    from pugdft.bench.executors.local import visible_gpus
+
     is_alone = wanted.is_this_process and not detach
     workers = 1 if is_alone and len(visible_gpus()) < 2 else wanted.workers
     if workers is None:
@@ -95,6 +100,9 @@ def _num_workers(ledger: FolderLedger) -> int:
 
 
 def _join_several(runs: Path, count: int, is_warm: bool) -> int:
+    from pugdft.bench.executors import Wanted
+    from pugdft.bench.executors.local import LocalExecutor
+
     wanted = Wanted("local", count, 1, is_warm, None, {"shared_with": count})
     engine = LocalExecutor(shared_with=count)
 
