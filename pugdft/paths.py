@@ -162,10 +162,10 @@ def check_locks() -> None:
         )
 
 
-def flock(file: IO[Any], wait: bool) -> None:
+def flock(file: IO[Any], wait: bool, shared: bool = False) -> None:
     """Lock an open file for this process; BlockingIOError if another has it and this one may not wait."""
     check_locks()
-    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 @contextmanager

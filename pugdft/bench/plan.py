@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pugdft.bench.cell import BenchCell
+from pugdft.bench.queue import FolderLedger
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError, reason, refuse
 from pugdft.paths import write_atomically
@@ -35,7 +36,11 @@ class PlannedCell:
 
 
 def write_plan(runs: Path, cells: Sequence[BenchCell]) -> None:
-    """Write the plan of ``cells``, all of which lie in the folder ``runs``."""
+    """Write the plan of ``cells``, all of which lie in the folder ``runs``.
+
+    Raises:
+        UserError: a part of them was run with other versions.
+    """
     templates: dict[int, int] = {}  # a template's id to its place
     shown: list[dict[str, Any]] = []
     rows: list[list[Any]] = []
@@ -49,12 +54,39 @@ def write_plan(runs: Path, cells: Sequence[BenchCell]) -> None:
     content = {"templates": shown, "cells": rows}
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
     content |= {"schema": _SCHEMA, "versions": own_versions()}
-    write_atomically(runs / _FOLDER / f"{digest}.json", json.dumps(content, separators=(",", ":")).encode())
+    path = runs / _FOLDER / f"{digest}.json"
+    if path.exists():
+        found = _read(path)
+        if found["versions"] == content["versions"]:
+            return
+        settled = FolderLedger(runs).settled()
+        num_done = sum(settled.get(cell.folder.name) == "completed" for cell in cells)
+        if num_done == len(cells):
+            return
+        if num_done:
+            raise UserError(f"{_versions_differ(runs, found)}, or remove {path} to go on with those of here")
+    write_atomically(path, json.dumps(content, separators=(",", ":")).encode())
 
 
 def own_versions() -> dict[str, str]:
     """The versions that decide what a run computes."""
     return {package: version(package) for package in _PACKAGES}
+
+
+def _versions_differ(runs: Path, content: Mapping[str, Any]) -> str:
+    """What to say of a plan with other versions; empty if they are equal."""
+    theirs, ours = content["versions"], own_versions()
+    shown = [
+        f"{each} {theirs.get(each)} there, {ours[each]} here"
+        for each in ours
+        if theirs.get(each) != ours[each]
+    ]
+    if not shown:
+        return ""
+    return (
+        f"{runs}: was planned with other versions ({', '.join(shown)}); runs of both would not be "
+        "comparable. Install those versions here, or use another folder"
+    )
 
 
 class Plans:
@@ -63,7 +95,7 @@ class Plans:
     def __init__(self, runs: Path) -> None:
         self._runs, self._read = runs, set[Path]()
 
-    def news(self) -> Iterable[Mapping[str, Any]]:
+    def news(self) -> Iterator[Mapping[str, Any]]:
         """The content of the plans that were not there before.
 
         Raises:
@@ -74,46 +106,34 @@ class Plans:
                 self._read.add(path)
                 yield _read(path)
 
-    def require(self) -> list[Mapping[str, Any]]:
-        """All plans; refuse a folder without one."""
-        found = list(self.news())
-        if not found:
+    def require(self) -> None:
+        """Refuse a folder without a plan."""
+        if not any((self._runs / _FOLDER).glob("*.json")):
             raise UserError(
                 f"{self._runs}: has no plan of a bench. `pugdft bench RECIPE --optimizers … --output "
                 f"{self._runs}` makes one; with --executor 'local[workers=0]' --detach it starts nothing"
             )
-        return found
 
-    def cells(self, content: Mapping[str, Any]) -> list[BenchCell]:
-        """The cells of a plan, to be run by this very set of versions.
+    def new_cells(self, settled: Container[str]) -> tuple[dict[str, BenchCell], list[str]]:
+        """The cells of the plans that were not there before, and what to say of plans of other versions.
 
-        Raises:
-            UserError: this is another version of a package that decides what a run computes.
+        A plan of other versions is passed over if all of its cells are ``settled``.
         """
-        theirs, ours = content["versions"], own_versions()
-        if theirs != ours:
-            differences = [f"{each} {theirs.get(each)} there, {ours[each]} here" for each in ours]
-            shown = ", ".join(text for text in differences if len(set(text.split()[1::2])) > 1)
-            raise UserError(
-                f"{self._runs}: was planned with other versions ({shown}); runs of both would not be "
-                "comparable. Install those versions here, or use another folder"
-            )
+        cells: dict[str, BenchCell] = {}
+        refused: list[str] = []
+        for content in self.news():
+            if problem := _versions_differ(self._runs, content):
+                refused += [problem] * any(name not in settled for name, *_ in content["cells"])
+            else:
+                cells |= {cell.folder.name: cell for cell in self._cells(content)}
+        return cells, refused
+
+    def _cells(self, content: Mapping[str, Any]) -> Iterator[BenchCell]:
         templates = [(each, Recipe.model_validate(each["recipe"])) for each in content["templates"]]
-        cells = []
         for name, place, seed in content["cells"]:
             facts, recipe = templates[place]
-            cells.append(
-                BenchCell(
-                    facts["optimizer"],
-                    seed,
-                    recipe,
-                    self._runs / name,
-                    facts["passes_per_update"],
-                    facts["source"],
-                    facts["processes"],
-                )
-            )
-        return cells
+            more = facts["passes_per_update"], facts["source"], facts["processes"]
+            yield BenchCell(facts["optimizer"], seed, recipe, self._runs / name, *more)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -90,6 +90,7 @@ def _run_forked(
     arguments: list[str], environment: dict[str, str], folder: str, passed: list[Connection]
 ) -> None:
     """Become ``pugdft ARGUMENTS``; the lock among ``passed`` stays open until the end."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDWR)
     for target, source in ((0, nothing), (1, nothing), (2, passed[0].fileno())):
         os.dup2(source, target)

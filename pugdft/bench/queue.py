@@ -12,14 +12,16 @@ The folder itself is the queue; there is no server. Below ``RUNS/.claims`` lie
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import random
 import secrets
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Any, Literal, Protocol
 from filelock import SoftFileLease, Timeout
 
 from pugdft.errors import UserError
-from pugdft.paths import locked, write_atomically
+from pugdft.paths import flock, locked, write_atomically
 from pugdft.training.attempts import CLAIMS, attempts_file, read_attempts
 
 Kind = Literal["flock", "lease"]
@@ -41,6 +43,9 @@ _STATUSES = ("completed", "diverged", "failed", "oom", "interrupted", "missing",
 _TRIED_AGAIN = set(_STATUSES) - {"completed", "diverged"}  # by the next command that is given the same cells
 _BUSY_SECONDS = 1.0
 _LOOK_SECONDS, _LOOK_SHARE = 10.0, 20  # between two listings: at least so long, and so many times as long
+_WORKERS_A_PLACE = 15  # that draw among the first cells that look free, for each of these
+_WATCHED = 8  # leases that one worker watches for a sign of life
+_PATIENCE = 5.0  # seconds beyond a lease
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,14 @@ class Ledger(Protocol):
 
     lease_seconds: float
 
-    def settled(self) -> dict[str, str]:
+    def settled(self) -> Mapping[str, str]:
         """The status of every cell that is done."""
 
     def held(self) -> set[str]:
         """Cells that are leased, by living or dead owners; nothing where the kernel keeps the locks."""
 
     def stamp(self, name: str) -> object:
-        """What a living owner of a lease changes."""
-
-    def take(self, name: str, patience: float = 0.0) -> AbstractContextManager[Claim | None]:
-        """Take a cell, after at most ``patience`` seconds; None if another has it."""
-
-    def settle(self, name: str, status: str) -> None:
-        """Note that a cell is done."""
+        """What a living owner of a lease changes; None if it is no longer leased."""
 
 
 class FolderLedger:
@@ -80,11 +79,17 @@ class FolderLedger:
         self.folder, self.kind, self.lease_seconds = folder, kind, lease_seconds
         self._claims = folder / CLAIMS
         self._settled = self._claims / _SETTLED
+
+    def prepare(self) -> None:
+        """Make the folders of claims, before the first one."""
         self._settled.mkdir(parents=True, exist_ok=True)
 
     def settled(self) -> dict[str, str]:
-        names = (name.rpartition(".") for name in os.listdir(self._settled))
-        return {name: status for name, _, status in names}
+        found: dict[str, str] = {}
+        for name, _, status in (name.rpartition(".") for name in _listed(self._settled)):
+            if found.get(name) != "completed":
+                found[name] = status
+        return found
 
     def status(self, name: str) -> str:
         """The status of one cell that is done, else the empty string."""
@@ -93,32 +98,32 @@ class FolderLedger:
     def held(self) -> set[str]:
         if self.kind == "flock":
             return set()
-        return {name.removesuffix(_LEASE) for name in os.listdir(self._claims) if name.endswith(_LEASE)}
+        return {name.removesuffix(_LEASE) for name in _listed(self._claims) if name.endswith(_LEASE)}
 
-    def stamp(self, name: str) -> object:
-        with suppress(OSError), (self._claims / f"{name}{_LEASE}").open("rb") as file:
+    def stamp(self, name: str) -> tuple[int, int, int] | None:
+        with suppress(OSError), self._lease_file(name).open("rb") as file:
             stat = os.fstat(file.fileno())  # of an open file: a network's cache is not asked
             return stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
         return None
 
     @contextmanager
     def take(self, name: str, patience: float = 0.0) -> Iterator[Claim | None]:
+        """Take a cell, after at most ``patience`` seconds, and hold it; None if another has it.
+
+        A patience beyond the lease also takes it from an owner that gives no sign of life meanwhile.
+        """
         token = secrets.token_hex(8)
         if self.kind == "flock":
             with locked(self._claims / name, self.folder, wait=False) as descriptor:
                 yield None if descriptor is None else Claim(token, descriptor)
             return
-        seconds = self.lease_seconds
-        lease = SoftFileLease(
-            self._claims / f"{name}{_LEASE}",
-            lease_duration=seconds,
-            heartbeat_interval=seconds / 3,
-            timeout=patience,
-            thread_local=False,
-        )
-        try:
-            lease.acquire()
-        except Timeout:
+        lease = self._lease(name, patience)
+        before = self.stamp(name) if patience > self.lease_seconds else None
+        is_mine = _acquired(lease)
+        if not is_mine and before is not None and self._free_silent(name, before):
+            lease = self._lease(name, 0)
+            is_mine = _acquired(lease)
+        if not is_mine:
             yield None
             return
         try:
@@ -126,10 +131,53 @@ class FolderLedger:
         finally:
             lease.release()
 
-    def settle(self, name: str, status: str) -> None:
+    def _lease(self, name: str, patience: float) -> SoftFileLease:
+        seconds = self.lease_seconds
+        return SoftFileLease(
+            self._lease_file(name),
+            lease_duration=seconds,
+            heartbeat_interval=seconds / 3,
+            timeout=patience,
+            poll_interval=seconds / 60,
+            thread_local=False,
+        )
+
+    def _free_silent(self, name: str, before: tuple[int, int, int]) -> bool:
+        """Remove a lease that has not changed since ``before``, where filelock could not take it over.
+
+        filelock takes over by exchanging two names, which network file systems and FUSE refuse. One worker
+        alone may remove a lease, so that no fresh one is removed by a second that was slow. Should its owner
+        wake up at this very moment, it finds its lease gone, and another's token where it wants to write.
+        """
+        right = self._claims / f"{name}.over"
+        try:
+            right.touch(exist_ok=False)
+        except FileExistsError:
+            with suppress(OSError):  # of a worker that was killed in these few lines
+                if server_time(self._claims) - right.stat().st_mtime > self.lease_seconds:
+                    right.unlink()
+            return False
+        try:
+            if is_silent := self.stamp(name) == before:
+                self._lease_file(name).unlink(missing_ok=True)
+            return is_silent
+        finally:
+            right.unlink(missing_ok=True)
+
+    def is_locked(self, name: str) -> bool:
+        """Whether a process of this machine has the kernel's lock of a cell; writes nothing."""
+        with suppress(OSError), (self._claims / name).open("rb") as file:
+            try:
+                flock(file, wait=False, shared=True)
+            except BlockingIOError:
+                return True
+        return False
+
+    def settle(self, name: str, status: str, claim: Claim) -> None:
+        """Note that a cell is done."""
         (self._settled / f"{name}.{status}").touch()
         if status != LOST:
-            self._attempts(name).unlink(missing_ok=True)
+            self.end(name, claim)
 
     def reopen(self, names: Iterable[str], retry: bool) -> None:
         """Forget the end of cells that are to be tried again, and of those whose record is gone."""
@@ -139,7 +187,7 @@ class FolderLedger:
             status = found.get(name)
             if status and (status in again or not (self.folder / name / "record.yaml").exists()):
                 (self._settled / f"{name}.{status}").unlink(missing_ok=True)
-                self._attempts(name).unlink(missing_ok=True)
+                attempts_file(self.folder, name).unlink(missing_ok=True)
 
     def begin(self, name: str, claim: Claim) -> bool:
         """Note an attempt at a cell; False if too many have ended their workers at the same place."""
@@ -151,108 +199,213 @@ class FolderLedger:
             return False
         own = {"token": claim.token, "host": socket.gethostname(), "pid": os.getpid(), "from": place}
         own["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-        write_atomically(self._attempts(name), json.dumps([*attempts, own]).encode())
+        write_atomically(attempts_file(self.folder, name), json.dumps([*attempts, own]).encode())
         return True
 
-    def end(self, name: str) -> None:
-        """Forget the attempts at a cell that was ended in an orderly way, to go on later."""
-        self._attempts(name).unlink(missing_ok=True)
+    def end(self, name: str, claim: Claim) -> None:
+        """Forget the attempts at a cell that ended in an orderly way, unless another has begun it since."""
+        attempts = read_attempts(self.folder, name)
+        if attempts and attempts[-1].get("token") == claim.token:
+            attempts_file(self.folder, name).unlink(missing_ok=True)
 
-    def _attempts(self, name: str) -> Path:
-        return attempts_file(self.folder, name)
+    def _lease_file(self, name: str) -> Path:
+        return self._claims / f"{name}{_LEASE}"
+
+
+def _listed(folder: Path) -> list[str]:
+    with suppress(FileNotFoundError):
+        return os.listdir(folder)
+    return []
+
+
+def _acquired(lease: SoftFileLease) -> bool:
+    with suppress(Timeout):
+        lease.acquire()
+        return True
+    return False
+
+
+def server_time(folder: Path) -> float:
+    """The time by the clock of the machine that keeps a folder; this one's if it cannot be written."""
+    with suppress(OSError), tempfile.NamedTemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+    return time.time()
+
+
+class CellNames:
+    """The names of the cells of a queue, in their order; a simulation shares them among its workers."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.order = list(names)
+        self.known = set(self.order)
+
+    def add(self, names: Iterable[str]) -> None:
+        """Add those that are new, at the end."""
+        new = [name for name in names if name not in self.known]
+        self.order += new
+        self.known.update(new)
 
 
 class Queue:
     """The order in which a worker tries cells.
 
-    One worker takes them in their order. Many would all try the same first ones, so each draws at random
-    among the first that look free, about one for each 15 workers.
+    A worker that is alone takes them in their order. Many would all try the same first ones. So each draws at
+    random among the first that look free: about one for each 15 workers, as far as leases tell how many there
+    are, and twice as many each time that it finds a cell taken.
+
+    A lease of a dead worker looks like one of a living worker. Each worker watches a few of them, chosen by a
+    number of its own, so that each is watched by some.
     """
 
     def __init__(
         self,
-        names: Sequence[str],
+        names: CellNames,
         ledger: Ledger,
-        workers: int = 1,
         clock: Callable[[], float] = time.monotonic,
         draws: random.Random | None = None,
     ) -> None:
-        self.ledger, self._clock, self._draws = ledger, clock, draws or random.Random()  # noqa: S311
-        self._window = 1 if workers <= 1 else max(8, workers // 15)
-        self.settled: dict[str, str] = {}
+        self.names, self.ledger, self._clock = names, ledger, clock
+        self._draws = draws or random.Random()  # noqa: S311
+        self._own_number = self._draws.getrandbits(60)
+        self.settled: Mapping[str, str] = {}  # as it was listed
+        self._own: dict[str, str] = {}  # settled by this worker, or found so, since the listing
         self.held: set[str] = set()
-        self._open = dict.fromkeys(names)  # in their order
-        self._stamps: dict[str, tuple[object, float]] = {}  # of leases, and when they were seen first
-        self._busy: dict[str, float] = {}  # found taken, and when
+        self._silent: list[str] = []  # leases whose owners gave no sign of life for as long as a lease lasts
+        self._stamps: dict[str, tuple[object, float]] = {}  # of watched leases, and when they were seen first
+        self._busy: dict[str, float] = {}  # found taken, and until when not to try again
+        self._last: dict[str, None] = {}  # to be tried after all others
+        self._left: set[str] = set()  # not to be tried again
+        self._first = 0  # all names before it are settled
+        self._near: list[str] = []  # the first that are not leased, at the last look
+        self._is_all = False  # there are no others
+        self._window = 1
+        self._told: set[str] = set()
         self._look_at = float("-inf")
-
-    def __len__(self) -> int:
-        """Cells that are not settled, as far as this worker knows."""
-        return len(self._open)
 
     def add(self, names: Iterable[str]) -> None:
         """Add cells at the end."""
-        self._open |= dict.fromkeys(name for name in names if name not in self.settled)
+        self.names.add(names)
+        self._is_all = False
 
-    def look(self) -> dict[str, str]:
-        """List what others have done, if it is time to; returns the cells that were settled since."""
+    def is_closed(self, name: str) -> bool:
+        """Whether nothing is left to do at a cell, as far as this worker knows."""
+        return name in self.settled or name in self._own
+
+    def has_open(self) -> bool:
+        """Whether anything may be left to do."""
+        return next(self._open(), None) is not None
+
+    def look(self) -> bool:
+        """List what others have done, if it is time to; returns whether it did."""
         begin = self._clock()
         if begin < self._look_at:
-            return {}
-        found = self.ledger.settled()
-        new = {name: found[name] for name in self._open if name in found}
-        for name in new:
-            self.close(name, new[name])
+            return False
+        self.settled = self.ledger.settled()
+        self._own = {name: status for name, status in self._own.items() if name not in self.settled}
         self.held = self.ledger.held()
+        self._window = max(1, len(self.held) // _WORKERS_A_PLACE, self._window // 2)
+        self._watch(begin)
+        self._find_near()
         # A slow file server is asked less often.
-        self._look_at = begin + max(_LOOK_SECONDS, _LOOK_SHARE * (self._clock() - begin))
-        return new
+        now = self._clock()
+        self._look_at = now + max(_LOOK_SECONDS, _LOOK_SHARE * (now - begin))
+        return True
 
     def look_soon(self) -> None:
         """Let the next look be a real one: a single command that watches may ask more often than workers."""
         self._look_at = float("-inf")
 
+    def news(self) -> dict[str, str]:
+        """The cells that others have settled since it was asked last, as far as the last look tells."""
+        new = {
+            name: status
+            for name, status in self.settled.items()
+            if name in self.names.known and name not in self._told
+        }
+        self._told.update(new)
+        return new
+
     def draw(self) -> tuple[str, float] | None:
         """The next cell to try and how many seconds to be patient with it; None if none looks free."""
-        now, free, looked_at = self._clock(), list[tuple[str, float]](), 0
-        for name in self._open:
-            if name in self.held:
-                # Its owner may be dead: then nothing has changed since this worker looked a lease ago.
-                looked_at += 1
-                if looked_at > self._window or not self._is_silent(name, now):
-                    continue
-                free.append((name, self.ledger.lease_seconds + 5))
-            elif now >= self._busy.get(name, 0.0):
-                free.append((name, 0.0))
-            if len(free) == self._window:
-                break
-        return self._draws.choice(free) if free else None
+        while self._silent:
+            name = self._silent.pop()
+            if not self.is_closed(name):
+                return name, self.ledger.lease_seconds + _PATIENCE
+        free = self._free()
+        if len(free) < self._window and not self._is_all:
+            self._find_near()
+            free = self._free()
+        return (self._draws.choice(free), 0.0) if free else None
 
     def found_taken(self, name: str) -> None:
         """Another worker has this cell: try others first."""
-        self._busy[name] = self._clock() + _BUSY_SECONDS
+        now = self._clock()
+        self._busy[name] = max(now + _BUSY_SECONDS, self._look_at if self.held else 0.0)
         self._stamps.pop(name, None)
+        self._window *= 2
 
     def put_last(self, name: str, is_left: bool) -> None:
         """Try this cell after all others, or leave it."""
-        self._open.pop(name, None)
-        if not is_left:
-            self._open[name] = None
+        self._last.pop(name, None)
+        if is_left:
+            self._left.add(name)
+        else:
+            self._last[name] = None
+        self._near, self._is_all = [], False
 
     def close(self, name: str, status: str) -> None:
-        """Nothing is left to do at this cell."""
-        self._open.pop(name, None)
+        """Nothing is left to do at this cell, which whoever asks for news knows already."""
+        self._own[name] = status
+        self._told.add(name)
         self._busy.pop(name, None)
-        self._stamps.pop(name, None)
-        self.settled[name] = status
 
-    def _is_silent(self, name: str, now: float) -> bool:
-        stamp = self.ledger.stamp(name)
-        seen = self._stamps.get(name)
-        if seen is None or seen[0] != stamp:
-            self._stamps[name] = stamp, now
-            return False
-        return now - seen[1] >= self.ledger.lease_seconds
+    def _open(self) -> Iterator[str]:
+        """The cells that are not closed, in the order in which to try them."""
+        order = self.names.order
+        while self._first < len(order) and self.is_closed(order[self._first]):
+            self._first += 1
+        for place in range(self._first, len(order)):
+            name = order[place]
+            if not self.is_closed(name) and name not in self._last and name not in self._left:
+                yield name
+        yield from [name for name in self._last if not self.is_closed(name)]
+
+    def _find_near(self) -> None:
+        """Find the first cells that look free: enough of them for several draws."""
+        now, most = self._clock(), 4 * self._window + 8
+        self._busy = {name: until for name, until in self._busy.items() if until > now}
+        self._near, self._is_all = [], True
+        for name in self._open():
+            if name not in self.held:
+                self._near.append(name)
+                if len(self._near) >= most + len(self._busy):
+                    self._is_all = False
+                    break
+
+    def _free(self) -> list[str]:
+        now, free = self._clock(), list[str]()
+        for name in self._near:
+            if not self.is_closed(name) and now >= self._busy.get(name, 0.0):
+                free.append(name)
+                if len(free) == self._window:
+                    break
+        return free
+
+    def _watch(self, now: float) -> None:
+        """Look for signs of life of a few leases."""
+        leased = [name for name in self.held if name in self.names.known and not self.is_closed(name)]
+        leased = heapq.nsmallest(_WATCHED, leased, key=lambda name: hash(name) ^ self._own_number)
+        before, self._stamps, self._silent = self._stamps, {}, []
+        for name in leased:
+            stamp = self.ledger.stamp(name)
+            seen = before.get(name)
+            if stamp is None:
+                continue
+            if seen is None or seen[0] != stamp:
+                seen = stamp, now
+            self._stamps[name] = seen
+            if now - seen[1] >= self.ledger.lease_seconds:
+                self._silent.append(name)
 
 
 @dataclass(frozen=True)
@@ -276,17 +429,22 @@ class Agreement:
         draft = path.with_name(f".{secrets.token_hex(8)}")
         draft.write_text(json.dumps(vars(own)), encoding="utf-8")
         try:
-            os.link(draft, path)  # one of many wins, on every file system
-        except FileExistsError:
-            pass
+            with suppress(FileExistsError):
+                os.link(draft, path)  # one of many wins, and it is whole at once
+        except OSError:  # a file system without hard links
+            if not path.exists():
+                draft.replace(path)
         finally:
-            draft.unlink()
-        found = cls.read(runs) or own
+            draft.unlink(missing_ok=True)
+        found = cls.read(runs)
+        if found is None:
+            raise UserError(f"{path}: cannot be read; remove it when no command runs on {runs}")
         if found.kind == "flock" and (found.host != own.host or kind == "lease"):
             raise UserError(
                 f"{runs}: commands here exclude each other by locks of the kernel of {found.host}, which "
                 f"need not reach other machines. When none runs any more, remove {path}; then the next "
-                "command decides anew. --executor 'local[lease=60]' uses leases, which reach all machines"
+                "command decides anew. --executor 'local[lease=60]' uses leases, which reach all machines; "
+                "containers on one machine need one --hostname"
             )
         return found
 

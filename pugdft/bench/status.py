@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pugdft.bench.plan import PlannedCell, Plans, planned_cells
-from pugdft.bench.queue import Agreement, FolderLedger
+from pugdft.bench.queue import Agreement, FolderLedger, server_time
 from pugdft.training.attempts import CLAIMS, read_attempts
 
 _RECENT_SECONDS = 3600.0
@@ -28,9 +27,7 @@ class Running:
     pid: int
     attempt: int
     since: str
-    silent_seconds: (
-        float | None
-    )  # since the worker's last sign of life; None where the kernel keeps the locks
+    silent_seconds: float | None  # since its last sign of life; None where the kernel keeps the locks
 
 
 @dataclass(frozen=True)
@@ -66,16 +63,17 @@ def standing(runs: Path) -> Standing:
     Raises:
         UserError: there is no plan.
     """
-    cells = {cell.name: cell for content in Plans(runs).require() for cell in planned_cells(content)}
+    plans = Plans(runs)
+    plans.require()
+    cells = {cell.name: cell for content in plans.news() for cell in planned_cells(content)}
     agreement = Agreement.read(runs) or Agreement("flock", 60.0, "")
     ledger = FolderLedger(runs, agreement.kind, agreement.lease_seconds)
-    now = _server_time(runs)
+    now = server_time(runs / CLAIMS)
     settled = {name: status for name, status in ledger.settled().items() if name in cells}
     counts = Counter(settled.values())
     found = Standing(len(cells), counts, claims=agreement.kind)
-    begun = (
-        each.removesuffix(".attempts") for each in os.listdir(runs / CLAIMS) if each.endswith(".attempts")
-    )
+    claims = os.listdir(runs / CLAIMS) if (runs / CLAIMS).is_dir() else []
+    begun = (each.removesuffix(".attempts") for each in claims if each.endswith(".attempts"))
     for name in sorted(set(begun) & cells.keys() - settled.keys()):
         attempts: list[dict[str, Any]] = read_attempts(runs, name)
         if not attempts:
@@ -86,8 +84,7 @@ def standing(runs: Path) -> Standing:
                 silent = max(0.0, now - (runs / CLAIMS / f"{name}.lease").stat().st_mtime)
                 is_held = True
         elif agreement.host == socket.gethostname():
-            with ledger.take(name) as claim:
-                is_held = claim is None
+            is_held = ledger.is_locked(name)
         if not is_held:
             continue  # killed, or at its end
         last = attempts[-1]
@@ -105,20 +102,13 @@ def standing(runs: Path) -> Standing:
 
 def _rate(found: Standing, runs: Path, now: float) -> None:
     folder = runs / CLAIMS / "settled"
-    ages = sorted(now - entry.stat().st_mtime for entry in os.scandir(folder))
+    ages = sorted(now - entry.stat().st_mtime for entry in os.scandir(folder)) if folder.is_dir() else []
     recent = [age for age in ages if age < _RECENT_SECONDS]
     if len(recent) >= 2 and recent[-1] > 0:
         span = recent[-1] if len(recent) == len(ages) else _RECENT_SECONDS
         found.per_hour = len(recent) / span * 3600
         left = found.counts["running"] + found.counts["waiting"]
         found.seconds_left = left / found.per_hour * 3600
-
-
-def _server_time(runs: Path) -> float:
-    """The time by the clock of the machine that keeps the folder."""
-    with suppress(OSError), tempfile.NamedTemporaryFile(dir=runs / CLAIMS) as file:
-        return os.fstat(file.fileno()).st_mtime
-    return max(entry.stat().st_mtime for entry in os.scandir(runs / CLAIMS))
 
 
 def _last_line(path: Path) -> str:

@@ -9,7 +9,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from pugdft.bench import process
 from pugdft.bench.cell import BenchCell, cell_status
-from pugdft.bench.queue import LOST, Agreement, Claim, FolderLedger, Queue
+from pugdft.bench.queue import LOST, Agreement, CellNames, Claim, FolderLedger, Queue
 from pugdft.config import yaml
 from pugdft.errors import FolderBusy, reason, refuse
 from pugdft.paths import is_shared, write_atomically
@@ -27,6 +27,7 @@ USER_MISTAKE = 2
 LOGS = ".logs"
 
 _STOPPING = (USER_MISTAKE, 130, 143)  # interrupted, terminated
+_KILLED = 137
 _RECIPES, _STOP = "recipes", "stop"
 _LOOK_AGAIN_SECONDS, _ASK_SECONDS = 1.0, 2.0
 _LONGEST_LOG = 2**20  # bytes
@@ -34,6 +35,8 @@ _LONGEST_LOG = 2**20  # bytes
 
 class Watcher:
     """Is told of every change of a cell; the methods here do nothing."""
+
+    follows_others = True  # also of cells that other commands settle
 
     def on_state(self, cell: BenchCell, state: str) -> None:
         """``running``, ``elsewhere`` (another command runs it), ``stopped``, or the status of its record."""
@@ -76,12 +79,19 @@ def ledger_of(runs: Path, lease_seconds: float | None = None) -> FolderLedger:
     """
     needs_lease = lease_seconds is not None or is_shared(runs)
     agreement = Agreement.of(runs, "lease" if needs_lease else "flock", lease_seconds or 60.0)
-    return FolderLedger(runs, agreement.kind, agreement.lease_seconds)
+    ledger = FolderLedger(runs, agreement.kind, agreement.lease_seconds)
+    ledger.prepare()
+    return ledger
 
 
 def request_stop(runs: Path) -> None:
     """Ask all workers on a folder to save and to end."""
     (runs / CLAIMS / _STOP).touch()
+
+
+def is_stop_requested(runs: Path) -> bool:
+    """Whether workers on a folder are to end."""
+    return (runs / CLAIMS / _STOP).exists()
 
 
 def forget_stop(runs: Path) -> None:
@@ -101,11 +111,16 @@ def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options = O
     ledger = ledger_of(cells[0].folder.parent)
     named = {cell.folder.name: cell for cell in cells}
     ledger.reopen(named, options.retry)
-    return Worker(Queue(list(named), ledger), ledger, named, watcher, options).work()
+    return Worker(Queue(CellNames(named), ledger), ledger, named, watcher, options).work()
 
 
 class Worker:
-    """One worker on a queue; ``cells`` are those of the queue by their names."""
+    """One worker on a queue.
+
+    Args:
+        cells: of the queue, by their names.
+        news: gives cells that were planned since it was called last.
+    """
 
     def __init__(
         self,
@@ -114,13 +129,13 @@ class Worker:
         cells: dict[str, BenchCell],
         watcher: Watcher,
         options: Options,
+        news: Callable[[], Mapping[str, BenchCell]] = dict,
     ) -> None:
         self._queue, self._ledger, self._cells = queue, ledger, cells
-        self._watcher, self._options = watcher, options
+        self._watcher, self._options, self._news = watcher, options, news
         self._seen_elsewhere: set[str] = set()
         self._busy: set[str] = set()  # a run that is no command's cell is going on there
-        self._stop_file = ledger.folder / CLAIMS / _STOP
-        self._ask_at = 0.0
+        self._ask_at, self._is_stopped = 0.0, False
 
     def work(self) -> int:
         """Work until nothing is left to take, or something stops it; returns as :func:`run_cells`."""
@@ -128,13 +143,18 @@ class Worker:
         while True:
             if self.is_asked_to_stop():
                 return 143
-            for name, status in queue.look().items():
-                self._watcher.on_state(self._cells[name], status)
+            if queue.look():
+                if new := self._news():
+                    self._cells.update(new)
+                    queue.add(new)
+                if self._watcher.follows_others:
+                    for name, status in queue.news().items():
+                        self._watcher.on_state(self._cells[name], status)
             drawn = queue.draw()
             if drawn is None:
                 for name in queue.held:
                     self._say_elsewhere(name)
-                if not len(queue) or not wait:
+                if not wait or not queue.has_open():
                     return 0
                 time.sleep(_LOOK_AGAIN_SECONDS)
                 continue
@@ -148,10 +168,10 @@ class Worker:
     def is_asked_to_stop(self) -> bool:
         """Whether ``--stop`` was said; the file is asked for every other second."""
         now = time.monotonic()
-        if now < self._ask_at:
-            return False
-        self._ask_at = now + _ASK_SECONDS
-        return self._stop_file.exists()
+        if now >= self._ask_at and not self._is_stopped:
+            self._ask_at = now + _ASK_SECONDS
+            self._is_stopped = is_stop_requested(self._ledger.folder)
+        return self._is_stopped
 
     def _attend(self, name: str, patience: float) -> int | None:
         """Run a cell if it needs it: its exit code, 0 if it does not, None if another worker has it."""
@@ -167,25 +187,37 @@ class Worker:
                 return 0
             status = cell_status(cell)
             if status == "completed" or (status == "diverged" and not self._options.retry):
-                return self._settle(cell, status)
+                return self._settle(cell, status, claim)
             if not ledger.begin(name, claim):
-                return self._settle(cell, LOST)
+                return self._settle(cell, LOST, claim)
             self._watcher.on_state(cell, "running")
             code = _run(cell, self._watcher, self._options, claim, self.is_asked_to_stop)
+            if claim.is_lost():
+                self._watcher.on_state(cell, "elsewhere")
+                queue.found_taken(name)
+                return None
+            status = cell_status(cell)
             if code == FolderBusy.exit_code:
+                ledger.end(name, claim)
                 self._watcher.on_state(cell, "elsewhere")
                 queue.put_last(name, is_left=name in self._busy)  # once more at the end, and then no more
                 self._busy.add(name)
                 return code
             if code in _STOPPING:
-                ledger.end(name)
-                self._watcher.on_state(cell, "stopped" if code == USER_MISTAKE else cell_status(cell))
+                ledger.end(name, claim)
+                self._watcher.on_state(cell, "stopped" if code == USER_MISTAKE else status)
                 return code
-            return self._settle(cell, cell_status(cell))
+            has_lease = claim.descriptor is None
+            if has_lease and code == _KILLED and status not in ("completed", "diverged"):
+                # Its worker is perhaps about to be killed too: it counts as one of the attempts.
+                self._watcher.on_state(cell, status)
+                queue.put_last(name, is_left=False)
+                return code
+            return self._settle(cell, status, claim)
 
-    def _settle(self, cell: BenchCell, status: str) -> int:
+    def _settle(self, cell: BenchCell, status: str, claim: Claim) -> int:
         name = cell.folder.name
-        self._ledger.settle(name, status)
+        self._ledger.settle(name, status, claim)
         self._queue.close(name, status)
         self._watcher.on_state(cell, status)
         return 0

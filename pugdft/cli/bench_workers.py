@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING
 
 from pugdft.bench.cell import BenchCell
 from pugdft.bench.plan import Plans, write_plan
-from pugdft.bench.queue import Agreement, FolderLedger, Queue
-from pugdft.bench.worker import LOGS, Options, Watcher, Worker, forget_stop, ledger_of, request_stop
+from pugdft.bench.queue import Agreement, CellNames, Queue
+from pugdft.bench.worker import (
+    LOGS,
+    Options,
+    Watcher,
+    Worker,
+    forget_stop,
+    is_stop_requested,
+    ledger_of,
+    request_stop,
+)
 from pugdft.cli.output import duration, say
-from pugdft.errors import counted
+from pugdft.errors import UserError, counted
 
 if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
     from pugdft.bench.executors import Executor, Wanted
@@ -42,7 +51,7 @@ def run(
     ledger.reopen(named, retry)
     write_plan(runs, cells)
     forget_stop(runs)
-    queue = Queue(list(named), ledger)
+    queue = Queue(CellNames(named), ledger)
     if is_alone:
         return Worker(queue, ledger, named, watcher, Options(retry=retry, warm=wanted.warm)).work()
     engine = make_executor(wanted, runs)
@@ -69,12 +78,13 @@ def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: 
     while True:
         alive = engine.alive()
         queue.look_soon()
-        for name, status in queue.look().items():
+        queue.look()
+        for name, status in queue.news().items():
             watcher.on_state(cells[name], status)
         for name in queue.held & cells.keys() - seen:
             seen.add(name)
             watcher.on_state(cells[name], "elsewhere")
-        if not len(queue) or (alive == 0 and not waits):
+        if not queue.has_open() or (alive == 0 and not waits):
             return 0
         time.sleep(_WATCH_SECONDS)
 
@@ -82,21 +92,29 @@ def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: 
 def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
     """Be a worker, or several on one device; returns 0, 4 if cells are left undone, 2, 130 or 143."""
     plans = Plans(runs)
-    contents = plans.require()
+    plans.require()
     if side_by_side > 1:
         return _join_several(runs, side_by_side, is_warm)
-    cells = {cell.folder.name: cell for content in contents for cell in plans.cells(content)}
     agreement = Agreement.read(runs)
     ledger = ledger_of(runs, agreement.lease_seconds if agreement and agreement.kind == "lease" else None)
-    queue = Queue(list(cells), ledger, workers=_num_workers(ledger))
-    code = Worker(queue, ledger, cells, _Lines(), Options(warm=is_warm, logs=True)).work()
-    left = [name for name in cells if queue.settled.get(name) != "completed"]
-    return code or (4 if left else 0)
+    cells, refused = plans.new_cells(ledger.settled())
+    if refused and not cells:
+        raise UserError(refused[0])
 
+    def news() -> dict[str, BenchCell]:
+        new, others = plans.new_cells(queue.settled)
+        for problem in others:
+            say(problem)
+        return new
 
-def _num_workers(ledger: FolderLedger) -> int:
-    """About how many workers there are: they draw from a wider part of the queue."""
-    return max(2, len(ledger.held()) + 1)
+    for problem in refused:
+        say(problem)
+    queue = Queue(CellNames(cells), ledger)
+    code = Worker(queue, ledger, cells, _Lines(), Options(warm=is_warm, logs=True), news).work()
+    if code == 143 and is_stop_requested(runs):
+        say("`pugdft bench --stop` was said here; the same bench command lets workers begin again")
+    ended = ledger.settled()
+    return code or (4 if any(ended.get(name) != "completed" for name in cells) else 0)
 
 
 def _join_several(runs: Path, count: int, is_warm: bool) -> int:
@@ -117,6 +135,8 @@ def _join_several(runs: Path, count: int, is_warm: bool) -> int:
 
 class _Lines(Watcher):
     """A line for every change, for a worker's log."""
+
+    follows_others = False
 
     def on_state(self, cell: BenchCell, state: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {cell.folder.name}: {state}", file=sys.stderr, flush=True)

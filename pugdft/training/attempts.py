@@ -28,11 +28,18 @@ def read_attempts(runs: Path, name: str) -> list[dict[str, Any]]:
 
 
 def check_mine(folder: Path) -> None:
-    """Refuse to write a run's folder if another worker has begun the run anew since this process started."""
+    """Refuse to write a run's folder if another worker has begun or ended the run meanwhile."""
     token = os.environ.get(ATTEMPT)
-    attempts = read_attempts(folder.parent, folder.name) if token else []
-    if attempts and attempts[-1].get("token") != token:
-        where = attempts[-1].get("host")
+    if not token:
+        return
+    try:
+        attempts = json.loads(attempts_file(folder.parent, folder.name).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # whoever ends a run removes it
+        raise FolderBusy(
+            f"{folder}: another worker has ended this run; nothing more is written here"
+        ) from None
+    if attempts[-1]["token"] != token:
+        where = attempts[-1]["host"]
         raise FolderBusy(
             f"{folder}: a worker on {where} has taken this run over; nothing more is written here"
         )

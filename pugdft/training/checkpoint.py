@@ -314,8 +314,8 @@ class CheckpointManager:
         if components.average is not None:
             further[_EMA] = components.average.tensors
         if accelerator.is_main_process:
-            check_mine(self.folder)
             try:
+                check_mine(self.folder)
                 content = self._content(state)
                 save_checkpoint(self.folder, model, optimizer, content, state.predictions, further)
                 self._saved_step = state.position.steps

@@ -19,7 +19,7 @@ from run_records import record
 from pugdft.bench import worker
 from pugdft.bench.grid import BenchCell, build_matrix, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
-from pugdft.bench.queue import FolderLedger
+from pugdft.bench.queue import Claim, FolderLedger
 from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.records import read_record, write_record
@@ -279,7 +279,7 @@ def test_a_cell_that_another_command_has_tried_since_is_not_tried_again(
             if cell is cells[0] and state == "running":
                 path = write_record(record(status="failed", id=cells[1].folder.name), cells[1].folder)
                 os.utime(path, (time.time() - 600,) * 2)  # by a clock that is late
-                FolderLedger(cells[1].folder.parent).settle(cells[1].folder.name, "failed")
+                FolderLedger(cells[1].folder.parent).settle(cells[1].folder.name, "failed", Claim(""))
 
     assert worker.run_cells(cells, Meanwhile()) == 0
     assert started == [cells[0], cells[2]]

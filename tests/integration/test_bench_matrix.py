@@ -20,7 +20,7 @@ from standing_still import Command, go_on, is_caught, is_pending, until
 
 from pugdft.bench import process, worker
 from pugdft.bench.grid import BenchCell, Budget, build_matrix, passes_per_update, plan_cells
-from pugdft.bench.queue import FolderLedger
+from pugdft.bench.queue import Claim, FolderLedger
 from pugdft.config import yaml
 from pugdft.config.load import bundled_recipes, bundled_tables, load_recipe
 from pugdft.config.schema import Recipe
@@ -263,7 +263,9 @@ def listening(command: list[str]) -> subprocess.Popen[str]:
 
 
 def test_a_claim_is_one_processs_at_a_time_and_ends_with_it(tmp_path: Path) -> None:
-    claimed, cell = FolderLedger(tmp_path).take, "cell"
+    ledger, cell = FolderLedger(tmp_path), "cell"
+    ledger.prepare()
+    claimed = ledger.take
     with claimed(cell) as first:
         assert first is not None
         with claimed(cell) as second:
@@ -285,7 +287,9 @@ def test_a_claim_is_one_processs_at_a_time_and_ends_with_it(tmp_path: Path) -> N
 
 
 def test_a_child_holds_the_claim_of_its_killed_parent(tmp_path: Path) -> None:
-    claimed, cell = FolderLedger(tmp_path).take, "cell"
+    ledger, cell = FolderLedger(tmp_path), "cell"
+    ledger.prepare()
+    claimed = ledger.take
     parent = "import subprocess, sys; from pathlib import Path; from pugdft.bench.queue import FolderLedger\n"
     parent += f"with FolderLedger(Path({str(tmp_path)!r})).take('cell') as claim:\n"
     parent += "    wait = [sys.executable, '-c', 'import sys; sys.stdin.read()']\n"
@@ -373,7 +377,7 @@ def test_a_cell_that_failed_in_another_command_meanwhile_is_not_tried_by_this_on
         time.sleep(0.05)
         # The other command, while this one is at its first cell.
         write_record(record, cells[1].folder)
-        FolderLedger(cells[1].folder.parent).settle(cells[1].folder.name, status)
+        FolderLedger(cells[1].folder.parent).settle(cells[1].folder.name, status, Claim(""))
         return 0
 
     monkeypatch.setattr(worker, "_run", run)
@@ -423,6 +427,7 @@ def test_a_file_system_without_locks_is_the_users_error(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", flock)
+    (tmp_path / ".claims").mkdir()
     with pytest.raises(UserError, match="this file system has no locks"), FolderLedger(tmp_path).take("cell"):
         pass
 
