@@ -44,6 +44,7 @@ _TRIED_AGAIN = set(_STATUSES) - {"completed", "diverged"}  # by the next command
 _BUSY_SECONDS = 1.0
 _LOOK_SECONDS, _LOOK_SHARE = 10.0, 20  # between two listings: at least so long, and so many times as long
 _WORKERS_A_PLACE = 15  # that draw among the first cells that look free, for each of these
+_WIDEST = 256
 _WATCHED = 8  # leases that one worker watches for a sign of life
 _PATIENCE = 5.0  # seconds beyond a lease
 
@@ -275,9 +276,9 @@ class Queue:
         self._busy: dict[str, float] = {}  # found taken, and until when not to try again
         self._last: dict[str, None] = {}  # to be tried after all others
         self._left: set[str] = set()  # not to be tried again
-        self._first = 0  # all names before it are settled
-        self._near: list[str] = []  # the first that are not leased, at the last look
-        self._is_all = False  # there are no others
+        self._place = 0  # in the order; names before it are closed or among the open ones
+        self._open: list[str] = []
+        self._near: list[str] = []  # the first that are not leased
         self._window = 1
         self._told: set[str] = set()
         self._look_at = float("-inf")
@@ -285,7 +286,6 @@ class Queue:
     def add(self, names: Iterable[str]) -> None:
         """Add cells at the end."""
         self.names.add(names)
-        self._is_all = False
 
     def is_closed(self, name: str) -> bool:
         """Whether nothing is left to do at a cell, as far as this worker knows."""
@@ -293,7 +293,8 @@ class Queue:
 
     def has_open(self) -> bool:
         """Whether anything may be left to do."""
-        return next(self._open(), None) is not None
+        self._find_near()
+        return any(name not in self._left for name in self._open)
 
     def look(self) -> bool:
         """List what others have done, if it is time to; returns whether it did."""
@@ -332,7 +333,7 @@ class Queue:
             if not self.is_closed(name):
                 return name, self.ledger.lease_seconds + _PATIENCE
         free = self._free()
-        if len(free) < self._window and not self._is_all:
+        if len(free) < self._window and self._place < len(self.names.order):
             self._find_near()
             free = self._free()
         return (self._draws.choice(free), 0.0) if free else None
@@ -342,7 +343,7 @@ class Queue:
         now = self._clock()
         self._busy[name] = max(now + _BUSY_SECONDS, self._look_at if self.held else 0.0)
         self._stamps.pop(name, None)
-        self._window *= 2
+        self._window = min(2 * self._window, _WIDEST)
 
     def put_last(self, name: str, is_left: bool) -> None:
         """Try this cell after all others, or leave it."""
@@ -351,7 +352,7 @@ class Queue:
             self._left.add(name)
         else:
             self._last[name] = None
-        self._near, self._is_all = [], False
+        self._find_near()
 
     def close(self, name: str, status: str) -> None:
         """Nothing is left to do at this cell, which whoever asks for news knows already."""
@@ -359,28 +360,26 @@ class Queue:
         self._told.add(name)
         self._busy.pop(name, None)
 
-    def _open(self) -> Iterator[str]:
-        """The cells that are not closed, in the order in which to try them."""
-        order = self.names.order
-        while self._first < len(order) and self.is_closed(order[self._first]):
-            self._first += 1
-        for place in range(self._first, len(order)):
-            name = order[place]
-            if not self.is_closed(name) and name not in self._last and name not in self._left:
-                yield name
-        yield from [name for name in self._last if not self.is_closed(name)]
-
     def _find_near(self) -> None:
-        """Find the first cells that look free: enough of them for several draws."""
-        now, most = self._clock(), 4 * self._window + 8
+        """Find the first cells that are not leased: enough of them for several draws."""
+        now, order, most = self._clock(), self.names.order, 4 * self._window + 8
         self._busy = {name: until for name, until in self._busy.items() if until > now}
-        self._near, self._is_all = [], True
-        for name in self._open():
-            if name not in self.held:
-                self._near.append(name)
-                if len(self._near) >= most + len(self._busy):
-                    self._is_all = False
-                    break
+        most += len(self._busy)
+        settled, own, held = self.settled, self._own, self.held
+        self._open = [name for name in self._open if name not in own and name not in settled]
+        self._near = [name for name in self._open if name not in held and self._is_in_order(name)]
+        while len(self._near) < most and self._place < len(order):
+            name = order[self._place]
+            self._place += 1
+            if not self.is_closed(name):
+                self._open.append(name)
+                if name not in held and self._is_in_order(name):
+                    self._near.append(name)
+        if self._place == len(order):
+            self._near += [name for name in self._last if not self.is_closed(name) and name not in held]
+
+    def _is_in_order(self, name: str) -> bool:
+        return name not in self._last and name not in self._left
 
     def _free(self) -> list[str]:
         now, free = self._clock(), list[str]()
@@ -393,13 +392,13 @@ class Queue:
 
     def _watch(self, now: float) -> None:
         """Look for signs of life of a few leases."""
-        leased = [name for name in self.held if name in self.names.known and not self.is_closed(name)]
-        leased = heapq.nsmallest(_WATCHED, leased, key=lambda name: hash(name) ^ self._own_number)
+        leased = self.held & self.names.known
+        own = self._own_number
+        leased = heapq.nsmallest(_WATCHED, leased, key=lambda name: (hash(name) ^ own) % 2**60)
         before, self._stamps, self._silent = self._stamps, {}, []
         for name in leased:
-            stamp = self.ledger.stamp(name)
             seen = before.get(name)
-            if stamp is None:
+            if self.is_closed(name) or (stamp := self.ledger.stamp(name)) is None:
                 continue
             if seen is None or seen[0] != stamp:
                 seen = stamp, now
