@@ -392,11 +392,10 @@ class Queue:
 
     def _watch(self, now: float) -> None:
         """Look for signs of life of a few leases."""
-        leased = self.held & self.names.known
-        own = self._own_number
-        leased = heapq.nsmallest(_WATCHED, leased, key=lambda name: (hash(name) ^ own) % 2**60)
+        leased, own = self.held & self.names.known, self._own_number
+        watched = heapq.nsmallest(_WATCHED, leased, key=lambda name: (hash(name) ^ own) % 2**60)
         before, self._stamps, self._silent = self._stamps, {}, []
-        for name in leased:
+        for name in watched:
             seen = before.get(name)
             if self.is_closed(name) or (stamp := self.ledger.stamp(name)) is None:
                 continue

@@ -70,7 +70,7 @@ def standing(runs: Path) -> Standing:
     ledger = FolderLedger(runs, agreement.kind, agreement.lease_seconds)
     now = server_time(runs / CLAIMS)
     settled = {name: status for name, status in ledger.settled().items() if name in cells}
-    counts = Counter(settled.values())
+    counts = dict(Counter(settled.values()))  # no subclass: asdict() copies a Counter wrongly
     found = Standing(len(cells), counts, claims=agreement.kind)
     claims = os.listdir(runs / CLAIMS) if (runs / CLAIMS).is_dir() else []
     begun = (each.removesuffix(".attempts") for each in claims if each.endswith(".attempts"))
