@@ -71,9 +71,8 @@ def test_two_workers_on_two_mounts_run_each_cell_once(mounts: list[Path], tmp_pa
     assert [each.returncode for each in workers] == [0, 0], said
     runs = tmp_path / "shared" / "runs"
     assert json.loads((runs / ".claims" / "agreement.json").read_text())["kind"] == "lease"
-    starts = [json.loads(path.read_text()) for path in runs.glob("*/starts.json")]
-    assert len(starts) == 12
-    assert [len(each["starts"]) for each in starts] == [1] * 12
+    records = [read_record(path) for path in runs.glob("*/record.yaml")]
+    assert [(each.status, each.restarts) for each in records] == [("completed", [])] * 12
     begun = [line.split()[1] for text in said for line in text.splitlines() if line.endswith(": running")]
     assert len(begun) == len(set(begun)) == 12
     assert all(": running" in text for text in said), "both worked"
