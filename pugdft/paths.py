@@ -115,17 +115,19 @@ _OF_ONE_MACHINE = {
 }
 
 
+def file_system(folder: Path) -> str:
+    """The type of the file system that a folder is on, empty where it is not known."""
+    import psutil
+
+    place = Path(os.path.realpath(folder))
+    kinds = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
+    return next((kinds[each] for each in (place, *place.parents) if each in kinds), "")
+
+
 def is_shared(folder: Path) -> bool:
     """Whether a folder lies on a file system that other machines may have too; False where nothing tells."""
-    best, kind = "", "ext4"
-    with suppress(OSError):
-        place = os.path.realpath(folder)
-        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-            _, where, name, *_ = line.split()
-            where = where.replace("\\040", " ")
-            if (place + "/").startswith(where.rstrip("/") + "/") and len(where) >= len(best):
-                best, kind = where, name
-    return kind not in _OF_ONE_MACHINE
+    kind = file_system(folder)
+    return bool(kind) and kind not in _OF_ONE_MACHINE
 
 
 def file_sha256(path: Path) -> str:
