@@ -27,9 +27,10 @@ USER_MISTAKE = 2
 LOGS = ".logs"
 
 _STOPPING = (USER_MISTAKE, 130, 143)  # interrupted, terminated
-_RECIPES, _STOP = "recipes", "stop"
+_RECIPES = "recipes"
 _LOOK_AGAIN_SECONDS, _ASK_SECONDS = 1.0, 2.0
 _LONGEST_LOG = 2**20  # bytes
+_LEAST_SECONDS = 120.0  # of a worker's time for one more cell
 
 
 class Watcher:
@@ -53,6 +54,7 @@ class Options:
     wait: bool = True  # at the end, for the cells that other commands are running
     warm: bool = False  # fork cells from a process that has imported all they need
     logs: bool = False  # keep what a cell says in a file
+    until: float = float("inf")  # take no cell shortly before, in seconds since the epoch
 
 
 def prepare_output(folder: Path) -> None:
@@ -79,14 +81,9 @@ def ledger_of(runs: Path, lease_seconds: float | None = None) -> FolderLedger:
     return FolderLedger(runs, agreement.kind, agreement.lease_seconds)
 
 
-def request_stop(runs: Path) -> None:
-    """Ask all workers on a folder to save and to end."""
-    (runs / CLAIMS / _STOP).touch()
-
-
-def forget_stop(runs: Path) -> None:
-    """Let workers begin again."""
-    (runs / CLAIMS / _STOP).unlink(missing_ok=True)
+def stop_file(runs: Path) -> Path:
+    """The file that asks all workers on a folder to save and to end."""
+    return runs / CLAIMS / "stop"
 
 
 def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options = Options()) -> int:
@@ -119,14 +116,14 @@ class Worker:
         self._watcher, self._options = watcher, options
         self._seen_elsewhere: set[str] = set()
         self._busy: set[str] = set()  # a run that is no command's cell is going on there
-        self._stop_file = ledger.folder / CLAIMS / _STOP
+        self._stop_file = stop_file(ledger.folder)
         self._ask_at = 0.0
 
     def work(self) -> int:
         """Work until nothing is left to take, or something stops it; returns as :func:`run_cells`."""
         queue, wait = self._queue, self._options.wait
         while True:
-            if self.is_asked_to_stop():
+            if self.is_asked_to_stop() or time.time() > self._options.until - _LEAST_SECONDS:
                 return 143
             for name, status in queue.look().items():
                 self._watcher.on_state(self._cells[name], status)

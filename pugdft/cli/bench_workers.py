@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING
 from pugdft.bench.cell import BenchCell
 from pugdft.bench.plan import Plans, write_plan
 from pugdft.bench.queue import Agreement, FolderLedger, Queue
-from pugdft.bench.worker import LOGS, Options, Watcher, Worker, forget_stop, ledger_of, request_stop
+from pugdft.bench.worker import LOGS, Options, Watcher, Worker, ledger_of, stop_file
+from pugdft.cli.launch import end_with_the_launcher
 from pugdft.cli.output import duration, say
 from pugdft.errors import counted
+from pugdft.training.launchers import UNTIL
 
 if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
     from pugdft.bench.executors import Executor, Wanted
@@ -25,14 +28,14 @@ if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
 _WATCH_SECONDS = 2.0
 
 
-def run(
-    cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher, retry: bool, detach: bool
-) -> int:
+def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher, retry: bool) -> int:
     """Plan the cells, start what runs them, and watch until they are done; returns the exit code so far."""
     from pugdft.bench.executors import make_executor
     from pugdft.bench.executors.local import visible_gpus
 
-    is_alone = wanted.is_this_process and not detach
+    engine = make_executor(wanted, runs)
+    engine.check()
+    is_alone = wanted.is_this_process
     workers = 1 if is_alone and len(visible_gpus()) < 2 else wanted.workers
     if workers is None:
         workers, is_alone = max(1, len(visible_gpus())), False
@@ -41,21 +44,19 @@ def run(
     named = {cell.folder.name: cell for cell in cells}
     ledger.reopen(named, retry)
     write_plan(runs, cells)
-    forget_stop(runs)
+    stop_file(runs).unlink(missing_ok=True)
     queue = Queue(list(named), ledger)
     if is_alone:
         return Worker(queue, ledger, named, watcher, Options(retry=retry, warm=wanted.warm)).work()
-    engine = make_executor(wanted, runs)
-    engine.check()
     if workers:
         engine.start(workers, wanted.command(runs), runs / LOGS)
-    if detach:
+    if wanted.detach:
         say(f"{counted(workers, 'worker')} started; `pugdft bench --status {runs}` tells how they stand")
         return 0
     try:
         return _watch(queue, named, watcher, engine, waits=workers == 0)
     except KeyboardInterrupt:
-        if wanted.engine == "local":
+        if not engine.goes_on:
             engine.stop()
             raise
         words = f"the workers go on; `pugdft bench --status {runs}` tells how they stand, --stop ends them"
@@ -81,6 +82,7 @@ def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: 
 
 def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
     """Be a worker, or several on one device; returns 0, 4 if cells are left undone, 2, 130 or 143."""
+    end_with_the_launcher()
     plans = Plans(runs)
     contents = plans.require()
     if side_by_side > 1:
@@ -89,7 +91,8 @@ def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
     agreement = Agreement.read(runs)
     ledger = ledger_of(runs, agreement.lease_seconds if agreement and agreement.kind == "lease" else None)
     queue = Queue(list(cells), ledger, workers=_num_workers(ledger))
-    code = Worker(queue, ledger, cells, _Lines(), Options(warm=is_warm, logs=True)).work()
+    until = float(os.environ.get(UNTIL, "inf"))
+    code = Worker(queue, ledger, cells, _Lines(), Options(warm=is_warm, logs=True, until=until)).work()
     left = [name for name in cells if queue.settled.get(name) != "completed"]
     return code or (4 if left else 0)
 
@@ -103,16 +106,18 @@ def _join_several(runs: Path, count: int, is_warm: bool) -> int:
     from pugdft.bench.executors import Wanted
     from pugdft.bench.executors.local import LocalExecutor
 
-    wanted = Wanted("local", count, 1, is_warm, None, {"shared_with": count})
+    wanted = Wanted("local", count, 1, is_warm, None, {})
     engine = LocalExecutor(shared_with=count)
+    received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        engine.stop()
-        raise SystemExit(128 + number)
+        received.append(number)
+        engine.terminate()
 
     signal.signal(signal.SIGTERM, on_signal)
     engine.start(count, wanted.command(runs), runs / LOGS)
-    return max(engine.wait())
+    codes = engine.wait()
+    return 128 + received[0] if received else max(codes)
 
 
 class _Lines(Watcher):
@@ -153,6 +158,6 @@ def show(runs: Path, form: str) -> int:
 def stop(runs: Path) -> int:
     """Ask all workers to save and to end."""
     Plans(runs).require()
-    request_stop(runs)
+    stop_file(runs).touch()
     say("asked: workers save and end within seconds; the same bench command goes on")
     return 0
