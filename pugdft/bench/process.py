@@ -94,6 +94,8 @@ def _run_forked(
     for target, source in ((0, nothing), (1, nothing), (2, passed[0].fileno())):
         os.dup2(source, target)
     passed[0].close()
+    # The fork server's own may believe to be files, in which one can seek.
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
