@@ -27,7 +27,7 @@ USER_MISTAKE = 2
 LOGS = ".logs"
 
 _STOPPING = (USER_MISTAKE, 130, 143)  # interrupted, terminated
-_RECIPES = "recipes"
+_RECIPES, _STOP = "recipes", "stop"
 _LOOK_AGAIN_SECONDS, _ASK_SECONDS = 1.0, 2.0
 _LONGEST_LOG = 2**20  # bytes
 _LEAST_SECONDS = 120.0  # of a worker's time for one more cell
@@ -81,9 +81,19 @@ def ledger_of(runs: Path, lease_seconds: float | None = None) -> FolderLedger:
     return FolderLedger(runs, agreement.kind, agreement.lease_seconds)
 
 
-def stop_file(runs: Path) -> Path:
-    """The file that asks all workers on a folder to save and to end."""
-    return runs / CLAIMS / "stop"
+def request_stop(runs: Path) -> None:
+    """Ask all workers on a folder to save and to end."""
+    (runs / CLAIMS / _STOP).touch()
+
+
+def is_stop_requested(runs: Path) -> bool:
+    """Whether workers on a folder are to end."""
+    return (runs / CLAIMS / _STOP).exists()
+
+
+def forget_stop(runs: Path) -> None:
+    """Let workers begin again."""
+    (runs / CLAIMS / _STOP).unlink(missing_ok=True)
 
 
 def run_cells(cells: Sequence[BenchCell], watcher: Watcher, options: Options = Options()) -> int:
@@ -116,7 +126,7 @@ class Worker:
         self._watcher, self._options = watcher, options
         self._seen_elsewhere: set[str] = set()
         self._busy: set[str] = set()  # a run that is no command's cell is going on there
-        self._stop_file = stop_file(ledger.folder)
+        self._stop_file = ledger.folder / CLAIMS / _STOP
         self._ask_at = 0.0
 
     def work(self) -> int:

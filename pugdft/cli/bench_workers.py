@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pugdft.bench.cell import BenchCell
 from pugdft.bench.plan import Plans, write_plan
 from pugdft.bench.queue import Agreement, FolderLedger, Queue
-from pugdft.bench.worker import LOGS, Options, Watcher, Worker, ledger_of, stop_file
+from pugdft.bench.worker import LOGS, Options, Watcher, Worker, forget_stop, ledger_of, request_stop
 from pugdft.cli.launch import end_with_the_launcher
 from pugdft.cli.output import duration, say
 from pugdft.errors import counted
@@ -44,7 +44,7 @@ def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher
     named = {cell.folder.name: cell for cell in cells}
     ledger.reopen(named, retry)
     write_plan(runs, cells)
-    stop_file(runs).unlink(missing_ok=True)
+    forget_stop(runs)
     queue = Queue(list(named), ledger)
     if is_alone:
         return Worker(queue, ledger, named, watcher, Options(retry=retry, warm=wanted.warm)).work()
@@ -158,6 +158,6 @@ def show(runs: Path, form: str) -> int:
 def stop(runs: Path) -> int:
     """Ask all workers to save and to end."""
     Plans(runs).require()
-    stop_file(runs).touch()
+    request_stop(runs)
     say("asked: workers save and end within seconds; the same bench command goes on")
     return 0

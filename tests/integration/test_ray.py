@@ -110,7 +110,7 @@ def test_a_killed_worker_takes_its_cell_along_and_is_started_anew(
 ) -> None:
     runs = tmp_path / "runs"
     command = start(
-        *("bench", str(recipe_file), "train.epochs=60", "--optimizers", "sgd", "--seeds", "0-7"),
+        *("bench", str(recipe_file), "train.epochs=20", "--optimizers", "sgd", "--seeds", "0-7"),
         *("--executor", "ray[workers=2,cpus=0.5,lease=6]", "--output", str(runs)),
         env={"RAY_TMPDIR": "/tmp"},  # a socket's path must be short
     )

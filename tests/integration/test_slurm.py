@@ -20,7 +20,7 @@ from standing_still import HANG_SECONDS, Command, until
 
 from pugdft.bench.executors import make_executor, parse_executor, slurm
 from pugdft.bench.grid import build_matrix, plan_cells
-from pugdft.bench.worker import Options, Watcher, prepare_output, run_cells, stop_file
+from pugdft.bench.worker import Options, Watcher, prepare_output, request_stop, run_cells
 from pugdft.errors import RunFailed, UserError
 from pugdft.records import read_record
 
@@ -155,11 +155,11 @@ import os, signal, sys
 from pathlib import Path
 from pugdft.bench.executors.slurm import WorkerJob
 
-job = WorkerJob(["sh", "-c", sys.argv[1]], 60, Path("stop"))
+job = WorkerJob(["sh", "-c", sys.argv[1]], 60, Path())
 
 def on_signal(number, frame):
     again = job.checkpoint().function
-    os._exit(0 if again == WorkerJob(job.command, 60, Path("stop")) else 1)
+    os._exit(0 if again == WorkerJob(job.command, 60, Path()) else 1)
 
 signal.signal(signal.SIGUSR2, on_signal)
 os._exit(100 + job())
@@ -205,7 +205,8 @@ def test_a_job_whose_worker_slurm_has_ended_lets_itself_be_ended_too(
 
 
 def test_a_worker_that_was_asked_to_stop_ends_its_job(job: subprocess.Popen[str], tmp_path: Path) -> None:
-    (tmp_path / "stop").touch()
+    (tmp_path / ".claims").mkdir()
+    request_stop(tmp_path)
     worker_of(job).terminate()
     assert job.wait(HANG_SECONDS) == 100 + 143
 
@@ -215,7 +216,6 @@ def test_a_worker_takes_no_cell_shortly_before_its_end(recipe_file: Path, runs: 
     prepare_output(recipe_file.parent / "runs")
     assert run_cells(cells, Watcher(), Options(until=time.time() + 100)) == 143
     assert not runs.started
-    assert not stop_file(cells[0].folder.parent).exists()
 
 
 # --- a real Slurm ------------------------------------------------------------------------------------------
@@ -239,6 +239,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
+KillWait=5
 MpiDefault=none
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
@@ -285,8 +286,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     try:
         until(lambda: "idle" in said_by("sinfo", "--noheader", "--format=%t"))
         yield
-        subprocess.run(["scancel", "--user=root"], check=False)
     finally:
+        subprocess.run(["scancel", "--user=root"])
+        until(lambda: not said_by("squeue", "--noheader"))
         for process in reversed(started):
             process.terminate()
         for process in started:
@@ -311,7 +313,7 @@ def test_cells_go_on_where_they_were_after_a_preemption_and_a_kill(
     runs = tmp_path / "runs"
     begin = time.monotonic()
     command = start(
-        *("bench", str(recipe_file), "train.epochs=60", "--optimizers", "sgd", "--seeds", "0-11"),
+        *("bench", str(recipe_file), "train.epochs=20", "--optimizers", "sgd", "--seeds", "0-11"),
         *("--executor", "slurm[workers=2,partition=low,cpus=1,time=30,lease=6]", "--output", str(runs)),
     )
 

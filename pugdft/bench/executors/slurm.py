@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pugdft.bench.executors import EngineOption, Wanted, whole
-from pugdft.bench.worker import stop_file
+from pugdft.bench.worker import is_stop_requested, request_stop
 from pugdft.errors import RunFailed, UserError, reason, refuse
 from pugdft.training.launchers import UNTIL, WORKER
 
@@ -84,7 +84,7 @@ class WorkerJob:
 
     command: Sequence[str]
     minutes: int
-    stop_file: Path
+    runs: Path
     _process: int | None = field(default=None, repr=False)  # a descriptor of the process
 
     def __call__(self) -> int:
@@ -93,7 +93,7 @@ class WorkerJob:
         process = subprocess.Popen(self.command, env=os.environ | environment, preexec_fn=_ignore_warnings)
         self._process = os.pidfd_open(process.pid)
         code = process.wait()
-        if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and not self.stop_file.exists():
+        if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and not is_stop_requested(self.runs):
             # Slurm has told the worker to end, or its time is nearly over. It requeues no job that ends by
             # itself: so let it end this one.
             time.sleep(_LONGEST_GRACE_SECONDS)
@@ -159,7 +159,7 @@ class SlurmExecutor:
             **({"cpus_per_task": cpus, "srun_args": [f"--cpus-per-task={cpus}"]} if cpus else {}),
             **given,
         )
-        job = WorkerJob(list(command), minutes, stop_file(self._runs))
+        job = WorkerJob(list(command), minutes, self._runs)
         # Inside another job its variables would be options of this one. submitit prints what sbatch has said.
         with (
             clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext(),
@@ -181,7 +181,7 @@ class SlurmExecutor:
         return self._alive
 
     def stop(self) -> None:
-        stop_file(self._runs).touch()
+        request_stop(self._runs)
         _ask("scancel", "--state=PENDING", self._job)
 
 
