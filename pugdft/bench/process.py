@@ -39,8 +39,8 @@ class _Process(Protocol):
 class _Forked:
     """A process of the fork server, with Popen's methods."""
 
-    def __init__(self, process: Any) -> None:
-        self._process = process
+    def __init__(self, process: Any, held: Connection) -> None:
+        self._process, self._held = process, held  # the cell ends when nobody holds its connection any more
 
     def poll(self) -> int | None:
         code: int | None = self._process.exitcode
@@ -74,7 +74,8 @@ def _start_warm(
     context.set_forkserver_preload(["pugdft.cli.preloaded"])
     reading, writing = os.pipe()
     # A Connection is what multiprocessing passes on to another process as a descriptor.
-    passed = [Connection(writing)]
+    worker, held = multiprocessing.Pipe(duplex=False)
+    passed = [Connection(writing), worker]
     if claim.descriptor is not None:
         passed.append(Connection(os.dup(claim.descriptor)))
     process = context.Process(
@@ -83,7 +84,7 @@ def _start_warm(
     process.start()
     for each in passed:
         each.close()
-    return _Forked(process), os.fdopen(reading, encoding="utf-8", errors="replace")
+    return _Forked(process, held), os.fdopen(reading, encoding="utf-8", errors="replace")
 
 
 def _run_forked(
@@ -95,13 +96,20 @@ def _run_forked(
     for target, source in ((0, nothing), (1, nothing), (2, passed[0].fileno())):
         os.dup2(source, target)
     passed[0].close()
+    # The fork server's own may believe to be files, in which one can seek.
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    if WORKER in environment:
-        os.environ[WORKER] = str(os.getppid())  # the fork server, which ends with the worker
+    if os.environ.pop(WORKER, None):  # it is not the parent of this process: that is the fork server
+        threading.Thread(target=_end_with, args=(passed[1],), daemon=True).start()
     sys.argv = ["pugdft", *arguments]
     runpy.run_module("pugdft", run_name="__main__", alter_sys=True)
+
+
+def _end_with(worker: Connection) -> None:
+    worker.poll(None)  # until the other end is closed
+    os._exit(1)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ _KILLED = 137
 _RECIPES, _STOP = "recipes", "stop"
 _LOOK_AGAIN_SECONDS, _ASK_SECONDS = 1.0, 2.0
 _LONGEST_LOG = 2**20  # bytes
+_LEAST_SECONDS = 120.0  # of a worker's time for one more cell
 
 
 class Watcher:
@@ -56,6 +57,7 @@ class Options:
     wait: bool = True  # at the end, for the cells that other commands are running
     warm: bool = False  # fork cells from a process that has imported all they need
     logs: bool = False  # keep what a cell says in a file
+    until: float = float("inf")  # take no cell shortly before, in seconds since the epoch
 
 
 def prepare_output(folder: Path) -> None:
@@ -141,7 +143,7 @@ class Worker:
         """Work until nothing is left to take, or something stops it; returns as :func:`run_cells`."""
         queue, wait = self._queue, self._options.wait
         while True:
-            if self.is_asked_to_stop():
+            if self.is_asked_to_stop() or time.time() > self._options.until - _LEAST_SECONDS:
                 return 143
             if queue.look():
                 if new := self._news():

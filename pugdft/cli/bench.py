@@ -113,7 +113,7 @@ def command(
     from pugdft.cli.leaderboard import show
 
     matrix = build_matrix(arguments or [], optimizers, seeds, budget.value if budget else None)
-    wanted = parse_executor(executor or matrix.executor)
+    wanted = parse_executor(executor or matrix.executor, detach)
     planned = plan_cells(matrix, output, num_processes)
     if plan:
         from pugdft.bench.estimate import estimate, probe
@@ -139,7 +139,7 @@ def command(
         if console.is_terminal
         else nullcontext(PlainView(planned, console)) as view
     ):
-        code = bench_workers.run(planned, output, wanted, view, retry, detach)
+        code = bench_workers.run(planned, output, wanted, view, retry)
     if detach:
         raise typer.Exit(code)
     if code == USER_MISTAKE:

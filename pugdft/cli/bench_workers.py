@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -25,8 +26,10 @@ from pugdft.bench.worker import (
     ledger_of,
     request_stop,
 )
+from pugdft.cli.launch import end_with_the_launcher
 from pugdft.cli.output import duration, say
 from pugdft.errors import UserError, counted
+from pugdft.training.launchers import UNTIL
 
 if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
     from pugdft.bench.executors import Executor, Wanted
@@ -34,37 +37,35 @@ if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
 _WATCH_SECONDS = 2.0
 
 
-def run(
-    cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher, retry: bool, detach: bool
-) -> int:
+def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher, retry: bool) -> int:
     """Plan the cells, start what runs them, and watch until they are done; returns the exit code so far."""
     from pugdft.bench.executors import make_executor
     from pugdft.bench.executors.local import visible_gpus
 
-    is_alone = wanted.is_this_process and not detach
+    engine = make_executor(wanted, runs)
+    engine.check()
+    is_alone = wanted.is_this_process
     workers = 1 if is_alone and len(visible_gpus()) < 2 else wanted.workers
     if workers is None:
         workers, is_alone = max(1, len(visible_gpus())), False
     lease = wanted.lease or (60.0 if wanted.engine != "local" else None)
     ledger = ledger_of(runs, lease)
     named = {cell.folder.name: cell for cell in cells}
-    ledger.reopen(named, retry)
     write_plan(runs, cells)
+    ledger.reopen(named, retry)
     forget_stop(runs)
     queue = Queue(CellNames(named), ledger)
     if is_alone:
         return Worker(queue, ledger, named, watcher, Options(retry=retry, warm=wanted.warm)).work()
-    engine = make_executor(wanted, runs)
-    engine.check()
     if workers:
         engine.start(workers, wanted.command(runs), runs / LOGS)
-    if detach:
+    if wanted.detach:
         say(f"{counted(workers, 'worker')} started; `pugdft bench --status {runs}` tells how they stand")
         return 0
     try:
         return _watch(queue, named, watcher, engine, waits=workers == 0)
     except KeyboardInterrupt:
-        if wanted.engine == "local":
+        if not engine.goes_on:
             engine.stop()
             raise
         words = f"the workers go on; `pugdft bench --status {runs}` tells how they stand, --stop ends them"
@@ -91,6 +92,7 @@ def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: 
 
 def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
     """Be a worker, or several on one device; returns 0, 4 if cells are left undone, 2, 130 or 143."""
+    end_with_the_launcher()
     plans = Plans(runs)
     plans.require()
     if side_by_side > 1:
@@ -110,7 +112,8 @@ def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
     for problem in refused:
         say(problem)
     queue = Queue(CellNames(cells), ledger)
-    code = Worker(queue, ledger, cells, _Lines(), Options(warm=is_warm, logs=True), news).work()
+    options = Options(warm=is_warm, logs=True, until=float(os.environ.get(UNTIL, "inf")))
+    code = Worker(queue, ledger, cells, _Lines(), options, news).work()
     if code == 143 and is_stop_requested(runs):
         say("`pugdft bench --stop` was said here; the same bench command lets workers begin again")
     ended = ledger.settled()
@@ -121,16 +124,18 @@ def _join_several(runs: Path, count: int, is_warm: bool) -> int:
     from pugdft.bench.executors import Wanted
     from pugdft.bench.executors.local import LocalExecutor
 
-    wanted = Wanted("local", count, 1, is_warm, None, {"shared_with": count})
+    wanted = Wanted("local", count, 1, is_warm, None, {})
     engine = LocalExecutor(shared_with=count)
+    received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        engine.stop()
-        raise SystemExit(128 + number)
+        received.append(number)
+        engine.terminate()
 
     signal.signal(signal.SIGTERM, on_signal)
     engine.start(count, wanted.command(runs), runs / LOGS)
-    return max(engine.wait())
+    codes = engine.wait()
+    return 128 + received[0] if received else max(codes)
 
 
 class _Lines(Watcher):

@@ -17,6 +17,7 @@ _TRUE, _FALSE = {"1", "true", "yes", "on", "y", "t"}, {"", "0", "false", "no", "
 _SECONDS = "PUGDFT_PROCESS_TIMEOUT"
 SHARED_WITH = "PUGDFT_SHARED_WITH"  # how many runs share this one's device, if there are more
 WORKER = "PUGDFT_WORKER"  # the process of which this one is a part, and with which it ends
+UNTIL = "PUGDFT_UNTIL"  # the end of a worker's time, in seconds since the epoch
 
 
 class _Scheduler(NamedTuple):

@@ -7,31 +7,70 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from pugdft.bench.optimizer_spec import parse_part
 from pugdft.errors import ConfigIssue, FaultsError, close_match, unknown
 
 ENGINES = ("local", "slurm", "ray")
 
 _FORM = "expected ENGINE[key=value,…], such as local[workers=2] or slurm[workers=8,partition=gpu]"
-# What every engine takes, with what it means; an engine's module has its own in OPTIONS.
+
+
+class EngineOption(NamedTuple):
+    """An option of an engine; the table ``OPTIONS`` of each engine's module has its own ones."""
+
+    meaning: str
+    allowed: str  # completes "must be …"
+    holds: Callable[[Any], bool]
+
+
+def whole(least: int, most: int) -> Callable[[Any], bool]:
+    """Whether a value is a whole number from ``least`` to ``most``."""
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def number(least: float, most: float) -> Callable[[Any], bool]:
+    """Whether a value is a number from ``least`` to ``most``."""
+    return lambda value: type(value) in (int, float) and least <= value <= most
+
+
 _COMMON = {
-    "workers": "workers to start; auto: one for each visible GPU, else one",
-    "cells": "cells side by side on a worker's device",
-    "warm": "fork cells from a process that has imported all they need",
-    "lease": "seconds after which a silent worker's cell is free; leases are used wherever the folder lies",
+    "workers": EngineOption(
+        "workers to start; auto: one for each visible GPU, else one",
+        "a whole number up to 100000 or auto",
+        lambda value: value == "auto" or whole(0, 100_000)(value),
+    ),
+    "cells": EngineOption(
+        "cells side by side on a worker's device", "a whole number from 1 to 64", whole(1, 64)
+    ),
+    "warm": EngineOption(
+        "fork cells from a process that has imported all they need",
+        "true or false",
+        lambda value: type(value) is bool,
+    ),
+    "lease": EngineOption(
+        "seconds after which a silent worker's cell is free; leases are used wherever the folder lies",
+        "a number of seconds from 3 to 3600",
+        number(3, 3600),
+    ),
 }
 
 
 class Executor(Protocol):
     """What an engine does."""
 
+    goes_on: bool  # whether its workers go on when the command that watches them is interrupted
+
     def check(self) -> None:
-        """Raise a UserError if the engine cannot do what is wanted: a missing extra, an unknown partition."""
+        """Look whether the engine can do what is wanted.
+
+        Raises:
+            UserError: it cannot, such as without its extra.
+            RunFailed: its cluster cannot be reached.
+        """
 
     def start(self, count: int, command: Sequence[str], logs: Path) -> None:
         """Start ``count`` processes of ``command``, which end by themselves."""
@@ -53,11 +92,12 @@ class Wanted:
     warm: bool
     lease: float | None
     options: Mapping[str, Any]  # of the engine
+    detach: bool = False  # workers go on without the command
 
     @property
     def is_this_process(self) -> bool:
         """Whether this command itself may be the only worker."""
-        return self.engine == "local" and self.workers is None and self.cells == 1
+        return self.engine == "local" and self.workers is None and self.cells == 1 and not self.detach
 
     def command(self, runs: Path) -> list[str]:
         """The command of a worker."""
@@ -66,41 +106,35 @@ class Wanted:
         return [sys.executable, "-m", "pugdft", "bench", "--join", str(runs.resolve()), *options]
 
 
-def parse_executor(text: str) -> Wanted:
+def parse_executor(text: str, detach: bool = False) -> Wanted:
     """Read ``ENGINE[key=value,…]``.
 
     Raises:
         FaultsError: all that is wrong, with what is allowed.
     """
+    from pugdft.bench.optimizer_spec import parse_part  # imports torch, which an engine's job does not need
+
     faults: list[ConfigIssue] = []
     name, options = parse_part(text, faults, _FORM)
     if name and name not in ENGINES:
         faults.append(ConfigIssue("", unknown("engine", name, ENGINES)))
     if faults:
         raise FaultsError("--executor", faults)
-    module = importlib.import_module(f"pugdft.bench.executors.{name}")
-    known = {**_COMMON, **module.OPTIONS}
-    for key in options:
+    known = _COMMON | importlib.import_module(f"pugdft.bench.executors.{name}").OPTIONS
+    for key, value in options.items():
         if key not in known:
-            shown = "; ".join(f"{each}: {meaning}" for each, meaning in known.items())
+            shown = "; ".join(f"{each}: {option.meaning}" for each, option in known.items())
             problem = f"unknown option. Known: {shown}.{close_match(key, known)}"
             faults.append(ConfigIssue(f'"{key}"', problem))
-    workers, cells = options.pop("workers", "auto"), options.pop("cells", 1)
-    warm, lease = options.pop("warm", True), options.pop("lease", None)
-    if workers != "auto" and not (type(workers) is int and 0 <= workers <= 100_000):
-        faults.append(ConfigIssue("workers", f"must be a whole number up to 100000 or auto, not {workers!r}"))
-    if not (type(cells) is int and 1 <= cells <= 64):
-        faults.append(ConfigIssue("cells", f"must be a whole number from 1 to 64, not {cells!r}"))
-    if type(warm) is not bool:
-        faults.append(ConfigIssue("warm", f"must be true or false, not {warm!r}"))
-    if lease is not None and not (type(lease) in (int, float) and 3 <= lease <= 3600):
-        faults.append(ConfigIssue("lease", f"must be a number of seconds from 3 to 3600, not {lease!r}"))
-    faults += module.option_faults({key: each for key, each in options.items() if key in module.OPTIONS})
+        elif not known[key].holds(value):
+            faults.append(ConfigIssue(key, f"must be {known[key].allowed}, not {value!r}"))
+    workers = options.pop("workers", "auto")
     if workers == "auto" and name != "local":
         faults.append(ConfigIssue("workers", "is required: how many workers to start"))
     if faults:
         raise FaultsError("--executor", faults)
-    return Wanted(name, None if workers == "auto" else workers, cells, warm, lease, options)
+    common = options.pop("cells", 1), options.pop("warm", True), options.pop("lease", None)
+    return Wanted(name, None if workers == "auto" else workers, *common, options, detach)
 
 
 def make_executor(wanted: Wanted, runs: Path) -> Executor:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pugdft.bench.executors import Wanted
-from pugdft.errors import ConfigIssue
+from pugdft.bench.executors import EngineOption, Wanted
 from pugdft.training.launchers import SHARED_WITH, WORKER
 
-OPTIONS: dict[str, str] = {}
-
-
-def option_faults(options: Mapping[str, Any]) -> list[ConfigIssue]:
-    """There are no options of its own."""
-    return []
+OPTIONS: dict[str, EngineOption] = {}
 
 
 def visible_gpus() -> list[str]:
@@ -30,10 +23,13 @@ def visible_gpus() -> list[str]:
 
 
 class LocalExecutor:
-    """Starts processes and ends them with itself."""
+    """Starts processes, which end with this one unless they are ``detached``."""
 
-    def __init__(self, shared_with: int = 1) -> None:
-        self._further = {SHARED_WITH: str(shared_with)} if shared_with > 1 else {}
+    goes_on = False
+
+    def __init__(self, shared_with: int = 1, detached: bool = False) -> None:
+        self._further = {} if detached else {WORKER: str(os.getpid())}
+        self._further |= {SHARED_WITH: str(shared_with)} if shared_with > 1 else {}
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def check(self) -> None:
@@ -43,7 +39,7 @@ class LocalExecutor:
         gpus = visible_gpus()
         logs.mkdir(exist_ok=True)
         for number in range(count):
-            environment = os.environ | {WORKER: str(os.getpid())} | self._further
+            environment = os.environ | self._further
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
             with (logs / f"worker-{number}.log").open("ab") as log:
@@ -62,12 +58,15 @@ class LocalExecutor:
         return [each.wait() for each in self._processes]
 
     def stop(self) -> None:
+        self.terminate()
+        self.wait()
+
+    def terminate(self) -> None:
+        """Tell them to end: for a signal's handler, in which ``Popen.wait`` may never return."""
         for each in self._processes:
             if each.poll() is None:
                 each.terminate()
-        for each in self._processes:
-            each.wait()
 
 
 def make(wanted: Wanted, runs: Path) -> LocalExecutor:
-    return LocalExecutor()
+    return LocalExecutor(detached=wanted.detach)
