@@ -13,12 +13,15 @@ from standing_still import HANG_SECONDS, until
 
 _WORKER = """
 import os, signal, sys
+from pathlib import Path
 from pugdft.bench import process
-from pugdft.bench.queue import Claim
+from pugdft.bench.queue import Claim, FolderLedger
 
 if __name__ == "__main__":
     arguments = ["finetune", sys.argv[1], "train.epochs=10000", "--output", "run", "--progress", "json"]
-    cell, lines = process.start(arguments, Claim("token"), True)
+    claim, ledger = Claim("token"), FolderLedger(Path())
+    ledger.begin("run", claim)
+    cell, lines = process.start(arguments, claim, True)
     for line in lines:
         if '"progress"' in line:
             print(cell._process.pid, flush=True)
