@@ -237,7 +237,8 @@ class Node:
         command += ["--rdzv-conf", f"is_host={int(self.number == 0)}"]
         command += ["-m", "pugdft", "finetune", str(recipe), "--output", str(folder)]
         env = {**os.environ, "GLOO_SOCKET_IFNAME": self.cable, **variables}
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, text=True, env=env, **streams)
 
     def processes(self) -> list[psutil.Process]:
         done = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
