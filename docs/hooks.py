@@ -48,6 +48,7 @@ ORDER = {
     "sharpness.md": "Sharpness",
     "optimizers.md": "Optimizers",
     "papers.md": "The papers' tables",
+    "clusters.md": "Many machines",
     "export.md": "Export",
     "training-options.md": "Training options",
     "your-own-loop.md": "Your own loop",

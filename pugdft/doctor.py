@@ -30,7 +30,15 @@ import pugdft
 from pugdft.data import health
 from pugdft.errors import ConfigIssue, UserError, collect, counted, human_bytes, refuse
 from pugdft.machine import git_revision, usable_cores
-from pugdft.paths import cache_folder, data_folder, flock, stay_offline_without_network, weights_folder
+from pugdft.paths import (
+    cache_folder,
+    data_folder,
+    file_system,
+    flock,
+    is_shared,
+    stay_offline_without_network,
+    weights_folder,
+)
 
 if TYPE_CHECKING:
     from pugdft.config.schema import Recipe
@@ -398,8 +406,6 @@ def check_training_variables() -> Iterator[Check]:
         yield Check("note", "ACCELERATE_USE_CPU", "runs train on the CPU", "unset it to use a GPU")
 
 
-_OF_A_NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "9p", "fuse.", "afs", "glusterfs")
-
 # Name, folder, what chooses another, whether a run writes there.
 _FOLDERS: tuple[tuple[str, Callable[[], Path], str, bool], ...] = (
     ("cache", cache_folder, "set PUGDFT_CACHE to another folder", True),
@@ -438,22 +444,15 @@ def check_folder(name: str, choose: Callable[[], Path], another: str, written: b
     check = Check("ok", name, ", ".join(filter(None, (where, f"{human_bytes(free)} free", kind, how))))
     if written and free < _LITTLE_SPACE:
         check = replace(check, state="note", remedy=f"free some space, or {another}")
-    elif written and kind.startswith(_OF_A_NETWORK):
-        text = f"{check.text} on one machine; a network drive: slower, and its mount decides about several"
-        check = Check("note", name, text, f"if several machines share it, test it; else {another}")
+    elif written and is_shared(place):
+        text = f"{check.text} on one machine, but the mount decides about several: a bench here uses leases"
+        check = Check("note", name, text, f"expect it to be slower than a disk of this machine, or {another}")
     yield check
 
 
 def existing(folder: Path) -> Path:
     """Return the folder or the nearest one above it that exists."""
     return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-
-
-def file_system(folder: Path) -> str:
-    """Return the type of the file system that a folder is on, empty where it is not known."""
-    place = Path(os.path.realpath(folder))
-    kinds = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
-    return next((kinds[each] for each in (place, *place.parents) if each in kinds), "")
 
 
 def check_stores(deep: bool = False) -> Iterator[Check]:

@@ -11,7 +11,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,6 +108,28 @@ def readable_mode() -> int:
     return 0o666 & ~umask
 
 
+# File systems that one machine has to itself. On any other, its locks need not reach the others.
+_OF_ONE_MACHINE = {
+    *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay"),
+    *("vfat", "exfat", "apfs", "hfs", "ntfs3", "erofs"),
+}
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that a folder is on, empty where it is not known."""
+    import psutil
+
+    place = Path(os.path.realpath(folder))
+    kinds = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
+    return next((kinds[each] for each in (place, *place.parents) if each in kinds), "")
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether a folder lies on a file system that other machines may have too; False where nothing tells."""
+    kind = file_system(folder)
+    return bool(kind) and kind not in _OF_ONE_MACHINE
+
+
 def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
@@ -133,14 +155,6 @@ def file_inside(folder: Path, name: str) -> Path | None:
     )
 
 
-def claimed(folder: Path) -> AbstractContextManager[int | None]:
-    """Hold the lock of a cell's folder; yields its descriptor, or None if another process has it."""
-    # A child that inherits the descriptor holds the lock on after its parent was killed: no cell runs twice.
-    locks = folder.parent / ".claims"
-    locks.mkdir(exist_ok=True)
-    return locked(locks / folder.name, folder.parent, wait=False)
-
-
 def check_locks() -> None:
     """Refuse a system without the kernel's locks, which keep a folder from being written by two commands."""
     if "fcntl" not in globals():
@@ -150,10 +164,10 @@ def check_locks() -> None:
         )
 
 
-def flock(file: IO[Any], wait: bool) -> None:
+def flock(file: IO[Any], wait: bool, shared: bool = False) -> None:
     """Lock an open file for this process; BlockingIOError if another has it and this one may not wait."""
     check_locks()
-    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 @contextmanager

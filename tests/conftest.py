@@ -25,7 +25,7 @@ from PIL import Image
 from standing_still import HANG_SECONDS, Command
 from tuning_runs import Runs, Search
 
-from pugdft.bench.executors import local
+from pugdft.bench import worker
 from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
 
@@ -97,7 +97,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """In place of the processes of runs."""
     fake = Runs()
-    monkeypatch.setattr(local, "_run", fake.run)
+    monkeypatch.setattr(worker, "_run", fake.run)
     return fake
 
 
@@ -111,7 +111,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         record, _ = finetune(cell.recipe, cell.folder)
         return 0 if record.status == "completed" else 1
 
-    monkeypatch.setattr(local, "_run", run)
+    monkeypatch.setattr(worker, "_run", run)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -36,6 +36,7 @@ from pugdft.data.datasets import DATASETS, open_source
 from pugdft.data.health import check_store, leftovers, remove_leftovers
 from pugdft.doctor import Check, RecipeNeeds, run_check
 from pugdft.errors import human_bytes
+from pugdft.paths import file_system
 from pugdft.training.checkpoint import save_checkpoint
 from pugdft.training.run import finetune, read_recipe
 
@@ -320,7 +321,7 @@ def test_a_folder_that_is_none_or_has_no_locks_is_a_problem(
 
 
 def test_the_nearest_mount_decides_the_file_system() -> None:
-    assert doctor.file_system(Path("/proc/self/fd")) == "proc"
+    assert file_system(Path("/proc/self/fd")) == "proc"
 
 
 @pytest.fixture
@@ -554,3 +555,21 @@ def test_a_finished_run_and_a_full_disk_are_said(
     assert "complete" in named(checks, "output").text
     assert named(checks, "folder").state == "note"
     assert named(run_check("weights", look.weights()), "room").state == "problem"
+
+
+def test_a_folder_that_other_machines_may_have_is_said_to_use_leases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.disk_partitions", lambda **options: [_Mount(str(tmp_path), "nfs4")])
+    found = run_check("x", doctor.check_folder("x", lambda: tmp_path, "take another", True))
+    assert [each.state for each in found] == ["note"]
+    assert "nfs4" in found[0].text
+    assert "a bench here uses leases" in found[0].text
+    monkeypatch.setattr("psutil.disk_partitions", lambda **options: [_Mount(str(tmp_path), "xfs")])
+    found = run_check("x", doctor.check_folder("x", lambda: tmp_path, "take another", True))
+    assert [each.state for each in found] == ["ok"]
+
+
+class _Mount(NamedTuple):
+    mountpoint: str
+    fstype: str

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import variance
 from typing import Any
 
-from pugdft.bench.executors.local import cell_status, cell_top1
-from pugdft.bench.grid import BenchCell, method_of
+from pugdft.bench.cell import BenchCell, cell_status, cell_top1
+from pugdft.bench.grid import method_of
 from pugdft.config.schema import Recipe
 from pugdft.errors import ConfigIssue, UserError, collect
 from pugdft.training.launchers import own_environment

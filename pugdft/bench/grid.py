@@ -6,13 +6,14 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError
 
+from pugdft.bench.cell import BenchCell, with_seed
 from pugdft.bench.optimizer_spec import GivenEntry, OptimizerEntry, parse_optimizers
 from pugdft.config import yaml
 from pugdft.config.load import find_recipe, find_table, schema_faults
@@ -83,6 +84,7 @@ class Matrix(Section):
     seeds: Annotated[list[int], BeforeValidator(_read_seeds)] = Field([0, 1, 2])  # as in --seeds, or a list
     budget: Budget | None = None  # what every optimizer gets the same amount of; else as the recipes say
     overrides: list[str] = Field([])  # KEY=VALUE, laid over every recipe
+    executor: str = "local"  # as --executor
 
 
 def build_matrix(
@@ -132,39 +134,30 @@ def read_section(schema: type[_AnySection], data: Any, source: str) -> _AnySecti
         return schema.model_validate(data)
 
 
-@dataclass(frozen=True)
-class BenchCell:
-    """One run of a comparison."""
-
-    optimizer: str  # the entry as it was written
-    seed: int
-    recipe: Recipe
-    folder: Path
-    passes_per_update: float = 1.0  # averaged; an upper bound if only the run itself can tell
-    source: str = ""  # the recipe's file or name
-
-
-def plan_cells(matrix: Matrix, output: Path) -> list[BenchCell]:
+def plan_cells(matrix: Matrix, output: Path, processes: int = 1) -> list[BenchCell]:
     """Plan the cells, seed by seed, so that an early end leaves whole comparisons; refuse equal runs."""
     recipes = [(source, read_recipe(source, matrix.overrides)) for source in matrix.recipes]
     templates = [(source, _with_budget(recipe, matrix.budget)) for source, recipe in recipes]
-    cells: list[BenchCell] = []
-    for seed in matrix.seeds:
-        of_seed: dict[Path, BenchCell] = {}
-        faults: list[ConfigIssue] = []
-        for (source, template), entry in product(templates, matrix.entries):
-            with collect(faults, f'"{entry.text}"'):
-                # The cost of tuning the recipe's own optimizer does not count for another.
-                is_own = entry.text == template.optimizer["name"]
-                tuning = entry.tuning or (template.as_dict().get("tuning") if is_own else None)
-                spec = entry.spec(template.optimizer)
-                cell = make_cell(entry.text, template, spec, seed, output, tuning, source)
-                same = of_seed.setdefault(cell.folder, cell)
-                if same is not cell:
-                    raise UserError(f'is the same run as "{same.optimizer}"')
-        if faults:
-            raise FaultsError("--optimizers", list(dict.fromkeys(faults)))
-        cells += of_seed.values()
+    first: dict[Path, BenchCell] = {}  # of the first seed; only its recipes are resolved and checked
+    faults: list[ConfigIssue] = []
+    for (source, template), entry in product(templates, matrix.entries):
+        with collect(faults, f'"{entry.text}"'):
+            # The cost of tuning the recipe's own optimizer does not count for another.
+            is_own = entry.text == template.optimizer["name"]
+            tuning = entry.tuning or (template.as_dict().get("tuning") if is_own else None)
+            spec = entry.spec(template.optimizer)
+            cell = make_cell(entry.text, template, spec, matrix.seeds[0], output, tuning, source)
+            cell = replace(cell, processes=processes)
+            same = first.setdefault(cell.folder, cell)
+            if same is not cell:
+                raise UserError(f'is the same run as "{same.optimizer}"')
+    if faults:
+        raise FaultsError("--optimizers", list(dict.fromkeys(faults)))
+    cells = list(first.values())
+    for seed in matrix.seeds[1:]:
+        for cell in first.values():
+            folder = output / run_id(with_seed(cell.template, seed))
+            cells.append(replace(cell, seed=seed, folder=folder))
     return cells
 
 

@@ -137,8 +137,16 @@ def parse_optimizers(text: str, option: str = "--optimizers") -> list[OptimizerE
 def _parse_entry(text: str) -> OptimizerEntry:
     head, *bases = _split(text, "+")
     faults: list[ConfigIssue] = []
-    name, options = _parse_part(head, faults)
-    base, base_options = _parse_part(bases[0], faults) if bases else (None, {})
+    name, options = parse_part(head, faults)
+    base, base_options = parse_part(bases[0], faults) if bases else (None, {})
+    for part, given in ((name, options), (base, base_options)):
+        if "name" in given:
+            faults.append(
+                ConfigIssue("name", f"is no option: write {given['name']}[…] for another optimizer")
+            )
+        if "base" in given:
+            problem = f"is no option: a method's base stands after a plus, as in {part}+sgd"
+            faults.append(ConfigIssue("base", problem))
     if len(bases) > 1:
         faults.append(ConfigIssue("", f"a method stands on one base; {_FORM}"))
     if name and name not in METHODS and find_base(name) is None:
@@ -153,46 +161,41 @@ def _parse_entry(text: str) -> OptimizerEntry:
     return OptimizerEntry(text, name, options, base, base_options)
 
 
-def _parse_part(text: str, faults: list[ConfigIssue]) -> tuple[str, dict[str, Any]]:
+def parse_part(text: str, faults: list[ConfigIssue], form: str = _FORM) -> tuple[str, dict[str, Any]]:
     """Read ``NAME[key=value,…]``; what is wrong is added to ``faults``."""
     name, bracket, rest = text.strip().partition("[")
     name = name.strip()
     options: dict[str, Any] = {}
     pairs: list[str] = []
     if not name or (bracket and not rest.endswith("]")):
-        faults.append(ConfigIssue("", _FORM))
+        faults.append(ConfigIssue("", form))
         return "", options
     with collect(faults):
-        pairs = _split(rest[:-1], ",") if rest[:-1].strip() else []
+        pairs = _split(rest[:-1], ",", form) if rest[:-1].strip() else []
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key or key in options:
             faults.append(ConfigIssue(f'"{pair.strip()}"', "expected key=value, each key once"))
-        elif key == "name":
-            faults.append(ConfigIssue("name", f"is no option: write {value}[…] for another optimizer"))
-        elif key == "base":
-            problem = f"is no option: a method's base stands after a plus, as in {name}+sgd"
-            faults.append(ConfigIssue("base", problem))
         else:
             with collect(faults, key):
                 options[key] = yaml.parse(value)
     return name, options
 
 
-def _split(text: str, separator: str) -> list[str]:
+def _split(text: str, separator: str, form: str = _FORM) -> list[str]:
     """Split ``text`` at the separators outside of all brackets and braces, which must have partners."""
     parts, awaited = [""], [""]
     for character in text:
         if character in _CLOSING:
             awaited.append(_CLOSING[character])
         elif character in _CLOSING.values() and character != awaited.pop():
-            raise UserError(f'a "{character}" closes what was not opened; {_FORM}')
+            raise UserError(f'a "{character}" closes what was not opened; {form}')
         if character == separator and len(awaited) == 1:
             parts.append("")
         else:
             parts[-1] += character
     if len(awaited) > 1:
-        raise UserError(f'a "{awaited[-1]}" is missing; {_FORM}')
+        raise UserError(f'a "{awaited[-1]}" is missing; {form}')
     return parts
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pugdft.cli.output import given_path, say
+from pugdft.errors import UserError
 
 
 class Budget(StrEnum):
@@ -48,6 +49,36 @@ def command(
     output: Annotated[
         Path, typer.Option(parser=given_path, metavar="PATH", help="Folder for the cells' runs.")
     ] = Path("runs"),
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE[…]",
+            help="What starts workers: 'local[workers=2]', 'slurm[workers=8,partition=gpu,time=240,gpus=1]', "
+            "'ray[workers=8]'.",
+            show_default="this process, or one for each GPU",
+        ),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the workers are started.")] = False,
+    join: Annotated[
+        Path | None, typer.Option(parser=given_path, metavar="RUNS", help="Be a worker on a planned bench.")
+    ] = None,
+    status: Annotated[
+        Path | None,
+        typer.Option(
+            parser=given_path, metavar="RUNS", help="Tell how a bench stands; exit code 4: unfinished."
+        ),
+    ] = None,
+    stop: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="RUNS", help="Ask all workers to save and to end."),
+    ] = None,
+    cells: Annotated[
+        int, typer.Option(min=1, max=64, help="With --join: cells side by side.", hidden=True)
+    ] = 1,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="With --join: a new interpreter for each cell.", hidden=True)
+    ] = False,
+    form: Annotated[Literal["text", "json"], typer.Option("--format", help="Of --status.")] = "text",
     num_processes: Annotated[int, typer.Option(min=1, help="Processes of each cell, such as one a GPU.")] = 1,
     retry: Annotated[bool, typer.Option("--retry", help="Run cells that diverged once more.")] = False,
 ) -> None:
@@ -63,48 +94,64 @@ def command(
       pugdft bench quickstart --optimizers 'sgd,sam[rho=0.1]' train.epochs=2
       pugdft bench pugd_iv --plan
     """
+    from pugdft.cli import bench_workers
+
+    given = [each for each in (join, status, stop) if each is not None]
+    if given:
+        if arguments or optimizers or len(given) > 1:
+            raise UserError("--join, --status and --stop take the folder of a bench and nothing else")
+        if join is not None:
+            raise typer.Exit(bench_workers.join(join, cells, is_warm=not cold))
+        raise typer.Exit(bench_workers.show(status, form) if status else bench_workers.stop(given[0]))
     from rich.console import Console
 
-    from pugdft.bench.executors.local import USER_MISTAKE, Options, cell_status, prepare_output, run_cells
+    from pugdft.bench.cell import cell_status
+    from pugdft.bench.executors import parse_executor
     from pugdft.bench.grid import build_matrix, plan_cells
+    from pugdft.bench.worker import USER_MISTAKE, prepare_output
     from pugdft.cli.bench_view import LiveView, PlainView, precision_notes, print_plan
     from pugdft.cli.leaderboard import show
-    from pugdft.errors import UserError
 
     matrix = build_matrix(arguments or [], optimizers, seeds, budget.value if budget else None)
-    cells = plan_cells(matrix, output)
+    wanted = parse_executor(executor or matrix.executor, detach)
+    planned = plan_cells(matrix, output, num_processes)
     if plan:
         from pugdft.bench.estimate import estimate, probe
         from pugdft.training.launchers import check_first_task
 
         check_first_task("pugdft bench --plan")
-        made = estimate(cells, output, probe)
+        made = estimate(planned, output, probe)
         causes: dict[str, dict[str, None]] = {}  # each with the recipes that it stops, in their order
         for line in made.lines:
             if line.problem:
                 causes.setdefault(line.problem, {})[line.source] = None
         if len({source for sources in causes.values() for source in sources}) < len(matrix.recipes):
-            print_plan(made, Console(highlight=False, soft_wrap=True), precision_notes(cells))
+            print_plan(made, Console(highlight=False, soft_wrap=True), precision_notes(planned))
         if causes:
             raise UserError("\n".join(f"{', '.join(sources)}: {cause}" for cause, sources in causes.items()))
         return
     prepare_output(output)
-    for note in precision_notes(cells):
+    for note in precision_notes(planned):
         say(note)
     console = Console(stderr=True, highlight=False)
-    live = console.is_terminal
-    with LiveView(cells, console) if live else nullcontext(PlainView(cells, console)) as view:
-        code = run_cells(cells, view, Options(num_processes, retry))
+    with (
+        LiveView(planned, console)
+        if console.is_terminal
+        else nullcontext(PlainView(planned, console)) as view
+    ):
+        code = bench_workers.run(planned, output, wanted, view, retry)
+    if detach:
+        raise typer.Exit(code)
     if code == USER_MISTAKE:
         raise typer.Exit(code)  # the cell has printed the message
-    left = [(cell, status) for cell in cells if (status := cell_status(cell)) != "completed"]
+    left = [(cell, state) for cell in planned if (state := cell_status(cell)) != "completed"]
     if code == 0:
         try:
-            show([cell.folder for cell in cells if cell.folder.is_dir()] or [output])
+            show([cell.folder for cell in planned if cell.folder.is_dir()] or [output])
         except UserError as error:
             if not left:
                 raise
             say(f"pugdft: {error}")
-    for cell, status in left:
-        say(f"incomplete: {cell.optimizer} seed {cell.seed}: {status} ({cell.folder})")
+    for cell, state in left:
+        say(f"incomplete: {cell.optimizer} seed {cell.seed}: {state} ({cell.folder})")
     raise typer.Exit(code or (4 if left else 0))

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pugdft.bench.cell import BenchCell, cell_status, cell_top1
 from pugdft.bench.estimate import Estimate, PlanLine
-from pugdft.bench.executors.local import Watcher, cell_status, cell_top1
-from pugdft.bench.grid import BenchCell
+from pugdft.bench.worker import Watcher
 from pugdft.cli.output import duration
 from pugdft.errors import counted, human_bytes
 from pugdft.training.performance import precision_note

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 
 from pugdft.machine import usable_cores
-from pugdft.training.launchers import check_alone
+from pugdft.training.launchers import WORKER, check_alone
 
 _LAUNCHER = "PUGDFT_LAUNCHER"
 
@@ -64,15 +64,15 @@ def launch(num_processes: int, arguments: list[str]) -> int:
 
 
 def end_with_the_launcher() -> None:
-    """End this process, started by ``launch`` or torchrun, when that is gone; it would train on unnoticed."""
-    launcher = int(os.environ.get(_LAUNCHER) or os.getppid())
+    """End this process, a part of another one's work, when that is gone; it would go on unnoticed."""
+    launcher = int(os.environ.get(_LAUNCHER) or os.environ.get(WORKER) or os.getppid())
 
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(0.5)
         os._exit(1)
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if {"TORCHELASTIC_RUN_ID", WORKER} & set(os.environ):
         threading.Thread(target=watch, daemon=True).start()
 
 

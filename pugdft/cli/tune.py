@@ -52,7 +52,7 @@ def command(
       pugdft tune resnet18_cifar10 --optimizers sgd,sam,pugd
       pugdft tune quickstart --optimizers sgd,pugd --search general --trials 20
     """
-    from pugdft.bench.executors.local import USER_MISTAKE
+    from pugdft.bench.worker import USER_MISTAKE
     from pugdft.errors import FolderBusy
     from pugdft.tuning.search import TuneRequest, tune
     from pugdft.tuning.trials import StoppedError

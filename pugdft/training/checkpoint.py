@@ -25,6 +25,7 @@ from pugdft.errors import UserError, reason
 from pugdft.paths import file_sha256, readable_mode, write_atomically
 from pugdft.predictions import Predictions, read_predictions
 from pugdft.records import BestEpoch
+from pugdft.training.attempts import check_mine
 from pugdft.training.averaging import Weights
 from pugdft.training.distributed import gathered, is_out_of_memory
 from pugdft.training.setup import RunComponents
@@ -314,6 +315,7 @@ class CheckpointManager:
             further[_EMA] = components.average.tensors
         if accelerator.is_main_process:
             try:
+                check_mine(self.folder)
                 content = self._content(state)
                 save_checkpoint(self.folder, model, optimizer, content, state.predictions, further)
                 self._saved_step = state.position.steps

@@ -15,6 +15,9 @@ from pugdft.paths import check_locks
 _LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 _TRUE, _FALSE = {"1", "true", "yes", "on", "y", "t"}, {"", "0", "false", "no", "off", "n", "f"}
 _SECONDS = "PUGDFT_PROCESS_TIMEOUT"
+SHARED_WITH = "PUGDFT_SHARED_WITH"  # how many runs share this one's device, if there are more
+WORKER = "PUGDFT_WORKER"  # the process of which this one is a part, and with which it ends
+UNTIL = "PUGDFT_UNTIL"  # the end of a worker's time, in seconds since the epoch
 
 
 class _Scheduler(NamedTuple):
@@ -37,7 +40,7 @@ _SCHEDULERS = (
 )
 _OF_LAUNCHERS = (
     *("TORCHELASTIC_", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_", "MASTER_ADDR", "MASTER_PORT"),
-    *("PUGDFT_LAUNCHER", "OMPI_", "PMI_", "PMIX_", "MV2_COMM_"),
+    *("PUGDFT_LAUNCHER", WORKER, "OMPI_", "PMI_", "PMIX_", "MV2_COMM_"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -24,6 +25,7 @@ from pugdft.paths import file_sha256
 from pugdft.training import snapshots
 from pugdft.training.averaging import Weights
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
+from pugdft.training.launchers import SHARED_WITH
 from pugdft.training.performance import device_name, proc_field
 from pugdft.training.setup import RunComponents
 from pugdft.training.timm_repository import write_repository
@@ -96,6 +98,7 @@ def build_record(
             "performance": asdict(components.switches),
             "micro_batch_size": training.micro_batch_size,
             **_extensions(recipe),
+            **_shared_device(),
             "started": str(log.starts[0].get("time", "")),
             "finished": now(),
         },
@@ -132,6 +135,12 @@ def _extensions(recipe: Recipe) -> dict[str, Any]:
     base = optimizer.get("base", {})
     found = plugins.origins(optimizer["name"], base.get("name"), recipe.data.name)
     return {"extensions": found} if found else {}
+
+
+def _shared_device() -> dict[str, int]:
+    """How many runs shared this one's device: their times compare with no others."""
+    count = os.environ.get(SHARED_WITH, "")
+    return {"shared_with": int(count)} if count.isdecimal() else {}
 
 
 def _image_paths(components: RunComponents, split: str) -> np.ndarray | None:

@@ -36,6 +36,7 @@ from pugdft.paths import nearest_folder, write_atomically
 from pugdft.predictions import Predictions
 from pugdft.records import RECORD_NAME, BestEpoch, RunRecord, Status, read_record
 from pugdft.training import distributed, snapshots
+from pugdft.training.attempts import check_mine
 from pugdft.training.averaging import copied
 from pugdft.training.checkpoint import (
     BestValidation,
@@ -226,6 +227,8 @@ class Run:
         except KeyboardInterrupt:
             goes_on = self.checkpoints.with_saved_step("; the same command goes on from update {}")
             return "interrupted", f"stopped by a second Ctrl-C{goes_on}"
+        except FolderBusy:  # it is another worker's now: not even a record is written
+            raise
         except BaseException as error:
             if distributed.is_out_of_memory(error):
                 return self._out_of_memory(error)
@@ -260,6 +263,7 @@ class Run:
             self.observer.on_epoch(row)
 
     def _take_snapshot(self) -> None:
+        check_mine(self.folder)
         self.snapshots.take(self.state.position.steps, self.components.backbone.model.state_dict)
 
     def _train_epochs(self) -> bool:
@@ -458,6 +462,7 @@ class Run:
         if self.profile.is_on:
             record.environment["profiled"] = True
         if components.accelerator.is_main_process:
+            check_mine(self.folder)
             write_outcome(record, components, state, self.folder)
             if status == "completed":
                 remove_checkpoints(self.folder)
@@ -524,6 +529,7 @@ def claim(
 ) -> AbstractContextManager[Any]:
     """Make ``folder`` this recipe's, locked until the end of a ``with`` over the returned lock."""
     taken = f"{folder}: another process is running here; wait for it, or choose another --output"
+    check_mine(folder)
     with _usable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:

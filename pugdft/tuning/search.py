@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pugdft.bench.executors.local import prepare_output
 from pugdft.bench.grid import Matrix, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
+from pugdft.bench.worker import prepare_output
 from pugdft.config.schema import Recipe
 from pugdft.errors import FaultsError, UserError, refuse
 from pugdft.training.performance import precision_note

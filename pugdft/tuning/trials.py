@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pugdft.bench.executors.local import Options, Watcher, cell_record, run_cells
-from pugdft.bench.grid import BenchCell, make_cell
+from pugdft.bench.cell import BenchCell, cell_record
+from pugdft.bench.grid import make_cell
+from pugdft.bench.worker import Options, Watcher, run_cells
 from pugdft.config.schema import Recipe
 from pugdft.errors import FolderBusy
 from pugdft.records import RunRecord
@@ -91,14 +92,17 @@ class Trials:
 
     def make(self, label: str, options: Mapping[str, Any], spec: Mapping[str, Any]) -> Trial:
         """Make the trial of an optimizer; refuse options that do not go together."""
-        cells = tuple(make_cell(label, self._template, spec, seed, self._folder) for seed in self._seeds)
+        cells = tuple(
+            replace(make_cell(label, self._template, spec, seed, self._folder), processes=self._num_processes)
+            for seed in self._seeds
+        )
         return Trial(label, dict(options), spec, cells)
 
     def run(self, trials: Sequence[Trial], prefix: str = "", wait: bool = True) -> bool:
         """Run cells without a result, or ``wait`` for those of other commands; returns whether it ran any."""
         cells = [cell for trial in trials for cell in trial.cells if not self._is_settled(cell)]
         watcher = _TrialWatcher(self, trials, prefix, wait)
-        if code := run_cells(cells, watcher, Options(self._num_processes, wait=wait)):
+        if code := run_cells(cells, watcher, Options(wait=wait, warm=True)):
             raise StoppedError(code)
         busy = [cell.folder for cell in cells if not self._is_settled(cell)] if wait else []
         if busy:  # without its score nothing can be chosen

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pugdft.bench.grid import BenchCell
+from pugdft.bench.cell import BenchCell
 from pugdft.paths import write_atomically
 from pugdft.records import Cost, Metrics, RunRecord, SplitMetrics, read_record, write_record
 from pugdft.tuning.search import TuneRequest, tune
@@ -46,7 +46,7 @@ class Runs:
         self.exit_codes: dict[int, int] = {}  # of the n-th run that is started, which then leaves no record
         self.seconds = 0.0
 
-    def run(self, cell: BenchCell, watcher: Any, options: Any, descriptor: int) -> int:
+    def run(self, cell: BenchCell, *others: Any) -> int:
         number = len(self.started)
         self.started.append(cell)
         time.sleep(self.seconds)

@@ -16,9 +16,10 @@ from bad_inputs.case import call
 from filelock import FileLock
 from run_records import record
 
-from pugdft.bench.executors import local
+from pugdft.bench import worker
 from pugdft.bench.grid import BenchCell, build_matrix, parse_seeds, plan_cells
 from pugdft.bench.optimizer_spec import parse_optimizers
+from pugdft.bench.queue import Claim, FolderLedger
 from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.records import read_record, write_record
@@ -213,7 +214,7 @@ def test_a_folder_that_cannot_hold_runs_is_the_users_error(output: str, tmp_path
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "recipes").write_text("mine")
     with pytest.raises(UserError, match=r"--output .*: cannot be used as the folder of runs: "):
-        local.prepare_output(tmp_path / output)
+        worker.prepare_output(tmp_path / output)
 
 
 def cells_that_exit(
@@ -227,8 +228,8 @@ def cells_that_exit(
         started.append(cell)
         return codes[len(started) - 1]
 
-    monkeypatch.setattr(local, "_run", end)
-    local.prepare_output(recipe.parent / "runs")
+    monkeypatch.setattr(worker, "_run", end)
+    worker.prepare_output(recipe.parent / "runs")
     return cells, started
 
 
@@ -237,7 +238,7 @@ def test_a_users_mistake_or_an_interruption_starts_nothing_more(
     code: int, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells, started = cells_that_exit(recipe_file, monkeypatch, [1, code, 0])
-    assert local.run_cells(cells, local.Watcher()) == code
+    assert worker.run_cells(cells, worker.Watcher()) == code
     assert started == cells[:2]
 
 
@@ -251,8 +252,8 @@ def test_a_cell_that_a_signal_ended_counts_as_interrupted(
         killed[-1] = "import signal; signal.signal(2, signal.SIG_DFL); " + killed[-1]
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start(killed, **options))
-    local.prepare_output(recipe_file.parent / "runs")
-    assert local.run_cells(cells, local.Watcher()) == 128 + signal
+    worker.prepare_output(recipe_file.parent / "runs")
+    assert worker.run_cells(cells, worker.Watcher()) == 128 + signal
 
 
 @pytest.mark.parametrize("ahead", [600, -600, 0])
@@ -264,7 +265,7 @@ def test_a_failed_cell_is_tried_again_whatever_the_date_of_its_record(
         failed = record(status="failed", id=cell.folder.name)
         path = write_record(failed, cell.folder)
         os.utime(path, (time.time() + ahead,) * 2)
-    assert local.run_cells(cells, local.Watcher()) == 0
+    assert worker.run_cells(cells, worker.Watcher()) == 0
     assert started == cells
 
 
@@ -273,13 +274,14 @@ def test_a_cell_that_another_command_has_tried_since_is_not_tried_again(
 ) -> None:
     cells, started = cells_that_exit(recipe_file, monkeypatch, [1, 1, 1])
 
-    class Meanwhile(local.Watcher):
+    class Meanwhile(worker.Watcher):
         def on_state(self, cell: BenchCell, state: str) -> None:
             if cell is cells[0] and state == "running":
                 path = write_record(record(status="failed", id=cells[1].folder.name), cells[1].folder)
                 os.utime(path, (time.time() - 600,) * 2)  # by a clock that is late
+                FolderLedger(cells[1].folder.parent).settle(cells[1].folder.name, "failed", Claim(""))
 
-    assert local.run_cells(cells, Meanwhile()) == 0
+    assert worker.run_cells(cells, Meanwhile()) == 0
     assert started == [cells[0], cells[2]]
 
 

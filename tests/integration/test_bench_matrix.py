@@ -18,15 +18,15 @@ import pytest
 from bad_inputs.case import call
 from standing_still import Command, go_on, is_caught, is_pending, until
 
-from pugdft.bench.executors import local
+from pugdft.bench import process, worker
 from pugdft.bench.grid import BenchCell, Budget, build_matrix, passes_per_update, plan_cells
+from pugdft.bench.queue import Claim, FolderLedger
 from pugdft.config import yaml
 from pugdft.config.load import bundled_recipes, bundled_tables, load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
 from pugdft.leaderboard.published import reported_folder, reported_rows
 from pugdft.optim import resolve_spec
-from pugdft.paths import claimed
 from pugdft.records import RunRecord, read_record, write_record
 from pugdft.training.lr_schedule import lr_factor
 from pugdft.training.run import finetune
@@ -96,7 +96,7 @@ def test_several_recipes_and_overrides_stand_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"optimisers": ["sgd"]}, 'unknown key. Known: recipes, optimizers, seeds, budget, overrides. Did '),
+        ({"optimisers": ["sgd"]}, 'unknown key. Known: recipes, optimizers, seeds, budget, '),
         ({"optimizers": []}, "optimizers: "),
         ({"optimizers": ["sma"]}, 'optimizers.0: "sma": unknown optimizer'),
         ({"optimizers": [{"rho": 1}]}, "optimizers.0: name: is required"),
@@ -265,15 +265,18 @@ def listening(command: list[str]) -> subprocess.Popen[str]:
 
 
 def test_a_claim_is_one_processs_at_a_time_and_ends_with_it(tmp_path: Path) -> None:
-    cell = tmp_path / "cell"
+    ledger, cell = FolderLedger(tmp_path), "cell"
+    ledger.prepare()
+    claimed = ledger.take
     with claimed(cell) as first:
         assert first is not None
         with claimed(cell) as second:
             assert second is None
-        with claimed(tmp_path / "another") as other:
+        with claimed("another") as other:
             assert other is not None
-    holder = "import sys; from pathlib import Path; from pugdft.paths import claimed\n"
-    holder += f"with claimed(Path({str(cell)!r})): print('mine', flush=True); sys.stdin.read()"
+    holder = "import sys; from pathlib import Path; from pugdft.bench.queue import FolderLedger\n"
+    holder += f"with FolderLedger(Path({str(tmp_path)!r})).take('cell'):\n"
+    holder += "    print('mine', flush=True); sys.stdin.read()"
     process = listening([sys.executable, "-c", holder])
     assert process.stdout is not None
     process.stdout.readline()
@@ -286,11 +289,13 @@ def test_a_claim_is_one_processs_at_a_time_and_ends_with_it(tmp_path: Path) -> N
 
 
 def test_a_child_holds_the_claim_of_its_killed_parent(tmp_path: Path) -> None:
-    cell = tmp_path / "cell"
-    parent = "import subprocess, sys; from pathlib import Path; from pugdft.paths import claimed\n"
-    parent += f"with claimed(Path({str(cell)!r})) as fd:\n"
+    ledger, cell = FolderLedger(tmp_path), "cell"
+    ledger.prepare()
+    claimed = ledger.take
+    parent = "import subprocess, sys; from pathlib import Path; from pugdft.bench.queue import FolderLedger\n"
+    parent += f"with FolderLedger(Path({str(tmp_path)!r})).take('cell') as claim:\n"
     parent += "    wait = [sys.executable, '-c', 'import sys; sys.stdin.read()']\n"
-    parent += "    child = subprocess.Popen(wait, pass_fds=(fd,))\n"
+    parent += "    child = subprocess.Popen(wait, pass_fds=(claim.descriptor,))\n"
     parent += "    print(child.pid, flush=True); child.wait()"
     process = listening([sys.executable, "-c", parent])
     assert process.stdout is not None
@@ -312,8 +317,8 @@ def test_two_commands_on_one_folder_run_each_cell_once(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = cells_of(recipe_file, "sgd,sam,pugd,asam", seeds="0-2")
-    local.prepare_output(recipe_file.parent / "runs")
-    monkeypatch.setattr(local, "_LOOK_AGAIN_SECONDS", 0.01)
+    worker.prepare_output(recipe_file.parent / "runs")
+    monkeypatch.setattr(worker, "_LOOK_AGAIN_SECONDS", 0.01)
     started: list[Path] = []
     record = RunRecord.model_validate({"id": "x", "status": "completed", "recipe": {}, "seed": 0})
 
@@ -323,10 +328,10 @@ def test_two_commands_on_one_folder_run_each_cell_once(
         write_record(record, cell.folder)
         return 0
 
-    monkeypatch.setattr(local, "_run", run)
+    monkeypatch.setattr(worker, "_run", run)
     codes: list[int] = []
     threads = [
-        threading.Thread(target=lambda: codes.append(local.run_cells(cells, local.Watcher())))
+        threading.Thread(target=lambda: codes.append(worker.run_cells(cells, worker.Watcher())))
         for _ in range(3)
     ]
     for thread in threads:
@@ -345,7 +350,7 @@ def test_what_runs_again(
     status: str, retry: bool, runs: bool, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = cells_of(recipe_file, "sgd")
-    local.prepare_output(recipe_file.parent / "runs")
+    worker.prepare_output(recipe_file.parent / "runs")
     write_record(
         RunRecord.model_validate({"id": "x", "status": status, "recipe": {}, "seed": 0}), cells[0].folder
     )
@@ -355,8 +360,8 @@ def test_what_runs_again(
         started.append(cell)
         return 0
 
-    monkeypatch.setattr(local, "_run", run)
-    assert local.run_cells(cells, local.Watcher(), local.Options(retry=retry)) == 0
+    monkeypatch.setattr(worker, "_run", run)
+    assert worker.run_cells(cells, worker.Watcher(), worker.Options(retry=retry)) == 0
     assert bool(started) is runs
 
 
@@ -365,18 +370,20 @@ def test_a_cell_that_failed_in_another_command_meanwhile_is_not_tried_by_this_on
     status: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = cells_of(recipe_file, "sgd,sam")
-    local.prepare_output(recipe_file.parent / "runs")
+    worker.prepare_output(recipe_file.parent / "runs")
     record = RunRecord.model_validate({"id": "x", "status": status, "recipe": {}, "seed": 0})
     started: list[BenchCell] = []
 
     def run(cell: BenchCell, *others: Any) -> int:
         started.append(cell)
         time.sleep(0.05)
-        write_record(record, cells[1].folder)  # the other command, while this one is at its first cell
+        # The other command, while this one is at its first cell.
+        write_record(record, cells[1].folder)
+        FolderLedger(cells[1].folder.parent).settle(cells[1].folder.name, status, Claim(""))
         return 0
 
-    monkeypatch.setattr(local, "_run", run)
-    assert local.run_cells(cells, local.Watcher()) == 0
+    monkeypatch.setattr(worker, "_run", run)
+    assert worker.run_cells(cells, worker.Watcher()) == 0
     assert started == cells[:1]
 
 
@@ -386,14 +393,14 @@ def test_a_signal_ends_the_bench_although_its_cell_came_to_its_end(
 ) -> None:
     """A supervisor signals the bench alone, and the cell, told at its very end, completes."""
     cells = cells_of(recipe_file, "sgd,sam,pugd")
-    local.prepare_output(recipe_file.parent / "runs")
+    worker.prepare_output(recipe_file.parent / "runs")
     hands_on = recipe_file.parent / "hands on"
     stands_in = "import os, signal, time\n"
     stands_in += f"signal.signal({int(number)}, lambda *rest: os._exit(0))\n"
     # Before the bench listens, the signal would end this test.
     stands_in += f"while not os.path.exists({str(hands_on)!r}): time.sleep(0.01)\n"
     stands_in += f"os.kill(os.getppid(), {int(number)})\ntime.sleep(300)"
-    forwarded = local._forwarded_signals
+    forwarded = process.forwarded_signals
     started: list[Any] = []
 
     @contextmanager
@@ -402,7 +409,7 @@ def test_a_signal_ends_the_bench_although_its_cell_came_to_its_end(
             hands_on.touch()
             yield received
 
-    monkeypatch.setattr(local, "_forwarded_signals", noted)
+    monkeypatch.setattr(process, "forwarded_signals", noted)
     start = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> Any:
@@ -411,7 +418,7 @@ def test_a_signal_ends_the_bench_although_its_cell_came_to_its_end(
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     monkeypatch.setattr(sys, "stdin", None)
-    assert local.run_cells(cells, local.Watcher()) == 128 + number
+    assert worker.run_cells(cells, worker.Watcher()) == 128 + number
     assert len(started) == 1
 
 
@@ -422,7 +429,8 @@ def test_a_file_system_without_locks_is_the_users_error(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(UserError, match="this file system has no locks"), claimed(tmp_path / "cell"):
+    (tmp_path / ".claims").mkdir()
+    with pytest.raises(UserError, match="this file system has no locks"), FolderLedger(tmp_path).take("cell"):
         pass
 
 

@@ -9,7 +9,7 @@ import pytest
 from standing_still import HANG_SECONDS
 from tuning_runs import SMALL_GREEDY, Runs, Search, general, outputs_of
 
-from pugdft.bench.executors import local
+from pugdft.bench import worker
 from pugdft.tuning.trials import StoppedError, Tuned
 
 
@@ -52,7 +52,7 @@ def test_the_same_search_again_runs_nothing_and_writes_the_same(
 def test_two_commands_share_the_trials_and_come_to_the_same(
     text: str, search: Search, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "_LOOK_AGAIN_SECONDS", 0.01)
     found: dict[int, list[Tuned]] = {}
     at_work: set[int] = set()
     both, run = threading.Barrier(2), runs.run
@@ -64,7 +64,7 @@ def test_two_commands_share_the_trials_and_come_to_the_same(
             both.wait(HANG_SECONDS)
         return run(*arguments)
 
-    monkeypatch.setattr(local, "_run", together)
+    monkeypatch.setattr(worker, "_run", together)
 
     def work(number: int) -> None:
         found[number] = search("sgd,sam", text)
@@ -108,7 +108,7 @@ def test_a_trial_in_whose_folder_another_process_is_running_is_no_failed_one(
 
     runs.exit_codes = {0: 5}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "_run", busy_once)
+        patch.setattr(worker, "_run", busy_once)
         with pytest.raises(StoppedError) as stopped:
             search("sgd", text)
         assert stopped.value.code == 5

@@ -1,0 +1,183 @@
+"""What ``pugdft bench`` does with workers: start them, be one, ask how they stand, ask them to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from pugdft.bench.cell import BenchCell
+from pugdft.bench.plan import Plans, write_plan
+from pugdft.bench.queue import Agreement, CellNames, Queue
+from pugdft.bench.worker import (
+    LOGS,
+    Options,
+    Watcher,
+    Worker,
+    forget_stop,
+    is_stop_requested,
+    ledger_of,
+    request_stop,
+)
+from pugdft.cli.launch import end_with_the_launcher
+from pugdft.cli.output import duration, say
+from pugdft.errors import UserError, counted
+from pugdft.training.launchers import UNTIL
+
+if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
+    from pugdft.bench.executors import Executor, Wanted
+
+_WATCH_SECONDS = 2.0
+
+
+def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher, retry: bool) -> int:
+    """Plan the cells, start what runs them, and watch until they are done; returns the exit code so far."""
+    from pugdft.bench.executors import make_executor
+    from pugdft.bench.executors.local import visible_gpus
+
+    engine = make_executor(wanted, runs)
+    engine.check()
+    is_alone = wanted.is_this_process
+    workers = 1 if is_alone and len(visible_gpus()) < 2 else wanted.workers
+    if workers is None:
+        workers, is_alone = max(1, len(visible_gpus())), False
+    lease = wanted.lease or (60.0 if wanted.engine != "local" else None)
+    ledger = ledger_of(runs, lease)
+    named = {cell.folder.name: cell for cell in cells}
+    write_plan(runs, cells)
+    ledger.reopen(named, retry)
+    forget_stop(runs)
+    queue = Queue(CellNames(named), ledger)
+    if is_alone:
+        return Worker(queue, ledger, named, watcher, Options(retry=retry, warm=wanted.warm)).work()
+    if workers:
+        engine.start(workers, wanted.command(runs), runs / LOGS)
+    if wanted.detach:
+        say(f"{counted(workers, 'worker')} started; `pugdft bench --status {runs}` tells how they stand")
+        return 0
+    try:
+        return _watch(queue, named, watcher, engine, waits=workers == 0)
+    except KeyboardInterrupt:
+        if not engine.goes_on:
+            engine.stop()
+            raise
+        words = f"the workers go on; `pugdft bench --status {runs}` tells how they stand, --stop ends them"
+        say(words)
+        return 130
+
+
+def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: Executor, waits: bool) -> int:
+    """Tell what workers settle until nothing is open, or no worker is left."""
+    seen: set[str] = set()
+    while True:
+        alive = engine.alive()
+        queue.look_soon()
+        queue.look()
+        for name, status in queue.news().items():
+            watcher.on_state(cells[name], status)
+        for name in queue.held & cells.keys() - seen:
+            seen.add(name)
+            watcher.on_state(cells[name], "elsewhere")
+        if not queue.has_open() or (alive == 0 and not waits):
+            return 0
+        time.sleep(_WATCH_SECONDS)
+
+
+def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
+    """Be a worker, or several on one device; returns 0, 4 if cells are left undone, 2, 130 or 143."""
+    end_with_the_launcher()
+    plans = Plans(runs)
+    plans.require()
+    if side_by_side > 1:
+        return _join_several(runs, side_by_side, is_warm)
+    agreement = Agreement.read(runs)
+    ledger = ledger_of(runs, agreement.lease_seconds if agreement and agreement.kind == "lease" else None)
+    cells, refused = plans.new_cells(ledger.settled())
+    if refused and not cells:
+        raise UserError(refused[0])
+
+    def news() -> dict[str, BenchCell]:
+        new, others = plans.new_cells(queue.settled)
+        for problem in others:
+            say(problem)
+        return new
+
+    for problem in refused:
+        say(problem)
+    queue = Queue(CellNames(cells), ledger)
+    options = Options(warm=is_warm, logs=True, until=float(os.environ.get(UNTIL, "inf")))
+    code = Worker(queue, ledger, cells, _Lines(), options, news).work()
+    if code == 143 and is_stop_requested(runs):
+        say("`pugdft bench --stop` was said here; the same bench command lets workers begin again")
+    ended = ledger.settled()
+    return code or (4 if any(ended.get(name) != "completed" for name in cells) else 0)
+
+
+def _join_several(runs: Path, count: int, is_warm: bool) -> int:
+    from pugdft.bench.executors import Wanted
+    from pugdft.bench.executors.local import LocalExecutor
+
+    wanted = Wanted("local", count, 1, is_warm, None, {})
+    engine = LocalExecutor(shared_with=count)
+    received: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        engine.terminate()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    engine.start(count, wanted.command(runs), runs / LOGS)
+    codes = engine.wait()
+    return 128 + received[0] if received else max(codes)
+
+
+class _Lines(Watcher):
+    """A line for every change, for a worker's log."""
+
+    follows_others = False
+
+    def on_state(self, cell: BenchCell, state: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {cell.folder.name}: {state}", file=sys.stderr, flush=True)
+
+
+def show(runs: Path, form: str) -> int:
+    """Tell how a bench stands."""
+    from pugdft.bench.status import standing
+
+    found = standing(runs)
+    if form == "json":
+        print(json.dumps(dataclasses.asdict(found)))
+        return 0 if found.is_complete else 4
+    parts = [f"{number:,} {status}" for status, number in found.counts.items() if number]
+    print(f"{counted(found.total, 'cell')}: {', '.join(parts)}")
+    if found.per_hour is not None and not found.is_complete:
+        print(f"{found.per_hour:.3g} cells an hour; about {duration(found.seconds_left or 0)} left")
+    for each in found.running:
+        silent = ""
+        if each.silent_seconds is not None:
+            silent = f", last sign of life {duration(each.silent_seconds)} ago"
+        attempt = f", attempt {each.attempt}" if each.attempt > 1 else ""
+        where = f"{each.host} process {each.pid}, since {each.since}"
+        print(f"  {each.cell.optimizer} seed {each.cell.seed} on {where}{attempt}{silent}")
+    for lost in found.unfinished:
+        attempts = f" in {counted(lost.attempts, 'attempt')}" if lost.attempts > 1 else ""
+        line = f": {lost.last_line}" if lost.last_line else ""
+        print(
+            f"  {lost.cell.optimizer} seed {lost.cell.seed}: {lost.status}{attempts} ({lost.cell.name}){line}"
+        )
+    return 0 if found.is_complete else 4
+
+
+def stop(runs: Path) -> int:
+    """Ask all workers to save and to end."""
+    Plans(runs).require()
+    request_stop(runs)
+    say("asked: workers save and end within seconds; the same bench command goes on")
+    return 0

@@ -1,0 +1,318 @@
+"""Workers on a planned bench: join, later plans, versions, stop, status."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_inputs.case import call
+from run_records import record
+
+from pugdft.bench import worker
+from pugdft.bench.cell import BenchCell
+from pugdft.bench.grid import build_matrix, plan_cells
+from pugdft.bench.plan import write_plan
+from pugdft.bench.queue import LOST, MOST_ATTEMPTS, Agreement, FolderLedger
+from pugdft.bench.status import standing
+from pugdft.bench.worker import ledger_of, request_stop, run_cells
+from pugdft.cli import bench_workers
+from pugdft.errors import UserError
+from pugdft.records import write_record
+from pugdft.training.attempts import read_attempts
+
+
+def planned(
+    recipe: Path, optimizers: str = "sgd,sam", seeds: str = "0-1", *overrides: str
+) -> list[BenchCell]:
+    """The cells of a bench, whose plan is written."""
+    cells = plan_cells(build_matrix([str(recipe), *overrides], optimizers, seeds), recipe.parent / "runs")
+    write_plan(cells[0].folder.parent, cells)
+    return cells
+
+
+class FakeRuns:
+    """In place of the processes of cells: completes each, or ends as it is told to."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.codes: list[int] = []  # of the first ones, which leave no record
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def run(self, cell: BenchCell, *others: Any) -> int:
+        self.started.append(cell.folder.name)
+        self.meanwhile()
+        if self.codes:
+            return self.codes.pop(0)
+        write_record(record(status="completed", id=cell.folder.name), cell.folder)
+        return 0
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
+    found = FakeRuns()
+    monkeypatch.setattr(worker, "_run", found.run)
+    monkeypatch.setattr(worker, "_LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("pugdft.bench.queue._LOOK_SECONDS", 0.0)
+    return found
+
+
+def with_versions(runs: Path, **versions: str) -> None:
+    """Let all plans say that they are of other versions."""
+    for path in (runs / ".plan").iterdir():
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"versions": content["versions"] | versions}))
+
+
+# --- plans -----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_runs_the_cells_of_all_plans_also_of_one_that_comes_while_it_works(
+    recipe_file: Path, fake: FakeRuns
+) -> None:
+    first = planned(recipe_file)
+    later: list[BenchCell] = []
+
+    def plan_more() -> None:
+        if len(fake.started) == 2:
+            later.extend(planned(recipe_file, "sam,pugd", "1-2"))
+
+    fake.meanwhile = plan_more
+    assert bench_workers.join(recipe_file.parent / "runs", 1, is_warm=True) == 0
+    assert len(fake.started) == len(set(fake.started)) == 4 + 3
+    assert set(fake.started) == {cell.folder.name for cell in (*first, *later)}
+
+
+def test_a_cell_of_a_plan_is_the_cell_that_was_planned(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = {cell.folder.name: cell for cell in planned(recipe_file, "sgd,sam[rho=0.2]", "3,5")}
+    found: list[BenchCell] = []
+    monkeypatch.setattr(worker, "_run", lambda cell, *others: found.append(cell) or 1)
+    assert bench_workers.join(recipe_file.parent / "runs", 1, is_warm=False) == 4
+    assert len(found) == 4
+    for cell in found:
+        one, other = cell, cells[cell.folder.name]
+        assert one.recipe == other.recipe
+        assert one.recipe.digest() == other.recipe.digest()
+        assert (one.optimizer, one.seed, one.source) == (other.optimizer, other.seed, other.source)
+        assert (one.passes_per_update, one.processes) == (other.passes_per_update, other.processes)
+
+
+def test_a_worker_of_another_version_ends_with_one_line_and_runs_nothing(
+    recipe_file: Path, fake: FakeRuns
+) -> None:
+    planned(recipe_file)
+    runs = recipe_file.parent / "runs"
+    with_versions(runs, torch="2.0.1", timm="0.1")
+    done = call(("bench", "--join", str(runs)))
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "torch 2.0.1 there, " in done.err
+    assert "timm 0.1 there, " in done.err
+    assert "accelerate" not in done.err
+    assert not fake.started
+
+
+def test_a_plan_of_another_version_hinders_nobody_once_it_is_done_or_beside_one_that_fits(
+    recipe_file: Path, fake: FakeRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = planned(recipe_file)
+    runs = recipe_file.parent / "runs"
+    with_versions(runs, torch="2.0.1")
+    planned(recipe_file, "pugd")
+    assert bench_workers.join(runs, 1, is_warm=True) == 0
+    assert len(fake.started) == 2
+    assert "planned with other versions" in capsys.readouterr().err
+    for cell in cells:
+        (runs / ".claims" / "settled" / f"{cell.folder.name}.completed").touch()
+    assert bench_workers.join(runs, 1, is_warm=True) == 0
+    assert not capsys.readouterr().err
+
+
+def test_a_bench_that_was_begun_with_other_versions_is_not_gone_on_with(
+    recipe_file: Path, fake: FakeRuns
+) -> None:
+    cells = planned(recipe_file)
+    runs = recipe_file.parent / "runs"
+    with_versions(runs, torch="2.0.1")
+    planned(recipe_file)  # nothing has run: it is planned anew
+    assert "2.0.1" not in "".join(path.read_text() for path in (runs / ".plan").iterdir())
+    with_versions(runs, torch="2.0.1")
+    assert run_cells(cells[:1], worker.Watcher()) == 0
+    with pytest.raises(UserError, match=r"torch 2\.0\.1 there.*or remove .*json to go on"):
+        planned(recipe_file)
+    assert run_cells(cells, worker.Watcher()) == 0
+    planned(recipe_file)  # nothing is left to run
+
+
+def test_a_folder_without_a_plan_says_how_to_make_one(tmp_path: Path) -> None:
+    for option in ("--join", "--status", "--stop"):
+        done = call(("bench", option, str(tmp_path)))
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert "has no plan of a bench" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_locks_of_another_machines_kernel_are_refused_at_the_door(
+    recipe_file: Path, fake: FakeRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(recipe_file)
+    runs = recipe_file.parent / "runs"
+    Agreement.of(runs, "flock")
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    done = call(("bench", "--join", str(runs)))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "agreement.json" in done.err
+    assert not fake.started
+
+
+# --- ends ------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_is_killed_under_a_lease_is_tried_again_and_given_up_at_last(
+    recipe_file: Path, fake: FakeRuns
+) -> None:
+    cells = planned(recipe_file, "sgd,sam", "0")
+    runs = recipe_file.parent / "runs"
+    Agreement.of(runs, "lease", 60.0)
+    fake.codes = [137] * 2
+    assert bench_workers.join(runs, 1, is_warm=True) == 0
+    assert len(fake.started) == 4
+    assert set(ledger_of(runs).settled().values()) == {"completed"}
+
+    more = planned(recipe_file, "pugd", "0")[0].folder.name
+    fake.started, fake.codes = [], [137] * 9
+    assert bench_workers.join(runs, 1, is_warm=True) == 4
+    assert fake.started == [more] * MOST_ATTEMPTS
+    assert ledger_of(runs).status(more) == LOST
+    (unfinished,) = standing(runs).unfinished
+    assert (unfinished.cell.name, unfinished.status, unfinished.attempts) == (more, LOST, MOST_ATTEMPTS)
+    fake.codes = []
+    assert run_cells(cells + planned(recipe_file, "pugd", "0"), worker.Watcher()) == 0
+    assert ledger_of(runs).status(more) == "completed", "the next command tries it again"
+
+
+def test_a_cell_that_was_taken_over_is_another_workers_and_nothing_is_noted(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = planned(recipe_file, "sgd", "0")
+    runs, name = recipe_file.parent / "runs", cell.folder.name
+    Agreement.of(runs, "lease", 3.0)
+    other = FolderLedger(runs, "lease", 3.0)
+    states: list[str] = []
+
+    class Seen(worker.Watcher):
+        def on_state(self, cell: BenchCell, state: str) -> None:
+            states.append(state)
+
+    def run(cell: BenchCell, watcher: object, options: object, claim: Any, *others: object) -> int:
+        """The lease is lost meanwhile, and the new owner finishes."""
+        lease = runs / ".claims" / f"{name}.lease"
+        lease.unlink()
+        with other.take(name) as theirs:
+            assert theirs is not None
+            other.begin(name, theirs)
+            while not claim.is_lost():
+                pass
+            tokens = [each["token"] for each in read_attempts(runs, name)]
+            assert tokens == [claim.token, theirs.token]
+            write_record(record(status="completed", id=name), cell.folder)
+            other.settle(name, "completed", theirs)
+        return 5
+
+    monkeypatch.setattr(worker, "_run", run)
+    assert run_cells([cell], Seen()) == 0
+    assert states == ["running", "elsewhere", "completed"]
+
+
+def test_workers_stop_when_they_are_asked_to_and_begin_again_with_the_next_command(
+    recipe_file: Path, fake: FakeRuns, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_ASK_SECONDS", 0.0)
+    cells = planned(recipe_file)
+    runs = recipe_file.parent / "runs"
+    ledger_of(runs)
+    fake.meanwhile = lambda: request_stop(runs) if len(fake.started) == 2 else None
+    assert bench_workers.join(runs, 1, is_warm=True) == 143
+    assert len(fake.started) == 2
+    assert bench_workers.join(runs, 1, is_warm=True) == 143, "a worker that comes late"
+    assert capsys.readouterr().err.count("--stop` was said here") == 2
+    worker.forget_stop(runs)
+    assert bench_workers.join(runs, 1, is_warm=True) == 0
+    assert sorted(fake.started) == sorted(cell.folder.name for cell in cells)
+    assert bench_workers.stop(runs) == 0
+    assert "the same bench command goes on" in capsys.readouterr().err
+
+
+# --- status ----------------------------------------------------------------------------------------------
+
+
+def every_file(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("kind", ["flock", "lease"])
+def test_status_tells_how_a_bench_stands_and_writes_nothing(kind: str, recipe_file: Path) -> None:
+    cells = planned(recipe_file, "sgd,sam", "0-3")
+    runs, names = recipe_file.parent / "runs", [cell.folder.name for cell in cells]
+    Agreement.of(runs, "lease" if kind == "lease" else "flock", 60.0)
+    ledger = ledger_of(runs)
+    for name in names[:3]:
+        with ledger.take(name) as claim:
+            assert claim is not None
+            ledger.settle(name, "completed", claim)
+    with ledger.take(names[3]) as claim:
+        assert claim is not None
+        ledger.settle(names[3], "failed", claim)
+    log = runs / ".logs" / f"{names[3]}.log"
+    log.parent.mkdir()
+    log.write_text("epoch 1\npugdft: the disk is full\n\n")
+    with ledger.take(names[4]) as claim:
+        assert claim is not None
+        ledger.begin(names[4], claim)
+        ledger.begin(names[4], claim)
+        before = every_file(runs)
+        shown = call(("bench", "--status", str(runs)))
+        as_json = call(("bench", "--status", str(runs), "--format", "json"))
+        after = every_file(runs)
+    moving = {f"{runs}/.claims"}  # the file that tells the server's time, which is gone again
+    assert {key: before[key] for key in before.keys() - moving} == {
+        key: after[key] for key in after.keys() - moving
+    }
+    assert (shown.code, shown.err, as_json.code) == (4, "", 4)
+    lines = shown.out.splitlines()
+    assert lines[0] == "8 cells: 3 completed, 1 failed, 1 running, 3 waiting"
+    assert "cells an hour; about" in lines[1]
+    assert lines[2].startswith(
+        f"  {cells[4].optimizer} seed {cells[4].seed} on {os.uname().nodename} process "
+    )
+    assert ", attempt 2" in lines[2]
+    assert ("last sign of life" in lines[2]) == (kind == "lease")
+    assert lines[3] == f"  sam seed 1: failed ({names[3]}): pugdft: the disk is full"
+    found = json.loads(as_json.out)
+    assert found["counts"] == {"completed": 3, "failed": 1, "running": 1, "waiting": 3}
+    (running,) = found["running"]
+    assert (running["cell"]["name"], running["attempt"], running["pid"]) == (names[4], 2, os.getpid())
+    assert (running["silent_seconds"] is None) == (kind == "flock")
+    assert standing(runs).counts["running"] == 0, "it was released"
+
+
+def test_status_of_a_complete_bench_ends_with_0_and_needs_no_leave_to_write(
+    recipe_file: Path, fake: FakeRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(recipe_file)
+    runs = recipe_file.parent / "runs"
+    shown = call(("bench", "--status", str(runs)))
+    assert (shown.code, shown.out) == (4, "4 cells: 4 waiting\n"), "before any worker"
+    assert not (runs / ".claims").exists()
+    assert bench_workers.join(runs, 1, is_warm=True) == 0
+
+    def refuse(*given: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    shown = call(("bench", "--status", str(runs)))
+    assert (shown.code, shown.out) == (0, "4 cells: 4 completed\n")
