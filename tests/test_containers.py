@@ -94,9 +94,8 @@ def test_a_service_writes_only_where_the_image_has_its_folders(name: str) -> Non
     assert service["user"].endswith(f":-{instruction('USER')}}}")
 
 
-def test_the_services_share_image_folders_and_host_name() -> None:
-    # A bench refuses a folder whose kernel locks a host of another name has begun.
-    for key in ("image", "build", "user", "hostname", "volumes", "init"):
+def test_the_services_share_image_and_folders() -> None:
+    for key in ("image", "build", "user", "volumes", "init"):
         assert len({str(service[key]) for service in SERVICES.values()}) == 1, key
     assert set(SERVICES["worker"]["build"]["args"]) == set(re.findall(r"^ARG (\w+)=$", IMAGE, re.MULTILINE))
 

@@ -437,12 +437,12 @@ class Agreement:
         found = cls.read(runs)
         if found is None:
             raise UserError(f"{path}: cannot be read; remove it when no command runs on {runs}")
-        if found.kind == "flock" and (found.host != own.host or kind == "lease"):
+        # Elsewhere, a folder that machines share is known as such, and leases are asked for.
+        if found.kind == "flock" and kind == "lease":
             raise UserError(
                 f"{runs}: commands here exclude each other by locks of the kernel of {found.host}, which "
                 f"need not reach other machines. When none runs any more, remove {path}; then the next "
-                "command decides anew. --executor 'local[lease=60]' uses leases, which reach all machines; "
-                "containers on one machine need one --hostname"
+                "command decides anew. --executor 'local[lease=60]' uses leases, which reach all machines"
             )
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ def standing(runs: Path) -> Standing:
             with suppress(OSError):
                 silent = max(0.0, now - (runs / CLAIMS / f"{name}.lease").stat().st_mtime)
                 is_held = True
-        elif agreement.host == socket.gethostname():
+        else:
             is_held = ledger.is_locked(name)
         if not is_held:
             continue  # killed, or at its end

@@ -91,12 +91,13 @@ def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: 
 
 
 def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
-    """Be a worker, or several on one device; returns 0, 4 if cells are left undone, 2, 130 or 143."""
+    """Be a worker, or one for each GPU; returns 0, 4 if cells are left undone, 2, 130 or 143."""
     end_with_the_launcher()
     plans = Plans(runs)
     plans.require()
-    if side_by_side > 1:
-        return _join_several(runs, side_by_side, is_warm)
+    count = side_by_side * _num_gpus()
+    if count > 1:
+        return _join_several(runs, count, side_by_side, is_warm)
     agreement = Agreement.read(runs)
     ledger = ledger_of(runs, agreement.lease_seconds if agreement and agreement.kind == "lease" else None)
     cells, refused = plans.new_cells(ledger.settled())
@@ -120,12 +121,22 @@ def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
     return code or (4 if any(ended.get(name) != "completed" for name in cells) else 0)
 
 
-def _join_several(runs: Path, count: int, is_warm: bool) -> int:
+def _num_gpus() -> int:
+    """The GPUs that a worker's cells are to be spread over; at least 1. One GPU is told without torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if "," not in given if given is not None else not Path("/dev/nvidia1").exists():
+        return 1
+    from pugdft.bench.executors.local import visible_gpus
+
+    return max(1, len(visible_gpus()))
+
+
+def _join_several(runs: Path, count: int, side_by_side: int, is_warm: bool) -> int:
     from pugdft.bench.executors import Wanted
     from pugdft.bench.executors.local import LocalExecutor
 
     wanted = Wanted("local", count, 1, is_warm, None, {})
-    engine = LocalExecutor(shared_with=count)
+    engine = LocalExecutor(shared_with=side_by_side)
     received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:

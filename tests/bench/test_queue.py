@@ -440,9 +440,8 @@ def test_locks_of_one_machines_kernel_are_not_for_another_machine(
     Agreement.of(tmp_path, "flock")
     with pytest.raises(UserError, match=r"by locks of the kernel of .*agreement\.json"):
         Agreement.of(tmp_path, "lease")
-    monkeypatch.setattr(socket, "gethostname", lambda: "another")
-    with pytest.raises(UserError, match=r"need not reach other machines.*lease=60"):
-        Agreement.of(tmp_path, "flock")
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")  # such as a new container's
+    assert Agreement.of(tmp_path, "flock").kind == "flock"
 
 
 def test_a_file_system_without_hard_links_has_an_agreement_too(
