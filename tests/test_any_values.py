@@ -105,6 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 bounded = settings(max_examples=300, deadline=None, derandomize=True)
 
 
+@pytest.mark.slow
 @bounded
 @given(changes_of(FULL_RECIPE))
 def test_a_recipe_with_any_values_is_read_back_as_itself_or_refused(changes: Any) -> None:
@@ -119,6 +120,7 @@ def test_a_recipe_with_any_values_is_read_back_as_itself_or_refused(changes: Any
     assert yaml.dump(again.as_dict()) == text
 
 
+@pytest.mark.slow
 @bounded
 @given(st.lists(st.tuples(st.sampled_from(places(FULL_RECIPE)), VALUES), min_size=1, max_size=2))
 def test_overrides_with_any_values_are_taken_or_refused_as_overrides(changes: Any) -> None:
@@ -130,6 +132,7 @@ def test_overrides_with_any_values_are_taken_or_refused_as_overrides(changes: An
     assert all(line.startswith(("override ", "with ")) for line in said.splitlines())
 
 
+@pytest.mark.slow
 @bounded
 @given(changes_of(FULL_RECORD))
 def test_a_record_with_any_values_is_read_back_as_itself_or_refused(folder: Path, changes: Any) -> None:
@@ -156,6 +159,7 @@ def test_the_good_ones_are_accepted() -> None:
 # --- bytes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_damaged_files_of_every_format_are_read_or_refused(tmp_path: Path) -> None:
     reports = fuzz(TARGETS, 0, tmp_path, count=20)
     for name, report in reports.items():

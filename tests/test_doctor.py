@@ -147,6 +147,7 @@ def test_what_was_told_before_an_end_is_known(
     assert ended == ending.format(seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("torch_code", "said"),
     [

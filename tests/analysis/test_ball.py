@@ -41,6 +41,7 @@ def minimum() -> Tensor:
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("away", [0.0, 0.5], ids=["minimum", "elsewhere"])
 @pytest.mark.parametrize("rho", [0.05, 0.5, 1.5])
 def test_no_random_point_of_the_ball_is_much_worse(rho: float, away: float) -> None:

@@ -71,6 +71,7 @@ def test_the_spectrum_is_stored_apart(run: Path) -> None:
     assert str(path.with_suffix(".yaml")) in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_norm", "breaks"), [("batch", False), ("fixed", True)])
 def test_the_model_stays_as_it_is_to_the_bit(sgd_run: Path, batch_norm: str, breaks: bool) -> None:
     (loaded,) = open_models([sgd_run])

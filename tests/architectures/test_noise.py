@@ -447,6 +447,7 @@ def test_a_copied_optimizer_switches_its_own_model(copied: Any) -> None:
     assert gradients_seen(other, its_optimizer) == [[True, False]]
 
 
+@pytest.mark.slow
 def test_a_compiled_model_has_both_gradients() -> None:
     """torch.compile makes a graph for each value of the switch."""
     updates = []

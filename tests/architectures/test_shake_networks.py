@@ -310,6 +310,7 @@ def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_image_folder(tmp_path_factory.mktemp("tiny") / "insects", IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), [(SHAKE, "gnp"), (PYRAMID, "pugd")])
 def test_a_run_cut_in_the_middle_of_its_epochs_goes_on_to_the_same_bits(
     name: str, method: str, insects: Path, tmp_path: Path

@@ -99,6 +99,7 @@ def test_a_dead_owners_lease_on_another_host_is_taken_after_its_time_and_not_bef
     assert not list((tmp_path / ".claims").glob("*.over"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clock", [3600.0, -3600.0])
 def test_a_living_owner_keeps_its_lease_whatever_the_clocks_say(
     clock: float, tmp_path: Path, file_system: str, monkeypatch: pytest.MonkeyPatch

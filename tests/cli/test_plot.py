@@ -42,6 +42,7 @@ def called(
     return int(end.value.code or 0), out, err
 
 
+@pytest.mark.slow
 def test_equal_records_give_equal_bytes_without_torch(runs: Path, tmp_path: Path) -> None:
     written = []
     for name in ("one", "two"):

@@ -49,6 +49,7 @@ def test_no_bits_of_a_colour_are_black_as_timm_means_it(words: str, name: str, m
         assert np.array_equal(result, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -39,6 +39,7 @@ def test_every_layout_gives_the_same_store(layout: str, image_folder: Path, tmp_
     assert store.images("train").shape == (72, 16, 16, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["tables", "image files"])
 def test_the_hub_is_read_through_datasets_and_remembered(
     layout: str, image_folder: Path, tmp_path: Path

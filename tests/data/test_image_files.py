@@ -375,6 +375,7 @@ SPOILT = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @SPOILT
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_file_spoilt_under_a_run_is_named(

@@ -27,6 +27,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", paper.THEMES)
 def test_two_processes_write_the_same_bytes(tmp_path: Path, theme: str) -> None:
     for name in ("a", "b"):

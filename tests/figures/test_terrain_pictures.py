@@ -63,6 +63,7 @@ def test_text_lies_on_the_canvas_and_is_large_enough(draw: Any, num_paths: int) 
                 ), each.get_text()
 
 
+@pytest.mark.slow
 def test_equal_data_give_equal_bytes(tmp_path: Path) -> None:
     arrays, facts = terrain(3)
     for folder in ("a", "b"):

@@ -47,6 +47,7 @@ def logits_of(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
         return images, timm.create_model(f"local-dir:{run}", pretrained=True).eval()(images)
 
 
+@pytest.mark.slow
 def test_timm_onnx_and_pt2_give_the_logits_of_the_run(photo_run: Path, invoke: Invoke) -> None:
     images, expected = logits_of(photo_run)
     assert images.shape == (64, 3, 48, 48)

@@ -74,6 +74,7 @@ def test_enlarged_images_get_it_with_the_resize_of_pillow(image_folder: Path, tm
 OWN_LOOK = {"mean": [0.4, 0.5, 0.45], "std": [0.2023, 0.1994, 0.201], "padding": "reflect"}
 
 
+@pytest.mark.slow
 def test_a_mean_and_deviation_of_the_recipe_go_wherever_the_model_goes(
     image_folder: Path, tmp_path: Path
 ) -> None:

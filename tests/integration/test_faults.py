@@ -72,6 +72,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_changes_nothing(tmp
     assert [each["step"] for each in results] == [None, None, None, 2]
 
 
+@pytest.mark.slow
 def test_one_folder_is_one_run_s_and_a_lock_left_behind_locks_nothing(tmp_path: Path) -> None:
     found = script("signals.py", "two", str(tmp_path))
     assert (found["refused"], found["other"]) == (5, 2)

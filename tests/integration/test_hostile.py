@@ -68,6 +68,7 @@ command("doctor")
 """
 
 
+@pytest.mark.slow
 def test_no_command_asks_the_network_for_anything_but_what_has_a_hub_s_name(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     asked = tmp_path / "asked"
@@ -147,6 +148,7 @@ def commands() -> list[tuple[str, ...]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_word_of_a_record_does_anything(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

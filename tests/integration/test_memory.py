@@ -54,6 +54,7 @@ def too_large(limit: int, training_only: bool = True) -> Callable[..., None]:
     return hook
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sam", "pugd", "looksam"])
 def test_a_batch_that_memory_does_not_hold_is_halved_until_it_fits_and_results_stay(
     method: str, small_recipe: dict[str, Any], tmp_path: Path, with_hook: Any
@@ -71,6 +72,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_until_it_fits_and_results_s
     assert record.cost.steps == 6, "the batch of an update is what it was"
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_an_evaluation_costs_no_finished_epoch(
     small_recipe: dict[str, Any], tmp_path: Path, with_hook: Any
 ) -> None:
@@ -107,6 +109,7 @@ def test_what_holds_not_even_the_smallest_pass_ends_as_out_of_memory(
     assert [each["micro_batch_size"] for each in record.restarts] == [12, 6, 3, 2, 1]
 
 
+@pytest.mark.slow
 def test_batch_norm_is_never_left_with_one_image(
     small_recipe: dict[str, Any], tmp_path: Path, with_hook: Any
 ) -> None:
@@ -126,6 +129,7 @@ def test_nor_with_one_as_the_rest_of_a_division(
     assert [each["micro_batch_size"] for each in record.restarts] == [4]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_remembers_what_memory_held(
     small_recipe: dict[str, Any], tmp_path: Path, with_hook: Any
 ) -> None:

@@ -251,6 +251,7 @@ def test_without_the_locks_of_linux_a_command_names_wsl(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["--help", "optimizers ls", "recipes ls", "finetune quickstart -h"])
 def test_what_needs_no_locks_works_without_them(line: str) -> None:
     done = pugdft(*line.split(), before=HIDDEN)

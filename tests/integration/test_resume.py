@@ -76,7 +76,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "base"),
-    [*((name, SGD) for name in METHODS), *((name, ADAMW) for name in REMEMBERING)],
+    [
+        pytest.param(name, base, marks=() if name in ("sam", "pugd_t", "vasso") else pytest.mark.slow)
+        for name, base in [*((name, SGD) for name in METHODS), *((name, ADAMW) for name in REMEMBERING)]
+    ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )
 def test_every_method_goes_on_to_the_same_bits(
@@ -100,6 +103,7 @@ def test_options_and_bases_go_on_to_the_same_bits(
     assert differences(whole, cut_run(recipe, tmp_path / "cut", STOPS, *overrides)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [each[1] for each in SETTINGS], ids=[each[0] for each in SETTINGS])
 def test_data_and_precision_go_on_to_the_same_bits(
     overrides: tuple[str, ...], images: Path, tmp_path: Path
@@ -155,6 +159,7 @@ def moved(**position: Any) -> Loss:
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lose", "seen"), [
     (lambda checkpoint: checkpoint, None),
     (without_momentum, "weight fc.weight"),

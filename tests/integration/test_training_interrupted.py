@@ -99,6 +99,7 @@ def test_an_unexpected_failure_is_recorded_and_raised_and_the_run_can_go_on(
     assert largest_difference(weights, same) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [
     (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
 ])  # fmt: skip

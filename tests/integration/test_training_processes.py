@@ -28,6 +28,7 @@ def by_two_processes(script: str, *arguments: str) -> subprocess.CompletedProces
     return done
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     # 13 images are shared as 7 and 6, and micro-batches of 4 make two passes of unequal length
     small_recipe["train"] |= {"batch_size": 13, "micro_batch_size": 4}

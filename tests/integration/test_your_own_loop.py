@@ -175,6 +175,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_sharded_models_are_refused_at_the_first_step(tmp_path: Path) -> None:
     script = tmp_path / "fsdp.py"
     script.write_text(FSDP)

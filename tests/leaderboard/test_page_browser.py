@@ -124,6 +124,7 @@ def test_reported_rows_stand_apart_and_can_be_hidden(show: Callable[..., Any]) -
     assert rows(page, "#g0 .reported") == ["pugd"]
 
 
+@pytest.mark.slow
 def test_themes_follow_the_system_until_somebody_chooses(show: Callable[..., Any]) -> None:
     def ground(page: Any) -> str:
         colour: str = page.evaluate("getComputedStyle(document.body).backgroundColor")

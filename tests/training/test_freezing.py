@@ -109,6 +109,7 @@ def test_a_frozen_backbone_is_unfrozen_as_head_epochs_do(images: Path, tmp_path:
 
 
 # Those whose rules keep a state of each parameter, and one that perturbs only some of them.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "base"), [("pugd", ADAMW), ("sam_on", SGD), ("looksam", SGD), ("vasso", ADAMW)]
 )
@@ -173,6 +174,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(overrides: list[str], word
         load(read_recipe(tiny_recipe(images, SGD), overrides))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
 def test_both_passes_drop_the_same(model: str, images: Path, tmp_path: Path) -> None:
     """With a radius that changes no weight, the second gradient is the first one: SAM is then its base."""

@@ -132,6 +132,7 @@ def test_each_epoch_has_means_of_its_own(name: str, images: Path, tmp_path: Path
         assert record.method.mean_gradient_cosine == pytest.approx(mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(1,), (2, 4), (3,), (5,)])
 def test_a_run_that_was_stopped_keeps_the_same(
     stops: tuple[int, ...], images: Path, run: Path, tmp_path: Path

@@ -288,6 +288,7 @@ def num_graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager_compiler")
 def test_two_graphs_serve_clean_and_perturbed_passes_and_evaluation_compiles_none(
     small_recipe: dict[str, Any],
@@ -343,6 +344,7 @@ def test_a_run_says_and_records_what_was_picked_and_restores_flags(
     assert any("matmul bf16" in text for text in messages.texts)
 
 
+@pytest.mark.slow
 def test_a_profiled_run_leaves_shares_a_trace_and_the_same_weights(
     small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

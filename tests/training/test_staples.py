@@ -78,6 +78,7 @@ def test_sam_with_every_staple_goes_on_to_the_same_bits(images: Path, whole: Pat
     assert (whole / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_pugd_with_every_staple_goes_on_to_the_same_bits(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, METHODS["pugd"])
     overrides = (*STAPLES, "schedule.name=one_cycle", "schedule.milestones=null", "schedule.factor=0.1")
@@ -98,6 +99,7 @@ def without_best(checkpoint: Checkpoint) -> Checkpoint:
     return dataclasses.replace(checkpoint, state={**checkpoint.state, "best_validation": None})
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_lost_of_them_would_be_noticed(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def test_calibration_error_and_metrics_of_a_worked_example() -> None:
     assert metrics.ece == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sgd", "sam", "pugd"])
 def test_micro_batches_make_the_same_updates_as_the_big_batch(
     method: str, small_recipe: dict[str, Any], tmp_path: Path

@@ -12,6 +12,7 @@ from pugdft.errors import UserError
 from pugdft.tuning.space import bundled_searches, read_search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(bundled_searches()))
 def test_bundled_searches_are_read_and_fit_every_kind_of_method(
     name: str, search: Search, runs: Runs
