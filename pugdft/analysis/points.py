@@ -240,9 +240,15 @@ class Evaluator:
 
     @classmethod
     def of(cls, loaded: LoadedModel, sample: Sample, batch_norm: BatchNormMode = "fixed") -> Evaluator:
-        """For a loaded model, in batches as a run evaluates."""
+        """For a loaded model, in batches as a run evaluates; a UserError if they are too small."""
         size = evaluation_batch_size(loaded.recipe, loaded.device.type)
-        return cls(loaded.model, sample.inputs, sample.labels, batch_norm, size)
+        made = cls(loaded.model, sample.inputs, sample.labels, batch_norm, size)
+        if made.handling in ("reestimate", "batch") and len(sample) // -(-len(sample) // size) < 2:
+            raise UserError(
+                f"--images {len(sample)}: BatchNorm's statistics need batches of at least 2 images; give "
+                f"more (a batch has at most {size}: train.eval_batch_size), or --batch-norm fixed"
+            )
+        return made
 
     @property
     def handling(self) -> str:
