@@ -111,6 +111,8 @@ class Landscape(PointJob):
         elif self.options.kind == "between":
             shape = (count - 1, grid)
         self.evaluators = self.overlay.evaluators()
+        for each in self.evaluators:
+            each.check_batches()
         self._records = records_facts(self.overlay.models)
         self.loss, self.top1 = np.full(shape, np.nan), np.full(shape, np.nan)
         self.digest = digest_of(

@@ -240,15 +240,9 @@ class Evaluator:
 
     @classmethod
     def of(cls, loaded: LoadedModel, sample: Sample, batch_norm: BatchNormMode = "fixed") -> Evaluator:
-        """For a loaded model, in batches as a run evaluates; a UserError if they are too small."""
+        """For a loaded model, in batches as a run evaluates."""
         size = evaluation_batch_size(loaded.recipe, loaded.device.type)
-        made = cls(loaded.model, sample.inputs, sample.labels, batch_norm, size)
-        if made.handling in ("reestimate", "batch") and len(sample) // -(-len(sample) // size) < 2:
-            raise UserError(
-                f"--images {len(sample)}: BatchNorm's statistics need batches of at least 2 images; give "
-                f"more (a batch has at most {size}: train.eval_batch_size), or --batch-norm fixed"
-            )
-        return made
+        return cls(loaded.model, sample.inputs, sample.labels, batch_norm, size)
 
     @property
     def handling(self) -> str:
@@ -286,6 +280,15 @@ class Evaluator:
                 total, right = total + loss, right + correct
         self.model.eval()
         return PointValue(total / len(self.labels), right / len(self.labels))
+
+    def check_batches(self) -> None:
+        """Refuse batches of one image where BatchNorm's statistics are taken from them, with a UserError."""
+        count = len(self.labels)
+        if self.handling in ("reestimate", "batch") and count // -(-count // self.batch_size) < 2:
+            raise UserError(
+                f"--images {count}: BatchNorm's statistics need batches of at least 2 images; give more (a "
+                f"batch has at most {self.batch_size}: train.eval_batch_size), or --batch-norm fixed"
+            )
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         # Equal parts, so that no batch is so small that its statistics are noise.

@@ -268,6 +268,8 @@ class Trajectory(PointJob):
         if self.options.plane == "ends" and len(models) != 3:
             raise UserError(f"--plane ends: goes through the ends of three runs; given are {len(models)}")
         self.evaluators = self.overlay.evaluators()
+        for each in self.evaluators:
+            each.check_batches()
         self._records = records_facts(models)
         self._files = [snapshot_files(each) for each in models]
         self._counts = [len(each) for each in self._files]

@@ -214,6 +214,5 @@ def test_sam_on_finds_no_normalisation_layer() -> None:
 
 
 def test_a_path_that_diverges_ends_at_its_last_finite_point() -> None:
-    points, _ = walk(Bowls(), spec("sgd", lr=10.0), (9.0, 8.0), passes=50, every=1)
-    assert np.isfinite(points).all()
-    assert 0 < points[-1, 0] < 50
+    points, _ = walk(Bowls(), spec("sgd", lr=1e308), (9.0, 8.0), passes=50, every=1)
+    assert points.tolist() == [[0, 9, 8]]
