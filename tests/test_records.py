@@ -17,7 +17,7 @@ from run_records import SGD, record
 from pugdft.config import yaml
 from pugdft.errors import UserError
 from pugdft.leaderboard import build_leaderboard, collect
-from pugdft.records import RunRecord, read_record, write_record
+from pugdft.records import RunRecord, is_number, read_record, write_record
 
 FIRST_VERSION = Path(__file__).parent / "fixtures" / "record_first_version.yaml"
 BOMB = "a0: &a0 [x]\n" + "".join(
@@ -408,3 +408,9 @@ def test_of_equal_copies_the_one_with_predictions_counts(tmp_path: Path) -> None
     for order in (["a", "b"], ["b", "a"]):
         (loaded,) = collect([tmp_path / name for name in order]).records
         assert loaded.path.parent.name == "b"
+
+
+def test_a_whole_number_beyond_every_float_is_no_number() -> None:
+    assert [is_number(each) for each in (10**400, -(10**400), math.nan, math.inf, True, "1")] == [False] * 6
+    assert is_number(1.7e308)
+    assert is_number(-3)

@@ -14,6 +14,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from pugdft.errors import UserError
+
 # With 15 products and 15 probes traces have a standard deviation of up to 3 %, with 20 and 10 of up to 1.6 %.
 # Where the rest of the spectrum is broad, more probes help.
 MOST_PRODUCTS, MOST_PROBES = 20, 15
@@ -95,6 +97,9 @@ def lanczos(
         most: products.
         stops: whether to end as soon as λ1 is settled.
         on_product: called after each product.
+
+    Raises:
+        UserError: a product is not finite.
     """
     basis = start.new_empty((min(most, len(start)), len(start)))
     diagonal, beside = [], []
@@ -105,6 +110,11 @@ def lanczos(
         on_product()
         diagonal.append(float(image.double() @ vector.double()))
         scale = float(image.norm())
+        if not math.isfinite(scale):
+            raise UserError(
+                "a product with the Hessian of this loss is not finite: the weights are not, or the loss has "
+                "no second derivative here"
+            )
         known = basis[: number + 1]
         for _ in range(2):  # once leaves rounding errors of the size that it removes
             image = image - (known @ image) @ known

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pugdft.analysis.files import read_analysis
 from pugdft.analysis.overlay import Overlay
 from pugdft.analysis.points import Evaluator, PointValue, restored
-from pugdft.errors import UserError
+from pugdft.errors import UserError, refuse
+from pugdft.records import is_number
 
 _SAVE_SECONDS = 10.0
 
@@ -44,11 +46,15 @@ class PointJob(ABC):
     """Points of weight space, each evaluated once, in an order in which every beginning can be drawn.
 
     Attributes:
+        resume: whether what an earlier command stored is taken over.
+        digest: of weights, sample and options.
         loss: NaN where a point is not done, infinite where the loss is not a number.
         seconds: of all computations so far.
     """
 
     overlay: Overlay
+    resume: bool
+    digest: str
     evaluators: list[Evaluator]
     loss: np.ndarray
     seconds: float = 0.0
@@ -92,6 +98,32 @@ class PointJob(ABC):
     def store(self) -> Path:
         """Write the stored form as far as it is computed."""
 
+    def take_stored(self, **shapes: tuple[int, ...]) -> list[np.ndarray] | None:
+        """The arrays of these names and shapes that an earlier command left; None if there are none to use.
+
+        Raises:
+            UserError: the stored form is damaged, or of another computation.
+        """
+        if not (self.resume and self.path.exists()):
+            return None
+        with refuse(UserError, lambda error: f"{error}\n--no-resume computes it again"):
+            stored = read_analysis(self.path)
+            found = {name: stored.arrays.get(name) for name in shapes}
+            wrong = [
+                name
+                for name, each in found.items()
+                if each is None or each.shape != shapes[name] or each.dtype != np.float64
+            ]
+            if wrong:
+                raise UserError(
+                    f"{self.path}: is damaged: it has no {' and no '.join(wrong)} as computed here"
+                )
+            if stored.facts["digest"] != self.digest:
+                raise UserError(f"{self.path}: is of other weights, images or options than its name says")
+        seconds = stored.facts.get("seconds")
+        self.seconds = float(seconds) if is_number(seconds) else 0.0
+        return [each for each in found.values() if each is not None]
+
     @property
     def passes(self) -> int:
         """Forward passes over the sample for all points."""
@@ -107,8 +139,8 @@ class PointJob(ABC):
         start = saved = time.monotonic()
         earlier = self.seconds
         with ExitStack() as stack:
+            self.begin(stack)  # what it refuses leaves no file
             stack.callback(self.store)  # on every way out, also by an error or Ctrl-C
-            self.begin(stack)
             for point in self.points():
                 if self.is_done(point):
                     continue

@@ -26,15 +26,17 @@ from pugdft.analysis.directions import (
     way_to,
     weights_of,
 )
-from pugdft.analysis.files import analysis_stem, digest_of, read_analysis, write_analysis
+from pugdft.analysis.files import analysis_stem, digest_of, write_analysis
 from pugdft.analysis.jobs import PointJob
 from pugdft.analysis.overlay import SHARPNESS_CAVEAT, Overlay, caveats, records_facts, versions
 from pugdft.analysis.points import PointValue, restored
-from pugdft.errors import UserError, refuse
+from pugdft.errors import UserError, counted
 
 Kind = Literal["line", "plane", "between"]
 NUM_SHARPEST = 2  # directions of --along hessian
 KINDS: tuple[Kind, ...] = ("line", "plane", "between")
+LONGEST = 1e6  # step: far before it every loss is infinite, and far beyond it no weight is a float
+MOST_POINTS = 1_001  # along an axis, and directions: a plane of them takes weeks, and its numbers 8 MB
 
 _STRIDES = (4, 2, 1)  # of the lattices, the coarsest first
 
@@ -63,12 +65,13 @@ class LandscapeOptions:
 
     def check(self) -> None:
         """Refuse options that give no landscape, with a UserError."""
-        if self.grid < 5 or self.grid % 2 == 0:
-            raise UserError(f"--grid {self.grid}: must be odd and at least 5, so that the centre is a point")
-        if not (math.isfinite(self.extent) and self.extent > 0):
-            raise UserError(f"--range {self.extent:g}: must be a finite number above 0")
-        if self.directions < 1:
-            raise UserError(f"--directions {self.directions}: must be at least 1")
+        check_grid(self.grid)
+        if not 0 < self.extent <= LONGEST:
+            raise UserError(
+                f"--range {self.extent:g}: must be a finite number above 0, and at most {LONGEST:g}"
+            )
+        if not 1 <= self.directions <= MOST_POINTS:
+            raise UserError(f"--directions {self.directions}: must be from 1 to {MOST_POINTS:,}")
         if self.along == "hessian" and self.kind == "line" and self.directions > NUM_SHARPEST:
             raise UserError(f"--directions {self.directions}: with --along hessian there are {NUM_SHARPEST}")
 
@@ -108,9 +111,11 @@ class Landscape(PointJob):
         elif self.options.kind == "between":
             shape = (count - 1, grid)
         self.evaluators = self.overlay.evaluators()
+        for each in self.evaluators:
+            each.check_batches()
         self._records = records_facts(self.overlay.models)
         self.loss, self.top1 = np.full(shape, np.nan), np.full(shape, np.nan)
-        self._digest = digest_of(
+        self.digest = digest_of(
             {
                 "options": asdict(self.options),
                 "weights": [each["weights_sha256"] for each in self._records],
@@ -118,13 +123,13 @@ class Landscape(PointJob):
                 "batch_norm": self.evaluators[0].handling,
             }
         )
-        if self.resume and self.path.exists():
-            self._take(self.path)
+        if stored := self.take_stored(loss=shape, top1=shape):
+            self.loss, self.top1 = stored
 
     @property
     def path(self) -> Path:
         """The ``.yaml`` of the stored form."""
-        stem = analysis_stem(self.folder, "landscape", self._digest)
+        stem = analysis_stem(self.folder, "landscape", self.digest)
         return stem.with_name(f"{stem.name}.yaml")
 
     @property
@@ -138,13 +143,6 @@ class Landscape(PointJob):
     @property
     def title(self) -> str:
         return f"{self.options.kind}, {self.overlay.sample.split}"
-
-    def _take(self, path: Path) -> None:
-        with refuse(UserError, lambda error: f"{error}\n--no-resume computes it again"):
-            stored = read_analysis(path)
-        if stored.arrays["loss"].shape == self.loss.shape:
-            self.loss, self.top1 = stored.arrays["loss"], stored.arrays["top1"]
-            self.seconds = float(stored.facts.get("seconds", 0.0))
 
     def begin(self, stack: ExitStack) -> None:
         self._walks = [_Walk(number, self, stack) for number in range(len(self.loss))]
@@ -218,14 +216,16 @@ class Landscape(PointJob):
             "versions": versions(),
             "caveats": self.caveats(base),
         }
-        return write_analysis(self.folder, "landscape", self._digest, arrays, facts)
+        return write_analysis(self.folder, "landscape", self.digest, arrays, facts)
 
     def caveats(self, base: Sequence[float]) -> list[str]:
         """What a reader of the picture has to know."""
         lines = caveats(self.overlay, [each for each in base if math.isfinite(each)])
         weights = sum(each.numel() for each in self.overlay.models[0].model.parameters())
         if self.options.kind != "between":
-            shown = {"line": f"{self.options.directions} lines", "plane": "a slice in 2"}[self.options.kind]
+            shown = "a slice in 2"
+            if self.options.kind == "line":
+                shown = counted(self.options.directions, "line")
             if self.options.along == "random":
                 lines.append(f"{shown} of {weights:,} dimensions; random directions miss the sharpest ones")
             else:
@@ -235,8 +235,11 @@ class Landscape(PointJob):
                 lines.append("steps are not scaled by the weights: curves of two runs cannot be compared")
         lost = np.argwhere(np.isinf(self.loss))
         if len(lost):
-            steps = np.abs(self.options.axis[lost[:, 1 if self.options.kind == "between" else 2]])
-            lines.append(f"the loss is not finite at {len(lost)} points, from |alpha| = {steps.min():.3g} on")
+            axes = slice(2 if self.options.kind == "line" else 1, None)
+            nearest = np.abs(self.options.axis[lost[:, axes]]).max(1).min()
+            lines.append(
+                f"the loss is not finite at {counted(len(lost), 'point')}, from a step of {nearest:.3g} on"
+            )
         return [*lines, SHARPNESS_CAVEAT]
 
 
@@ -258,6 +261,15 @@ class _Walk:
             place, directions = place[1:], [directions[place[0]]]
         move_(self._model, self._centre, [float(axis[i]) for i in place], directions)
         return self._evaluate.at()
+
+
+def check_grid(grid: int) -> None:
+    """Refuse a number of points along an axis that gives no picture, with a UserError."""
+    if not 5 <= grid <= MOST_POINTS or grid % 2 == 0:
+        raise UserError(
+            f"--grid {grid}: must be odd and at least 5, so that the centre is a point, and at most "
+            f"{MOST_POINTS:,}"
+        )
 
 
 def lattice(grid: int, centre: int, stride: int) -> list[int]:

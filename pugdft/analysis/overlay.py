@@ -171,13 +171,14 @@ def caveats(overlay: Overlay, losses: Sequence[float]) -> list[str]:
     optimizers = [canonical(run.record.recipe["optimizer"]) for run in runs]
     if runs and len(set(optimizers)) == len(optimizers):
         lines.append("one seed")
-    trained = overlay.models[0].recipe
+    recipes = [each.recipe for each in overlay.models]
     tricks = [
         name
         for name, is_on in (
-            ("label smoothing", trained.train.label_smoothing),
-            ("mixup", trained.data.mixup),
-            ("cutmix", trained.data.cutmix),
+            ("label smoothing", any(each.train.label_smoothing for each in recipes)),
+            ("class weights", any(each.train.class_weights for each in recipes)),
+            ("mixup", any(each.data.mixup for each in recipes)),
+            ("cutmix", any(each.data.cutmix for each in recipes)),
         )
         if is_on
     ]

@@ -281,6 +281,15 @@ class Evaluator:
         self.model.eval()
         return PointValue(total / len(self.labels), right / len(self.labels))
 
+    def check_batches(self) -> None:
+        """Refuse batches of one image where BatchNorm's statistics are taken from them, with a UserError."""
+        count = len(self.labels)
+        if self.handling in ("reestimate", "batch") and count // -(-count // self.batch_size) < 2:
+            raise UserError(
+                f"--images {count}: BatchNorm's statistics need batches of at least 2 images; give more (a "
+                f"batch has at most {self.batch_size}: train.eval_batch_size), or --batch-norm fixed"
+            )
+
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         # Equal parts, so that no batch is so small that its statistics are noise.
         parts = -(-len(self.labels) // self.batch_size)

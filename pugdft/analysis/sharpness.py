@@ -31,6 +31,7 @@ from pugdft.training.performance import products_in
 
 NUM_QUARTERS = 4
 _FEWEST_IMAGES = 8
+_MOST_VECTORS = 1_000  # of a basis, which is kept
 _MOST_AT_ONCE = 64  # images of a part: of a quarter of the default sample
 _PROBED = 8  # images by which the memory of a graph is measured
 _SETTLED_AFTER = 0.4  # of the products, in trained networks
@@ -63,9 +64,9 @@ class SharpnessOptions:
             if not 0 < getattr(self, name) < float("inf"):
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} {getattr(self, name):g}: must be above 0 and finite")
-        for name, least in (("products", 2), ("probes", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least {least}")
+        for name in ("products", "probes"):
+            if not 2 <= getattr(self, name) <= _MOST_VECTORS:
+                raise UserError(f"--{name} {getattr(self, name)}: must be from 2 to {_MOST_VECTORS:,}")
         if num_images < _FEWEST_IMAGES:
             raise UserError(f"--images {num_images}: must be at least {_FEWEST_IMAGES}")
         if self.batch is not None and (self.batch < 2 or num_images % self.batch):

@@ -335,6 +335,8 @@ def walk(
 ) -> tuple[np.ndarray, int]:
     """Let an optimizer make updates until it has used its passes; return points and number of updates.
 
+    A path that leaves all finite numbers ends at the last point before.
+
     The learning rate falls from the optimizer's own to 0 along half a cosine of the passes. At a constant one
     a step of unit length never gets nearer to a minimum than that length.
 
@@ -364,8 +366,11 @@ def walk(
             group["lr"] = 0.5 * rate * (1 + math.cos(math.pi * used / passes))
         optimizer.step(closure)
         updates += 1
+        x, y = module.x.item(), module.y.item()
+        if not (math.isfinite(x) and math.isfinite(y)):
+            break
         if used >= due or used >= passes:
-            points.append((float(used), module.x.item(), module.y.item()))
+            points.append((float(used), x, y))
             due = (used // every + 1) * every
     return np.array(points), updates
 
@@ -525,6 +530,8 @@ def _caveats(options: TerrainOptions, cut: Slice, rows: Sequence[Mapping[str, An
         "on the plateau the gradient nearly vanishes: what crosses it has steps of a given length. The "
         "picture shows the length of steps more than a preference for flat minima",
     ]
+    if lost := [row["name"] for row in rows if row["passes"] < options.passes]:
+        said.append(f"diverged, drawn up to the last finite point: {', '.join(lost)}")
     if away := [row["name"] for row in rows if row["leaves_picture"]]:
         said.append(f"outside the picture at times: {', '.join(away)}")
     return said

@@ -22,12 +22,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pugdft.analysis.directions import Direction, move_
-from pugdft.analysis.files import analysis_stem, digest_of, read_analysis, write_analysis
+from pugdft.analysis.files import analysis_stem, digest_of, write_analysis
 from pugdft.analysis.jobs import Point, PointJob
-from pugdft.analysis.landscape import lattice
+from pugdft.analysis.landscape import LONGEST, check_grid, lattice
 from pugdft.analysis.overlay import SHARPNESS_CAVEAT, Overlay, caveats, records_facts, stored_run, versions
 from pugdft.analysis.points import PointValue, restored, write_weights_
-from pugdft.errors import UserError, refuse
+from pugdft.errors import UserError
 from pugdft.inference.load import LoadedModel
 from pugdft.paths import file_sha256
 from pugdft.reproduce import read_stored_weights
@@ -36,6 +36,7 @@ Plane = Literal["pca", "ends", "axes"]
 
 _MOST_NUMBERS = 2**24  # of all snapshots together in memory at once: 128 MiB
 _STRIDES = (4, 2, 1)
+_ON_A_LINE = 1e-10  # of sin² of the angle between two ways: below it there is only rounding of fp32
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,19 @@ def plane_along(gram: np.ndarray, starts: np.ndarray) -> Path2D:
 
 
 def plane_through(gram: np.ndarray, first: int, second: int) -> Path2D:
-    """The plane through the origin and two snapshots; the first lies on the horizontal axis."""
+    """The plane through the origin and two snapshots; the first lies on the horizontal axis.
+
+    Raises:
+        UserError: the three lie on one line, or two of them at one place.
+    """
+    along, across, product = gram[first, first], gram[second, second], gram[first, second]
+    if along * across - product**2 <= _ON_A_LINE * along * across:
+        raise UserError(
+            "--plane ends: the three runs' last weights lie on one line, or two runs have the same: "
+            "they make no plane"
+        )
     coefficients = np.zeros((len(gram), 2))
-    coefficients[first, 0] = 1 / math.sqrt(gram[first, first])
+    coefficients[first, 0] = 1 / math.sqrt(along)
     coefficients[second, 1] = 1.0
     coefficients[:, 1] -= (coefficients[:, 0] @ gram[:, second]) * coefficients[:, 0]
     coefficients[:, 1] /= math.sqrt(coefficients[:, 1] @ gram @ coefficients[:, 1])
@@ -233,10 +244,9 @@ class TrajectoryOptions:
 
     def check(self) -> None:
         """Refuse options that give no picture, with a UserError."""
-        if self.grid < 5 or self.grid % 2 == 0:
-            raise UserError(f"--grid {self.grid}: must be odd and at least 5")
-        if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise UserError(f"--margin {self.margin:g}: must be a finite number, at least 0")
+        check_grid(self.grid)
+        if not 0 <= self.margin <= LONGEST:
+            raise UserError(f"--margin {self.margin:g}: must be a finite number from 0 to {LONGEST:g}")
 
 
 @dataclass
@@ -258,6 +268,8 @@ class Trajectory(PointJob):
         if self.options.plane == "ends" and len(models) != 3:
             raise UserError(f"--plane ends: goes through the ends of three runs; given are {len(models)}")
         self.evaluators = self.overlay.evaluators()
+        for each in self.evaluators:
+            each.check_batches()
         self._records = records_facts(models)
         self._files = [snapshot_files(each) for each in models]
         self._counts = [len(each) for each in self._files]
@@ -273,6 +285,8 @@ class Trajectory(PointJob):
             raise UserError(
                 f"{models[0].name}: a snapshot has weights that are not finite: nothing can be drawn"
             )
+        if not gram.any():
+            raise UserError(f"{models[0].name}: all snapshots have the same weights: there is no way to draw")
         self.way = principal_plane(gram)
         if self.options.plane == "ends":
             self.way = plane_through(gram, int(ends[1]), int(ends[2]))
@@ -284,7 +298,7 @@ class Trajectory(PointJob):
         longest, grid = max(self._counts), self.options.grid
         self.loss = np.full((grid, grid), np.nan)
         self.true = np.full((2, len(models), longest), np.nan)  # at the snapshots, and at their projections
-        self._digest = digest_of(
+        self.digest = digest_of(
             {
                 "options": asdict(self.options),
                 "weights": [
@@ -296,16 +310,9 @@ class Trajectory(PointJob):
                 "batch_norm": self.evaluators[0].handling,
             }
         )
-        if self.resume and self.path.exists():
-            self._take()
-
-    def _take(self) -> None:
-        with refuse(UserError, lambda error: f"{error}\n--no-resume computes it again"):
-            stored = read_analysis(self.path)
-        if stored.arrays["plane_loss"].shape == self.loss.shape:
-            self.loss = stored.arrays["plane_loss"]
-            self.true = np.stack([stored.arrays["true_loss"], stored.arrays["projected_loss"]])
-            self.seconds = float(stored.facts.get("seconds", 0.0))
+        way = self.true[0].shape
+        if stored := self.take_stored(plane_loss=self.loss.shape, true_loss=way, projected_loss=way):
+            self.loss, self.true = stored[0], np.stack(stored[1:])
 
     @property
     def title(self) -> str:
@@ -313,7 +320,7 @@ class Trajectory(PointJob):
 
     @property
     def path(self) -> Path:
-        stem = analysis_stem(self.folder, "trajectory", self._digest)
+        stem = analysis_stem(self.folder, "trajectory", self.digest)
         return stem.with_name(f"{stem.name}.yaml")
 
     @property
@@ -411,7 +418,7 @@ class Trajectory(PointJob):
         if self.options.plane == "ends":
             facts["origin"] = "the last snapshot of the first run"
         facts["caveats"] = self.caveats(facts["random_walk"])
-        return write_analysis(self.folder, "trajectory", self._digest, arrays, facts)
+        return write_analysis(self.folder, "trajectory", self.digest, arrays, facts)
 
     def caveats(self, random_walk: float) -> list[str]:
         """What a reader of the picture has to know."""
@@ -422,4 +429,7 @@ class Trajectory(PointJob):
         explained = f"the plane explains {self.way.explained:.2%} of the squared distances"
         if self.options.plane == "pca":
             explained += f"; of a random walk of as many steps it would explain {random_walk:.1%}"
+        trained = [each.recipe.train for each in self.overlay.models]
+        if any(each.ema or each.keep == "best" for each in trained):
+            lines.append("ways end at the last weights that were trained, not at those of the record")
         return [*lines, explained, SHARPNESS_CAVEAT]

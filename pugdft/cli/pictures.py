@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -49,7 +50,8 @@ Data = Annotated[
 Images = Annotated[int, typer.Option(min=1, help="Images, of all classes alike.")]
 Split = Annotated[Literal["train", "test", "both"], typer.Option(help="Whose images.")]
 Grid = Annotated[int, typer.Option(help="Points along an axis, odd.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of directions and images.")]
+MOST_SEED = 2**31 - 1  # as a recipe's
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of directions and images.")]
 BatchNorm = Annotated[
     Literal["reestimate", "fixed", "batch"] | None,
     typer.Option(
@@ -66,6 +68,17 @@ def check_pictures(formats: str, width: str | None, minutes: float | None = None
     if width is not None:
         inches(width)
     return check_formats([each.strip() for each in formats.split(",") if each.strip()])
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is computed for it."""
+    from pugdft.paths import nearest_folder
+
+    place = nearest_folder(folder)
+    if not place.is_dir():
+        raise UserError(f"{folder}: cannot be written: {place} is not a folder")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{folder}: cannot be written: {place} is read-only")
 
 
 class Watched:
@@ -89,7 +102,9 @@ class Watched:
 
     def _show(self, done: int) -> None:
         now = time.monotonic()
-        self._first = done - 1 if self._first is None else self._first
+        if self._first is None:  # its time has that of getting ready in it
+            self._first, self._begin = done, now
+            return
         if now - self._shown < (0.5 if self._form == "json" else 10.0):
             return
         self._shown = now
@@ -128,6 +143,7 @@ def compute_and_draw(
     if plan:
         _print_plan(jobs)
         return
+    check_writable(jobs[0].path.parent)
     from pugdft.analysis.files import read_analysis
     from pugdft.figures.redraw import redraw
     from pugdft.training.distributed import StopSignal

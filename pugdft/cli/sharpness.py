@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ import typer
 from pugdft.cli import pictures
 from pugdft.cli.output import duration, emit, say
 from pugdft.cli.predict import ModelName
-from pugdft.errors import UserError, printable
+from pugdft.errors import UserError, printable, refuse, undriven
 from pugdft.machine import share_cores
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def command(
     ],
     split: Annotated[Literal["train", "test"], typer.Option(help="Whose images.")] = "train",
     images: pictures.Images = 256,
-    sample_seed: Annotated[int, typer.Option("--sample-seed", min=0, help="Which images.")] = 0,
+    sample_seed: Annotated[
+        int, typer.Option("--sample-seed", min=0, max=pictures.MOST_SEED, help="Which images.")
+    ] = 0,
     rho: Annotated[float, typer.Option(help="Radius of the ball.")] = 0.05,
     adaptive_rho: Annotated[float, typer.Option("--adaptive-rho", help="Radius of ASAM's ball.")] = 0.5,
     products: Annotated[int, typer.Option(help="Products of an eigenvalue at most.")] = 20,
@@ -73,6 +76,7 @@ def command(
     from pugdft.analysis.overlay import folder_of, open_models, weights_sha256
     from pugdft.analysis.points import take_sample
     from pugdft.analysis.sharpness import SharpnessOptions, measure, num_steps, sharpness_digest
+    from pugdft.figures.redraw import damaged
     from pugdft.leaderboard.sharpness import StoredSharpness, which_is_flatter
 
     options = SharpnessOptions(
@@ -83,7 +87,7 @@ def command(
     # One after the other: runs of different data may be measured, but not compared.
     jobs = [open_models([name], model_name)[0] for name in records]
     watch = _Watch(num_steps(options) * len(jobs), minutes, progress)
-    found: list[Mapping[str, Any]] = []
+    notes: dict[str, None] = {}
     own: list[tuple[StoredRun, StoredSharpness]] = []
     for number, loaded in enumerate(jobs):
         sample = take_sample(loaded, split, images, sample_seed, data=data, on_message=say)
@@ -97,6 +101,7 @@ def command(
         watch.done = float(number * num_steps(options))
         path = _stored(folder, sharpness_digest(loaded, sample, options))
         if path is None:
+            pictures.check_writable(folder)
             try:
                 measured = measure(loaded, sample, options, watch)
             except _TimeIsOverError:
@@ -108,12 +113,14 @@ def command(
                 )
             path = write_analysis(folder, "sharpness", measured.digest, {}, measured.facts)
         facts = read_analysis(path).facts
-        found.append(facts)
+        with _remedied(path), damaged(path):
+            lines = _lines(facts)
+            notes |= dict.fromkeys(str(each) for each in facts["caveats"])
         if loaded.run and (values := StoredSharpness.of(facts, loaded.run)):
             own.append((loaded.run, values))
-        typer.echo("\n".join(_lines(facts)))
+        typer.echo(undriven("\n".join(lines)))
         typer.echo(printable(str(path)))
-    for line in dict.fromkeys(line for facts in found for line in facts["caveats"]):
+    for line in notes:
         say(f"note: {line}")
     for line in which_is_flatter(own):
         typer.echo(printable(line))
@@ -133,10 +140,19 @@ def _stored(folder: Path, digest: str) -> Path | None:
 
     stem = analysis_stem(folder, "sharpness", digest)
     path = stem.parent / f"{stem.name}.yaml"
-    if not path.is_file() or read_analysis(path).facts.get("digest") != digest:
+    if not path.is_file():
+        return None
+    with _remedied(path):
+        stored = read_analysis(path)
+    if stored.facts["digest"] != digest:
         return None
     say(f"measured before: {path}")
     return path
+
+
+def _remedied(path: Path) -> AbstractContextManager[None]:
+    """A context that says how to get rid of a damaged file."""
+    return refuse(UserError, lambda error: f"{error}\nWithout {path.name} the same command measures again")
 
 
 class _TimeIsOverError(Exception):

@@ -44,7 +44,9 @@ def command(
     ] = None,
     grid: pictures.Grid = 81,
     every: Annotated[int, typer.Option(min=1, help="Passes between kept points.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and the slice.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=pictures.MOST_SEED, help="Of the weights and the slice.")
+    ] = 0,
     animate: Annotated[
         Literal["gif", "webp", "apng", "none"], typer.Option(help="Format of the animation.")
     ] = "gif",
@@ -70,15 +72,14 @@ def command(
     """
     formats = pictures.check_pictures(form, width)
     place = _start(start)
-    if grid < 5 or grid % 2 == 0:
-        raise UserError(f"--grid {grid}: must be odd and at least 5, so that it has a middle")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is not a folder")
+    pictures.check_writable(output)
     from pugdft.analysis.files import analysis_stem, digest_of, write_analysis
+    from pugdft.analysis.landscape import check_grid
     from pugdft.analysis.terrain import TerrainOptions, make_terrain, planned_seconds
     from pugdft.data.datasets import open_source
     from pugdft.figures.terrain_pictures import draw_terrain
 
+    check_grid(grid)
     specs, name = _specs(optimizers, recipe)
     source = open_source(data or name)
     options = TerrainOptions(
@@ -150,9 +151,7 @@ def end_table(facts: dict[str, Any]) -> list[str]:
         numbers = (
             f"{each['updates']:,}",
             f"{each['passes']:,}",
-            f"{x:.3f}",
-            f"{y:.3f}",
-            f"{each['moved']:.3f}",
+            *(f"{far:.3f}" if abs(far) < 1e5 else f"{far:.3g}" for far in (x, y, each["moved"])),
         )
         rows.append((each["name"], *numbers, f"{each['train_loss']:.5f}", f"{each['test_loss']:.5f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

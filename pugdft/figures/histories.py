@@ -164,6 +164,7 @@ def _set_limits(axes: Axes, curves: Sequence[PaperCurve]) -> None:
     """Fit the vertical axis to the runs that came to their end."""
     values = _deciding(curves)
     low, high, end = min(values), max(values), max(curve.xs[-1] for curve in curves)
+    end = end or 1.0  # a run that ended in its first epoch
     axes.set_xlim(-0.03 * end, 1.03 * end)  # from before the first update on
     if axes.get_yscale() == "log":
         axes.set_ylim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ MAP_START = 0.2  # darker colours of the map look black under shading
 TEXT, SMALL = 7.0, 6.0  # points
 _SMALLEST, _LARGEST = 1.0, 40.0  # inches of a width
 _DPI = 300
+_CHARACTER = 0.62  # width of a letter of DejaVu Sans, as a share of its size
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,14 @@ def figure(width: str | float = "column", height: float | None = None, theme: st
     return made
 
 
+def wrapped(label: str, wide: float, size: float = TEXT) -> str:
+    """Break a label into lines of at most ``wide`` inches, at words where that is possible."""
+    room = max(8, int(wide * 72 / (_CHARACTER * size)))
+    return "\n".join(textwrap.wrap(label, room, break_on_hyphens=False))
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Put one legend below all panels, in as many columns as fit into the width."""
+    """Put one legend below all panels, in as many columns as fit into the width; break too long labels."""
     if not handles:
         return
     room = figure.get_figwidth() * figure.dpi
@@ -167,9 +175,12 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
         if columns > 1 and math.ceil(len(handles) / (columns - 1)) == rows:
             continue  # fewer columns with as many rows are more even
         made = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        if columns == 1 or made.get_window_extent().width <= room:
+        if made.get_window_extent().width <= room:
             return
         made.remove()
+    beside = 5 * TEXT / 72  # of the handle
+    labels = [wrapped(each, figure.get_figwidth() - beside) for each in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=1)
 
 
 def place_labels(

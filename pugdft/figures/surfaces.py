@@ -165,7 +165,8 @@ def _curves(facts: Facts, arrays: Arrays, width: str | float | None, theme: str)
             axes.fill_between(steps, rows.min(0), rows.max(0), color=colour, alpha=0.18, lw=0)
         axes.plot(steps, rows.mean(0), label=label, **look)
     _log_axis(axes.yaxis, curves)
-    axes.set_xlabel("step α" if not is_between else f"share of the way from {labels[0]}")
+    way = paper.wrapped(f"share of the way from {labels[0]}", 0.75 * paper.inches(wide))
+    axes.set_xlabel(way if is_between else "step α")
     count = loss.shape[1] if options["kind"] == "line" else 0
     band = [f"mean and range of {count} directions"] if count > 1 else []
     figure.suptitle(_caption(facts, wide, *band), fontsize=paper.SMALL, color=paper.THEMES[theme]["muted"])
@@ -238,7 +239,7 @@ def _contours(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
         axes.set_aspect("equal")
         axes.locator_params(nbins=5)
         if len(values) > 1:
-            axes.set_title(labels[number])
+            axes.set_title(paper.wrapped(labels[number], side))
         if number // columns == rows - 1 or number + columns >= len(values):
             axes.set_xlabel("step α")
             axes.tick_params(labelbottom=True)
@@ -313,7 +314,7 @@ def _surfaces(facts: Facts, arrays: Arrays, width: str | float | None, theme: st
             0.02, 0.86, f"{facts['sample']['split']} loss", transform=axes.transAxes, fontsize=paper.TEXT
         )
         if len(values) > 1:
-            axes.set_title(labels[number], pad=-4, loc="center")
+            axes.set_title(paper.wrapped(labels[number], side), pad=-4, loc="center")
         for each in (axes.xaxis, axes.yaxis, axes.zaxis):
             each.set_pane_color((0, 0, 0, 0))
             each.line.set_color(colours["muted"])

@@ -74,8 +74,8 @@ def check_comparable(runs: Sequence[StoredRun]) -> None:
         for what, (mine, theirs) in pairs.items():
             if mine != theirs:
                 raise UserError(
-                    printable(f"{first.path} and {run.path} differ in {what}: {mine} and {theirs}. ")
-                    + "Draw them apart"
+                    printable(f"{first.path} and {run.path} differ in {what}: {mine} and {theirs}.")
+                    + " Draw them apart"
                 )
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pugdft.analysis import curvature
 from pugdft.analysis.objective import LossPart, Objective, fits, graph_bytes
+from pugdft.errors import UserError
 
 NETWORKS = tuple(networks.BUILDERS)
 
@@ -241,3 +242,8 @@ def test_another_library_finds_the_same_largest_eigenvalue(name: str) -> None:
     )
     theirs = eigsh(operator.to_scipy(), k=1, which="LA", return_eigenvectors=False)[0]
     assert largest(networks.objective(model)).largest == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_a_product_that_is_not_finite_is_said() -> None:
+    with pytest.raises(UserError, match="a product with the Hessian of this loss is not finite"):
+        curvature.lanczos(lambda vector: vector * torch.nan, torch.ones(5), 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,28 @@ def test_a_stopped_line_goes_on_and_ends_with_the_same_bits(
     for name in ("loss", "top1"):
         stored = [read_analysis(each.path).arrays[name].tobytes() for each in (whole, second)]
         assert stored[0] == stored[1]
+
+
+def test_what_another_run_was_trained_with_is_said_too(sgd_run: Path, sam_run: Path, tmp_path: Path) -> None:
+    both = overlay(sgd_run, sam_run, batch_norm="fixed")
+    other = both.models[1].recipe
+    train = other.train.model_copy(update={"label_smoothing": 0.1, "class_weights": "balanced"})
+    both.models[1] = replace(both.models[1], recipe=other.model_copy(update={"train": train}))
+    landscape = Landscape(both, LandscapeOptions("line", directions=1, grid=5), tmp_path)
+    said = landscape.caveats([1.0, 1.0])
+    assert "label smoothing and class weights in training, not in this loss" in said
+    assert any(each.startswith("1 line of ") for each in said)
+
+
+def test_losses_that_are_not_finite_are_said_from_the_nearest_step_on(sgd_run: Path, tmp_path: Path) -> None:
+    plane = Landscape(overlay(sgd_run), LandscapeOptions("plane", grid=5), tmp_path)
+    plane.loss[0, 0, 2] = plane.loss[0, 4, 4] = (
+        np.inf
+    )  # two steps along the first axis, none along the second
+    assert "the loss is not finite at 2 points, from a step of 1 on" in plane.caveats([1.0])
+    line = Landscape(overlay(sgd_run), LandscapeOptions("line", directions=3, grid=5), tmp_path)
+    line.loss[0, 2, 3] = np.inf
+    assert "the loss is not finite at 1 point, from a step of 0.5 on" in line.caveats([1.0])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

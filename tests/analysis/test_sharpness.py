@@ -9,10 +9,10 @@ import pytest
 import torch
 from bad_inputs.case import call
 
-from pugdft.analysis.files import read_analysis
+from pugdft.analysis.files import read_analysis, write_analysis
 from pugdft.analysis.overlay import open_models
 from pugdft.analysis.points import Evaluator, take_sample
-from pugdft.analysis.sharpness import SharpnessOptions, measure
+from pugdft.analysis.sharpness import SharpnessOptions, measure, sharpness_digest
 from pugdft.errors import UserError
 from pugdft.leaderboard import collect
 from pugdft.leaderboard.sharpness import sharpness_faults, sharpness_of
@@ -129,7 +129,8 @@ def test_batches_have_a_ball_each(sgd_run: Path) -> None:
     [
         (SharpnessOptions(rho=0.0), "--rho 0: must be above 0"),
         (SharpnessOptions(adaptive_rho=float("inf")), "--adaptive-rho inf: must be above 0 and finite"),
-        (SharpnessOptions(products=1), "--products 1: must be at least 2"),
+        (SharpnessOptions(products=1), "--products 1: must be from 2 to 1,000"),
+        (SharpnessOptions(probes=10**9), "--probes 1000000000: must be from 2 to 1,000"),
         (SharpnessOptions(batch=7), "--batch 7: must be at least 2 and divide the 16 images"),
     ],
 )
@@ -144,6 +145,7 @@ def test_bad_input_ends_with_one_message(run: Path) -> None:
         ((str(run), "--images", "100000"), "--images 100000"),
         ((str(run), "--images", "4"), "must be at least 8"),
         ((str(run), "--batch", "some"), "must be a number of images"),
+        ((str(run), "--sample-seed", "9" * 20), "less than or equal to 2147483647"),
         ((str(run), "--minutes", "0"), "--minutes 0: must be above 0"),
     ):
         code, output = sharpness(*arguments)
@@ -172,3 +174,15 @@ def test_time_that_ends_first_leaves_no_file(run: Path) -> None:
     assert code == 4
     assert "0 of 1 runs are measured" in output
     assert not list(run.glob("sharpness-*"))
+
+
+def test_a_damaged_measurement_is_said_with_the_way_out(run: Path) -> None:
+    loaded = open_models([run])[0]
+    sample = take_sample(loaded, "train", 16)
+    digest = sharpness_digest(loaded, sample, SharpnessOptions(products=3, probes=2))
+    path = write_analysis(run, "sharpness", digest, {}, {"numbers": {"loss": "0.1"}, "caveats": []})
+    for text in (path.read_text(), path.read_text()[:20]):
+        path.write_text(text)
+        code, output = sharpness(str(run), *QUICK)
+        assert code == 2, output
+        assert f"Without {path.name} the same command measures again" in output

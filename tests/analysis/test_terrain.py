@@ -211,3 +211,8 @@ def test_an_optimizer_that_needs_more_than_two_weights_is_refused(
 def test_sam_on_finds_no_normalisation_layer() -> None:
     with pytest.raises(UserError, match="needs normalisation layers"):
         walk(Bowls(), spec("sam_on"), (1.0, 2.0), 4, 1)
+
+
+def test_a_path_that_diverges_ends_at_its_last_finite_point() -> None:
+    points, _ = walk(Bowls(), spec("sgd", lr=1e308), (9.0, 8.0), passes=50, every=1)
+    assert points.tolist() == [[0, 9, 8]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,28 @@ def test_a_plane_through_three_ends_is_exact_there(tmp_path: Path, walk: np.ndar
     assert way.residual[5] > 1
 
 
+@pytest.mark.parametrize(("first", "second"), [(3, 7), (7, 7), (7, 11)])
+def test_three_ends_that_make_no_plane_are_refused(
+    tmp_path: Path, walk: np.ndarray, first: int, second: int
+) -> None:
+    walk = walk.copy()
+    walk[11] = 3 * walk[7] - 2 * walk[3]  # on one line
+    files = stored_rows(tmp_path, walk)
+    files = SnapshotFiles(files.files, files.names, np.eye(12)[3])
+    with pytest.raises(UserError, match="lie on one line, or two runs have the same"):
+        plane_through(files.gram(), first, second)
+
+
+def test_a_run_that_did_not_move_has_no_way(
+    way_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = open_models([way_run])
+    both = Overlay(models, take_sample(models[0], "train", 30), "fixed")
+    monkeypatch.setattr(SnapshotFiles, "gram", lambda self: np.zeros((len(self.files),) * 2))
+    with pytest.raises(UserError, match="all snapshots have the same weights"):
+        Trajectory(both, TrajectoryOptions(grid=5), tmp_path)
+
+
 @pytest.fixture(scope="module")
 def way_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_run(tmp_path_factory.mktemp("runs") / "way", image_folder, SGD, 0, snapshots=1)
@@ -187,6 +210,16 @@ def test_an_error_midway_gives_the_models_back_and_keeps_what_was_computed(
     assert before == [each.detach().numpy().tobytes() for each in models[0].model.state_dict().values()]
     assert not any(each.training for each in models[0].model.modules())
     assert read_analysis(job.path).facts["done"] == 11
+
+
+def test_a_way_that_does_not_end_at_the_records_weights_says_so(way_run: Path, tmp_path: Path) -> None:
+    models = open_models([way_run])
+    both = Overlay(models, take_sample(models[0], "train", 30), "fixed")
+    way, words = Trajectory(both, TrajectoryOptions(grid=5), tmp_path), "not at those of the record"
+    assert not any(words in each for each in way.caveats(0.9))
+    train = models[0].recipe.train.model_copy(update={"ema": 0.9})
+    models[0] = replace(models[0], recipe=models[0].recipe.model_copy(update={"train": train}))
+    assert any(words in each for each in way.caveats(0.9))
 
 
 def test_a_stopped_trajectory_goes_on_with_the_same_bits(way_run: Path, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from analysis_runs import SGD, trained_run
 
-from pugdft.analysis.files import read_analysis
+from pugdft.analysis.files import read_analysis, write_analysis
 from pugdft.analysis.jobs import PointJob
+from pugdft.analysis.landscape import Landscape
 from pugdft.cli import landscape, pictures, trajectory
 from pugdft.config import yaml
 from pugdft.errors import UserError
@@ -102,7 +104,11 @@ def test_a_signal_ends_it_after_what_is_done_is_stored(
         ({"kind": "between"}, "--kind between: needs another run"),
         ({"view": "surface"}, "--view surface: no line has this view"),
         ({"grid": 4}, "--grid 4: must be odd"),
+        ({"grid": 99_999}, "--grid 99999: must be odd .* at most 1,001"),
+        ({"directions": 10**9}, "--directions 1000000000: must be from 1 to 1,001"),
+        ({"images": 1}, "--images 1: BatchNorm's statistics need batches of at least 2 images"),
         ({"extent": float("nan")}, "--range nan: must be a finite number"),
+        ({"extent": 1e39}, r"--range 1e\+39: must be a finite number above 0, and at most 1e\+06"),
         ({"form": "jpg"}, "--format.*jpg"),
         ({"width": "page"}, "--width: page"),
         ({"images": 100}, "--images 100: the train split has 72 images"),
@@ -115,6 +121,65 @@ def test_mistakes_are_said_before_anything_is_computed(
     monkeypatch.setattr(PointJob, "compute", None)
     with pytest.raises(UserError, match=words):
         landscape.command(sgd_run, **SMALL | options, output=tmp_path)
+
+
+def test_a_stored_form_that_is_not_of_this_computation_is_not_taken_over(
+    sgd_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    landscape.command(sgd_run, **SMALL, output=tmp_path)
+    path = Path(printed(capsys)[0][0])
+    stored = read_analysis(path)
+    whole = dict(stored.arrays)
+    facts = {name: stored.facts[name] for name in ("records", "options", "sample", "caveats")}
+
+    def refused(digest: str, arrays: dict[str, np.ndarray], words: str) -> None:
+        write_analysis(tmp_path, "landscape", digest, arrays, facts)
+        with pytest.raises(UserError, match=rf"{words}[^\n]*\n--no-resume computes it again"):
+            landscape.command(sgd_run, **SMALL, output=tmp_path)
+
+    digest = stored.facts["digest"]
+    refused(digest, {"loss": whole["loss"]}, "is damaged: it has no top1")
+    refused(digest, {**whole, "loss": whole["loss"][..., :3]}, "is damaged: it has no loss")
+    refused(digest, {**whole, "loss": np.zeros(whole["loss"].shape, int)}, "is damaged: it has no loss")
+    refused(f"{digest[:8]}{'0' * 56}", whole, "is of other weights, images or options")
+    landscape.command(sgd_run, **SMALL, output=tmp_path, resume=False)
+    assert read_analysis(path).arrays["loss"].tobytes() == whole["loss"].tobytes()
+
+
+def test_what_is_refused_while_getting_ready_leaves_no_file(
+    sgd_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise UserError("no directions")
+
+    monkeypatch.setattr(Landscape, "directions_of", refuse)
+    with pytest.raises(UserError, match="no directions"):
+        landscape.command(sgd_run, **SMALL, output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_time_that_is_left_does_not_count_what_came_before_the_first_point(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 300.0, 320.0])  # five minutes to get ready, 20 seconds for the second point
+    monkeypatch.setattr(pictures.time, "monotonic", lambda: next(clock))
+    show = pictures.Watched(11, None, "text", None).of(0).on_point
+    show(1, 11)
+    show(2, 11)
+    assert printed(capsys)[1] == "2/11 points  3 min 00 s left\n"
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_computed(
+    sgd_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_file: bool
+) -> None:
+    monkeypatch.setattr(PointJob, "compute", None)
+    if is_file:
+        (tmp_path / "place").touch()
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"place.inside: cannot be written: .* is (not a folder|read-only)"):
+        landscape.command(sgd_run, **SMALL, output=tmp_path / "place" / "inside")
 
 
 def test_weights_that_are_not_those_of_the_record_are_refused(sgd_run: Path, tmp_path: Path) -> None:

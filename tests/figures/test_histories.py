@@ -119,6 +119,13 @@ def test_all_runs_diverged_is_still_a_picture() -> None:
     assert [line.get_marker() for line in figure.axes[1].lines].count("x") == 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_ended_in_its_first_epoch_is_a_picture_without_warnings() -> None:
+    one = drawn(SGD, epochs=0, diverges_at=0)
+    figure = drawn_figure(one, y=["loss"])
+    assert figure.axes[0].get_xlim()[1] > 0
+
+
 def test_a_run_of_an_older_version_is_drawn_without_epoch_0_and_without_norms() -> None:
     record = drawn(SGD, evaluated=False)
     for row in record.history:
@@ -145,7 +152,7 @@ def test_runs_of_one_optimizer_and_other_epochs_are_lines_of_their_own() -> None
 )  # fmt: skip
 def test_runs_of_different_subjects_in_one_picture_are_refused(changes: dict[str, Any], what: str) -> None:
     curves.check_comparable(runs(drawn(SGD), drawn(SAM)))
-    with pytest.raises(UserError, match=f"differ in {what}: .*Draw them apart"):
+    with pytest.raises(UserError, match=rf"differ in {what}: .*\. Draw them apart"):
         curves.check_comparable(runs(drawn(SGD), drawn(SAM, **changes)))
 
 

@@ -40,13 +40,20 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path, theme: str) -> None:
     assert not re.search(r"20\d\d-\d\d-\d\d", svg)
 
 
-@pytest.mark.parametrize("num_series", [2, 8, 12, 30])
-def test_the_legend_is_inside_the_canvas_and_below_the_axes(num_series: int) -> None:
+@pytest.mark.parametrize(
+    ("num_series", "name"),
+    [
+        *((count, "optimizer") for count in (2, 8, 12, 30)),
+        (2, "sam[rho=0.05,adaptive=true]+adamw (batch_size 128, epochs 200, image_size 224), seed"),
+        (2, "a" * 90),
+    ],
+)
+def test_the_legend_is_inside_the_canvas_and_below_the_axes(num_series: int, name: str) -> None:
     with paper.style():
         figure = paper.figure()
         axes = figure.add_subplot(xlabel="epoch")
         lines = [axes.plot([0, 1], [0, n], **paper.look(n).line())[0] for n in range(num_series)]
-        paper.legend_below(figure, lines, [f"optimizer {n}" for n in range(num_series)])
+        paper.legend_below(figure, lines, [f"{name} {n}" for n in range(num_series)])
         figure.draw_without_rendering()
     box, canvas = figure.legends[0].get_window_extent(), figure.bbox
     assert canvas.x0 <= box.x0 <= box.x1 <= canvas.x1

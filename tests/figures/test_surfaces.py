@@ -80,15 +80,25 @@ def test_the_density_has_the_share_of_eigenvalues_of_each_range() -> None:
     assert axes.get_yscale() == "log"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("runs", [1, 3])
-def test_text_is_readable_and_inside_and_captions_do_not_overlap(theme: str, runs: int) -> None:
+@pytest.mark.parametrize(
+    ("theme", "runs", "more"),
+    [
+        *((theme, runs, "") for theme in ("light", "dark") for runs in (1, 3)),
+        ("light", 3, "[rho=0.05,adaptive=true]+adamw of a recipe, seed 12"),
+    ],
+)
+def test_text_is_readable_and_inside_and_captions_do_not_overlap(theme: str, runs: int, more: str) -> None:
     with paper.style(theme):
         figures = [
-            landscape_figure(*landscape("plane", runs), view, None, theme) for view in ("contour", "surface")
+            landscape_figure(*landscape("plane", runs, more), view, None, theme)
+            for view in ("contour", "surface")
         ]
-        figures.append(landscape_figure(*landscape("line", runs), "line", None, theme))
-        figures.append(trajectory_figure(*trajectory(runs), None, theme))
+        figures.append(landscape_figure(*landscape("line", runs, more), "line", None, theme))
+        facts, arrays = landscape("between", runs, more)
+        if runs > 1:
+            arrays["loss"] = arrays["loss"][1:, 4]
+            figures.append(landscape_figure(facts, arrays, "line", None, theme))
+        figures.append(trajectory_figure(*trajectory(runs, more), None, theme))
         figures.append(spectrum_figure(*spectrum(), None, theme))
         for figure in figures:
             figure.draw_without_rendering()

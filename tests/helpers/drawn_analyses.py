@@ -9,15 +9,17 @@ import numpy as np
 AXIS = np.linspace(-1, 1, 9)
 
 
-def landscape(kind: str = "plane", runs: int = 2) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Bowls, the second ten times as high as the first."""
+def landscape(
+    kind: str = "plane", runs: int = 2, more: str = ""
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Bowls, the second ten times as high as the first; ``more`` stands at the end of each run's name."""
     heights = np.array([1.0, 10.0, 3.0])[:runs]
     bowl = 0.01 + AXIS[:, None] ** 2 + 0.5 * AXIS**2
     loss = heights[:, None, None] * bowl
     if kind == "line":
         loss = heights[:, None, None] * (0.01 + np.outer([0.5, 1.0, 2.0], AXIS**2))
     facts = {
-        "records": [{"label": name} for name in ("sgd", "sam", "pugd")[:runs]],
+        "records": [{"label": f"{name}{more}"} for name in ("sgd", "sam", "pugd")[:runs]],
         "options": {"kind": kind, "normalize": "filter", "along": "random"},
         "sample": {"images": 256, "split": "train"},
         "batch_norm": "reestimate",
@@ -25,8 +27,8 @@ def landscape(kind: str = "plane", runs: int = 2) -> tuple[dict[str, Any], dict[
     return facts, {"alpha": AXIS, "beta": AXIS, "loss": loss, "top1": loss, "base_loss": heights}
 
 
-def trajectory(runs: int = 2) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    facts, bowl = landscape("plane", runs)
+def trajectory(runs: int = 2, more: str = "") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    facts, bowl = landscape("plane", runs, more)
     facts |= {"options": {"plane": "pca"}, "explained": 0.97, "random_walk": 0.9}
     way = np.linspace(0.8, 0, 6)
     xy = np.stack([np.stack([way, turn * way**2], 1) for turn in (1.0, -0.7, 0.3)[:runs]])
