@@ -20,6 +20,7 @@ import secrets
 import socket
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ MOST_ATTEMPTS = 3  # of a cell that takes its worker along each time and comes n
 LOST = "lost"  # the status of a cell after these
 
 _SETTLED, _LEASE = "settled", ".lease"
-_STATUSES = ("completed", "diverged", "failed", "oom", "interrupted", "missing", LOST)
-_TRIED_AGAIN = set(_STATUSES) - {"completed", "diverged"}  # by the next command that is given the same cells
+STATUSES = ("completed", "diverged", "failed", "oom", "interrupted", "missing", LOST)
+_TRIED_AGAIN = set(STATUSES) - {"completed", "diverged"}  # by the next command that is given the same cells
 _BUSY_SECONDS = 1.0
 _LOOK_SECONDS, _LOOK_SHARE = 10.0, 20  # between two listings: at least so long, and so many times as long
 _WORKERS_A_PLACE = 15  # that draw among the first cells that look free, for each of these
@@ -94,7 +95,7 @@ class FolderLedger:
 
     def status(self, name: str) -> str:
         """The status of one cell that is done, else the empty string."""
-        return next((each for each in _STATUSES if (self._settled / f"{name}.{each}").exists()), "")
+        return next((each for each in STATUSES if (self._settled / f"{name}.{each}").exists()), "")
 
     def held(self) -> set[str]:
         if self.kind == "flock":
@@ -267,7 +268,7 @@ class Queue:
     ) -> None:
         self.names, self.ledger, self._clock = names, ledger, clock
         self._draws = draws or random.Random()  # noqa: S311
-        self._own_number = self._draws.getrandbits(60)
+        self._own_number = self._draws.getrandbits(32)
         self.settled: Mapping[str, str] = {}  # as it was listed
         self._own: dict[str, str] = {}  # settled by this worker, or found so, since the listing
         self.held: set[str] = set()
@@ -393,7 +394,7 @@ class Queue:
     def _watch(self, now: float) -> None:
         """Look for signs of life of a few leases."""
         leased, own = self.held & self.names.known, self._own_number
-        watched = heapq.nsmallest(_WATCHED, leased, key=lambda name: (hash(name) ^ own) % 2**60)
+        watched = heapq.nsmallest(_WATCHED, leased, key=lambda name: zlib.crc32(name.encode()) ^ own)
         before, self._stamps, self._silent = self._stamps, {}, []
         for name in watched:
             seen = before.get(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pugdft.bench.plan import PlannedCell, Plans, planned_cells
-from pugdft.bench.queue import Agreement, FolderLedger, server_time
+from pugdft.bench.queue import STATUSES, Agreement, FolderLedger, server_time
 from pugdft.training.attempts import CLAIMS, read_attempts
 
 _RECENT_SECONDS = 3600.0
@@ -69,7 +69,8 @@ def standing(runs: Path) -> Standing:
     ledger = FolderLedger(runs, agreement.kind, agreement.lease_seconds)
     now = server_time(runs / CLAIMS)
     settled = {name: status for name, status in ledger.settled().items() if name in cells}
-    counts = dict(Counter(settled.values()))  # no subclass: asdict() copies a Counter wrongly
+    numbers = Counter(settled.values())
+    counts = {status: numbers[status] for status in STATUSES if numbers[status]}
     found = Standing(len(cells), counts, claims=agreement.kind)
     claims = os.listdir(runs / CLAIMS) if (runs / CLAIMS).is_dir() else []
     begun = (each.removesuffix(".attempts") for each in claims if each.endswith(".attempts"))

@@ -101,7 +101,7 @@ def command(
         if arguments or optimizers or len(given) > 1:
             raise UserError("--join, --status and --stop take the folder of a bench and nothing else")
         if join is not None:
-            raise typer.Exit(bench_workers.join(join, cells, is_warm=not cold))
+            raise typer.Exit(bench_workers.join(join, cells, not cold, retry))
         raise typer.Exit(bench_workers.show(status, form) if status else bench_workers.stop(given[0]))
     from rich.console import Console
 

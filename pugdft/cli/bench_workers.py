@@ -58,7 +58,7 @@ def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher
     if is_alone:
         return Worker(queue, ledger, named, watcher, Options(retry=retry, warm=wanted.warm)).work()
     if workers:
-        engine.start(workers, wanted.command(runs), runs / LOGS)
+        engine.start(workers, wanted.command(runs, retry), runs / LOGS)
     if wanted.detach:
         say(f"{counted(workers, 'worker')} started; `pugdft bench --status {runs}` tells how they stand")
         return 0
@@ -90,14 +90,14 @@ def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: 
         time.sleep(_WATCH_SECONDS)
 
 
-def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
+def join(runs: Path, side_by_side: int, is_warm: bool, retry: bool = False) -> int:
     """Be a worker, or one for each GPU; returns 0, 4 if cells are left undone, 2, 130 or 143."""
     end_with_the_launcher()
     plans = Plans(runs)
     plans.require()
     count = side_by_side * _num_gpus()
     if count > 1:
-        return _join_several(runs, count, side_by_side, is_warm)
+        return _join_several(runs, count, side_by_side, is_warm, retry)
     agreement = Agreement.read(runs)
     ledger = ledger_of(runs, agreement.lease_seconds if agreement and agreement.kind == "lease" else None)
     cells, refused = plans.new_cells(ledger.settled())
@@ -113,7 +113,7 @@ def join(runs: Path, side_by_side: int, is_warm: bool) -> int:
     for problem in refused:
         say(problem)
     queue = Queue(CellNames(cells), ledger)
-    options = Options(warm=is_warm, logs=True, until=float(os.environ.get(UNTIL, "inf")))
+    options = Options(retry=retry, warm=is_warm, logs=True, until=float(os.environ.get(UNTIL, "inf")))
     code = Worker(queue, ledger, cells, _Lines(), options, news).work()
     if code == 143 and is_stop_requested(runs):
         say("`pugdft bench --stop` was said here; the same bench command lets workers begin again")
@@ -131,7 +131,7 @@ def _num_gpus() -> int:
     return max(1, len(visible_gpus()))
 
 
-def _join_several(runs: Path, count: int, side_by_side: int, is_warm: bool) -> int:
+def _join_several(runs: Path, count: int, side_by_side: int, is_warm: bool, retry: bool) -> int:
     from pugdft.bench.executors import Wanted
     from pugdft.bench.executors.local import LocalExecutor
 
@@ -144,7 +144,7 @@ def _join_several(runs: Path, count: int, side_by_side: int, is_warm: bool) -> i
         engine.terminate()
 
     signal.signal(signal.SIGTERM, on_signal)
-    engine.start(count, wanted.command(runs), runs / LOGS)
+    engine.start(count, wanted.command(runs, retry), runs / LOGS)
     codes = engine.wait()
     return 128 + received[0] if received else max(codes)
 

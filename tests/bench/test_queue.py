@@ -229,7 +229,7 @@ def test_with_many_leases_the_first_draws_of_workers_differ() -> None:
     ledger = Ledger()
     ledger.leased = {f"cell-{number}" for number in range(300)}
     firsts = set()
-    for seed in range(100):
+    for seed in range(300):
         queue = queue_of(ledger, 1000, seed)
         queue.look()
         firsts.add(int(drawn(queue).removeprefix("cell-")))
@@ -299,7 +299,7 @@ def test_the_simulated_cluster_loses_nothing_and_does_nothing_twice() -> None:
     folder = Path(__file__).parents[2] / "benchmarks"
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); import scale; print(scale.Simulation(600, 30, "
     code += (
-        "minutes=10, sigma=0.5, death_hours=4, stall_hours=4, lease_seconds=120, saves=600, seed=0).run())"
+        "minutes=10, sigma=0.5, death_hours=8, stall_hours=8, lease_seconds=120, saves=600, seed=0).run())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     found = dict(part.split("=") for part in done.stdout.strip()[:-1].partition("(")[2].split(", "))

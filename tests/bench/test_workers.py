@@ -14,6 +14,7 @@ from run_records import record
 
 from pugdft.bench import worker
 from pugdft.bench.cell import BenchCell
+from pugdft.bench.executors import parse_executor
 from pugdft.bench.grid import build_matrix, plan_cells
 from pugdft.bench.plan import write_plan
 from pugdft.bench.queue import LOST, MOST_ATTEMPTS, Agreement, FolderLedger
@@ -167,6 +168,23 @@ def test_locks_of_another_machines_kernel_are_refused_at_the_door(
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "agreement.json" in done.err
     assert not fake.started
+
+
+# --- what is tried again ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_worker_runs_what_diverged_only_if_it_is_told_to_retry(
+    retry: bool, recipe_file: Path, fake: FakeRuns
+) -> None:
+    cells = planned(recipe_file, "sgd,sam", "0")
+    write_record(record(status="diverged", id=cells[0].folder.name), cells[0].folder)
+    wanted = parse_executor("local[workers=1]")
+    *_, first, second, runs = wanted.command(recipe_file.parent / "runs", retry)[:6]
+    assert [first, second, runs] == ["bench", "--join", str(recipe_file.parent / "runs")]
+    done = call(tuple(wanted.command(recipe_file.parent / "runs", retry)[3:]))
+    assert done.code == (0 if retry else 4), done.err
+    assert fake.started == [cell.folder.name for cell in cells[not retry :]]
 
 
 # --- ends ------------------------------------------------------------------------------------------------

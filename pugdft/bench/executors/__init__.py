@@ -99,9 +99,10 @@ class Wanted:
         """Whether this command itself may be the only worker."""
         return self.engine == "local" and self.workers is None and self.cells == 1 and not self.detach
 
-    def command(self, runs: Path) -> list[str]:
+    def command(self, runs: Path, retry: bool) -> list[str]:
         """The command of a worker."""
         options = [] if self.warm else ["--cold"]
+        options += ["--retry"] if retry else []
         options += ["--cells", str(self.cells)] if self.cells > 1 else []
         return [sys.executable, "-m", "pugdft", "bench", "--join", str(runs.resolve()), *options]
 
