@@ -30,8 +30,6 @@ from typing import Any
 
 import torch
 
-from pugdft.training.setup import device_type
-
 PARTS = ("input", "passes", "optimizer", "evaluation")
 
 
@@ -212,7 +210,8 @@ def train_with_timm(task: Task) -> None:
     if task.compile:
         options += ["--torchcompile"]
     script = str(Path(task.timm) / "train.py")
-    sys.path.insert(0, task.timm)  # as python does for a script
+    sys.path.insert(0, task.timm)  # as python does for a script: it brings its own timm
+    assert "timm" not in sys.modules
     with tempfile.TemporaryDirectory() as output:
         sys.argv = [script, "--data-dir", task.folder, "--output", output, *options]
         runpy.run_path(script, run_name="__main__")
@@ -335,6 +334,8 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("pugdft", "torch", "timm", "accelerate"))
     print(f"{platform.machine()}, {os.cpu_count()} cores; {packages}; SGD; medians of {arguments.rounds} "
           "interleaved rounds (lowest–highest). Peak memory is the largest process's.")  # fmt: skip
+    from pugdft.training.setup import device_type
+
     device = device_type()
     with tempfile.TemporaryDirectory() as folder:
         # Decoded images stay there too, so that no round finds those of an earlier call.
