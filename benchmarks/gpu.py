@@ -197,27 +197,25 @@ def precision(job: Job, place: Path) -> None:
             half = cases.half_run(name, dtype, LossScale(), job.device)
             share = cases.deviation(half, full) / cases.deviation(full, cases.Half(None))
             row(what=f"{name}, {dtype}: off, share of the way made", value=share, ok=share < 0.05)
-    images, base, recipes = images_of("", place / "images", 24, 11), small_runs.SGD, {}
+    images, base = images_of("", place / "images", 24, 11), small_runs.SGD
+    recipes: dict[str, Any] = {}
     for model, method, precision in product(("test_vit", "test_resnet"), METHODS[: job.of(2, 3)], SHARES):
         # In half precision, BatchNorm over so few pixels soon leads a run elsewhere; a CPU has no fp16.
         if precision == "fp32" or (model == "test_vit" and (precision, job.device) != ("fp16", "cpu")):
             recipe = small_runs.tiny_recipe(
                 images, cases.spec_of(method, base), precision=precision, max_steps=3
             )
-            recipes[f"{model}, {method}, {precision}"] = recipe | {
+            recipes[f"{model}+{method}+{precision}"] = recipe | {
                 "model": {"name": model, "pretrained": False}
             }
     on_cpu = {name: recipe for name, recipe in recipes.items() if name.endswith("fp32")}
     for model in ("test_vit", "test_resnet"):
         still = cases.spec_of("plain", base | {"lr": 1e-12})
-        on_cpu[f"{model} at the start"] = on_cpu[f"{model}, plain, fp32"] | {"optimizer": still}
+        on_cpu[f"{model}+start"] = on_cpu[f"{model}+plain+fp32"] | {"optimizer": still}
     expected = finetuned(on_cpu, place / "cpu", ACCELERATE_USE_CPU="true")
     for name, outcome in finetuned(recipes, place / "device").items():
-        model, method, precision = name.split(", ")
-        theirs, start = (
-            expected[f"{model}, {method}, fp32"].weights,
-            expected[f"{model} at the start"].weights,
-        )
+        model, method, precision = name.split("+")
+        theirs, start = (expected[f"{model}+{method}+fp32"].weights, expected[f"{model}+start"].weights)
         share = distance(outcome.weights, theirs) / distance(theirs, start)
         row(what=f"{name}, 3 updates: off, share of the way made", value=share, ok=share < SHARES[precision])
 
