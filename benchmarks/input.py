@@ -79,35 +79,48 @@ def usual_example(pixels: np.ndarray, labels: np.ndarray, workers: int) -> Round
     return lambda: loader
 
 
-def timm_loader(pixels: np.ndarray, labels: np.ndarray, workers: int) -> Round:
-    """timm's: random resized crop and flip."""
+def timm_loader(dataset: Any, workers: int, device: torch.device = CPU, batch: int = BATCH) -> Round:
+    """timm's: random resized crop and flip; on an accelerator with its prefetcher."""
     loader = create_loader(
-        OneByOne(pixels, labels), (3, SIDE, SIDE), BATCH, is_training=True, use_prefetcher=False,
+        dataset, (3, SIDE, SIDE), batch, is_training=True, use_prefetcher=device.type == "cuda",
         color_jitter=None, interpolation="bicubic", mean=MEAN, std=STD, num_workers=workers,
-        persistent_workers=workers > 0, device=CPU,
+        persistent_workers=workers > 0, device=device,
     )  # fmt: skip
     return lambda: loader
 
 
-def ours(pixels: np.ndarray, labels: np.ndarray, augmentation: Augmentation) -> Round:
+def ours(
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    augmentation: Augmentation,
+    device: torch.device = CPU,
+    batch: int = BATCH,
+) -> Round:
     """Whole batches in this process."""
     images = Images(pixels, labels, np.arange(len(pixels)))
-    to_input = ToInput(32, SIDE, "bicubic", MEAN, STD, CPU)
-    batches = TrainingBatches(images, to_input, CPU, Share(), BATCH, BATCH, augmentation, seed=0)
+    to_input = ToInput(32, SIDE, "bicubic", MEAN, STD, device)
+    batches = TrainingBatches(images, to_input, device, Share(), batch, batch, augmentation, seed=0)
     epochs = iter(range(10**9))
     return lambda: batches.epoch(next(epochs))
 
 
-def training_step() -> Callable[[], None]:
-    """Forward, backward and update of a resnet18 in bf16."""
-    model = timm.create_model("resnet18", num_classes=10).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=True)
-    inputs = torch.randn(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(BATCH) % 10
+def training_step(
+    model: str = "resnet18",
+    device: torch.device = CPU,
+    batch: int = BATCH,
+    side: int = SIDE,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Callable[[], None]:
+    """Forward, backward and update of SGD, always on one batch that is there."""
+    options = {"img_size": side} if "vit" in model else {}
+    net = timm.create_model(model, num_classes=10, **options).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, fused=device.type != "mps")
+    inputs = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) % 10
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        with torch.autocast(device.type, dtype):
+            loss = torch.nn.functional.cross_entropy(net(inputs), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -144,7 +157,9 @@ def main() -> None:
     for threads in arguments.threads:
         workers = 0 if threads == 1 else threads
         contenders["torchvision, PIL: crop, flip", threads] = usual_example(pixels, labels, workers)
-        contenders["timm: random resized crop, flip", threads] = timm_loader(pixels, labels, workers)
+        contenders["timm: random resized crop, flip", threads] = timm_loader(
+            OneByOne(pixels, labels), workers
+        )
         for name, augmentation in OURS.items():
             contenders[f"pugdft: {name}", threads] = ours(pixels, labels, augmentation)
     step = training_step()

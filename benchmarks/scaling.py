@@ -50,18 +50,21 @@ def recipe_of(arguments: argparse.Namespace, batch_size: int, optimizer: str = "
     }
 
 
-def seconds_an_update(parts: RunComponents, num_warm_up: int = WARM_UP) -> float:
+def seconds_an_update(parts: RunComponents, num_timed: int = TIMED) -> float:
     """Of a few updates, made by the loop that a run has."""
     moments: list[float] = []
 
     def note(position: Position, totals: Totals) -> bool:
-        totals.means()  # waits for the device
-        moments.append(time.perf_counter())
-        return len(moments) == num_warm_up + TIMED
+        if position.steps in (WARM_UP, WARM_UP + num_timed):
+            totals.means()  # waits for the device
+            moments.append(time.perf_counter())
+        return len(moments) == 2
 
     trainer = Trainer(parts, after_step=note, total=10**9)
-    trainer.train_epoch(Position(), Totals(parts.device))
-    return (moments[-1] - moments[num_warm_up - 1]) / TIMED
+    position, totals = Position(), Totals(parts.device)
+    while trainer.train_epoch(position, totals):
+        position.epoch, position.step_in_epoch = position.epoch + 1, 0
+    return (moments[1] - moments[0]) / num_timed
 
 
 def interleaved(contenders: dict[Any, RunComponents], num_rounds: int) -> dict[Any, list[float]]:

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,9 +23,12 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 PARTS = ("input", "passes", "optimizer", "evaluation")
 
@@ -40,33 +44,59 @@ class Task:
     image_size: int
     workers: int
     timm: str
+    device: str = "cpu"
+    compile: bool = False
+    mark_every: int = 1
+    """After the first update, the clock is looked at after so many; the device is waited for only then."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """After an update, counted from 1: the time, and the processor time that the program has spent."""
+
+    update: int
+    moment: float
+    processor_seconds: float
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One program, once: seconds until the first update was made, from there to the last, and in all.
+    """One program, once: seconds until the first update was made, in all, and marks from there to the last.
 
-    ``processor_seconds`` of all its threads and processes, from the first update to the last, say most on a
-    machine that others use too; 0 where there is no /proc.
+    The first interval between marks warms up, if there are several. Processor time is of all threads and
+    processes, and says most on a machine that others use too; 0 where there is no /proc. The peak is the
+    accelerator's own, or that of the largest process.
     """
 
     start_seconds: float
-    train_seconds: float
     whole_seconds: float
-    num_updates: int
+    marks: list[Mark]
     peak_bytes: int
-    processor_seconds: float
     shares: dict[str, float] | None = None
 
+    @property
+    def timed(self) -> list[Mark]:
+        return self.marks[1:] if len(self.marks) > 2 else self.marks
+
+    def rates(self, batch_size: int) -> list[float]:
+        """Images a second in each timed interval."""
+        return [
+            (end.update - start.update) * batch_size / (end.moment - start.moment)
+            for start, end in pairwise(self.timed)
+        ]
+
     def images_per_second(self, batch_size: int) -> float:
-        return (self.num_updates - 1) * batch_size / self.train_seconds
+        first, last = self.timed[0], self.timed[-1]
+        return (last.update - first.update) * batch_size / (last.moment - first.moment)
 
     def milliseconds_an_image(self, batch_size: int) -> float:
-        return self.processor_seconds / ((self.num_updates - 1) * batch_size) * 1e3
+        first, last = self.timed[0], self.timed[-1]
+        spent = last.processor_seconds - first.processor_seconds
+        return spent / ((last.update - first.update) * batch_size) * 1e3
 
 
 def export_images(folder: Path, num_train: int, num_test: int) -> None:
-    """The first of the bundled images as class folders, the classes in turn."""
+    """The bundled images as class folders, the classes in turn; again from the first if there are too few."""
     from PIL import Image
 
     from pugdft.data.cache import prepare
@@ -75,12 +105,11 @@ def export_images(folder: Path, num_train: int, num_test: int) -> None:
     store = prepare(open_source("bundled"), 32)
     for split, count in (("train", num_train), ("test", num_test)):
         pixels, labels = store.images(split), store.labels(split)
-        if count > len(pixels):
-            raise SystemExit(f"there are only {len(pixels)} bundled {split} images")
         for number in range(count):
-            path = folder / split / str(store.classes[labels[number]]) / f"{number:05d}.png"
+            index = number % len(pixels)
+            path = folder / split / str(store.classes[labels[index]]) / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[number]).save(path)
+            Image.fromarray(pixels[index]).save(path)
 
 
 def recipe_of(task: Task) -> dict[str, Any]:
@@ -93,6 +122,14 @@ def recipe_of(task: Task) -> dict[str, Any]:
     }
 
 
+def mark(task: Task, update: int) -> None:
+    """Tell the time after this update, if it is one of those that are marked."""
+    if (update - 1) % task.mark_every == 0:
+        if task.device != "cpu":
+            torch.accelerator.synchronize()
+        print(f"update {update} {time.time()}", flush=True)
+
+
 def train_with_pugdft(task: Task, overrides: list[str], profile: bool = False) -> None:
     """In a process of its own: ``pugdft finetune`` with an observer that looks at the clock."""
     from pugdft.training.run import finetune, read_recipe
@@ -100,7 +137,7 @@ def train_with_pugdft(task: Task, overrides: list[str], profile: bool = False) -
 
     class Clock(Observer):
         def on_step(self, position: Any, totals: Any, done: float) -> None:
-            print(f"update {time.time()}", flush=True)
+            mark(task, position.steps)
 
         def on_message(self, text: str) -> None:
             rows = [line.split() for line in text.splitlines()]
@@ -110,13 +147,14 @@ def train_with_pugdft(task: Task, overrides: list[str], profile: bool = False) -
 
     with tempfile.TemporaryDirectory() as output:
         recipe = read_recipe(recipe_of(task), overrides)
-        finetune(recipe, Path(output) / "run", observer=Clock(), profile=profile)
+        record, _ = finetune(recipe, Path(output) / "run", observer=Clock(), profile=profile)
+    if record.error or record.restarts:  # after a restart, a pass takes fewer images than the others' do
+        raise SystemExit(f"{record.error}; restarts: {record.restarts}")
 
 
 def train_with_accelerate(task: Task) -> None:
     """In a process of its own: the loop that tutorials teach, with a DataLoader and PIL images."""
     import timm
-    import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
     from torchvision import transforms
@@ -132,7 +170,7 @@ def train_with_accelerate(task: Task) -> None:
     train = ImageFolder(str(folder / "train"), transforms.Compose([*augment, *resize, *finish]))
     test = ImageFolder(str(folder / "test"), transforms.Compose([*resize, *finish]))
     precision = "no" if task.precision == "fp32" else task.precision
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    accelerator = Accelerator(cpu=task.device == "cpu", mixed_precision=precision)
     options: dict[str, Any] = {"batch_size": task.batch_size, "num_workers": task.workers}
     model = timm.create_model(task.model, num_classes=len(train.classes))
     model, optimizer, training, testing = accelerator.prepare(
@@ -142,12 +180,12 @@ def train_with_accelerate(task: Task) -> None:
         DataLoader(test, **options),
     )
     model.train()
-    for inputs, labels in training:
+    for update, (inputs, labels) in enumerate(training, start=1):
         loss = torch.nn.functional.cross_entropy(model(inputs), labels)
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
-        print(f"update {time.time()}", flush=True)
+        mark(task, update)
     model.eval()
     correct = 0
     with torch.inference_mode():
@@ -155,66 +193,77 @@ def train_with_accelerate(task: Task) -> None:
             correct += int((model(inputs).argmax(1) == labels).sum())
 
 
-def timm_command(task: Task, output: str) -> list[str]:
-    """timm's train.py with what it has for speed, and without augmentation, which only costs it."""
-    from torch.cuda import is_available
+def train_with_timm(task: Task) -> None:
+    """In a process of its own: timm's train.py with what it has for speed.
 
+    Without augmentation, which only costs it.
+    """
     num_classes = len(list((Path(task.folder) / "train").iterdir()))
     options = f"""
         --train-split train --val-split test --model {task.model} --num-classes {num_classes}
         --img-size {task.image_size} --batch-size {task.batch_size} --workers {task.workers}
-        --epochs 1 --warmup-epochs 0 --opt sgd --lr 0.01 --smoothing 0 --log-interval 100000
-        --checkpoint-hist 1 --device {"cuda" if is_available() else "cpu"} --no-aug --channels-last
+        --epochs 1 --warmup-epochs 0 --opt sgd --lr 0.01 --smoothing 0 --log-interval {task.mark_every}
+        --checkpoint-hist 1 --device {task.device} --no-aug --channels-last
     """.split()
-    if task.precision == "bf16":
-        options += ["--amp", "--amp-dtype", "bfloat16"]
-    paths = ["--data-dir", task.folder, "--output", output]
-    return [sys.executable, str(Path(task.timm) / "train.py"), *paths, *options]
+    if task.precision != "fp32":
+        options += ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[task.precision]]
+    if task.compile:
+        options += ["--torchcompile"]
+    script = str(Path(task.timm) / "train.py")
+    sys.path.insert(0, task.timm)  # as python does for a script: it brings its own timm
+    assert "timm" not in sys.modules
+    with tempfile.TemporaryDirectory() as output:
+        sys.argv = [script, "--data-dir", task.folder, "--output", output, *options]
+        runpy.run_path(script, run_name="__main__")
+
+
+def run_program(program: str, task: Task) -> None:
+    """In a process of its own; at the end, tell the accelerator's peak."""
+    if program == "timm train.py":
+        train_with_timm(task)
+    elif program == "Accelerate loop":
+        train_with_accelerate(task)
+    else:
+        torch.backends.cudnn.benchmark = "cudnn.benchmark" in program
+        overrides = [each for each in program.split() if "=" in each]
+        overrides += ["train.performance.compile=true"] if task.compile else []
+        train_with_pugdft(task, overrides, profile=program == "profiled")
+    if task.device in ("cuda", "xpu"):
+        print(f"peak {torch.accelerator.max_memory_allocated()}", flush=True)
 
 
 def measure(program: str, task: Task) -> Measured:
     """Run a program, and look at the clock whenever it says that it made an update."""
-    with tempfile.TemporaryDirectory() as output:
-        if program == "timm train.py":
-            command = timm_command(task, output)
-        else:
-            command = [sys.executable, __file__, "--child", program, json.dumps(vars(task))]
-        begin = time.time()
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        try:
-            moments, last_update, shares, said = list[float](), 0, None, list[str]()
-            spent: list[float] = []
-            assert process.stdout is not None
-            for line in process.stdout:
-                said.append(line)
-                if line.startswith("update "):
-                    moments.append(float(line.split()[1]))
-                    last_update = len(moments)
-                elif line.startswith("shares "):
-                    shares = json.loads(line.removeprefix("shares "))
-                elif line.startswith("Train: 0 ["):
-                    moments.append(time.time())
-                    last_update = int(line.split("[")[1].split("/")[0]) + 1
-                if len(spent) < len(moments):
-                    spent.append(session_seconds(process.pid))
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if status or len(moments) < 2:
-        raise SystemExit(f"{program} failed:\n{''.join(said[-30:])}")
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Measured(
-        moments[0] - begin,
-        moments[-1] - moments[0],
-        time.time() - begin,
-        last_update,
-        peak,
-        spent[-1] - spent[0],
-        shares,
+    command = [sys.executable, __file__, "--child", program, json.dumps(vars(task))]
+    begin = time.time()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+    marks, shares, said, device_peak = list[Mark](), None, list[str](), 0
+
+    def note(update: int, moment: float) -> None:
+        marks.append(Mark(update, moment, session_seconds(process.pid)))
+
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("update "):
+                note(int(line.split()[1]), float(line.split()[2]))
+            elif line.startswith("Train: 0 ["):
+                note(int(line.split("[")[1].split("/")[0]) + 1, time.time())
+            elif line.startswith("shares "):
+                shares = json.loads(line.removeprefix("shares "))
+            elif line.startswith("peak "):
+                device_peak = int(line.split()[1])
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if status or len(marks) < 2:
+        raise SystemExit(f"{program} failed:\n{''.join(said[-30:])}")
+    peak = device_peak or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Measured(marks[0].moment - begin, time.time() - begin, marks, peak, shares)
 
 
 def session_seconds(session: int) -> float:
@@ -276,13 +325,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        program, text = arguments.child
-        task = Task(**json.loads(text))
-        if program == "Accelerate loop":
-            train_with_accelerate(task)
-        else:
-            overrides = [each for each in program.split() if "=" in each]
-            train_with_pugdft(task, overrides, profile=program == "profiled")
+        run_program(arguments.child[0], Task(**json.loads(arguments.child[1])))
         return
     programs = ["pugdft finetune", *(f"pugdft finetune {override}" for override in arguments.also)]
     if find_spec("torchvision"):
@@ -291,14 +334,19 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("pugdft", "torch", "timm", "accelerate"))
     print(f"{platform.machine()}, {os.cpu_count()} cores; {packages}; SGD; medians of {arguments.rounds} "
           "interleaved rounds (lowest–highest). Peak memory is the largest process's.")  # fmt: skip
+    from pugdft.training.setup import device_type
+
+    device = device_type()
     with tempfile.TemporaryDirectory() as folder:
         # Decoded images stay there too, so that no round finds those of an earlier call.
         os.environ["PUGDFT_CACHE"] = str(Path(folder) / "cache")
         export_images(Path(folder) / "images", arguments.train_images, arguments.test_images)
         for model in arguments.models:
             for precision in arguments.precisions:
+                last = arguments.train_images // arguments.batch_size - 1
                 task = Task(model, precision, str(Path(folder) / "images"), arguments.batch_size,
-                            arguments.image_size, arguments.workers, arguments.timm)  # fmt: skip
+                            arguments.image_size, arguments.workers, arguments.timm, device,
+                            mark_every=last)  # fmt: skip
                 compare(task, programs, arguments.rounds)
 
 

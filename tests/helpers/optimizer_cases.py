@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pugdft.optim import build_optimizer
+from pugdft.optim import LossScale, build_optimizer
 from pugdft.optim.build import takes_two_passes
 from pugdft.optim.methods import METHODS
 from pugdft.optim.perturbed import PerturbedOptimizer
@@ -36,7 +36,7 @@ class Net(nn.Module):
         return self.second(torch.tanh(self.norm(self.first(x))))
 
 
-def network(dtype: torch.dtype = torch.float64) -> Net:
+def network(dtype: torch.dtype = torch.float64, device: str = "cpu") -> Net:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = Net().to(torch.float64)
@@ -44,7 +44,7 @@ def network(dtype: torch.dtype = torch.float64) -> Net:
             for parameter in net.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
             net.first.weight[0, 0] = 0.0
-    return net.to(dtype)
+    return net.to(dtype).to(device)
 
 
 def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,8 @@ def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(net: nn.Module, scale: float = 1.0) -> Tensor:
-    x, y = batch(next(net.parameters()).dtype)
+    weight = next(net.parameters())
+    x, y = (each.to(weight.device) for each in batch(weight.dtype))
     return scale * ((net(x) - y) ** 2).mean()
 
 
@@ -106,10 +107,16 @@ def make_closure(
 
 
 def run(
-    spec: dict[str, Any], steps: int = 5, clear: str = "optimizer", scale: float = 1.0, **contexts: Any
+    spec: dict[str, Any],
+    steps: int = 5,
+    clear: str = "optimizer",
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    **contexts: Any,
 ) -> tuple[Net, PerturbedOptimizer]:
     """Some steps on two groups."""
-    net = network()
+    net = network(dtype, device)
     optimizer = build_optimizer(spec, two_groups(net), module=net, **contexts)
     go_on(optimizer, net, 0, steps, steps, clear, scale)
     return net, optimizer
@@ -139,7 +146,44 @@ def lr_share(step: int) -> float:
 
 
 def deviation(first: Any, second: Any) -> float:
-    """The largest difference of any element."""
+    """The largest difference of any element; the two may be on different devices."""
     a = list(first.parameters()) if isinstance(first, nn.Module) else first
     b = list(second.parameters()) if isinstance(second, nn.Module) else second
-    return max(float((x - y).detach().abs().max()) for x, y in zip(a, b, strict=True))
+    pairs = zip(a, b, strict=True)
+    return max(float((x.detach().cpu() - y.detach().cpu()).abs().max()) for x, y in pairs)
+
+
+class Half(nn.Module):
+    """A network computed in ``dtype``, None for fp32; gradients of its loss underflow in fp16."""
+
+    def __init__(self, dtype: torch.dtype | None, device: str = "cpu") -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 4)
+        self.dtype = dtype
+        self.to(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.second(torch.tanh(self.first(x))).float()
+
+
+def half_run(
+    name: str, dtype: torch.dtype | None, loss_scale: LossScale | None, device: str = "cpu", steps: int = 4
+) -> Half:
+    """Some steps in a precision, with fp32 weights."""
+    net = Half(dtype, device)
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(2)).to(device)
+    lr = 1e3 if name in ("sam", "plain", "gsam", "wsam") else 0.1
+    optimizer = build_optimizer(spec_of(name, {"name": "sgd", "lr": lr}), net, loss_scale=loss_scale)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = 1e-6 * (net(x) ** 2).mean()  # gradients of 1e-8: below fp16's smallest number
+        optimizer.backward(loss)
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+    return net

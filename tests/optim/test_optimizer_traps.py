@@ -13,9 +13,11 @@ from optimizer_cases import (
     ALL,
     ALWAYS_TWO,
     SGD_BASE,
+    Half,
     batch,
     deviation,
     go_on,
+    half_run,
     loss_of,
     make_closure,
     network,
@@ -398,59 +400,12 @@ def test_the_memory_kept_between_steps_is_the_documented_one(name: str, copies: 
     assert len(copies_alive) == 2 * (1 + copies)
 
 
-class Half(nn.Module):
-    """A network computed in fp16, whose gradients underflow unless the loss is scaled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.float16):
-            return self.second(torch.tanh(self.first(x))).float()
-
-
-def half_run(name: str, loss_scale: LossScale | None, through_scaler: bool = True, steps: int = 4) -> Half:
-    net = Half()
-    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
-    optimizer = build_optimizer(
-        spec_of(name, {"name": "sgd", "lr": 1e3 if name in ("sam", "plain", "gsam", "wsam") else 0.1}),
-        net,
-        loss_scale=loss_scale,
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = 1e-6 * (net(x) ** 2).mean()  # gradients of 1e-8: below fp16's smallest number
-        if through_scaler:
-            optimizer.backward(loss)
-        else:
-            loss.backward()
-        return loss
-
-    for _ in range(steps):
-        optimizer.step(closure)
-    return net
-
-
 @pytest.mark.parametrize("name", ["plain", "sam", "pugd", "gsam", "wsam"])
-def test_fp16_with_loss_scaling_follows_fp32_and_without_it_does_not(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scaled = half_run(name, LossScale())
-    naive = half_run(name, None)
-    monkeypatch.setattr(torch, "autocast", lambda *_: torch.no_grad.__class__ and _nothing())
-    full = half_run(name, None)
-    moved = deviation(full, Half())
-    assert deviation(scaled, full) < 0.05 * moved
-    assert deviation(naive, full) > 0.2 * moved
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
+def test_fp16_with_loss_scaling_follows_fp32_and_without_it_does_not(name: str) -> None:
+    full = half_run(name, None, None)
+    moved = deviation(full, Half(None))
+    assert deviation(half_run(name, torch.float16, LossScale()), full) < 0.05 * moved
+    assert deviation(half_run(name, torch.float16, None), full) > 0.2 * moved
 
 
 @pytest.mark.parametrize("accumulates", [True, False])
