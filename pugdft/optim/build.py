@@ -6,8 +6,10 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -62,9 +64,14 @@ def optimizer_names() -> list[str]:
     return [*BASES, *METHODS]
 
 
-def takes_two_passes(name: str) -> bool:
-    """Whether a method can perturb, so that the algorithm's options apply to it."""
-    return name in METHODS and METHODS[name]().perturbs
+def takes_two_passes(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether a method takes two passes by default or with ``options``: then the algorithm's options apply."""
+    if name not in METHODS or METHODS[name]().perturbs:
+        return name in METHODS
+    own = {key: value for key, value in options.items() if key in keyword_defaults(METHODS[name])}
+    with suppress(FaultsError):  # reported where the method is built
+        return bool(construct(METHODS[name], own, "").perturbs)
+    return False
 
 
 def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer") -> Method:
@@ -73,7 +80,7 @@ def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer"
         return plain()
     method, faults = METHODS[name](), list[ConfigIssue]()
     options, of_step = _divided(options, STEP_OPTIONS)
-    own, further = _divided(options, ALGORITHM_OPTIONS if method.perturbs else ())
+    own, further = _divided(options, ALGORITHM_OPTIONS if takes_two_passes(name, options) else ())
     trigger, has_own_trigger = further.get("trigger"), isinstance(method.trigger, Every)
     with collect(faults):
         elsewhere = f" The base optimizer's go under {where}.base."
@@ -107,7 +114,7 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         return {**_resolve_base(spec), **of_step}
     own, further = _divided(spec, [*ALGORITHM_OPTIONS, "base"])
     base = _resolve_base(further.pop("base"))
-    if takes_two_passes(name):
+    if takes_two_passes(name, own):
         further = {**ALGORITHM_OPTIONS, **further}
         if trigger := further["trigger"]:
             further["trigger"] = resolve_options(TRIGGERS[trigger["name"]], trigger)
@@ -275,6 +282,7 @@ def build_optimizer(
     closure_accumulates: bool = False,
     loss_scale: LossScale | None = None,
     total_steps: int | None = None,
+    seed: int = 0,
 ) -> PerturbedOptimizer:
     """An optimizer whose ``step(closure)`` makes one whole update.
 
@@ -292,6 +300,7 @@ def build_optimizer(
             of the parameters in methods that use both gradients.
         loss_scale: for fp16; the closure calls ``optimizer.backward(loss)`` then.
         total_steps: updates of the whole training: schedules and triggers then know the progress.
+        seed: of the run; with the step, it decides random perturbations and masks. The same on every process.
 
     Raises:
         FaultsError: with every fault of the spec.
@@ -343,6 +352,7 @@ def build_optimizer(
         closure_accumulates=closure_accumulates,
         loss_scale=loss_scale,
         total_steps=total_steps,
+        seed=seed,
         **of_step,
     )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.context import ANY, MethodRule, ParameterInfo, RuleState, at_least
+from pugdft.optim.context import ANY, Draws, MethodRule, ParameterInfo, RuleState, at_least
 from pugdft.optim.foreach import Tensors
 from pugdft.optim.options import Registry
 
@@ -34,6 +34,7 @@ class Ascent:
     info: ParameterInfo
     state: RuleState
     base_state: Mapping[Tensor, Mapping[str, Any]]
+    draws: Draws = Draws(0, 0)
 
 
 class Direction(MethodRule, ABC):
@@ -43,6 +44,7 @@ class Direction(MethodRule, ABC):
     requires_momentum = False  # e follows the base's momentum
     requires_norm_layers = False  # only the parameters of normalisation layers are perturbed
     averages_gradients = False  # it keeps a running mean of clean gradients
+    follows_gradient = True  # e depends on the gradient
 
     def chosen(self, parameters: list[Tensor], info: ParameterInfo) -> list[Tensor]:
         """Select those of ``parameters`` that are perturbed."""
@@ -203,6 +205,22 @@ class AgainstMomentum(Direction):
             foreach.set_sum_(parameters, weights, velocity, factor)
 
 
+@dataclass(frozen=True)
+class FilterNoise(Direction):
+    """Along Gaussian noise: e ~ N(0, ρ²·‖w_row‖²/n) for each row of n weights (Flat-LoRA, arXiv 2409.14396).
+
+    A row is a filter, or what feeds one unit; a vector is one row. So ‖e‖ is about ρ·‖w‖ in each row, and a row
+    of zeros stays.
+    """
+
+    follows_gradient = False
+
+    def perturb_(self, at: Ascent) -> None:
+        generators = {p.device: at.draws.generator("noise", p.device) for p in at.parameters}
+        foreach.set_noise_(at.parameters, at.weights, generators)
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, at.rho)
+
+
 DIRECTIONS: Registry = {
     "gradient": Gradient,
     "weighted_gradient": WeightedGradient,
@@ -210,6 +228,7 @@ DIRECTIONS: Registry = {
     "friendly_gradient": FriendlyGradient,
     "averaged_gradient": AveragedGradient,
     "clipped_ascent": ClippedAscent,
+    "filter_noise": FilterNoise,
 }
 
 

@@ -7,7 +7,7 @@ device. On a CPU there is nothing to wait for: a Python number is free and lets 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -132,6 +132,24 @@ def set_weighted_(
     if power == 2:
         torch._foreach_mul_(list(targets), list(targets))
     torch._foreach_mul_(list(targets), list(gradients))
+
+
+def set_noise_(
+    targets: Tensors, weights: Tensors, generators: Mapping[torch.device, torch.Generator]
+) -> None:
+    """``targets ← noise ⊙ ‖row of weights‖ / √n`` with standard normal noise, for each row of n weights.
+
+    A row is what the first dimension of a tensor selects; a vector is one row. The noise is drawn in logical
+    order, so that it does not depend on how the weights lie in memory; it takes one tensor's memory at a time.
+    """
+    for target, weight in zip(targets, weights, strict=True):
+        rows = weight if weight.dim() > 1 else weight.reshape(1, -1)
+        noise = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        noise.normal_(generator=generators[rows.device])
+        others = tuple(range(1, rows.dim()))
+        lengths = torch.linalg.vector_norm(rows, dim=others, keepdim=True, dtype=_accumulator([rows]))
+        noise.mul_(lengths / math.sqrt(max(1, math.prod(rows.shape[1:]))))
+        target.copy_(noise.reshape(target.shape))
 
 
 def clip_norm_(tensors: Tensors, limit: float, norm: Tensor) -> None:

@@ -36,6 +36,7 @@ from pugdft.optim.directions import (
     AveragedGradient,
     ClippedAscent,
     Direction,
+    FilterNoise,
     FriendlyGradient,
     Gradient,
     WeightedGradient,
@@ -256,6 +257,32 @@ def msam(*, rho: Number = 3.0) -> Method:
     return Method(AgainstMomentum(), as_radius(rho), Ahead())
 
 
+def rwp(*, sigma: Number = 0.05, alpha: float = 1.0) -> Method:
+    """Random weight perturbation: SAM's step in a random direction, the control for all that follow a gradient.
+
+    e ~ N(0, σ²·‖w_row‖²/n) for each filter of n weights;  BASE((1 − α)·g + α·g*). α = 1 needs no g: one pass.
+    Source: Flat-LoRA, Li et al., arXiv 2409.14396, for this scale of the noise; Li et al., arXiv 2211.11489 and
+    2404.00357 (RWP, m-RWP), for α. RWP has no 1/n: its σ = 0.01 and α = 0.5 are σ = 0.01·√n here, such as 0.24
+    for filters of 576 weights. Its two gradients are of two batches, ours of one.
+    ‖e‖ is about σ·‖w‖: σ = ρ/‖w‖ has the length of a SAM's e, and compares the direction alone. The noise is a
+    function of the run's seed and the step. With α = 1 the loss of a step, and BatchNorm's statistics, are those
+    at w + e: there is no other pass.
+    Use: to see how much of a SAM's gain its direction brings.
+    Cost: 1 pass a step, 1 copy of the parameters. 2 passes with α < 1, and then the options of two passes.
+
+    Args:
+        sigma: ‖e‖ over ‖w‖, ≥ 0: a number or a schedule; Flat-LoRA lets it rise from 0.
+        alpha: share of the perturbed gradient, in 0..1; 0 is the base.
+    """
+    require(alpha, "alpha", 0, 1)
+    radius = as_schedule(sigma, "sigma", minimum=0)
+    if alpha == 0:
+        return plain()
+    if alpha == 1:
+        return Method(FilterNoise(), radius, Ahead())
+    return Method(FilterNoise(), radius, combine=Weighted(1 - alpha, alpha))
+
+
 def ugd() -> Method:
     """Unit gradient descent: BASE(g / ‖g‖).
 
@@ -404,7 +431,7 @@ METHODS: Mapping[str, Callable[..., Method]] = OpenRegistry(
         preset.__name__: preset
         for preset in (
             ugd, ngd_cw, sam, asam, sam_gns, pugd, pugd_r, pugd_s, pugd_rs, pugd_t, gnp, gsam, looksam, fsam,
-            vasso, wsam, sam_on, amp, msam, rules,
+            vasso, wsam, sam_on, amp, msam, rwp, rules,
         )
     },
     OPTIMIZERS,

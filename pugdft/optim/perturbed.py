@@ -18,7 +18,7 @@ from pugdft.errors import UserError
 from pugdft.optim import foreach, passes
 from pugdft.optim.base import SHARDED, align_layouts, is_sharded, listed, tensors_of
 from pugdft.optim.combine import Correction
-from pugdft.optim.context import ParameterInfo, RuleState, StepContext
+from pugdft.optim.context import Draws, ParameterInfo, RuleState, StepContext
 from pugdft.optim.diagnostics import Diagnostics
 from pugdft.optim.directions import Ascent
 from pugdft.optim.foreach import Tensors
@@ -69,6 +69,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         loss_scale: LossScale | None = None,
         total_steps: int | None = None,
         clip: float | None = None,
+        seed: int = 0,
     ) -> None:
         if method != _PLAIN and any(group.get("maximize") for group in base.param_groups):
             raise UserError("base: maximize=True: a method perturbs and descends; negate the loss instead")
@@ -78,6 +79,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self.base = base
         self.method = method
         self.total_steps = total_steps
+        self.seed = seed
         self._progress: float | None = None
         self.num_steps = 0
         self.num_two_pass_steps = 0
@@ -182,7 +184,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             self._earlier.check(parameters)
         else:
             replay = passes.random_replay(parameters[0].device) if self._replays else nullcontext
-            is_ascent = trigger.is_due(context, self._rule_states["trigger"])
+            is_ascent = self.method.direction.follows_gradient
+            is_ascent = is_ascent and trigger.is_due(context, self._rule_states["trigger"])
             with self._ascent_pass() if is_ascent else nullcontext():
                 loss = self._pass(closure, parameters)
             self._earlier.check(parameters)
@@ -238,8 +241,9 @@ class PerturbedOptimizer(torch.optim.Optimizer):
     def _perturb(self, parameters: Tensors, weights: Tensors, gradients: Tensors, rho: float) -> None:
         if not parameters:  # all that this method perturbs is frozen for now
             return
-        state, info = self._rule_states["direction"], self._info
-        self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, info, state, self.state))
+        state, draws = self._rule_states["direction"], Draws(self.seed, self.num_steps)
+        ascent = Ascent(parameters, weights, gradients, rho, self._info, state, self.state, draws)
+        self.method.direction.perturb_(ascent)
         passes.forget_cached_weights()
 
     def _pass(self, closure: Closure, parameters: list[Tensor]) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from optimizer_cases import LRS, gradient_of, lr_share, network, start
 from torch import Tensor
 
+from pugdft.optim.context import Draws
+
 List = list[Tensor]
 Gradient = Callable[[List], List]
 
@@ -246,6 +248,25 @@ class Msam(Plain):
         return grad(plus(w, unit(m.velocity), -3.0))
 
 
+class Rwp(Plain):
+    alpha = 1.0
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        numbers = Draws(0, m.step).generator("noise", torch.device("cpu"))
+        moved = grad([each + self.noise(each, numbers) for each in w])
+        return plus(times(grad(w), 1 - self.alpha), moved, self.alpha)
+
+    def noise(self, weight: Tensor, numbers: torch.Generator) -> Tensor:
+        rows = weight.flatten(1) if weight.dim() > 1 else weight[None]
+        deviation = 0.05 * rows.norm(dim=1, keepdim=True) / math.sqrt(rows.shape[1])
+        noise = torch.randn(rows.shape, generator=numbers, dtype=torch.float64)
+        return (noise * deviation).reshape(weight.shape)
+
+
+class RwpMixed(Rwp):
+    alpha = 0.5
+
+
 class SGD:
     """d = h + λw; v = μv + d; w ← w − lr·v, with one (lr, λ) for each tensor."""
 
@@ -310,6 +331,8 @@ REFERENCES: list[tuple[str, dict[str, object], type[Plain]]] = [
     ("amp", {"inner_iter": 3}, AmpThree),
     ("amp", {"scope": "tensor"}, AmpTensor),
     ("msam", {}, Msam),
+    ("rwp", {}, Rwp),
+    ("rwp", {"alpha": 0.5}, RwpMixed),
     ("rules", {}, Sam),
     ("rules", {"normalize": "unit"}, SamGns),
     ("rules", {"direction": "weighted_gradient", "rho": 1, "combine": "scaled", "normalize": "unit"}, Pugd),
