@@ -19,6 +19,7 @@ from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, unknown
 from pugdft.optim import base as bases
 from pugdft.optim.base import BASES, GROUP_OPTIONS, GroupOptions, find_base
 from pugdft.optim.context import ParameterInfo
+from pugdft.optim.masks import MASKS, Masked
 from pugdft.optim.methods import METHODS, Method, plain
 from pugdft.optim.options import build, construct, keyword_defaults, refused, resolve_options
 from pugdft.optim.passes import AscentPass, KeptBuffers, PassContext
@@ -34,6 +35,7 @@ class AlgorithmOptions:
     replay_rng: bool = True
     perturb: Literal["global", "local"] = "global"
     trigger: Annotated[Mapping[str, Any] | None, "a mapping, such as {name: after, fraction: 0.5}"] = None
+    mask: Annotated[Mapping[str, Any] | None, "a mapping, such as {name: random, share: 0.5}"] = None
 
 
 ALGORITHM_OPTIONS: Mapping[str, Any] = keyword_defaults(AlgorithmOptions)
@@ -56,6 +58,8 @@ _BASE_EXAMPLE = "the optimizer that steps, such as {name: sgd, lr: 0.01, momentu
 _NOTES = {
     "rho": "radius of the perturbation, ≥ 0: a number or a schedule",
     "clip": "largest global norm of the gradient that the base takes",
+    "trigger": f"when a step takes two passes, always without it: {', '.join(TRIGGERS)}",
+    "mask": f"what is perturbed, every weight without it: {', '.join(MASKS)}",
 }
 
 
@@ -65,7 +69,7 @@ def optimizer_names() -> list[str]:
 
 
 def takes_two_passes(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Whether a method takes two passes by default or with ``options``: then the algorithm's options apply."""
+    """Whether a method takes two passes, by default or with ``options``: the algorithm's options apply."""
     if name not in METHODS or METHODS[name]().perturbs:
         return name in METHODS
     own = {key: value for key, value in options.items() if key in keyword_defaults(METHODS[name])}
@@ -93,6 +97,10 @@ def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer"
             raise refused(f"{where}.trigger", f"{name}'s k is its trigger; leave one of them out")
         if trigger is not None:
             method = replace(method, trigger=build("trigger", TRIGGERS, trigger, f"{where}.trigger"))
+    with collect(faults):
+        if isinstance(mask := further.get("mask"), Mapping):
+            found = build("mask", MASKS, mask, f"{where}.mask")
+            method = replace(method, direction=Masked(method.direction, found))
     if faults:
         raise FaultsError("", faults)
     return method
@@ -118,6 +126,9 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         further = {**ALGORITHM_OPTIONS, **further}
         if trigger := further["trigger"]:
             further["trigger"] = resolve_options(TRIGGERS[trigger["name"]], trigger)
+        # Absent where there is none, likewise.
+        mask = further.pop("mask")
+        further |= {"mask": resolve_options(MASKS[mask["name"]], mask)} if mask else {}
     return {**resolve_options(METHODS[name], own), **further, **of_step, "base": base}
 
 
@@ -361,7 +372,8 @@ def _require_local(name: str, method: Method, accumulates: bool, clean_pass: Pas
     """Refuse what would let the processes' weights or states drift apart: a local gradient is not reduced."""
     direction, combine, problem = method.direction, method.combine, ""
     is_timed = not isinstance(method.trigger, Always)
-    if is_timed or combine.needs_both_gradients or direction.averages_gradients:
+    remembers = combine.needs_both_gradients or direction.averages_gradients
+    if is_timed or remembers or direction.sums_gradients:
         problem = "is for methods that perturb at each step along its own gradient and add both gradients, "
         problem += f"such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
     elif direction.num_ascents > 1 and not combine.drops_clean:
@@ -388,8 +400,8 @@ def _refuse_unusable(tensors: list[Tensor], method: Method | None, info: Paramet
     elif method is not None and complexes:
         problem = f"{complexes[0]} is complex, which only a base optimizer alone takes"
     elif needs_norms and norms is None:
-        problem = "sam_on finds normalisation layers by their type: give the module, not its parameters"
+        problem = "normalisation layers are found by their type: give the module, not its parameters"
     elif needs_norms and not any(tensor in (norms or ()) and tensor.requires_grad for tensor in tensors):
-        problem = "sam_on needs normalisation layers that are trained, and has none"
+        problem = "this perturbs normalisation layers that are trained, and there are none"
     if problem:
         raise UserError(f"params: {problem}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +63,8 @@ class StepContext:
 class Draws:
     """Random numbers of one step, as functions of the run's seed and the step.
 
-    So a resumed run draws the same numbers, and so does every process. torch's own generators stay as they are.
+    So a resumed run draws the same numbers, and so does every process. torch's own generators stay as they
+    are.
     """
 
     seed: int
@@ -71,8 +72,8 @@ class Draws:
 
     def generator(self, use: str, device: torch.device) -> torch.Generator:
         """Make a generator for one use, such as ``noise``, whose numbers are independent of other uses'."""
-        mixed = random.Random(f"{use} {self.seed} {self.step}").getrandbits(63)
-        return torch.Generator(device).manual_seed(mixed)
+        mixed = hashlib.blake2b(f"{use} {self.seed} {self.step}".encode(), digest_size=8).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(mixed) >> 1)
 
 
 @dataclass(frozen=True)

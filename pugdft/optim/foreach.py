@@ -140,7 +140,8 @@ def set_noise_(
     """``targets ← noise ⊙ ‖row of weights‖ / √n`` with standard normal noise, for each row of n weights.
 
     A row is what the first dimension of a tensor selects; a vector is one row. The noise is drawn in logical
-    order, so that it does not depend on how the weights lie in memory; it takes one tensor's memory at a time.
+    order, so that it does not depend on how the weights lie in memory; it takes one tensor's memory at a
+    time.
     """
     for target, weight in zip(targets, weights, strict=True):
         rows = weight if weight.dim() > 1 else weight.reshape(1, -1)
@@ -152,7 +153,15 @@ def set_noise_(
         target.copy_(noise.reshape(target.shape))
 
 
-def clip_norm_(tensors: Tensors, limit: float, norm: Tensor) -> None:
+def smallest_of_largest(tensors: Tensors, share: float) -> Tensor:
+    """The smallest of the ``share`` of largest elements (one at least), 0-dim, on the first one's device."""
+    whole = torch.cat([tensor.flatten().to(tensors[0].device) for tensor in tensors])
+    left_out = whole.numel() - max(1, round(share * whole.numel()))
+    # torch has a deterministic k-th value on a CPU only.
+    return whole.kthvalue(left_out + 1).values if _on_cpu(tensors) else whole.sort().values[left_out]
+
+
+def clip_norm_(tensors: Tensors, limit: float | Tensor, norm: Tensor) -> None:
     """Scale by ``min(1, limit / (norm + 1e-12))``."""
     scale_(tensors, torch.clamp(ratio(limit, norm), max=1.0))
 

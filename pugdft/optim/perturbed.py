@@ -209,23 +209,27 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         differentiated = [p for p in parameters if p.grad is not None]
         combine, direction = self.method.combine, self.method.direction
         clean, factor = combine.coefficients(context)
-        rho = self.method.radius(context)
         perturbed = direction.chosen(differentiated, self._info)
+        radius = self.method.radius
+        rho = radius.radius(context, foreach.gradients_of(perturbed)) if perturbed else 0.0
         self.diagnostics.before_second_pass(differentiated)
         combine.release(self._rule_states["combine"])
         # A further ascent needs the place where the gradients lie.
         apart = combine.needs_both_gradients or direction.num_ascents > 1
         with self._weights.perturbed(perturbed) as weights, self._clean.kept():
-            for ascents_left in reversed(range(direction.num_ascents)):
+            for number in range(direction.num_ascents):
                 gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]
-                self._perturb(perturbed, weights, gradients, rho)
+                self._perturb(perturbed, weights, gradients, rho, number)
                 del gradients  # a list of them would keep them alive through the pass
-                if ascents_left == direction.num_ascents - 1:
+                if number == 0:
                     self._clean.put_aside(differentiated, clean / factor, apart)
                 else:
+                    if direction.sums_gradients:
+                        self._clean.hold(differentiated)
                     passes.clear(differentiated)
                 # All but the last pass are ascents like the first.
-                ascent_pass = self._ascent_pass if ascents_left else nullcontext
+                is_last = number == direction.num_ascents - 1
+                ascent_pass = nullcontext if is_last else self._ascent_pass
                 with self._perturbed_pass(), ascent_pass(), replay():
                     self._pass(closure, parameters)
             self.diagnostics.measure_perturbation(perturbed, weights)
@@ -238,11 +242,13 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             foreach.scale_(foreach.gradients_of(parameters), factor)
         return None
 
-    def _perturb(self, parameters: Tensors, weights: Tensors, gradients: Tensors, rho: float) -> None:
+    def _perturb(
+        self, parameters: Tensors, weights: Tensors, gradients: Tensors, rho: float | Tensor, number: int = 0
+    ) -> None:
         if not parameters:  # all that this method perturbs is frozen for now
             return
         state, draws = self._rule_states["direction"], Draws(self.seed, self.num_steps)
-        ascent = Ascent(parameters, weights, gradients, rho, self._info, state, self.state, draws)
+        ascent = Ascent(parameters, weights, gradients, rho, self._info, state, self.state, draws, number)
         self.method.direction.perturb_(ascent)
         passes.forget_cached_weights()
 

@@ -35,7 +35,16 @@ from pugdft.optim.schedules import Constant
 from pugdft.optim.triggers import Always
 
 BASES = {"sgd": SGD_BASE, "adamw": ADAMW_BASE}
-PASSES = {"plain": 1, "ugd": 1, "ngd_cw": 1, "msam": 1, "rwp": 1, "pugd_t": 1}
+PASSES = {
+    "plain": 1,
+    "ugd": 1,
+    "ngd_cw": 1,
+    "msam": 1,
+    "rwp": 1,
+    "pugd_t": 1,
+    "multi_step": 3,
+    "lookbehind": 3,
+}
 
 
 def unchanged(net: nn.Module, weights: list[Tensor] | None = None) -> bool:
@@ -306,7 +315,7 @@ def test_the_perturbed_pass_replays_the_random_numbers_unless_told_not_to(
     name: str, replay: bool, same: bool
 ) -> None:
     net = network()
-    options = {"k": 1} if name == "looksam" else {}
+    options = {"k": 1} if name in ("looksam", "multi_step", "lookbehind") else {}
     optimizer = build_optimizer(spec_of(name, replay_rng=replay, **options), net)
     draws: list[Tensor] = []
 

@@ -57,7 +57,7 @@ def test_the_noise_is_the_seed_s_and_the_step_s_and_not_the_memory_layout_s() ->
     assert deviation(first, again) == 0
     assert deviation(first, perturbation(convolutions(), images, seed=1)) > 0.01
     last = convolutions().to(memory_format=torch.channels_last)
-    assert deviation(first, perturbation(last, images)) == 0
+    assert deviation(first, perturbation(last, images)) < 1e-6, "but for the rounding of lengths"
 
 
 def test_every_step_draws_anew() -> None:
