@@ -352,7 +352,7 @@ def test_sam_on_perturbs_normalisation_layers_only() -> None:
     assert moved == {"norm.weight", "norm.bias"}
     with pytest.raises(UserError, match="give the module"):
         build_optimizer(spec_of("sam_on"), net.parameters())
-    with pytest.raises(UserError, match="that are trained, and has none"):
+    with pytest.raises(UserError, match="that are trained, and there are none"):
         build_optimizer(spec_of("sam_on"), nn.Linear(2, 2))
 
 
