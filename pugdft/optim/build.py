@@ -70,8 +70,10 @@ def optimizer_names() -> list[str]:
 
 def takes_two_passes(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
     """Whether a method takes two passes, by default or with ``options``: the algorithm's options apply."""
-    if name not in METHODS or METHODS[name]().perturbs:
-        return name in METHODS
+    if name not in METHODS:
+        return False
+    if METHODS[name]().perturbs:
+        return True
     own = {key: value for key, value in options.items() if key in keyword_defaults(METHODS[name])}
     with suppress(FaultsError):  # reported where the method is built
         return bool(construct(METHODS[name], own, "").perturbs)

@@ -225,7 +225,7 @@ class MultiStep(Direction):
 
 @dataclass(frozen=True)
 class Lookbehind(MultiStep):
-    """k ascents of length ρ each, whose gradients all make the update (arXiv 2307.16704, Algorithm 1)."""
+    """k ascents of length ρ each, whose gradients all make the update (arXiv 2307.16704)."""
 
     sums_gradients = True
 

@@ -41,7 +41,7 @@ class Mask(MethodRule):
 class RandomPart(Mask):
     """e on a random ``share`` β of the weights, drawn anew at each step, and 1/β times as long there.
 
-    The weight part of ESAM (arXiv 2110.03141, eq. 3): the mean of e over the draws is the whole e. Its code
+    The weight part of ESAM (arXiv 2110.03141): the mean of e over the draws is the whole e. Its code
     draws whole tensors, ours single weights, as the paper says. Both passes stay whole: it saves no time
     here. β = 0.6 and 0.5 are of its runs.
     """
@@ -52,9 +52,8 @@ class RandomPart(Mask):
     def cut_(self, at: Ascent, is_last: bool) -> None:
         generators = {p.device: at.draws.generator("mask", p.device) for p in at.parameters}
         for parameter, weight in zip(at.parameters, at.weights, strict=True):
-            numbers = torch.rand(
-                parameter.shape, generator=generators[parameter.device], device=parameter.device
-            )
+            device = parameter.device
+            numbers = torch.rand(parameter.shape, generator=generators[device], device=device)
             _cut_(parameter, weight, numbers < self.share, 1 / self.share if is_last else 1.0)
 
 
@@ -62,7 +61,7 @@ class RandomPart(Mask):
 class LargestFisher(Mask):
     """e on the ``share`` of the weights with the largest Fisher information, of all tensors together.
 
-    Sparse SAM (SSAM-F, arXiv 2210.05177, Algorithm 1): e = (ρ·g/‖g‖)⊙m, so e is shorter than ρ. Its Fisher
+    Sparse SAM (SSAM-F, arXiv 2210.05177): e = (ρ·g/‖g‖)⊙m, so e is shorter than ρ. Its Fisher
     information is the mean g² of single images, computed apart; ours that of the batches since the last
     mask, which costs no pass, and one more copy of the parameters. Each ``every``-th perturbed step, the
     first one included, makes a new mask. share = 0.5 is of its runs; ``every`` is ours (theirs: once an
@@ -101,11 +100,8 @@ class LargestFisher(Mask):
         scores = [sums[parameter] for parameter in at.parameters]
         threshold = foreach.smallest_of_largest(scores, self.share)
         for parameter, score in zip(at.parameters, scores, strict=True):
-            new, old, known = (
-                score >= threshold.to(score.device),
-                masks.get(parameter),
-                finite.to(score.device),
-            )
+            new, old = score >= threshold.to(score.device), masks.get(parameter)
+            known = finite.to(score.device)
             masks[parameter] = new if old is None else torch.where(known, new, old)
             sums[parameter] = torch.where(known, torch.zeros_like(score), score)
 
@@ -114,8 +110,8 @@ class LargestFisher(Mask):
 class LargestZ(Mask):
     """Follow, of each tensor's gradient, only the ``share`` of elements that lie farthest from its mean.
 
-    ZSharp (arXiv 2505.02369): m = 1 where |z| exceeds its quantile 1 − share, with z = (g −
-    mean)/(deviation) over the elements of one tensor; e is along g⊙m and as long as without a mask. A tensor
+    ZSharp (arXiv 2505.02369): m = 1 where |z| exceeds its quantile 1 − share, with
+    z = (g − mean)/deviation over the elements of one tensor; e is along g⊙m and as long as without a mask. A tensor
     keeps one element at least. Costs one more copy of the parameters for a moment. share = 0.05 is the
     paper's.
     """

@@ -343,7 +343,7 @@ def lookbehind(*, rho: Number = 0.05, k: int = 2, alpha: float = 0.5) -> Method:
     """SAM with several ascents and as many descents, whose gradients are added up.
 
     k times e ← e + ρ · g(w + e) / ‖g(w + e)‖, and a gradient g*ᵢ at each of the k points;  BASE(α · Σ g*ᵢ).
-    Source: Mordido et al., arXiv 2307.16704, Algorithm 1, which steps the base k times from w and goes the
+    Source: Mordido et al., arXiv 2307.16704, which steps the base k times from w and goes the
     share α of that way. Here the base steps once: the same for SGD without momentum and decay. Its α that
     adapts to each layer is left out. Each of its ascents is as long as ρ (multi_step divides ρ by k).
     Defaults: ρ = 0.05, k = 2 and α = 0.5 are among the authors' values for SAM; with α = 1/k the step is

@@ -325,7 +325,7 @@ class LookbehindThree(Lookbehind):
 
 
 class AeSam(Sam):
-    """Equations 4 to 6 with their two running moments."""
+    """Two passes where ‖g‖² is at least its running mean plus c times its running deviation."""
 
     def __init__(self) -> None:
         self.mean = self.variance = 0.0

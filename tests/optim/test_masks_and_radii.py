@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ from pugdft.optim.directions import DIRECTIONS, Ascent, Direction
 from pugdft.optim.masks import MASKS, LargestFisher, Masked
 from pugdft.optim.methods import METHODS
 from pugdft.optim.options import keyword_defaults
-from pugdft.optim.schedules import as_radius
+from pugdft.optim.schedules import SCHEDULES, as_radius
+from pugdft.optim.triggers import TRIGGERS
 
 FISHER = {"mask": {"name": "largest_fisher", "every": 4}}
 ADAPTIVE = {"trigger": {"name": "adaptive"}}
@@ -351,6 +353,12 @@ def test_options_say_which_triggers_and_masks_there_are() -> None:
     assert "mask: null" in text
     assert all(name in text for name in ("adaptive", "largest_fisher", "norm_layers"))
     assert "mask" not in explain_options("ugd")
+
+
+def test_the_guide_names_every_trigger_mask_and_schedule() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    for name in {*TRIGGERS, *MASKS, *SCHEDULES} - {"constant"}:
+        assert f"`{name}`" in text, name
 
 
 def test_the_radius_of_another_metric_is_asked_for() -> None:
