@@ -159,11 +159,21 @@ class Masked(Direction):
     direction: Direction
     mask: Mask
 
-    # What an algorithm asks of a direction is asked of this one's.
-    num_ascents = property(lambda self: self.direction.num_ascents)  # type: ignore[assignment]
-    requires_momentum = property(lambda self: self.direction.requires_momentum)  # type: ignore[assignment]
-    follows_gradient = property(lambda self: self.direction.follows_gradient)  # type: ignore[assignment]
-    sums_gradients = property(lambda self: self.direction.sums_gradients)  # type: ignore[assignment]
+    @property
+    def num_ascents(self) -> int:  # type: ignore[override]
+        return self.direction.num_ascents
+
+    @property
+    def requires_momentum(self) -> bool:  # type: ignore[override]
+        return self.direction.requires_momentum
+
+    @property
+    def follows_gradient(self) -> bool:  # type: ignore[override]
+        return self.direction.follows_gradient
+
+    @property
+    def sums_gradients(self) -> bool:  # type: ignore[override]
+        return self.direction.sums_gradients
 
     @property
     def requires_norm_layers(self) -> bool:  # type: ignore[override]

@@ -284,12 +284,11 @@ def test_no_direction_waits_for_the_device(direction: Direction, rho: Any) -> No
         [torch.empty(4, 3, device="meta"), torch.empty(5, device="meta")] for _ in range(3)
     )
     state = RuleState()
-    known = ["average"] + (
-        ["squares", "mask"] if isinstance(getattr(direction, "mask", None), LargestFisher) else []
-    )
-    for key in known:  # made at the first step, which may wait
-        like = torch.zeros_like if key != "mask" else lambda p: torch.zeros_like(p, dtype=torch.bool)
-        state.tensors[key] = {p: like(p) for p in parameters}
+    keys = {"average": None}  # made at the first step, which may wait
+    if isinstance(direction, Masked) and isinstance(direction.mask, LargestFisher):
+        keys = {"squares": None, "mask": torch.bool}
+    for key, dtype in keys.items():
+        state.tensors[key] = {p: torch.zeros_like(p, dtype=dtype) for p in parameters}
     if rho != 0.1:
         spec = {"schedule": "loss_budget", "sigma": 0.1, "rho_max": 1.0}
         rho = as_radius(spec).radius(StepContext(0, 0.0, 0.1, 0.1), gradients)
