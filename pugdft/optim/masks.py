@@ -110,10 +110,9 @@ class LargestFisher(Mask):
 class LargestZ(Mask):
     """Follow, of each tensor's gradient, only the ``share`` of elements that lie farthest from its mean.
 
-    ZSharp (arXiv 2505.02369): m = 1 where |z| exceeds its quantile 1 − share, with
-    z = (g − mean)/deviation over the elements of one tensor; e is along g⊙m and as long as without a mask. A tensor
-    keeps one element at least. Costs one more copy of the parameters for a moment. share = 0.05 is the
-    paper's.
+    ZSharp (arXiv 2505.02369): m = 1 where |z| exceeds its quantile 1 − share, with z = (g − mean)/deviation
+    over the elements of one tensor; e is along g⊙m and as long as without a mask. A tensor keeps one element
+    at least. Costs one more copy of the parameters for a moment. share = 0.05 is the paper's.
     """
 
     share: float = 0.05
