@@ -404,6 +404,6 @@ def _refuse_unusable(tensors: list[Tensor], method: Method | None, info: Paramet
     elif needs_norms and norms is None:
         problem = "normalisation layers are found by their type: give the module, not its parameters"
     elif needs_norms and not any(tensor in (norms or ()) and tensor.requires_grad for tensor in tensors):
-        problem = "this perturbs normalisation layers that are trained, and there are none"
+        problem = "this method needs normalisation layers that are trained, and there are none"
     if problem:
         raise UserError(f"params: {problem}")
