@@ -140,7 +140,7 @@ def generated() -> dict[str, Any]:
 
 # --- optimizers ------------------------------------------------------------------------------------------
 
-_PARTS = ("Source:", "Use:", "Cost:", "Args:")
+_PARTS = ("Source:", "Defaults:", "Use:", "Cost:", "Args:")
 
 
 def optimizers_page() -> str:

@@ -33,7 +33,7 @@ LAYERS = [
 OPTIM_LAYERS = [
     ["foreach", "context", "options"],
     ["base", "diagnostics", "schedules"],
-    ["scaler", "directions", "triggers", "combine"],
+    ["scaler", "directions", "masks", "triggers", "combine"],
     ["methods", "passes", "perturbed"],
     ["build"],
     ["__init__"],

@@ -6,8 +6,10 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,6 +19,7 @@ from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, unknown
 from pugdft.optim import base as bases
 from pugdft.optim.base import BASES, GROUP_OPTIONS, GroupOptions, find_base
 from pugdft.optim.context import ParameterInfo
+from pugdft.optim.masks import MASKS, Masked
 from pugdft.optim.methods import METHODS, Method, plain
 from pugdft.optim.options import build, construct, keyword_defaults, refused, resolve_options
 from pugdft.optim.passes import AscentPass, KeptBuffers, PassContext
@@ -32,6 +35,7 @@ class AlgorithmOptions:
     replay_rng: bool = True
     perturb: Literal["global", "local"] = "global"
     trigger: Annotated[Mapping[str, Any] | None, "a mapping, such as {name: after, fraction: 0.5}"] = None
+    mask: Annotated[Mapping[str, Any] | None, "a mapping, such as {name: random, share: 0.5}"] = None
 
 
 ALGORITHM_OPTIONS: Mapping[str, Any] = keyword_defaults(AlgorithmOptions)
@@ -54,6 +58,8 @@ _BASE_EXAMPLE = "the optimizer that steps, such as {name: sgd, lr: 0.01, momentu
 _NOTES = {
     "rho": "radius of the perturbation, ≥ 0: a number or a schedule",
     "clip": "largest global norm of the gradient that the base takes",
+    "trigger": f"when a step takes two passes, always without it: {', '.join(TRIGGERS)}",
+    "mask": f"what is perturbed, every weight without it: {', '.join(MASKS)}",
 }
 
 
@@ -62,9 +68,16 @@ def optimizer_names() -> list[str]:
     return [*BASES, *METHODS]
 
 
-def takes_two_passes(name: str) -> bool:
-    """Whether a method can perturb, so that the algorithm's options apply to it."""
-    return name in METHODS and METHODS[name]().perturbs
+def takes_two_passes(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether a method takes two passes, by default or with ``options``: the algorithm's options apply."""
+    if name not in METHODS:
+        return False
+    if METHODS[name]().perturbs:
+        return True
+    own = {key: value for key, value in options.items() if key in keyword_defaults(METHODS[name])}
+    with suppress(FaultsError):  # reported where the method is built
+        return bool(construct(METHODS[name], own, "").perturbs)
+    return False
 
 
 def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer") -> Method:
@@ -73,7 +86,7 @@ def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer"
         return plain()
     method, faults = METHODS[name](), list[ConfigIssue]()
     options, of_step = _divided(options, STEP_OPTIONS)
-    own, further = _divided(options, ALGORITHM_OPTIONS if method.perturbs else ())
+    own, further = _divided(options, ALGORITHM_OPTIONS if takes_two_passes(name, options) else ())
     trigger, has_own_trigger = further.get("trigger"), isinstance(method.trigger, Every)
     with collect(faults):
         elsewhere = f" The base optimizer's go under {where}.base."
@@ -86,6 +99,10 @@ def build_method(name: str, options: Mapping[str, Any], where: str = "optimizer"
             raise refused(f"{where}.trigger", f"{name}'s k is its trigger; leave one of them out")
         if trigger is not None:
             method = replace(method, trigger=build("trigger", TRIGGERS, trigger, f"{where}.trigger"))
+    with collect(faults):
+        if isinstance(mask := further.get("mask"), Mapping):
+            found = build("mask", MASKS, mask, f"{where}.mask")
+            method = replace(method, direction=Masked(method.direction, found))
     if faults:
         raise FaultsError("", faults)
     return method
@@ -107,10 +124,13 @@ def resolve_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         return {**_resolve_base(spec), **of_step}
     own, further = _divided(spec, [*ALGORITHM_OPTIONS, "base"])
     base = _resolve_base(further.pop("base"))
-    if takes_two_passes(name):
+    if takes_two_passes(name, own):
         further = {**ALGORITHM_OPTIONS, **further}
         if trigger := further["trigger"]:
             further["trigger"] = resolve_options(TRIGGERS[trigger["name"]], trigger)
+        # Absent where there is none, likewise.
+        mask = further.pop("mask")
+        further |= {"mask": resolve_options(MASKS[mask["name"]], mask)} if mask else {}
     return {**resolve_options(METHODS[name], own), **further, **of_step, "base": base}
 
 
@@ -275,6 +295,7 @@ def build_optimizer(
     closure_accumulates: bool = False,
     loss_scale: LossScale | None = None,
     total_steps: int | None = None,
+    seed: int = 0,
 ) -> PerturbedOptimizer:
     """An optimizer whose ``step(closure)`` makes one whole update.
 
@@ -292,6 +313,7 @@ def build_optimizer(
             of the parameters in methods that use both gradients.
         loss_scale: for fp16; the closure calls ``optimizer.backward(loss)`` then.
         total_steps: updates of the whole training: schedules and triggers then know the progress.
+        seed: of the run; with the step, it decides random perturbations and masks. The same on every process.
 
     Raises:
         FaultsError: with every fault of the spec.
@@ -343,6 +365,7 @@ def build_optimizer(
         closure_accumulates=closure_accumulates,
         loss_scale=loss_scale,
         total_steps=total_steps,
+        seed=seed,
         **of_step,
     )
 
@@ -351,7 +374,8 @@ def _require_local(name: str, method: Method, accumulates: bool, clean_pass: Pas
     """Refuse what would let the processes' weights or states drift apart: a local gradient is not reduced."""
     direction, combine, problem = method.direction, method.combine, ""
     is_timed = not isinstance(method.trigger, Always)
-    if is_timed or combine.needs_both_gradients or direction.averages_gradients:
+    remembers = combine.needs_both_gradients or direction.averages_gradients
+    if is_timed or remembers or direction.sums_gradients:
         problem = "is for methods that perturb at each step along its own gradient and add both gradients, "
         problem += f"such as sam, asam, pugd, gnp; {name} as given here needs perturb: global"
     elif direction.num_ascents > 1 and not combine.drops_clean:
@@ -378,8 +402,8 @@ def _refuse_unusable(tensors: list[Tensor], method: Method | None, info: Paramet
     elif method is not None and complexes:
         problem = f"{complexes[0]} is complex, which only a base optimizer alone takes"
     elif needs_norms and norms is None:
-        problem = "sam_on finds normalisation layers by their type: give the module, not its parameters"
+        problem = "normalisation layers are found by their type: give the module, not its parameters"
     elif needs_norms and not any(tensor in (norms or ()) and tensor.requires_grad for tensor in tensors):
-        problem = "sam_on needs normalisation layers that are trained, and has none"
+        problem = "this method needs normalisation layers that are trained, and there are none"
     if problem:
         raise UserError(f"params: {problem}")

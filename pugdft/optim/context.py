@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,23 @@ class StepContext:
                 stacklevel=2,
             )
         return self.told_progress or 0.0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of one step, as functions of the run's seed and the step.
+
+    So a resumed run draws the same numbers, and so does every process. torch's own generators stay as they
+    are.
+    """
+
+    seed: int
+    step: int
+
+    def generator(self, use: str, device: torch.device) -> torch.Generator:
+        """Make a generator for one use, such as ``noise``, whose numbers are independent of other uses'."""
+        mixed = hashlib.blake2b(f"{use} {self.seed} {self.step}".encode(), digest_size=8).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(mixed) >> 1)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.context import ANY, MethodRule, ParameterInfo, RuleState, at_least
+from pugdft.optim.context import ANY, Draws, MethodRule, ParameterInfo, RuleState, at_least
 from pugdft.optim.foreach import Tensors
 from pugdft.optim.options import Registry
 
@@ -30,10 +30,12 @@ class Ascent:
     parameters: Tensors
     weights: Tensors  # w; not to be changed
     gradients: Tensors  # at the present point; not to be changed
-    rho: float
+    rho: float | Tensor
     info: ParameterInfo
     state: RuleState
     base_state: Mapping[Tensor, Mapping[str, Any]]
+    draws: Draws = field(default=Draws(0, 0))
+    number: int = 0  # of the ascents of this step, from 0
 
 
 class Direction(MethodRule, ABC):
@@ -43,6 +45,8 @@ class Direction(MethodRule, ABC):
     requires_momentum = False  # e follows the base's momentum
     requires_norm_layers = False  # only the parameters of normalisation layers are perturbed
     averages_gradients = False  # it keeps a running mean of clean gradients
+    follows_gradient = True  # e depends on the gradient
+    sums_gradients = False  # the gradients at all its points make the update, not the last one alone
 
     def chosen(self, parameters: list[Tensor], info: ParameterInfo) -> list[Tensor]:
         """Select those of ``parameters`` that are perturbed."""
@@ -121,8 +125,25 @@ class AdaptiveGradient(Direction):
             adaptive = [row for row in every if "weight" in names[row[0]]]
             others = [row for row in every if "weight" not in names[row[0]]]
         targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
-        foreach.set_weighted_(targets, starts, slopes, self.eta if self.bias_rule == "paper" else 0.0, power)
+        self._set_adaptive(targets, starts, slopes, power)
         foreach.copy_([row[0] for row in others], [row[2] for row in others])
+
+    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> None:
+        """``targets ← T^power ⊙ gradients`` where T is not 1."""
+        eta = self.eta if self.bias_rule == "paper" else 0.0
+        foreach.set_weighted_(targets, weights, gradients, eta, power)
+
+
+@dataclass(frozen=True)
+class LayerwiseGradient(AdaptiveGradient):
+    """As :class:`AdaptiveGradient` with one T for each tensor, its length ‖w‖ (arXiv 2306.04226, Table 10).
+
+    ``eta`` has no part in it.
+    """
+
+    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> None:
+        for target, gradient, norm in zip(targets, gradients, foreach.tensor_norms(weights), strict=True):
+            torch.mul(gradient, norm**power, out=target)
 
 
 @dataclass(frozen=True)
@@ -188,6 +209,32 @@ class ClippedAscent(Direction):
 
 
 @dataclass(frozen=True)
+class MultiStep(Direction):
+    """k ascents, each along its own gradient: e ← e + (ρ/k)·g(w + e)/‖g(w + e)‖ (arXiv 2307.16704).
+
+    So ‖e‖ ≤ ρ for every k, and k = 1 is ``gradient``.
+    """
+
+    num_ascents: int = 2
+    bounds: ClassVar = {"num_ascents": at_least(1)}
+
+    def perturb_(self, at: Ascent) -> None:
+        factor = foreach.ratio(at.rho / self.num_ascents, foreach.global_norm(at.gradients))
+        foreach.add_scaled_(at.parameters, at.gradients, factor)
+
+
+@dataclass(frozen=True)
+class Lookbehind(MultiStep):
+    """k ascents of length ρ each, whose gradients all make the update (arXiv 2307.16704)."""
+
+    sums_gradients = True
+
+    def perturb_(self, at: Ascent) -> None:
+        factor = foreach.ratio(at.rho, foreach.global_norm(at.gradients))
+        foreach.add_scaled_(at.parameters, at.gradients, factor)
+
+
+@dataclass(frozen=True)
 class AgainstMomentum(Direction):
     """Along −v, the base's momentum (Momentum-SAM, arXiv 2401.12033, eq. 4); e = 0 at first."""
 
@@ -203,13 +250,32 @@ class AgainstMomentum(Direction):
             foreach.set_sum_(parameters, weights, velocity, factor)
 
 
+@dataclass(frozen=True)
+class FilterNoise(Direction):
+    """Along Gaussian noise: e ~ N(0, ρ²·‖w_row‖²/n) for each row of n weights (Flat-LoRA, arXiv 2409.14396).
+
+    A row is a filter, or what feeds one unit; a vector is one row. So ‖e‖ is about ρ·‖w‖ in each row, and a
+    row of zeros stays.
+    """
+
+    follows_gradient = False
+
+    def perturb_(self, at: Ascent) -> None:
+        generators = {p.device: at.draws.generator("noise", p.device) for p in at.parameters}
+        foreach.set_noise_(at.parameters, at.weights, generators)
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, at.rho)
+
+
 DIRECTIONS: Registry = {
     "gradient": Gradient,
     "weighted_gradient": WeightedGradient,
     "adaptive_gradient": AdaptiveGradient,
+    "layerwise_gradient": LayerwiseGradient,
     "friendly_gradient": FriendlyGradient,
     "averaged_gradient": AveragedGradient,
     "clipped_ascent": ClippedAscent,
+    "multi_step": MultiStep,
+    "filter_noise": FilterNoise,
 }
 
 

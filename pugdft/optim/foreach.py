@@ -7,7 +7,7 @@ device. On a CPU there is nothing to wait for: a Python number is free and lets 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -134,7 +134,34 @@ def set_weighted_(
     torch._foreach_mul_(list(targets), list(gradients))
 
 
-def clip_norm_(tensors: Tensors, limit: float, norm: Tensor) -> None:
+def set_noise_(
+    targets: Tensors, weights: Tensors, generators: Mapping[torch.device, torch.Generator]
+) -> None:
+    """``targets ← noise ⊙ ‖row of weights‖ / √n`` with standard normal noise, for each row of n weights.
+
+    A row is what the first dimension of a tensor selects; a vector is one row. The noise is drawn in logical
+    order, so that it does not depend on how the weights lie in memory; it takes one tensor's memory at a
+    time.
+    """
+    for target, weight in zip(targets, weights, strict=True):
+        rows = weight if weight.dim() > 1 else weight.reshape(1, -1)
+        noise = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        noise.normal_(generator=generators[rows.device])
+        others = tuple(range(1, rows.dim()))
+        lengths = torch.linalg.vector_norm(rows, dim=others, keepdim=True, dtype=_accumulator([rows]))
+        noise.mul_(lengths / math.sqrt(max(1, math.prod(rows.shape[1:]))))
+        target.copy_(noise.reshape(target.shape))
+
+
+def smallest_of_largest(tensors: Tensors, share: float) -> Tensor:
+    """The smallest of the ``share`` of largest elements (one at least), 0-dim, on the first one's device."""
+    whole = torch.cat([tensor.flatten().to(tensors[0].device) for tensor in tensors])
+    left_out = whole.numel() - max(1, round(share * whole.numel()))
+    # torch has a deterministic k-th value on a CPU only.
+    return whole.kthvalue(left_out + 1).values if _on_cpu(tensors) else whole.sort().values[left_out]
+
+
+def clip_norm_(tensors: Tensors, limit: float | Tensor, norm: Tensor) -> None:
     """Scale by ``min(1, limit / (norm + 1e-12))``."""
     scale_(tensors, torch.clamp(ratio(limit, norm), max=1.0))
 

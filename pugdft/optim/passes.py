@@ -240,6 +240,16 @@ class CleanGradients:
                 self._held.append((parameter, parameter.grad.clone()))
             parameter.grad = None
 
+    def hold(self, parameters: Sequence[Tensor]) -> None:
+        """Add the parameters' present gradients, of a pass between ascents, to what is held."""
+        held = dict(self._held)
+        for parameter in parameters:
+            if parameter.grad is not None and parameter in held:
+                held[parameter].add_(parameter.grad)
+            elif parameter.grad is not None:
+                held[parameter] = parameter.grad.clone()
+        self._held = list(held.items())
+
     def add(self) -> None:
         """Add what is held to the parameters' gradients."""
         for parameter, gradient in self._held:

@@ -18,7 +18,7 @@ from pugdft.errors import UserError
 from pugdft.optim import foreach, passes
 from pugdft.optim.base import SHARDED, align_layouts, is_sharded, listed, tensors_of
 from pugdft.optim.combine import Correction
-from pugdft.optim.context import ParameterInfo, RuleState, StepContext
+from pugdft.optim.context import Draws, ParameterInfo, RuleState, StepContext
 from pugdft.optim.diagnostics import Diagnostics
 from pugdft.optim.directions import Ascent
 from pugdft.optim.foreach import Tensors
@@ -69,6 +69,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         loss_scale: LossScale | None = None,
         total_steps: int | None = None,
         clip: float | None = None,
+        seed: int = 0,
     ) -> None:
         if method != _PLAIN and any(group.get("maximize") for group in base.param_groups):
             raise UserError("base: maximize=True: a method perturbs and descends; negate the loss instead")
@@ -78,6 +79,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self.base = base
         self.method = method
         self.total_steps = total_steps
+        self.seed = seed
         self._progress: float | None = None
         self.num_steps = 0
         self.num_two_pass_steps = 0
@@ -182,7 +184,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             self._earlier.check(parameters)
         else:
             replay = passes.random_replay(parameters[0].device) if self._replays else nullcontext
-            is_ascent = trigger.is_due(context, self._rule_states["trigger"])
+            is_ascent = self.method.direction.follows_gradient
+            is_ascent = is_ascent and trigger.is_due(context, self._rule_states["trigger"])
             with self._ascent_pass() if is_ascent else nullcontext():
                 loss = self._pass(closure, parameters)
             self._earlier.check(parameters)
@@ -206,23 +209,27 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         differentiated = [p for p in parameters if p.grad is not None]
         combine, direction = self.method.combine, self.method.direction
         clean, factor = combine.coefficients(context)
-        rho = self.method.radius(context)
         perturbed = direction.chosen(differentiated, self._info)
+        radius = self.method.radius
+        rho = radius.radius(context, foreach.gradients_of(perturbed)) if perturbed else 0.0
         self.diagnostics.before_second_pass(differentiated)
         combine.release(self._rule_states["combine"])
         # A further ascent needs the place where the gradients lie.
         apart = combine.needs_both_gradients or direction.num_ascents > 1
         with self._weights.perturbed(perturbed) as weights, self._clean.kept():
-            for ascents_left in reversed(range(direction.num_ascents)):
+            for number in range(direction.num_ascents):
                 gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]
-                self._perturb(perturbed, weights, gradients, rho)
+                self._perturb(perturbed, weights, gradients, rho, number)
                 del gradients  # a list of them would keep them alive through the pass
-                if ascents_left == direction.num_ascents - 1:
+                if number == 0:
                     self._clean.put_aside(differentiated, clean / factor, apart)
                 else:
+                    if direction.sums_gradients:
+                        self._clean.hold(differentiated)
                     passes.clear(differentiated)
                 # All but the last pass are ascents like the first.
-                ascent_pass = self._ascent_pass if ascents_left else nullcontext
+                is_last = number == direction.num_ascents - 1
+                ascent_pass = nullcontext if is_last else self._ascent_pass
                 with self._perturbed_pass(), ascent_pass(), replay():
                     self._pass(closure, parameters)
             self.diagnostics.measure_perturbation(perturbed, weights)
@@ -235,11 +242,14 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             foreach.scale_(foreach.gradients_of(parameters), factor)
         return None
 
-    def _perturb(self, parameters: Tensors, weights: Tensors, gradients: Tensors, rho: float) -> None:
+    def _perturb(
+        self, parameters: Tensors, weights: Tensors, gradients: Tensors, rho: float | Tensor, number: int = 0
+    ) -> None:
         if not parameters:  # all that this method perturbs is frozen for now
             return
-        state, info = self._rule_states["direction"], self._info
-        self.method.direction.perturb_(Ascent(parameters, weights, gradients, rho, info, state, self.state))
+        state, draws = self._rule_states["direction"], Draws(self.seed, self.num_steps)
+        ascent = Ascent(parameters, weights, gradients, rho, self._info, state, self.state, draws, number)
+        self.method.direction.perturb_(ascent)
         passes.forget_cached_weights()
 
     def _pass(self, closure: Closure, parameters: list[Tensor]) -> Tensor:

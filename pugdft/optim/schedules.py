@@ -12,7 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pugdft.optim.context import ANY, MethodRule, StepContext
+from torch import Tensor
+
+from pugdft.optim import foreach
+from pugdft.optim.context import ANY, MethodRule, StepContext, at_least
+from pugdft.optim.foreach import Tensors
 from pugdft.optim.options import Registry, build, refused, require
 
 Number = float | Mapping[str, Any]
@@ -22,8 +26,14 @@ Number = float | Mapping[str, Any]
 class Schedule(MethodRule, ABC):
     """A number at a step."""
 
+    sees_gradient = False  # the number depends on the clean gradient: a radius only
+
     @abstractmethod
     def __call__(self, context: StepContext) -> float: ...
+
+    def radius(self, context: StepContext, gradients: Tensors) -> float | Tensor:
+        """Radius at a step with these clean gradients; a 0-dim tensor where they decide."""
+        return self(context)
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,45 @@ class ProportionalToLr(BoundedSchedule):
         return max(0.0, super().__call__(context))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossBudget(Schedule):
+    """min(σ/‖g‖, ``rho_max``): the loss rises by σ, to first order (LE-SAM, arXiv 2605.10183).
+
+    σ is ``sigma`` until the progress ``anneal_from``, then falls to 0 by half a cosine. The paper lets it
+    fall at the end of the training; where is ours: over all of it. Neither ``sigma`` nor ``rho_max`` has a
+    default: start with 0.02 to 0.2 and ten times SAM's radius.
+    """
+
+    sigma: float
+    rho_max: float
+    anneal_from: float = 0.0
+    bounds: ClassVar = {"sigma": at_least(0), "rho_max": at_least(0), "anneal_from": (0, 1)}
+    sees_gradient = True
+
+    def __call__(self, context: StepContext) -> float:
+        done = context.progress - self.anneal_from
+        share = done / (1 - self.anneal_from) if done > 0 and self.anneal_from < 1 else 0.0
+        return self.sigma * 0.5 * (1 + math.cos(math.pi * share))
+
+    def radius(self, context: StepContext, gradients: Tensors) -> float | Tensor:
+        return foreach.ratio(self(context), foreach.global_norm(gradients)).clamp(max=self.rho_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProportionalToGradient(Schedule):
+    """``factor``·‖g‖, so that SAM's e is factor·g, not normalised (USAM, arXiv 2206.06232)."""
+
+    factor: float
+    bounds: ClassVar = {"factor": at_least(0)}
+    sees_gradient = True
+
+    def __call__(self, context: StepContext) -> float:
+        return self.factor
+
+    def radius(self, context: StepContext, gradients: Tensors) -> float | Tensor:
+        return self.factor * foreach.global_norm(gradients)
+
+
 SCHEDULES: Registry = {
     "constant": Constant,
     "sin": Sin,
@@ -143,29 +192,38 @@ SCHEDULES: Registry = {
     "linear": Linear,
     "cosine": Cosine,
     "proportional_to_lr": ProportionalToLr,
+    "loss_budget": LossBudget,
+    "proportional_to_gradient": ProportionalToGradient,
 }
 """Name after ``schedule:`` in a recipe to its rule."""
 
 
-def as_schedule(value: Number | Schedule, name: str, *, minimum: float = -math.inf) -> Schedule:
+def as_schedule(
+    value: Number | Schedule, name: str, *, minimum: float = -math.inf, may_see_gradient: bool = False
+) -> Schedule:
     """A number, a mapping such as ``{schedule: icos, min: 0.5, max: 2}``, or a schedule, as a schedule.
 
-    A FaultsError at ``name`` or below it refuses what is none, and numbers below ``minimum``.
+    A FaultsError at ``name`` or below it refuses what is none, numbers below ``minimum``, and, unless it
+    ``may_see_gradient``, a schedule that depends on the gradient.
     """
-    if isinstance(value, Mapping):
-        schedule: Schedule = build("schedule", SCHEDULES, value, name, key="schedule")
-        for key, number in vars(schedule).items():
-            if number is not None:
-                require(number, f"{name}.{key}", minimum)
-        return schedule
     if isinstance(value, int | float) and not isinstance(value, bool):
         require(value, name, minimum)
         return Constant(float(value))
-    if not callable(value):
+    schedule: Any = value
+    if isinstance(value, Mapping):
+        schedule = build("schedule", SCHEDULES, value, name, key="schedule")
+        for key, number in vars(schedule).items():
+            if number is not None:
+                require(number, f"{name}.{key}", minimum)
+    if not isinstance(schedule, Schedule):
         raise refused(name, f"must be a number or a schedule, not {value!r}")
-    return value
+    if schedule.sees_gradient and not may_see_gradient:
+        known = ", ".join(key for key in SCHEDULES if not getattr(SCHEDULES[key], "sees_gradient", False))
+        message = "needs the gradient at w, which this option has not. Schedules without it: "
+        raise refused(f"{name}.schedule", message + known)
+    return schedule
 
 
-def as_radius(rho: Number) -> Schedule:
-    """A radius: :func:`as_schedule` of ``rho``, whose numbers must not be negative."""
-    return as_schedule(rho, "rho", minimum=0)
+def as_radius(rho: Number, name: str = "rho") -> Schedule:
+    """A radius: :func:`as_schedule` of numbers that are not negative; it may depend on the gradient."""
+    return as_schedule(rho, name, minimum=0, may_see_gradient=True)

@@ -250,6 +250,7 @@ def assemble(
         clean_pass=lambda: accelerator.no_sync(components.model),
         closure_accumulates=True,
         loss_scale=LossScale() if train.precision == "fp16" else None,
+        seed=train.seed,
     )
     _require_validation(optimizer, len(inputs.splits["validation"]) > 0)
     side = images.pixels.shape[1]

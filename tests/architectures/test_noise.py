@@ -230,6 +230,8 @@ def test_ascents_have_the_true_gradient_and_all_other_passes_the_shaken_one(name
     one_pass, two_passes = [False], [True, False]
     expected = {
         "amp": [[True] * 3 + [False]] * 3,
+        "multi_step": [[True] * 2 + [False]] * 3,
+        "lookbehind": [[True] * 2 + [False]] * 3,
         "looksam": [two_passes, one_pass, one_pass],
         "pugd_t": [one_pass] * 3,  # only its own gradients tell when it perturbs
     }

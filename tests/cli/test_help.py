@@ -123,7 +123,7 @@ def test_recipes_keys_optimizers_data_sets_and_runs_are_completed(
     assert offered("pugdft verify", "records", "runs/") == ["runs/one", "runs/two"]
     assert offered("pugdft verify", "records", "elsewhere/") == ["elsewhere/three"]
     assert offered("pugdft data prepare", "name", "cifar") == ["cifar10", "cifar100"]
-    assert offered("pugdft optimizers show", "name", "look") == ["looksam"]
+    assert offered("pugdft optimizers show", "name", "looks") == ["looksam"]
 
 
 def test_what_is_completed_is_what_exists() -> None:

@@ -14,6 +14,8 @@ import torch
 from optimizer_cases import LRS, gradient_of, lr_share, network, start
 from torch import Tensor
 
+from pugdft.optim.context import Draws
+
 List = list[Tensor]
 Gradient = Callable[[List], List]
 
@@ -109,8 +111,36 @@ class AsamAll(Asam):
 
 
 class SamOn(Asam):
+    rho, bias_rule = 10.0, "all"
+
     def masked(self, g: List, m: Moment) -> List:
         return [each * is_norm for each, is_norm in zip(g, m.norm_layers, strict=True)]
+
+
+class SamOnPaper(SamOn):
+    rho, bias_rule = 0.5, "paper"
+
+
+class SamOnPlain(SamOn):
+    rho = 0.5
+
+    def scale(self, w: Tensor, name: str) -> Tensor:
+        return torch.ones_like(w)
+
+
+class SamOnLayerwise(SamOn):
+    rho = 0.1
+
+    def scale(self, w: Tensor, name: str) -> Tensor:
+        return torch.full_like(w, norm([w]))
+
+
+class AsamLayerwise(SamOnLayerwise):
+    def masked(self, g: List, m: Moment) -> List:
+        return g
+
+    def scale(self, w: Tensor, name: str) -> Tensor:
+        return super().scale(w, name) if "weight" in name else torch.ones_like(w)
 
 
 class Pugd(Plain):
@@ -166,7 +196,7 @@ def variance(values: list[float]) -> float:
 
 
 class Gnp(Sam):
-    alpha = 0.8
+    alpha, rho = 0.8, 0.1
 
     def h(self, w: List, grad: Gradient, m: Moment) -> List:
         return plus(times(grad(w), 1 - self.alpha), super().h(w, grad, m), self.alpha)
@@ -199,8 +229,8 @@ class Fsam(Plain):
     def h(self, w: List, grad: Gradient, m: Moment) -> List:
         g = grad(w)
         s = g if self.m is None else plus(g, self.m, -1.0)
-        self.m = g if self.m is None else plus(times(self.m, 0.9), g, 0.1)
-        return grad(plus(w, unit(s), 0.05))
+        self.m = g if self.m is None else plus(times(self.m, 0.6), g, 0.4)
+        return grad(plus(w, unit(s), 0.2))
 
 
 class Vasso(Plain):
@@ -209,8 +239,8 @@ class Vasso(Plain):
 
     def h(self, w: List, grad: Gradient, m: Moment) -> List:
         g = grad(w)
-        self.d = g if self.d is None else plus(times(self.d, 0.6), g, 0.4)
-        return grad(plus(w, unit(self.d), 0.05))
+        self.d = g if self.d is None else plus(times(self.d, 0.1), g, 0.9)
+        return grad(plus(w, unit(self.d), 0.2))
 
 
 class Wsam(Sam):
@@ -244,6 +274,113 @@ class AmpTensor(Amp):
 class Msam(Plain):
     def h(self, w: List, grad: Gradient, m: Moment) -> List:
         return grad(plus(w, unit(m.velocity), -3.0))
+
+
+class Rwp(Plain):
+    alpha = 1.0
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        numbers = Draws(0, m.step).generator("noise", torch.device("cpu"))
+        moved = grad([each + self.noise(each, numbers) for each in w])
+        return plus(times(grad(w), 1 - self.alpha), moved, self.alpha)
+
+    def noise(self, weight: Tensor, numbers: torch.Generator) -> Tensor:
+        rows = weight.flatten(1) if weight.dim() > 1 else weight[None]
+        deviation = 0.05 * rows.norm(dim=1, keepdim=True) / math.sqrt(rows.shape[1])
+        noise = torch.randn(rows.shape, generator=numbers, dtype=torch.float64)
+        return (noise * deviation).reshape(weight.shape)
+
+
+class RwpMixed(Rwp):
+    alpha = 0.5
+
+
+class MultiStep(Plain):
+    k = 2
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        there = w
+        for _ in range(self.k):
+            there = plus(there, unit(grad(there)), 0.05 / self.k)
+        return grad(there)
+
+
+class MultiStepThree(MultiStep):
+    k = 3
+
+
+class Lookbehind(Plain):
+    k, alpha = 2, 0.5
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        there, total = w, [torch.zeros_like(each) for each in w]
+        for _ in range(self.k):
+            there = plus(there, unit(grad(there)), 0.05)
+            total = plus(total, grad(there))
+        return times(total, self.alpha)
+
+
+class LookbehindThree(Lookbehind):
+    k, alpha = 3, 0.2
+
+
+class AeSam(Sam):
+    """Two passes where ‖g‖² is at least its running mean plus c times its running deviation."""
+
+    def __init__(self) -> None:
+        self.mean = self.variance = 0.0
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        square = norm(grad(w)) ** 2
+        self.mean = 0.9 * self.mean + 0.1 * square
+        self.variance = 0.9 * self.variance + 0.1 * (square - self.mean) ** 2
+        threshold = self.mean + (m.progress * -1 + (1 - m.progress) * 1) * self.variance**0.5
+        return super().h(w, grad, m) if square >= threshold else grad(w)
+
+
+class LossBudget(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        g = grad(w)
+        share = max(0.0, (m.progress - 0.2) / 0.8)
+        budget = 0.1 * (1 + math.cos(math.pi * share)) / 2
+        return grad(plus(w, unit(g), min(budget / norm(g), 0.1)))
+
+
+class Unnormalised(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return grad(plus(w, grad(w), 0.1))
+
+
+class RandomPart(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        numbers = Draws(0, m.step).generator("mask", torch.device("cpu"))
+        masks = [torch.rand(each.shape, generator=numbers) < 0.6 for each in w]
+        e = times(unit(grad(w)), 0.05 / 0.6)
+        return grad([each + part * mask for each, part, mask in zip(w, e, masks, strict=True)])
+
+
+class LargestFisher(Plain):
+    every, share = 3, 0.4
+
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        g = grad(w)
+        squares = [each * each for each in g]
+        self.sums = squares if m.step % self.every == 1 or m.step == 0 else plus(self.sums, squares)
+        if m.step % self.every == 0:
+            whole = torch.cat([each.flatten() for each in self.sums]).sort(descending=True).values
+            least = whole[round(self.share * len(whole)) - 1]
+            self.masks = [each >= least for each in self.sums]
+        e = times(unit(g), 0.05)
+        return grad([each + part * mask for each, part, mask in zip(w, e, self.masks, strict=True)])
+
+
+class LargestZ(Plain):
+    def h(self, w: List, grad: Gradient, m: Moment) -> List:
+        return grad(plus(w, unit([self.filtered(each) for each in grad(w)]), 0.05))
+
+    def filtered(self, g: Tensor) -> Tensor:
+        z = ((g - g.mean()) / (g.std(correction=0) + 1e-8)).abs()
+        return g * (z > torch.quantile(z, 0.7))
 
 
 class SGD:
@@ -284,6 +421,8 @@ class AdamW:
         return moved
 
 
+_BUDGET = {"schedule": "loss_budget", "sigma": 0.1, "rho_max": 0.1, "anneal_from": 0.2}
+
 # Name or name with options, as in a spec, to the reference.
 REFERENCES: list[tuple[str, dict[str, object], type[Plain]]] = [
     ("plain", {}, Plain),
@@ -295,6 +434,9 @@ REFERENCES: list[tuple[str, dict[str, object], type[Plain]]] = [
     ("asam", {}, Asam),
     ("asam", {"bias_rule": "all"}, AsamAll),
     ("sam_on", {}, SamOn),
+    ("sam_on", {"rho": 0.5, "eta": 0.01, "bias_rule": "paper"}, SamOnPaper),
+    ("sam_on", {"rho": 0.5, "metric": "plain"}, SamOnPlain),
+    ("sam_on", {"rho": 0.1, "metric": "layerwise"}, SamOnLayerwise),
     ("pugd", {}, Pugd),
     ("pugd_r", {}, PugdR),
     ("pugd_s", {}, PugdS),
@@ -310,10 +452,25 @@ REFERENCES: list[tuple[str, dict[str, object], type[Plain]]] = [
     ("amp", {"inner_iter": 3}, AmpThree),
     ("amp", {"scope": "tensor"}, AmpTensor),
     ("msam", {}, Msam),
+    ("rwp", {}, Rwp),
+    ("rwp", {"alpha": 0.5}, RwpMixed),
+    ("multi_step", {}, MultiStep),
+    ("multi_step", {"k": 3}, MultiStepThree),
+    ("lookbehind", {}, Lookbehind),
+    ("lookbehind", {"k": 3, "alpha": 0.2}, LookbehindThree),
+    ("sam", {"trigger": {"name": "adaptive"}}, AeSam),
+    ("sam", {"rho": _BUDGET}, LossBudget),
+    ("sam", {"rho": {"schedule": "proportional_to_gradient", "factor": 0.1}}, Unnormalised),
+    ("sam", {"mask": {"name": "random"}}, RandomPart),
+    ("sam", {"mask": {"name": "largest_fisher", "share": 0.4, "every": 3}}, LargestFisher),
+    ("sam", {"mask": {"name": "largest_z", "share": 0.3}}, LargestZ),
+    ("asam", {"rho": 10, "bias_rule": "all", "mask": {"name": "norm_layers"}}, SamOn),
+    ("rules", {"direction": "layerwise_gradient", "rho": 0.1}, AsamLayerwise),
+    ("rules", {"direction": {"name": "multi_step", "num_ascents": 3}}, MultiStepThree),
     ("rules", {}, Sam),
     ("rules", {"normalize": "unit"}, SamGns),
     ("rules", {"direction": "weighted_gradient", "rho": 1, "combine": "scaled", "normalize": "unit"}, Pugd),
-    ("rules", {"combine": {"name": "weighted", "clean": 0.2, "perturbed": 0.8}}, Gnp),
+    ("rules", {"rho": 0.1, "combine": {"name": "weighted", "clean": 0.2, "perturbed": 0.8}}, Gnp),
     ("rules", {"combine": {"name": "decoupled_sharpness", "gamma": 0.9}}, Wsam),
     ("rules", {"direction": {"name": "adaptive_gradient", "bias_rule": "all"}, "rho": 0.5}, AsamAll),
 ]

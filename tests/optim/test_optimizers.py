@@ -71,14 +71,34 @@ def test_every_registered_method_has_a_reference() -> None:
         (("sam_on", {"rho": 0.0}), ("plain", {}), 0.0),
         (("msam", {"rho": 0.0}), ("plain", {}), 0.0),
         (("amp", {"epsilon": 0.0}), ("plain", {}), 0.0),
+        (("rwp", {"sigma": 0.0}), ("plain", {}), 0.0),
+        (("multi_step", {"rho": 0.0}), ("plain", {}), 0.0),
+        (("multi_step", {"k": 1}), ("sam", {}), 0.0),
+        (("lookbehind", {"k": 1, "alpha": 1.0}), ("sam", {}), 0.0),
+        (("lookbehind", {"rho": 0.0}), ("plain", {}), 1e-14),  # two equal gradients, halved
+        (("sam", {"mask": {"name": "random", "share": 1.0}}), ("sam", {}), 1e-14),
+        (("sam", {"mask": {"name": "largest_fisher", "share": 1.0}}), ("sam", {}), 1e-14),
+        (("sam", {"mask": {"name": "largest_z", "share": 1.0}}), ("sam", {}), 0.0),
+        (("pugd", {"rho": 0.0, "mask": {"name": "random"}}), ("ugd", {}), 1e-12),
+        (
+            ("asam", {"rho": 0.3, "mask": {"name": "norm_layers"}}),
+            ("sam_on", {"rho": 0.3, "eta": 0.01, "bias_rule": "paper"}),
+            0.0,
+        ),
+        (("sam", {"rho": {"schedule": "loss_budget", "sigma": 1e9, "rho_max": 0.05}}), ("sam", {}), 1e-14),
+        (("sam", {"rho": {"schedule": "loss_budget", "sigma": 0.0, "rho_max": 9}}), ("plain", {}), 0.0),
+        (("sam", {"trigger": {"name": "adaptive", "lambda_1": -1e9, "lambda_2": -1e9}}), ("sam", {}), 0.0),
+        (("sam", {"trigger": {"name": "adaptive", "lambda_1": 1e9, "lambda_2": 1e9}}), ("plain", {}), 0.0),
+        (("rwp", {"alpha": 0.0}), ("plain", {}), 0.0),
+        (("rwp", {"sigma": 0.0, "alpha": 0.5}), ("plain", {}), 1e-14),
         (("gnp", {"rho": 0.0}), ("plain", {}), 1e-14),
         (("pugd", {"rho": 0.0}), ("ugd", {}), 1e-12),
         (("sam_gns", {"rho": 0.0}), ("ugd", {}), 0.0),
-        (("gnp", {"alpha": 1.0}), ("sam", {}), 1e-14),
+        (("gnp", {"alpha": 1.0}), ("sam", {"rho": 0.1}), 1e-14),
         (("gnp", {"alpha": 0.0}), ("plain", {}), 0.0),
         (("gsam", {"alpha": 0.0, "rho_min": 0.05}), ("sam", {}), 1e-14),
-        (("fsam", {"sigma": 0.0}), ("sam", {}), 0.0),
-        (("vasso", {"theta": 1.0}), ("sam", {}), 1e-14),
+        (("fsam", {"sigma": 0.0}), ("sam", {"rho": 0.2}), 0.0),
+        (("vasso", {"theta": 1.0}), ("sam", {"rho": 0.2}), 1e-14),
         (("looksam", {"k": 1}), ("sam", {}), 0.0),
         (("wsam", {"gamma": 0.0}), ("plain", {}), 0.0),
         (("pugd_s", {"scale": 1.0}), ("pugd", {}), 0.0),
@@ -249,10 +269,11 @@ def test_gradient_cosine_fires_once_gradients_agree() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["gradient_variance", "gradient_cosine"])
+@pytest.mark.parametrize("name", ["gradient_variance", "gradient_cosine", "adaptive"])
 def test_an_overflow_leaves_no_trace_in_a_trigger(name: str, bad: float) -> None:
     net = network()
-    optimizer = build_optimizer(spec_of("sam", trigger={"name": name, "k": 3}), net)
+    trigger = {"name": name} | ({} if name == "adaptive" else {"k": 3})
+    optimizer = build_optimizer(spec_of("sam", trigger=trigger), net)
     optimizer.progress = 0.05
     optimizer.step(make_closure(optimizer, net))
     before = optimizer.state_dict()["pugdft"]["memories"]["trigger"]["values"]
@@ -331,7 +352,7 @@ def test_sam_on_perturbs_normalisation_layers_only() -> None:
     assert moved == {"norm.weight", "norm.bias"}
     with pytest.raises(UserError, match="give the module"):
         build_optimizer(spec_of("sam_on"), net.parameters())
-    with pytest.raises(UserError, match="that are trained, and has none"):
+    with pytest.raises(UserError, match="that are trained, and there are none"):
         build_optimizer(spec_of("sam_on"), nn.Linear(2, 2))
 
 
@@ -403,9 +424,41 @@ def test_params_may_be_a_module_tensors_named_pairs_or_groups() -> None:
         ({"name": "fsam", "base": SGD_BASE, "lambda": 2}, "optimizer.lambda: must be at most 1"),
         ({"name": "gsam", "base": SGD_BASE, "rho_min": 0.5}, "optimizer.rho_min: must be at most 0.05"),
         ({"name": "msam", "base": {"name": "sgd", "lr": 0.1}}, "optimizer.base.momentum: msam"),
+        ({"name": "rwp", "base": SGD_BASE, "alpha": 1.5}, "optimizer.alpha: must be at most 1"),
+        ({"name": "rwp", "base": SGD_BASE, "sigma": -1}, "optimizer.sigma: must be at least 0"),
+        ({"name": "rwp", "base": SGD_BASE, "rho": 1}, "optimizer.rho: unknown option. Known here: sigma"),
+        ({"name": "rwp", "base": SGD_BASE, "perturb": "local"}, "optimizer.perturb: unknown option"),
         ({"name": "sam", "base": SGD_BASE, "perturb": "both"}, "perturb: must be one of global, local"),
         ({"name": "sam", "base": SGD_BASE, "trigger": "late"}, "trigger: must be a mapping"),
         ({"name": "sam", "base": SGD_BASE, "trigger": {"name": "afer"}}, 'Did you mean "after"'),
+        ({"name": "sam", "base": SGD_BASE, "trigger": {"name": "adaptve"}}, 'Did you mean "adaptive"'),
+        (
+            {"name": "sam", "base": SGD_BASE, "trigger": {"name": "adaptive", "delta": 2}},
+            "optimizer.trigger.delta: must be at most 1",
+        ),
+        ({"name": "lookbehnd", "base": SGD_BASE}, 'Did you mean "lookbehind"'),
+        ({"name": "lookbehind", "base": SGD_BASE, "alpha": 0}, "optimizer.alpha: must be above 0"),
+        ({"name": "multi_step", "base": SGD_BASE, "k": 0}, "optimizer.k: must be at least 1"),
+        (
+            {"name": "sam_on", "base": SGD_BASE, "metric": "layer"},
+            "optimizer.metric: must be one of elementwise",
+        ),
+        ({"name": "sam", "base": SGD_BASE, "mask": "random"}, "optimizer.mask: must be a mapping"),
+        ({"name": "sam", "base": SGD_BASE, "mask": {"name": "radnom"}}, 'optimizer.mask.name: .*"random"'),
+        ({"name": "sam", "base": SGD_BASE, "mask": {"share": 1}}, "optimizer.mask.name: unknown mask"),
+        (
+            {"name": "sam", "base": SGD_BASE, "mask": {"name": "random", "share": 1.5}},
+            "optimizer.mask.share: must be at most 1",
+        ),
+        ({"name": "ugd", "base": SGD_BASE, "mask": {"name": "random"}}, "optimizer.mask: unknown option"),
+        (
+            {"name": "msam", "base": SGD_BASE, "rho": {"schedule": "loss_budget", "sigma": 1, "rho_max": 1}},
+            "optimizer.rho.schedule: needs the gradient at w",
+        ),
+        (
+            {"name": "sam", "base": SGD_BASE, "rho": {"schedule": "loss_budget", "sigma": -1, "rho_max": 1}},
+            "optimizer.rho.sigma: must be at least 0",
+        ),
         (
             {"name": "sam", "base": SGD_BASE, "trigger": {"name": "every", "k": 0}},
             "optimizer.trigger.k: must be at least 1",
@@ -500,6 +553,7 @@ def test_sharded_and_fp16_parameters_are_refused() -> None:
 @pytest.mark.parametrize("name", [*TWO_PASS, "sam, timed"])
 def test_local_perturbation_is_for_methods_that_keep_processes_in_step(name: str) -> None:
     fits = {"sam", "asam", "sam_gns", "sam_on", "pugd", "pugd_r", "pugd_s", "pugd_rs", "gnp", "amp", "rules"}
+    fits.add("multi_step")
     options = {"trigger": {"name": "every", "k": 2}} if "," in name else {}
     spec = spec_of(name.split(",")[0], perturb="local", **options)
     if name in fits:

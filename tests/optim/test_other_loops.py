@@ -605,7 +605,7 @@ def test_a_changed_radius_continues_with_a_warning() -> None:
     net = network()
     optimizer = build_optimizer(spec("fsam"), net)
     optimizer.step(closure_for(optimizer, net))
-    other = build_optimizer(spec("fsam", rho=0.2), net)
+    other = build_optimizer(spec("fsam", rho=0.3), net)
     with pytest.warns(UserWarning, match="radius"):
         other.load_state_dict(optimizer.state_dict())
     assert other.num_steps == 1

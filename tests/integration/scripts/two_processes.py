@@ -64,7 +64,7 @@ def local_reference(name: str) -> list[Tensor]:
         for part in (slice(0, None, 2), slice(1, None, 2)):
             g = own_gradient(weights, part)
             s = [w.abs() * each for w, each in zip(weights, g, strict=True)] if name == "pugd" else g
-            moved = plus(weights, unit(s), 1.0 if name == "pugd" else 0.05)
+            moved = plus(weights, unit(s), {"pugd": 1.0, "gnp": 0.1}.get(name, 0.05))
             g_star = own_gradient(moved, part)
             mixed = {"sam": g_star, "pugd": plus(g, g_star), "gnp": plus([0.2 * a for a in g], g_star, 0.8)}
             total = plus(total, mixed[name], 0.5)
