@@ -168,7 +168,9 @@ def print_plan(plan: Estimate, console: Console, notes: Sequence[str] = ()) -> N
     # A column that may break keeps its least width, whatever the terminal's.
     wide = console.options.update(max_width=_WIDEST_PLAN)
     needed = Measurement.get(console, wide, table).minimum
-    console.print(table, width=max(console.width, needed), crop=False)
+    if needed > console.width:
+        table.width = needed
+    console.print(table, crop=False)
     for text in (*_plan_lines(plan), *notes):
         console.print(Text(text))
 
