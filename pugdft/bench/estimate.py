@@ -279,8 +279,8 @@ def _spreads(cells: Sequence[BenchCell]) -> tuple[Spreads, int | None]:
         return TYPICAL, min(sizes, default=None)
     seeds = math.sqrt(squares / freedom)
     images_std = math.sqrt(fmean(of_images)) if any(of_images) else 0.0
-    images = (images_std, images_std) if images_std else TYPICAL.images
-    return Spreads((seeds, seeds), images, are_measured=True), min(sizes, default=None)
+    by_images = (images_std, images_std) if images_std else TYPICAL.images
+    return Spreads((seeds, seeds), by_images, are_measured=True), min(sizes, default=None)
 
 
 if __name__ == "__main__":

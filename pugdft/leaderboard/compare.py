@@ -245,7 +245,8 @@ def _corrected(first: Selection, second: Selection, metric: str) -> tuple[float 
     samples = [EntryScores(each.scores(metric), each.images) for each in measured]
     pairs = compare_all(samples, num_images, warnings.unpaired([each.runs for each in measured])[0])
     one, two = sorted(specs.index(each.runs.spec) for each in (first, second))
-    place = list(zip(*np.triu_indices(len(specs), 1), strict=True)).index((one, two))
+    left, right = np.triu_indices(len(specs), 1)
+    place = int(np.flatnonzero((left == one) & (right == two))[0])
     return float(holm_adjusted(pairs.p_value)[place]), len(specs)
 
 

@@ -252,7 +252,7 @@ def _ranked(group: RunGroup, metric: str, baseline: str | None, looks: int) -> G
         budgets[cost] = min((value for value in means if value is not None), default=None)
     runs = [each.runs for each in measured]
     planned, plan_notes = warnings.planned(runs)
-    if baseline not in (each.runs.label for each in scored):
+    if baseline not in [each.runs.label for each in scored]:
         baseline = None
     design = _Design(metric, conflicts, baseline, max(looks, planned))
     entries = _compared(scored, design, budgets)
