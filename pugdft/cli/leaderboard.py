@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from io import StringIO
 from pathlib import Path
@@ -65,6 +65,20 @@ def show(
     reported: Annotated[
         bool, typer.Option("--reported", help="Add what papers printed, apart and without ranks.")
     ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OPTIMIZER",
+            help="Compare every other optimizer with this one alone, which you chose before.",
+            show_default=False,
+        ),
+    ] = None,
+    looks: Annotated[
+        int, typer.Option(min=1, max=100, help="At the growing records in all: p-values allow for so many.")
+    ] = 1,
+    full: Annotated[
+        bool, typer.Option("--full", help="All columns, the legend, and every table of --reported.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 1 if a record had to be left out.")
     ] = False,
@@ -80,7 +94,7 @@ def show(
     """
     from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
-    from pugdft.leaderboard.ranking import CONTRADICTED
+    from pugdft.leaderboard.ranking import CONTRADICTED, COPIED
 
     with without_garbage_collection():
         places = paths or [Path("runs")]
@@ -93,13 +107,16 @@ def show(
         if not collected.records and not reported:
             where = ", ".join(map(str, places))
             raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
-        groups = _groups(collected.records, dataset, model, metric.value, reported)
+        design = {"metric": metric.value, "baseline": baseline, "looks": looks}
+        groups = _groups(collected.records, dataset, model, reported, full, design)
         if not groups and not reported:
             trials = counted(len(collected.records), "record")
             raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
-        write_result(_text(groups, format_, output), output)
-        contradicted = any(CONTRADICTED in entry.unfinished for group in groups for entry in group.entries)
-        if strict and (collected.left_out or contradicted):
+        write_result(_text(groups, format_, output, full), output)
+        set_aside = any(
+            {CONTRADICTED, COPIED} & entry.unfinished.keys() for group in groups for entry in group.entries
+        )
+        if strict and (collected.left_out or set_aside):
             raise typer.Exit(1)
 
 
@@ -133,26 +150,40 @@ def check(
 
 
 def _groups(
-    records: Sequence[Loaded], dataset: str | None, model: str | None, metric: str, reported: bool
+    records: Sequence[Loaded],
+    dataset: str | None,
+    model: str | None,
+    reported: bool,
+    full: bool,
+    design: Mapping[str, Any],
 ) -> list[Group]:
-    """Rank the records and add what papers printed; a filter that matches either matches."""
+    """Rank the records and add what papers printed; a filter that matches either matches.
+
+    Without a filter, papers' tables are shown where something was measured, or with ``full``.
+    """
     from pugdft.leaderboard import build_leaderboard
     from pugdft.leaderboard.grouping import NothingMatches
     from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
 
     if not reported:
-        return build_leaderboard(records, dataset, model, metric)
+        return build_leaderboard(records, dataset, model, **design)
     groups: list[Group] = []
     unmatched = ""
     try:
-        groups = build_leaderboard(records, dataset, model, metric) if records else []
+        groups = build_leaderboard(records, dataset, model, **design) if records else []
     except NothingMatches as error:
         unmatched = f"{error}\n"
     with refuse(UserError, lambda error: f"{unmatched}{error}"):
-        return with_reported(groups, select_rows(reported_rows(reported_folder()), groups, dataset, model))
+        joined = with_reported(groups, select_rows(reported_rows(reported_folder()), groups, dataset, model))
+    if not groups or full or dataset or model:
+        return joined
+    shown = [group for group in joined if group.measured]
+    if left := len(joined) - len(shown):
+        print(f"{counted(left, 'table')} of papers for what is not measured here: --full", file=sys.stderr)
+    return shown
 
 
-def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None) -> str:
+def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None, full: bool) -> str:
     """Write the groups as text, or a table straight to a terminal."""
     from pugdft import leaderboard
 
@@ -161,13 +192,14 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
 
         return as_html(groups)
     if format_ is not LeaderboardFormat.TABLE:
-        return getattr(leaderboard, f"as_{format_.value}")(groups)
+        options = {"full": full} if format_.value in ("markdown", "latex") else {}
+        return getattr(leaderboard, f"as_{format_.value}")(groups, **options)
 
     from rich.console import Console
 
     if sys.stdout.isatty() and output is None:
-        leaderboard.print_table(groups, Console(file=sys.stdout, highlight=False))
+        leaderboard.print_table(groups, Console(file=sys.stdout, highlight=False), full)
         return ""
     buffer = StringIO()
-    leaderboard.print_table(groups, Console(file=buffer, width=120, highlight=False))
+    leaderboard.print_table(groups, Console(file=buffer, width=120, highlight=False), full)
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
