@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from io import StringIO
 from pathlib import Path
@@ -17,6 +17,8 @@ from pugdft.cli.output import given_path, write_result
 from pugdft.errors import UserError, counted, refuse, undriven
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pugdft.leaderboard import Group, Loaded
 
 _CHECK = "check"
@@ -68,16 +70,22 @@ def show(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 1 if a record had to be left out.")
     ] = False,
+    across: Annotated[
+        bool, typer.Option("--across", help="One verdict over all data sets and models instead.")
+    ] = False,
 ) -> None:
     """Rank the optimizers of finished runs.
 
-    There is a ranking for each data set and model. `pugdft leaderboard check PATH...` validates records
+    There is a ranking for each data set and model, or with --across one over all of them. `pugdft leaderboard check PATH...` validates records
     instead, such as those that others contribute.
 
     Examples:
       pugdft leaderboard runs --dataset cifar10
       pugdft leaderboard runs --format html --output board.html
+      pugdft leaderboard runs --across --format latex
     """
+    if across and reported:
+        raise UserError("--across: is of runs alone; what papers printed stands in the tables without --across")
     from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
     from pugdft.leaderboard.ranking import CONTRADICTED
@@ -93,6 +101,11 @@ def show(
         if not collected.records and not reported:
             where = ", ".join(map(str, places))
             raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
+        if across:
+            _show_across(collected.records, dataset, model, metric.value, format_, output)
+            if strict and collected.left_out:
+                raise typer.Exit(1)
+            return
         groups = _groups(collected.records, dataset, model, metric.value, reported)
         if not groups and not reported:
             trials = counted(len(collected.records), "record")
@@ -152,6 +165,28 @@ def _groups(
         return with_reported(groups, select_rows(reported_rows(reported_folder()), groups, dataset, model))
 
 
+def _show_across(
+    records: Sequence[Loaded],
+    dataset: str | None,
+    model: str | None,
+    metric: str,
+    format_: LeaderboardFormat,
+    output: Path | None,
+) -> None:
+    """Write the verdict over all tasks."""
+    from pugdft.leaderboard.across import build_across, formats
+
+    verdict = build_across(records, dataset, model, metric)
+    if format_ is LeaderboardFormat.HTML:
+        from pugdft.leaderboard.across.page import across_html
+
+        write_result(across_html(verdict), output)
+    elif format_ is LeaderboardFormat.TABLE:
+        write_result(_printed(lambda console: formats.print_across(verdict, console), output), output)
+    else:
+        write_result(getattr(formats, f"across_{format_.value}")(verdict), output)
+
+
 def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None) -> str:
     """Write the groups as text, or a table straight to a terminal."""
     from pugdft import leaderboard
@@ -162,12 +197,16 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
         return as_html(groups)
     if format_ is not LeaderboardFormat.TABLE:
         return getattr(leaderboard, f"as_{format_.value}")(groups)
+    return _printed(lambda console: leaderboard.print_table(groups, console), output)
 
+
+def _printed(show: Callable[[Console], None], output: Path | None) -> str:
+    """Let a table print itself straight to a terminal, or return it as text."""
     from rich.console import Console
 
     if sys.stdout.isatty() and output is None:
-        leaderboard.print_table(groups, Console(file=sys.stdout, highlight=False))
+        show(Console(file=sys.stdout, highlight=False))
         return ""
     buffer = StringIO()
-    leaderboard.print_table(groups, Console(file=buffer, width=120, highlight=False))
+    show(Console(file=buffer, width=120, highlight=False))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
