@@ -19,6 +19,7 @@ from math import comb, sqrt
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
+from pugdft.leaderboard.across.pooling import TaskDifferences, across_plan, shaffer_adjusted
 from pugdft.leaderboard.power import Plan
 from pugdft.leaderboard.stats import (
     LEVEL,
@@ -179,6 +180,130 @@ def true_variances(
     return sqrt(seeds / num_images), max(0.0, images - residual) / (num_seeds * num_images)
 
 
+# --- over several tasks ---
+
+
+@dataclass(frozen=True)
+class TaskWorld:
+    """Standard deviations, in accuracy, of what makes up an optimizer's score in a task.
+
+    Scores are normal: the mean over hundreds of images is, and the images' part of the variance is known.
+    """
+
+    name: str
+    tasks: float  # of the optimizer's true level in a task
+    seeds: float
+    images: float
+    task_ratio: float = 1.0  # of the seeds' and images' deviations in the last task to those in the first
+    wide: float = 1.0  # the last optimizer's deviation over seeds, as a multiple of the others'
+    models: int = 1  # tasks in a row that have the same test images, and the same error from them
+
+    def draw(
+        self, rng: np.random.Generator, shape: tuple[int, int, int, int], gain: float
+    ) -> TaskDifferences:
+        """Draw the differences of all pairs of (worlds, tasks, optimizers, seeds), as if of one world.
+
+        The first optimizer is better by ``gain`` on average over tasks like these.
+        """
+        worlds, num_tasks, size, num_seeds = shape
+        ratio = np.geomspace(1, self.task_ratio, num_tasks)[None, :, None, None]
+        own = np.where(np.arange(size) == size - 1, self.wide, 1.0)[None, None, :, None]
+        sets = np.arange(num_tasks) // self.models
+        scores = self.tasks * rng.normal(size=(worlds, num_tasks, size, 1))
+        scores = scores + self.images * ratio * rng.normal(size=(worlds, sets[-1] + 1, size, 1))[:, sets]
+        scores = scores + self.seeds * ratio * own * rng.normal(size=shape)
+        scores[:, :, 0] += gain
+        first, second = np.triu_indices(size, 1)
+        differences = scores[:, :, first] - scores[:, :, second]
+        images = np.broadcast_to(2 * (self.images * ratio[..., 0]) ** 2, differences.shape[:3])
+        by_seed = differences.var(axis=3, ddof=1) / num_seeds
+        parts = (
+            each.swapaxes(0, 1).reshape(num_tasks, -1) for each in (differences.mean(axis=3), by_seed, images)
+        )
+        return TaskDifferences(*parts, p_values=np.empty(0), testable=np.empty(0))
+
+    def plan(self, size: int, num_seeds: int, num_tasks: int) -> Plan:
+        """Plan the test of the first optimizer and another with the true deviations, means over tasks."""
+        square = float(np.mean(np.geomspace(1, self.task_ratio, num_tasks) ** 2))
+        other = self.wide if size == 2 else 1.0
+        return across_plan(
+            num_tasks,
+            num_seeds,
+            comb(size, 2),
+            task_std=sqrt(2) * self.tasks,
+            seed_std=self.seeds * sqrt((1 + other**2) * square),
+            image_variance=2 * self.images**2 * square,
+            num_datasets=-(-num_tasks // self.models),
+        )
+
+
+TASK_WORLDS = (
+    TaskWorld("equal in all tasks", tasks=0.0, seeds=0.003, images=0.003),
+    TaskWorld("differ by task", tasks=0.006, seeds=0.003, images=0.003),
+    TaskWorld("unequal spreads", tasks=0.003, seeds=0.003, images=0.003, task_ratio=6.0, wide=4.0),
+    TaskWorld("two models a set", tasks=0.0, seeds=0.003, images=0.006, models=2),
+)
+
+
+def across_tasks(world: TaskWorld, num_tasks: int, num_seeds: int, replicates: int) -> dict[str, float]:
+    """Any false separation among five equal optimizers, and power at a difference planned for 0.8.
+
+    "power" is of two optimizers; "of five" of the first against one of four equal others, by Holm's steps.
+    """
+    rng = np.random.default_rng(1000 * num_tasks + num_seeds)
+
+    def separated(size: int, gain: float) -> np.ndarray:
+        drawn = world.draw(rng, (replicates, num_tasks, size, num_seeds), gain)
+        pooled = drawn.pooled(list(np.arange(num_tasks) // world.models))
+        p_values = pooled.p_value.reshape(replicates, -1)
+        found = np.zeros(p_values.shape, dtype=bool)
+        for row in np.flatnonzero(p_values.min(axis=1) <= LEVEL / p_values.shape[1]):
+            found[row] = shaffer_adjusted(p_values[row], size) <= LEVEL
+        return found
+
+    gains = [world.plan(size, num_seeds, num_tasks).detectable_difference(num_tasks) for size in (2, 5)]
+    return {
+        "error": float(separated(5, 0.0).any(axis=1).mean()),
+        "difference": gains[0],
+        "power": float(separated(2, gains[0]).mean()),
+        "of five": float(separated(5, gains[1])[:, 0].mean()),
+    }
+
+
+def fine_tuning_tasks(gain: float, replicates: int, num_images: int) -> dict[str, float]:
+    """Eight tasks, five seeds, five optimizers of 0/1 outcomes: how often the better first one is found."""
+    rng = np.random.default_rng(7)
+    found, size = np.zeros(comb(5, 2)), 5
+    alone = np.zeros(comb(5, 2))
+    for _ in range(replicates):
+        tasks = []
+        for _ in range(8):
+            samples = [sample(each, True) for each in WORLDS[0].tables(rng, size, 5, num_images, gain)]
+            tasks.append((np.arange(size), compare_all(samples, num_images)))
+        pooled = TaskDifferences.of(tasks, size).pooled(range(8))
+        found += shaffer_adjusted(pooled.p_value, size) <= LEVEL
+        alone += np.mean([holm_adjusted(pairs.p_value) <= LEVEL for _, pairs in tasks], axis=0)
+    return {
+        "one table": float(alone[: size - 1].mean()) / replicates,
+        "across": float(found[: size - 1].mean()) / replicates,
+    }
+
+
+def show_across(replicates: int, num_images: int) -> None:
+    """One table for tests over several tasks."""
+    print("\nover tasks: any of 10 pairs of equal optimizers; power where 0.8 is planned")
+    for world in TASK_WORLDS:
+        for num_tasks in (2, 4, 8, 20):
+            for num_seeds in (2, 5, 10):
+                row = across_tasks(world, num_tasks, num_seeds, replicates)
+                cells = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
+                print(f"{world.name:18} k={num_tasks:<3} n={num_seeds:<3} {cells}", flush=True)
+    print("\n8 tasks × 5 seeds × 5 optimizers, like fine-tuning: one table and all tasks together")
+    for gain in (0.01, 0.02, 0.03):
+        row = fine_tuning_tasks(gain, max(1, replicates // 10), num_images)
+        print(f"{gain:.2f}  " + "  ".join(f"{name} {value:.3f}" for name, value in row.items()), flush=True)
+
+
 def show(
     title: str, experiment: Callable[[World, int, int, int], dict[str, float]], options: argparse.Namespace
 ) -> None:
@@ -197,14 +322,19 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=2000)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 5, 10])
+    parser.add_argument("--across", action="store_true", help="only the tests over several tasks")
     options = parser.parse_args()
     error = sqrt(0.05 * 0.95 / options.replicates)
     print(f"{options.replicates} replicates of {options.images} images: a rate of 0.05 is ± {error:.3f}")
+    if options.across:
+        show_across(options.replicates, options.images)
+        return
     show("coverage of 95 % intervals of a mean (0.95 is promised)", coverage, options)
     show(
         f"equal optimizers told apart (one pair; any of {comb(5, 2)} after Holm at 5 %)", error_rates, options
     )
     show("power where 0.8 is planned", power_found, options)
+    show_across(options.replicates, options.images)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,9 @@ def show(
       pugdft leaderboard runs --across --format latex
     """
     if across and reported:
-        raise UserError("--across: is of runs alone; what papers printed stands in the tables without --across")
+        raise UserError(
+            "--across: is of runs alone; what papers printed stands in the tables without --across"
+        )
     from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
     from pugdft.leaderboard.ranking import CONTRADICTED

@@ -48,7 +48,9 @@ def forest_figure(
     axes.axvline(0.0, color=paper.THEMES[theme]["muted"], lw=0.6, zorder=1)
     for row, each in enumerate(series):
         colour = paper.look(each.number).colour(theme)
-        axes.plot(each.task_differences, [row + 0.28] * len(each.task_differences), "|", ms=3, mew=0.6, color=colour)
+        axes.plot(
+            each.task_differences, [row + 0.28] * len(each.task_differences), "|", ms=3, mew=0.6, color=colour
+        )
         if each.difference is not None:
             _mark(axes, each, each.difference, row, theme)
         else:

@@ -34,7 +34,7 @@ class PairVerdict:
     num_tasks: int
     difference: float  # mean over tasks
     ci95: tuple[float, float] | None  # of this pair alone; None if untestable, as what follows
-    p_value: float | None  # Holm-corrected over all pairs
+    p_value: float | None  # corrected over all pairs, by Shaffer's procedure
     p_alone: float | None  # of this pair alone
     separated: bool
     true_std: float | None  # of the true difference over tasks

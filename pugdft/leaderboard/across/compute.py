@@ -103,7 +103,9 @@ def _best_first(tasks: Sequence[_Task], size: int, metric: str) -> tuple[list[in
     usable = common > 1  # with one task in common nothing can be tested
     kept = np.flatnonzero(usable.any(axis=1))
     if len(kept) < 2:
-        raise UserError(f"--across: no two optimizers have a valid {METRICS[metric].name} in the same two tasks")
+        raise UserError(
+            f"--across: no two optimizers have a valid {METRICS[metric].name} in the same two tasks"
+        )
     sign = 1 if METRICS[metric].higher_is_better else -1
     pooled = np.where(usable, sign * np.nansum(differences, axis=0) / np.maximum(common, 1), 0.0)
     margins = pooled.sum(axis=1) / np.maximum(usable.sum(axis=1), 1)
@@ -148,7 +150,7 @@ class _Comparison:
         pooled = differences.pooled([task.group.data_sha256 or task.group.dataset for task in self.tasks])
         diverged = np.array([[task.has_diverged(number) for number in range(size)] for task in self.tasks])
         p_alone, testable = pooled.p_value, pooled.testable
-        adjusted = stats.holm_adjusted(p_alone)
+        adjusted = pooling.shaffer_adjusted(p_alone, size)
         better, worse = stats.better_and_worse(pooled.difference, size, self._higher_is_better)
         separated = testable & (adjusted <= stats.LEVEL) & ~diverged.any(axis=0)[better]
         half_widths, true_std = pooled.spread.half_width(), differences.true_deviation(pooled)
@@ -157,7 +159,11 @@ class _Comparison:
         for number, (first, second) in enumerate(zip(*np.triu_indices(size, 1), strict=True)):
             difference, half = sign * float(pooled.difference[number]), float(half_widths[number])
             is_testable, p_value = bool(testable[number]), float(adjusted[number])
-            num_tasks, won, lost = int(pooled.num_seeds[number]), int(wins[first, second]), int(wins[second, first])
+            num_tasks, won, lost = (
+                int(pooled.num_seeds[number]),
+                int(wins[first, second]),
+                int(wins[second, first]),
+            )
             chance = float(chances[first, second])
             low, high = pooling.share_interval(chance, num_tasks)
             is_open = first == 0 and is_testable and not separated[number]
@@ -289,7 +295,9 @@ class _Comparison:
             found = [
                 [task.measured[number].costs(field) for number in range(len(self.entries))] for task in shared
             ]
-            if all(value is not None and 0 < value < np.inf for row in found for each in row for value in each):
+            if all(
+                value is not None and 0 < value < np.inf for row in found for each in row for value in each
+            ):
                 return name, np.array([[fmean(filter(None, each)) for each in row] for row in found])
         return None, None
 

@@ -51,7 +51,8 @@ class AcrossColumn:
         return f"{text} ({found[0]} to {found[1]})" if found else text
 
     def title(self, verdict: AcrossVerdict) -> str:
-        return self.name.format(near=_points(verdict.near, verdict), unit=unit_of(verdict.metric).name or "loss")
+        unit = "points" if unit_of(verdict.metric).name else METRICS[verdict.metric].name
+        return self.name.format(near=_points(verdict.near, verdict), unit=unit)
 
 
 def _signed(value: float, verdict: AcrossVerdict) -> str:
@@ -128,7 +129,7 @@ def rank_text(standing: Standing) -> str:
 
 
 COLUMNS = (
-    AcrossColumn("rank", "rank", "Places that the tasks allow: the tests of all pairs, Holm-corrected at 5 %.",
+    AcrossColumn("rank", "rank", "Places that the tasks allow: the tests of all pairs, corrected by Shaffer's procedure, 5 %.",
                  lambda verdict, place: rank_text(verdict.standings[place])),
     AcrossColumn("optimizer", "optimizer", "", lambda verdict, place: printable(verdict.standings[place].label),
                  is_text=True),
@@ -136,7 +137,7 @@ COLUMNS = (
                  lambda verdict, place: str(verdict.standings[place].num_tasks), importance=4),
     AcrossColumn("difference", "vs best, {unit}", "Mean over tasks of the difference to the first entry; its 95 % "
                  "interval is of this pair alone, by t over tasks.", _difference, _difference_ends),
-    AcrossColumn("p", "p", "Of no difference to the first entry, Holm-corrected over all pairs.", _p_value,
+    AcrossColumn("p", "p", "Of no difference to the first entry, corrected over all pairs.", _p_value,
                  importance=1),
     AcrossColumn("rank_mean", "mean rank", "Mean of its ranks within each task.", importance=3,
                  **_field("average_rank", lambda value, _: number(value))),
@@ -180,7 +181,9 @@ def sentence(verdict: AcrossVerdict) -> str:
             f"{over}, {best[0]} is better than {'the other' if len(pairs) == 1 else 'all others'}: than "
             f"{printable(nearest.second)} by {_points(nearest.difference, verdict)} (95 % interval {low} to {high})."
         )
-    worse = [f"{printable(each.second)} by {_points(each.difference, verdict)}" for each in pairs if each.separated]
+    worse = [
+        f"{printable(each.second)} by {_points(each.difference, verdict)}" for each in pairs if each.separated
+    ]
     behind = f" {labels[0]} is better than {listed(worse)}." if worse else ""
     return f"{over}, not ruled out as the best: {listed(best)}.{behind}"
 
@@ -189,7 +192,9 @@ def remarks(verdict: AcrossVerdict) -> list[str]:
     """Write the lines below the table: pairs with the best that are undecided, then notes."""
     lines = []
     undecided = [
-        each for each in (verdict.pair(0, place) for place in range(1, len(verdict.standings))) if not each.separated
+        each
+        for each in (verdict.pair(0, place) for place in range(1, len(verdict.standings)))
+        if not each.separated
     ]
     for each in undecided[:_MOST_UNDECIDED]:
         line = f"undecided: {each.second} vs {each.first}"
@@ -214,13 +219,13 @@ def legend(verdict: AcrossVerdict) -> list[str]:
     metric = METRICS[verdict.metric]
     lines = [
         f"By {metric.name} of the last epoch on the test split, {'higher' if metric.higher_is_better else 'lower'} is "
-        "better. Tasks weigh equally. Ranks: t over tasks for each pair, Holm over all pairs, 5 %. Mean ranks "
+        "better. Tasks weigh equally. Ranks: t over tasks for each pair, Shaffer's correction over all pairs, 5 %. Mean ranks "
         + (
             f"(critical difference {number(verdict.critical_difference)} by Nemenyi) "
             if verdict.critical_difference is not None
             else ""
         )
-        + "depend on who else is in the table: they describe, and decide nothing.",
+        + "depend on who else is in the table: they describe, and decide nothing."
     ]
     if verdict.cost:
         lines.append(f"Cost: {verdict.cost} of a run, without tuning. Intervals: 95 %.")
@@ -340,7 +345,9 @@ def across_markdown(verdict: AcrossVerdict) -> str:
     for place, standing in enumerate(verdict.standings):
         cells = [escape_markdown(each.cell(verdict, place)) for each in chosen]
         form = "**{}**" if standing.rank_low == 1 and len(verdict.standings) > 1 else "{}"
-        rows.append([form.format(cell) if each.is_text else cell for cell, each in zip(cells, chosen, strict=True)])
+        rows.append(
+            [form.format(cell) if each.is_text else cell for cell, each in zip(cells, chosen, strict=True)]
+        )
     blocks = [f"**{escape_markdown(sentence(verdict))}**", _pipes(rows, [each.is_text for each in chosen])]
     for table in tables(verdict):
         escaped = [list(map(escape_markdown, row)) for row in table]
@@ -360,9 +367,14 @@ def across_latex(verdict: AcrossVerdict) -> str:
     chosen = [each for each in columns_of(verdict) if each.key in _LATEX]
     rows = [[escape_latex(each.title(verdict)) for each in chosen]]
     for place, standing in enumerate(verdict.standings):
-        cells = [escape_latex(each.cell(verdict, place, each.key in ("difference", "rank_mean"))) for each in chosen]
+        cells = [
+            escape_latex(each.cell(verdict, place, each.key in ("difference", "rank_mean")))
+            for each in chosen
+        ]
         form = r"\textbf{{{}}}" if standing.rank_low == 1 and len(verdict.standings) > 1 else "{}"
-        rows.append([form.format(cell) if each.is_text else cell for cell, each in zip(cells, chosen, strict=True)])
+        rows.append(
+            [form.format(cell) if each.is_text else cell for cell, each in zip(cells, chosen, strict=True)]
+        )
     alignment = "".join("l" if each.is_text else "r" for each in chosen)
     notes = [*remarks(verdict), *legend(verdict)]
     for task in verdict.tasks:
@@ -376,7 +388,12 @@ def across_latex(verdict: AcrossVerdict) -> str:
 
 def _table(caption: str, label: str, rows: Sequence[Sequence[str]], alignment: str) -> str:
     heading, *body = (rf"{' & '.join(cells)} \\" for cells in rows)
-    lines = [r"\begin{table*}", r"\centering\small", f"\\caption{{{escape_latex(caption)}}}", f"\\label{{{label}}}"]
+    lines = [
+        r"\begin{table*}",
+        r"\centering\small",
+        f"\\caption{{{escape_latex(caption)}}}",
+        f"\\label{{{label}}}",
+    ]
     lines += [f"\\begin{{tabular}}{{{alignment}}}", r"\toprule", heading, r"\midrule", *body]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}"])
 
@@ -416,7 +433,11 @@ def _csv_fields(verdict: AcrossVerdict, place: int) -> dict[str, Any]:
             fields[key] = "; ".join(value) if isinstance(value, tuple) else value
     pair = _pair_with_best(verdict, place)
     low, high = pair.ci95 if pair and pair.ci95 else (None, None)
-    fields |= {"versus_best": pair and pair.difference, "versus_best_ci95_low": low, "versus_best_ci95_high": high}
+    fields |= {
+        "versus_best": pair and pair.difference,
+        "versus_best_ci95_low": low,
+        "versus_best_ci95_high": high,
+    }
     for key in ("p_value", "p_alone", "separated", "true_std", "num_tasks", "more_tasks"):
         fields[f"versus_best_{key}"] = getattr(pair, key, None)
     others = (verdict.pair(place, other) for other in range(len(verdict.standings)) if other != place)

@@ -30,9 +30,7 @@ def across_html(verdict: AcrossVerdict, title: str = "pugdft: one verdict over t
         }
         for place, standing in enumerate(verdict.standings)
     ]
-    headings = [
-        {"name": each.title(verdict), "help": each.help, "is_text": each.is_text} for each in chosen
-    ]
+    headings = [{"name": each.title(verdict), "help": each.help, "is_text": each.is_text} for each in chosen]
     return render(
         "across.html.j2",
         (PACKAGE,),

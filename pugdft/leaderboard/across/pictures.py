@@ -48,9 +48,14 @@ def pictures(verdict: AcrossVerdict) -> dict[str, tuple[str, Draw]]:
         headings = f"{verdict.cost}, multiple of the cheapest", behind
         found["front"] = title, partial(across_tasks.front_figure, drawn, headings)
     size = min(len(drawn), _MOST_IN_MATRIX)
-    pairs = [[verdict.pair(row, column) if row != column else None for column in range(size)] for row in range(size)]
+    pairs = [
+        [verdict.pair(row, column) if row != column else None for column in range(size)]
+        for row in range(size)
+    ]
     chances = [[None if each is None else each.improvement.mean for each in row] for row in pairs]
-    texts = [["" if each is None else f"{each.wins}/{each.ties}/{each.losses}" for each in row] for row in pairs]
+    texts = [
+        ["" if each is None else f"{each.wins}/{each.ties}/{each.losses}" for each in row] for row in pairs
+    ]
     labels = [each.label for each in drawn[:size]]
     found["wins"] = "Who wins against whom", partial(across_tasks.wins_figure, labels, chances, texts)
     return found

@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -58,7 +60,9 @@ class TaskDifferences:
             difference[task, places] = pairs.difference
             p_values[task, places] = pairs.p_value
             testable[task, places] = pairs.testable
-            known = np.where(pairs.spread.freedom >= 1, np.maximum(pairs.spread.seeds, pairs.spread.residual), 0)
+            known = np.where(
+                pairs.spread.freedom >= 1, np.maximum(pairs.spread.seeds, pairs.spread.residual), 0
+            )
             seeds[task, places] = known
             images[task, places] = pairs.spread.images
         return cls(difference, seeds, images, p_values, testable)
@@ -254,16 +258,57 @@ def mean_ratios(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.exp(centre), np.exp(centre - half), np.exp(centre + half)
 
 
+@lru_cache(maxsize=64)
+def _most_true(size: int) -> tuple[int, ...]:
+    """For each number of false equalities among ``size`` entries: how many others can be true at most."""
+    # Entries fall into classes of equal ones, and a class of j has j(j − 1)/2 true equalities. Bit b of
+    # ``counts[n]`` says whether n entries can have b of them.
+    counts = [1]
+    for number in range(1, size + 1):
+        parts = (counts[number - each] << each * (each - 1) // 2 for each in range(1, number + 1))
+        counts.append(reduce(or_, parts))
+    num_pairs = size * (size - 1) // 2
+    most, found = 0, []
+    for number in range(num_pairs + 1):
+        most = number if counts[size] >> number & 1 else most
+        found.append(most)
+    return tuple(found[num_pairs - number] for number in range(num_pairs))
+
+
+def shaffer_adjusted(p_values: np.ndarray, size: int) -> np.ndarray:
+    """Adjust the p-values of all pairs of ``size`` entries (Shaffer, J. American Statistical Ass. 81, 1986).
+
+    That is Holm's procedure, but it counts only the equalities that can be true together: if one of five
+    entries differs from another, at most six of ten pairs are equal.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.maximum(1, _most_true(size))
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return adjusted
+
+
 def across_plan(
-    num_seeds: int, num_pairs: int, task_std: float, seed_std: float, image_variance: float = 0.0
+    num_tasks: int,
+    num_seeds: int,
+    num_pairs: int,
+    *,
+    task_std: float,
+    seed_std: float,
+    image_variance: float = 0.0,
+    num_datasets: int | None = None,
 ) -> Plan:
-    """Plan the test over tasks: in the result, a "seed" of :class:`Plan` is a task.
+    """Plan the test over tasks; a "seed" of the result is a task.
 
     Args:
+        num_tasks: that share data sets; the plan holds for this number, or for any if they share none.
         num_pairs: of entries that are tested together.
         task_std: standard deviation over tasks of the true difference of two entries.
         seed_std: standard deviation over seeds of the difference of two runs of one seed, within a task.
         image_variance: of the difference in one task, due to its sample of test images.
+        num_datasets: of the tasks, by default one each; models of one data set have the same test images.
     """
-    variance = task_std**2 + seed_std**2 / num_seeds + image_variance
-    return Plan(math.sqrt(variance), num_pairs=num_pairs)
+    # With M tasks of each data set, the covariance of their images' errors stays, and S² does not see it.
+    extra = (num_tasks / (num_datasets or num_tasks) - 1) / max(1, num_tasks - 1)
+    variance = task_std**2 + seed_std**2 / num_seeds + image_variance * (1 - extra)
+    return Plan(math.sqrt(variance), image_variance * extra, num_pairs)

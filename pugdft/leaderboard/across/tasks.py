@@ -122,7 +122,9 @@ def _naming_options(tasks: Sequence[int], flats: Sequence[_Flat]) -> tuple[str, 
     if len(keys) <= _MOST_OPTIONS:
         for size in range(1, len(keys)):
             for chosen in combinations(keys, size):
-                if all(len({_values(flats[place], chosen) for place in each}) == len(each) for each in several):
+                if all(
+                    len({_values(flats[place], chosen) for place in each}) == len(each) for each in several
+                ):
                     return chosen
     return tuple(keys)
 
