@@ -19,7 +19,8 @@ from math import comb, sqrt
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
-from pugdft.leaderboard.across.pooling import TaskDifferences, across_plan, shaffer_adjusted
+from pugdft.leaderboard.across.planning import across_plan
+from pugdft.leaderboard.across.pooling import TaskDifferences, shaffer_adjusted
 from pugdft.leaderboard.power import Plan
 from pugdft.leaderboard.stats import (
     LEVEL,
@@ -217,10 +218,11 @@ class TaskWorld:
         differences = scores[:, :, first] - scores[:, :, second]
         images = np.broadcast_to(2 * (self.images * ratio[..., 0]) ** 2, differences.shape[:3])
         by_seed = differences.var(axis=3, ddof=1) / num_seeds
-        parts = (
+        means, by_seed, images = (
             each.swapaxes(0, 1).reshape(num_tasks, -1) for each in (differences.mean(axis=3), by_seed, images)
         )
-        return TaskDifferences(*parts, p_values=np.empty(0), testable=np.empty(0))
+        no_tests = np.empty(0)  # within each task
+        return TaskDifferences(means, by_seed, images, no_tests, no_tests)
 
     def plan(self, size: int, num_seeds: int, num_tasks: int) -> Plan:
         """Plan the test of the first optimizer and another with the true deviations, means over tasks."""

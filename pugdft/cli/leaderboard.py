@@ -76,8 +76,8 @@ def show(
 ) -> None:
     """Rank the optimizers of finished runs.
 
-    There is a ranking for each data set and model, or with --across one over all of them. `pugdft leaderboard check PATH...` validates records
-    instead, such as those that others contribute.
+    There is a ranking for each data set and model, or with --across one over all of them. `pugdft
+    leaderboard check PATH...` validates records instead, such as those that others contribute.
 
     Examples:
       pugdft leaderboard runs --dataset cifar10

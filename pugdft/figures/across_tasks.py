@@ -19,6 +19,7 @@ Estimated = tuple[float, float, float]  # a value and the ends of its interval
 
 _ROW, _MARGIN = 0.21, 0.55  # inches of an entry, and of what stands above and below all of them
 _MOST_BANDS = 4  # of profiles; more would cover each other
+_BESIDE = 0.025  # of the range of costs: between marks of equal cost
 _BAR: dict[str, Any] = {"lw": 1.0, "zorder": 2}
 
 
@@ -72,7 +73,7 @@ def ranks_figure(
     axes.axvspan(best, best + critical_difference, color=colours["faint"], lw=0, zorder=0)
     axes.set(xlabel=f"mean rank; grey: within {critical_difference:.2f} of the best (Nemenyi)")
     axes.set_xlim(1 - 0.03 * size, size + 0.03 * size)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     for row, each in enumerate(series):
         if each.rank:
             _mark(axes, each, each.rank, row, theme)
@@ -113,18 +114,21 @@ def front_figure(
     """Draw differences to the best against cost, with both intervals.
 
     Filled: on the front, so nothing that costs no more is better. A cross: behind it. Else the data leave it
-    open; labels give the share of resampled tasks that have an entry on the front.
+    open; labels give the share of resampled tasks that have an entry on the front. Marks of equal cost stand
+    side by side.
     """
     figure = paper.figure(width or "column", None, theme)
     axes = figure.add_subplot()
     axes.set(xlabel=headings[0], ylabel=headings[1])
     axes.grid(axis="y")
-    points, labels = [], []
+    points, labels = list[tuple[float, float]](), []
+    reach = max((each.cost[0] for each in series if each.cost), default=1.0) - 1.0
     for each in series:
         if each.cost is None:
             continue
         look = paper.look(each.number)
         colour, (cost, *cost_ends) = look.colour(theme), each.cost
+        cost += _BESIDE * reach * sum(abs(x - cost) < _BESIDE * reach * len(points) for x, _ in points)
         value, *ends = each.difference or (0.0, 0.0, 0.0)
         axes.plot(cost_ends, [value, value], color=colour, **_BAR)
         axes.plot([cost, cost], ends, color=colour, **_BAR)
@@ -147,7 +151,7 @@ def wins_figure(
     width: str | float | None = None,
     theme: str = "light",
 ) -> Figure:
-    """Draw, of each row's entry against each column's, the tasks won/tied/lost over the chance of improvement.
+    """Draw the tasks that each row's entry won, tied and lost against each column's one.
 
     Args:
         chances: from 0 to 1; None on the diagonal.

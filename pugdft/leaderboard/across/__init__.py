@@ -1,7 +1,7 @@
 """One verdict over several tasks: tasks → pooling → board → formats.
 
-``tasks`` decides what a task is and which entries are the same; ``pooling`` knows only numbers; ``compute`` makes
-the plain data of ``board``, which ``formats`` and ``page`` write.
+``tasks`` decides what a task is and which entries are the same; ``pooling`` knows only numbers; ``compute``
+makes the plain data of ``board``, which ``formats``, ``page`` and ``pictures`` show.
 """
 
 from pugdft.leaderboard.across.board import AcrossVerdict

@@ -57,7 +57,7 @@ class PairVerdict:
 
 @dataclass(frozen=True)
 class Standing:
-    """One entry over all tasks. From ``average_rank`` on: over the tasks that all entries have, if two or more."""
+    """One entry over all tasks; from ``average_rank`` on over those that all have, if two or more."""
 
     label: str
     rank_low: int  # best rank that the tasks allow
@@ -100,7 +100,7 @@ class AcrossVerdict:
         return tuple(each for each in self.standings if each.rank_low == 1)
 
     def pair(self, first: int, second: int) -> PairVerdict:
-        """Return the verdict on two entries, given by their places in ``standings``, from the first one's side."""
+        """Return the verdict on the entries at two places of ``standings``, from the first one's side."""
         low, high = min(first, second), max(first, second)
         size = len(self.standings)
         found = self.pairs[low * (2 * size - low - 1) // 2 + high - low - 1]

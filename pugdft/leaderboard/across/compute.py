@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 
@@ -92,7 +94,7 @@ def _read(group: RunGroup, position: int, entries: Sequence[Contender], metric: 
 
 
 def _best_first(tasks: Sequence[_Task], size: int, metric: str) -> tuple[list[int], list[float]]:
-    """Order the entries that share two tasks with another one by the mean of their differences to the others."""
+    """Order the entries that share two tasks with another by the mean of their differences to the others."""
     means = np.full((len(tasks), size), np.nan)
     for position, task in enumerate(tasks):
         for number in task.measured:
@@ -149,14 +151,15 @@ class _Comparison:
         differences = pooling.TaskDifferences.of([task.compare() for task in self.tasks], size)
         pooled = differences.pooled([task.group.data_sha256 or task.group.dataset for task in self.tasks])
         diverged = np.array([[task.has_diverged(number) for number in range(size)] for task in self.tasks])
-        p_alone, testable = pooled.p_value, pooled.testable
+        p_alone, testable = np.asarray(pooled.p_value), np.asarray(pooled.testable)
         adjusted = pooling.shaffer_adjusted(p_alone, size)
         better, worse = stats.better_and_worse(pooled.difference, size, self._higher_is_better)
-        separated = testable & (adjusted <= stats.LEVEL) & ~diverged.any(axis=0)[better]
+        is_safe = ~np.asarray(diverged.any(axis=0))[better]
+        separated = testable & (adjusted <= stats.LEVEL) & is_safe
         half_widths, true_std = pooled.spread.half_width(), differences.true_deviation(pooled)
         wins, chances = self._wins(differences, diverged), self._improvements()
         pairs = []
-        for number, (first, second) in enumerate(zip(*np.triu_indices(size, 1), strict=True)):
+        for number, (first, second) in enumerate(combinations(range(size), 2)):
             difference, half = sign * float(pooled.difference[number]), float(half_widths[number])
             is_testable, p_value = bool(testable[number]), float(adjusted[number])
             num_tasks, won, lost = (
@@ -319,8 +322,8 @@ class _Comparison:
                 yield f"no {what.replace(' and ', ' or ')}: all entries have {have} in common"
         if num_tasks <= _FEW_TASKS:
             yield (
-                f"{num_tasks} tasks are few: t with {num_tasks - 1} degrees of freedom finds only differences "
-                "that are large and alike in all of them"
+                f"{num_tasks} tasks are few: t with {num_tasks - 1} degrees of freedom finds only "
+                "differences that are large and alike in all of them"
             )
         by_data = Counter(task.group.data_sha256 or task.group.dataset for task in self.tasks)
         if len(by_data) < num_tasks:
@@ -330,7 +333,7 @@ class _Comparison:
             )
         single = sum(all(len(each.records) == 1 for each in task.measured.values()) for task in self.tasks)
         if single:
-            yield f"{counted(single, 'task')} with one seed each: no wins there, the test over tasks needs none"
+            yield f"{counted(single, 'task')} with one seed each: nobody wins there alone"
         noted = []
         for task in self.tasks:
             runs = [each.runs for each in task.measured.values()]
@@ -363,9 +366,11 @@ def _with_costs(
             for other in range(len(standings))
             if other != number and ratios[other] <= ratios[number] * (1 + pooling.EQUAL_COST)
         ]
-        front = "on" if all(each.separated and each.difference > 0 for each in rivals) else "open"
+        front: Literal["on", "behind", "open"] = "open"
         if any(each.separated and each.difference < 0 for each in rivals):
             front = "behind"
+        elif all(each.separated for each in rivals):
+            front = "on"
         ends = float(lows[number]), float(highs[number])
         cost = Summary(float(ratios[number]), None, ends)
         found.append(replace(standing, cost=cost, front=front, front_share=float(shares[number])))

@@ -129,30 +129,32 @@ def rank_text(standing: Standing) -> str:
 
 
 COLUMNS = (
-    AcrossColumn("rank", "rank", "Places that the tasks allow: the tests of all pairs, corrected by Shaffer's procedure, 5 %.",
-                 lambda verdict, place: rank_text(verdict.standings[place])),
-    AcrossColumn("optimizer", "optimizer", "", lambda verdict, place: printable(verdict.standings[place].label),
-                 is_text=True),
+    AcrossColumn("rank", "rank", "Places that the tasks allow: tests of all pairs, Shaffer's "
+                 "correction, 5 %.", lambda verdict, place: rank_text(verdict.standings[place])),
+    AcrossColumn("optimizer", "optimizer", "", is_text=True,
+                 write=lambda verdict, place: printable(verdict.standings[place].label)),
     AcrossColumn("tasks", "tasks", "Tasks with a result.",
                  lambda verdict, place: str(verdict.standings[place].num_tasks), importance=4),
-    AcrossColumn("difference", "vs best, {unit}", "Mean over tasks of the difference to the first entry; its 95 % "
-                 "interval is of this pair alone, by t over tasks.", _difference, _difference_ends),
+    AcrossColumn("difference", "vs best, {unit}", "Mean over tasks of the difference to the first entry; "
+                 "its 95 % interval is of this pair alone, by t over tasks.", _difference, _difference_ends),
     AcrossColumn("p", "p", "Of no difference to the first entry, corrected over all pairs.", _p_value,
                  importance=1),
     AcrossColumn("rank_mean", "mean rank", "Mean of its ranks within each task.", importance=3,
                  **_field("average_rank", lambda value, _: number(value))),
-    AcrossColumn("wins", "won/tied/lost", "Comparisons with others within a task that are separated, corrected over all "
-                 "pairs of all tasks.", lambda verdict, place: _won(verdict.standings[place]), importance=2),
-    AcrossColumn("chance", "P > best", "Probability that a run of it beats one of the first entry, mean over tasks.",
-                 _chance, _chance_ends, importance=6),
-    AcrossColumn("middle", "IQM", "Mean of the middle half of its runs, relative to their task's mean over entries.",
-                 importance=8, **_field("interquartile_mean", _signed)),
-    AcrossColumn("near", "within {near}", "Share of tasks in which its mean is so near the best one's.", importance=7,
-                 **_field("near_best", lambda value, _: number(value))),
-    AcrossColumn("cost", "cost ×", "As a multiple of the cheapest entry's: geometric mean over tasks.", importance=5,
-                 **_field("cost", lambda value, _: number(value))),
-    AcrossColumn("front", "front", "Whether nothing that costs no more is better: on the front, behind it, or open; "
-                 "and the share of resampled tasks and seeds in which it is on it.", _front, importance=5),
+    AcrossColumn("wins", "won/tied/lost", "Comparisons with others within a task that are separated, "
+                 "corrected over all pairs of all tasks.", importance=2,
+                 write=lambda verdict, place: _won(verdict.standings[place])),
+    AcrossColumn("chance", "P > best", "Probability that a run of it beats one of the first entry, mean "
+                 "over tasks.", _chance, _chance_ends, importance=6),
+    AcrossColumn("middle", "IQM", "Mean of the middle half of its runs, relative to their task's mean over "
+                 "entries.", importance=8, **_field("interquartile_mean", _signed)),
+    AcrossColumn("near", "within {near}", "Share of tasks in which its mean is so near the best one's.",
+                 importance=7, **_field("near_best", lambda value, _: number(value))),
+    AcrossColumn("cost", "cost ×", "As a multiple of the cheapest entry's: geometric mean over tasks.",
+                 importance=5, **_field("cost", lambda value, _: number(value))),
+    AcrossColumn("front", "front", "Whether nothing that costs no more is better: on the front, behind it, "
+                 "or open; and the share of resampled tasks and seeds in which it is on it.", _front,
+                 importance=5),
 )  # fmt: skip
 
 
@@ -178,8 +180,9 @@ def sentence(verdict: AcrossVerdict) -> str:
         nearest = pairs[0]
         low, high = (_signed(end, verdict).removeprefix("+") for end in nearest.ci95 or (0.0, 0.0))
         return (
-            f"{over}, {best[0]} is better than {'the other' if len(pairs) == 1 else 'all others'}: than "
-            f"{printable(nearest.second)} by {_points(nearest.difference, verdict)} (95 % interval {low} to {high})."
+            f"{over}, {best[0]} is better than {'the other' if len(pairs) == 1 else 'all others'}: "
+            f"than {printable(nearest.second)} by {_points(nearest.difference, verdict)} "
+            f"(95 % interval {low} to {high})."
         )
     worse = [
         f"{printable(each.second)} by {_points(each.difference, verdict)}" for each in pairs if each.separated
@@ -216,16 +219,13 @@ def remarks(verdict: AcrossVerdict) -> list[str]:
 
 def legend(verdict: AcrossVerdict) -> list[str]:
     """Explain the figures."""
-    metric = METRICS[verdict.metric]
+    metric, critical = METRICS[verdict.metric], verdict.critical_difference
+    nemenyi = f" (critical difference {number(critical)} by Nemenyi)" if critical is not None else ""
     lines = [
-        f"By {metric.name} of the last epoch on the test split, {'higher' if metric.higher_is_better else 'lower'} is "
-        "better. Tasks weigh equally. Ranks: t over tasks for each pair, Shaffer's correction over all pairs, 5 %. Mean ranks "
-        + (
-            f"(critical difference {number(verdict.critical_difference)} by Nemenyi) "
-            if verdict.critical_difference is not None
-            else ""
-        )
-        + "depend on who else is in the table: they describe, and decide nothing."
+        f"By {metric.name} of the last epoch on the test split, "
+        f"{'higher' if metric.higher_is_better else 'lower'} is better. Tasks weigh equally. "
+        "Ranks: t over tasks for each pair, Shaffer's correction over all pairs, 5 %. "
+        f"Mean ranks{nemenyi} depend on who else is in the table: they describe, and decide nothing."
     ]
     if verdict.cost:
         lines.append(f"Cost: {verdict.cost} of a run, without tuning. Intervals: 95 %.")

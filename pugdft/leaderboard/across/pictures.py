@@ -28,7 +28,8 @@ def pictures(verdict: AcrossVerdict) -> dict[str, tuple[str, Draw]]:
     """Return, by name, each figure's title and the function that draws it within ``paper.style``."""
     drawn = _series(verdict)
     best, unit = drawn[0].label, unit_of(verdict.metric)
-    behind = f"difference to {best}{f', {unit.name}' if unit.name else ''}"
+    points = ", points" if unit.name else ""
+    behind = f"difference to {best}{points}"
     worse = "" if METRICS[verdict.metric].higher_is_better else " (right is better)"
     found: dict[str, tuple[str, Draw]] = {
         "forest": (
@@ -40,7 +41,7 @@ def pictures(verdict: AcrossVerdict) -> dict[str, tuple[str, Draw]]:
         title = "Mean ranks with 95 % intervals"
         found["ranks"] = title, partial(across_tasks.ranks_figure, drawn, verdict.critical_difference)
         distances = [each / unit.size for each in verdict.distances]
-        heading = f"at most behind the task's best{f', {unit.name}' if unit.name else ''}"
+        heading = f"at most behind the task's best{points}"
         title = "Performance profiles: share of tasks within a distance of the best"
         found["profiles"] = title, partial(across_tasks.profiles_figure, drawn, distances, heading)
     if verdict.cost is not None:

@@ -12,7 +12,7 @@ J. Business & Economic Statistics 28, 2010). Two safeguards only widen it. Few t
 the variance is at least the one that seeds and images cause. Tasks of one data set have the same test
 images, so the share of images is not averaged over them: it is taken as if it were equal in all of them.
 
-Everything here knows only numbers. Arrays have tasks first, then entries or pairs (0, 1), (0, 2), …, (1, 2), ….
+Everything here knows only numbers. Arrays have tasks first, then entries or pairs (0, 1), (0, 2), …, (1, 2).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from pugdft.leaderboard.power import Plan
 from pugdft.leaderboard.stats import LEVEL, MeanDifference, Spread
 from pugdft.predictions import wilson_interval
 
@@ -107,7 +106,7 @@ def padded_table(scores: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def improvements(table: np.ndarray) -> np.ndarray:
-    """Compute the share of pairs of runs in which the row's entry has the larger score; equal ones count half.
+    """Compute how often a run of the row's entry beats one of the column's; equal scores count half.
 
     Args:
         table: scores of (entries, seeds), NaN where there is none; larger is better.
@@ -124,7 +123,7 @@ def improvements(table: np.ndarray) -> np.ndarray:
 
 
 def share_interval(share: Any, num_tasks: Any) -> tuple[Any, Any]:
-    """Compute the 95 % interval of a mean over tasks of numbers from 0 to 1: none varies more than a 0 or 1."""
+    """Compute the 95 % interval of a mean over tasks of shares: none varies more than a 0 or 1."""
     return wilson_interval(np.asarray(share) * num_tasks, num_tasks)
 
 
@@ -163,7 +162,7 @@ class Block:
         return _interquartile_means(self.scores[None])[0]
 
     def resampled(self) -> Resampled:
-        """Draw tasks with replacement, and seeds within each of them; equal seeds of entries stay together."""
+        """Draw tasks with replacement, and seeds within each; equal seeds of entries stay together."""
         random = np.random.default_rng(0)
         num_tasks, num_entries, num_seeds = self.scores.shape
         counts = (~np.isnan(self.scores)).sum(axis=2)
@@ -244,7 +243,7 @@ def critical_difference(num_entries: int, num_tasks: int) -> float:
 
 
 def mean_ratios(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute each entry's cost as a multiple of the cheapest: geometric means over tasks, and 95 % intervals.
+    """Compute costs as multiples of the cheapest entry's: geometric means over tasks, 95 % intervals.
 
     Args:
         costs: (tasks, entries), above 0.
@@ -286,29 +285,3 @@ def shaffer_adjusted(p_values: np.ndarray, size: int) -> np.ndarray:
     adjusted = np.empty(len(p_values))
     adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
     return adjusted
-
-
-def across_plan(
-    num_tasks: int,
-    num_seeds: int,
-    num_pairs: int,
-    *,
-    task_std: float,
-    seed_std: float,
-    image_variance: float = 0.0,
-    num_datasets: int | None = None,
-) -> Plan:
-    """Plan the test over tasks; a "seed" of the result is a task.
-
-    Args:
-        num_tasks: that share data sets; the plan holds for this number, or for any if they share none.
-        num_pairs: of entries that are tested together.
-        task_std: standard deviation over tasks of the true difference of two entries.
-        seed_std: standard deviation over seeds of the difference of two runs of one seed, within a task.
-        image_variance: of the difference in one task, due to its sample of test images.
-        num_datasets: of the tasks, by default one each; models of one data set have the same test images.
-    """
-    # With M tasks of each data set, the covariance of their images' errors stays, and S² does not see it.
-    extra = (num_tasks / (num_datasets or num_tasks) - 1) / max(1, num_tasks - 1)
-    variance = task_std**2 + seed_std**2 / num_seeds + image_variance * (1 - extra)
-    return Plan(math.sqrt(variance), image_variance * extra, num_pairs)

@@ -74,7 +74,7 @@ def contenders(tasks: Sequence[RunGroup]) -> list[Contender]:
                 found.setdefault(_method(entry.spec), []).append((position, entry))
     parts: list[tuple[dict[str, Any], dict[int, RunEntry], set[str]]] = []
     for (name, base), entries in found.items():
-        flats = _flat_options([entry.spec for _, entry in entries])
+        flats = differing([entry.spec for _, entry in entries])
         own_tasks = [position for position, _ in entries]
         keys = _naming_options(own_tasks, flats)
         places = range(len(entries))
@@ -102,11 +102,6 @@ def contenders(tasks: Sequence[RunGroup]) -> list[Contender]:
 def _method(spec: Mapping[str, Any]) -> _Method:
     base = spec.get("base")
     return str(spec["name"]), str(base["name"]) if isinstance(base, Mapping) else ""
-
-
-def _flat_options(specs: Sequence[Mapping[str, Any]]) -> list[_Flat]:
-    """Return the options that are not equal in all, a method's own first."""
-    return differing(specs)
 
 
 def _values(flat: _Flat, keys: Iterable[str]) -> tuple[str | None, ...]:
@@ -140,7 +135,7 @@ def _set(spec: dict[str, Any], key: str, value: Any) -> None:
 
 def _option_notes(runs: Mapping[int, RunEntry], named: set[str], tasks: Sequence[RunGroup]) -> list[str]:
     """Say which options differ from task to task, and whether a search on held-out images chose them."""
-    flats = _flat_options([entry.spec for entry in runs.values()])
+    flats = differing([entry.spec for entry in runs.values()])
     keys = [key for key in dict.fromkeys(key for flat in flats for key in flat) if key not in named]
     if not keys:
         return []
