@@ -81,8 +81,7 @@ def show(
 
     Examples:
       pugdft leaderboard runs --dataset cifar10
-      pugdft leaderboard runs --format html --output board.html
-      pugdft leaderboard runs --across --format latex
+      pugdft leaderboard runs --across --format html --output board.html
     """
     if across and reported:
         raise UserError(

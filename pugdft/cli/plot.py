@@ -90,7 +90,6 @@ def command(
     Examples:
       pugdft plot runs/ --y loss,gap,gradient --format pdf
       pugdft plot runs/ --sweep optimizer.alpha --series optimizer.rho
-      pugdft plot runs/ --across --format pdf
     """
     formats = pictures.check_pictures(form, width)
     if across and sweep is not None:

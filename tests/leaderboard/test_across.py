@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from run_records import ADAMW, PUGD, SAM, SGD, loaded, record, stored
 from scipy.stats import ttest_1samp
 
+from pugdft.cli.main import main
 from pugdft.cli.plot import command as plot
 from pugdft.errors import UserError
 from pugdft.leaderboard.across import AcrossVerdict, build_across, formats, planning, pooling
@@ -371,6 +373,36 @@ def test_text_formats_pass_nothing_of_a_record_on(hostile: AcrossVerdict) -> Non
         formats.across_markdown(hostile),
     ):
         assert "\x1b" not in text
+
+
+def test_the_command_writes_each_format_and_refuses_one_task_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for each in six_tasks(SAM):
+        write_record(each, tmp_path / "runs" / each.recipe["data"]["name"] / each.id)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pugdft", "leaderboard", *arguments, "--across"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    begins = {
+        "table": "Over 6 tasks",
+        "markdown": "**Over 6 tasks",
+        "latex": "% needs",
+        "csv": "metric,",
+        "json": "{",
+    }
+    for form, begin in begins.items():
+        code, printed, _ = run("runs", "--format", form)
+        assert (code, printed[: len(begin)], printed[-1]) == (0, begin, "\n")
+    code, printed, said = run("runs/pets")
+    assert (code, printed, len(said.splitlines())) == (2, "", 1)
+    assert "a verdict over tasks needs two or more" in said
+    assert run("runs", "--dataset", "pets")[0] == 2
+    assert run("runs", "--reported")[0] == 2
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ class PairVerdict:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AcrossStanding:
     """One entry over all tasks; from ``average_rank`` on over those that all have, if two or more."""
 
     label: str
@@ -84,7 +84,7 @@ class AcrossVerdict:
     """Entries from best to worst, all pairs in that order, the tasks, and what readers must know."""
 
     metric: str
-    standings: tuple[Standing, ...]
+    standings: tuple[AcrossStanding, ...]
     pairs: tuple[PairVerdict, ...]
     tasks: tuple[TaskResult, ...]
     shared_tasks: tuple[str, ...]  # those that all entries have
@@ -95,7 +95,7 @@ class AcrossVerdict:
     notes: tuple[str, ...]
 
     @property
-    def best(self) -> tuple[Standing, ...]:
+    def best(self) -> tuple[AcrossStanding, ...]:
         """The entries that the tasks cannot rule out as the best."""
         return tuple(each for each in self.standings if each.rank_low == 1)
 

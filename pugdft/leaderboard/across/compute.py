@@ -14,7 +14,7 @@ import numpy as np
 from pugdft.errors import UserError, counted
 from pugdft.leaderboard import stats, warnings
 from pugdft.leaderboard.across import pooling
-from pugdft.leaderboard.across.board import AcrossVerdict, PairVerdict, Standing, TaskResult
+from pugdft.leaderboard.across.board import AcrossStanding, AcrossVerdict, PairVerdict, TaskResult
 from pugdft.leaderboard.across.tasks import Contender, check_tasks, contenders, task_name
 from pugdft.leaderboard.entry import Summary
 from pugdft.leaderboard.grouping import RunGroup, group_runs
@@ -214,7 +214,7 @@ class _Comparison:
             count[at] += 1
         return total / np.maximum(count, 1)
 
-    def _standing(self, number: int, wins: np.ndarray, ranks: tuple[int, int]) -> Standing:
+    def _standing(self, number: int, wins: np.ndarray, ranks: tuple[int, int]) -> AcrossStanding:
         entry = self.entries[number]
         own = [task for task in self.tasks if number in task.measured]
         lacking = [task for task in self.tasks if number not in task.measured]
@@ -225,7 +225,7 @@ class _Comparison:
             notes.append(f"it lacks {listed(task_name(task.group) for task in lacking)}")
         if diverged := [task_name(task.group) for task in own if task.has_diverged(number)]:
             notes.append(f"seeds diverged in {listed(diverged)}: not ranked above others")
-        return Standing(
+        return AcrossStanding(
             label=entry.label,
             rank_low=ranks[0],
             rank_high=ranks[1],
@@ -350,8 +350,8 @@ def _around(centre: float, half: float) -> Summary:
 
 
 def _with_costs(
-    standings: Sequence[Standing], costs: np.ndarray, drawn: pooling.Resampled, verdict: AcrossVerdict
-) -> list[Standing]:
+    standings: Sequence[AcrossStanding], costs: np.ndarray, drawn: pooling.Resampled, verdict: AcrossVerdict
+) -> list[AcrossStanding]:
     """Add costs, and whether an entry that costs no more is better.
 
     An entry is on the front if it is separated as better from all that cost as much or less, and behind it if

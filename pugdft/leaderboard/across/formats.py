@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pugdft.errors import counted, printable
-from pugdft.leaderboard.across.board import AcrossVerdict, PairVerdict, Standing
+from pugdft.leaderboard.across.board import AcrossStanding, AcrossVerdict, PairVerdict
 from pugdft.leaderboard.columns import GAP, NOTHING, number, unit_of
 from pugdft.leaderboard.entry import Summary
 from pugdft.leaderboard.formats.csv_json import csv_cell, plain
@@ -122,7 +122,7 @@ def _front(verdict: AcrossVerdict, place: int) -> str:
     return NOTHING if standing.front_share is None else f"{standing.front} {number(standing.front_share)}"
 
 
-def rank_text(standing: Standing) -> str:
+def rank_text(standing: AcrossStanding) -> str:
     """Write ``1``, or ``1–3`` where the tasks leave it open."""
     low, high = standing.rank_low, standing.rank_high
     return str(low) if low == high else f"{low}–{high}"
@@ -158,7 +158,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _won(standing: Standing) -> str:
+def _won(standing: AcrossStanding) -> str:
     return f"{standing.wins}/{standing.ties}/{standing.losses}"
 
 

@@ -42,7 +42,7 @@ def across_plan(
 def plan_lines(
     tasks: Collection[tuple[str, str]], num_seeds: int, num_pairs: int, seed_std: float | None = None
 ) -> list[str]:
-    """Say which difference over all planned tasks is found, and what one of a point takes; nothing for one task.
+    """Say which difference over all planned tasks is found, if they are several.
 
     Args:
         tasks: data set and model of each.
@@ -62,8 +62,8 @@ def plan_lines(
     pairs = f"{num_pairs} pairs" if num_pairs > 1 else "one pair"
     needed = f"{few} or {many} tasks" if few and many else "more tasks than anyone runs"
     return [
-        f"Over these {len(tasks)} tasks together (`pugdft leaderboard --across`), {counted(num_seeds, 'seed')} "
-        f"each find a mean difference of {100 * low:.2f} or {100 * high:.2f} points (power 80 %, {pairs}, level "
-        f"5 %) if true differences spread by {spreads} points from task to task, test images included. One of "
-        f"1.00 point takes {needed}; seeds beyond these help little, tasks do."
+        f"Over these {len(tasks)} tasks together (`pugdft leaderboard --across`), "
+        f"{counted(num_seeds, 'seed')} each find a mean difference of {100 * low:.2f} or {100 * high:.2f} "
+        f"points (power 80 %, {pairs}, level 5 %) if true differences spread by {spreads} points from task "
+        f"to task, test images included. One point takes {needed}; more seeds help less than more tasks."
     ]
