@@ -1,12 +1,14 @@
 """How often the leaderboard's intervals miss and its tests err, beside what one would do without them.
 
-    python benchmarks/error_rates.py                 # about ten minutes on one core
-    python benchmarks/error_rates.py --replicates 300 --images 300
+    python benchmarks/error_rates.py                 # about twenty minutes on one core
+    python benchmarks/error_rates.py --replicates 300 --images 300 --only ends looks
 
 Accuracies are drawn from the crossed model with 0/1 outcomes: seed s of an optimizer gets image i right with
 the probability Φ(a + image's effect + its own for the optimizer + seed's effect + its own for the optimizer),
 so that the true accuracy, over all seeds and all images, is known. Sizes of the effects are those between
 fine-tuned networks, and extremes on both sides: seeds that differ much, and images that do.
+
+Each experiment names the promise of docs/comparisons.md that its figures belong to.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ from pugdft.leaderboard.stats import (
     Spread,
     compare_all,
     holm_adjusted,
+    looks_factor,
     mean_squares,
     spread_of,
+    summarize,
 )
 
 NUM_DRAWS = 400
@@ -108,7 +112,11 @@ def coverage(world: World, num_seeds: int, replicates: int, num_images: int) -> 
         hits["percentile"] += low <= world.accuracy <= high
         hits["t over seeds"] += error <= seeds_only(table).half_width()
         hits["Satterthwaite"] += error <= stdtrit(freedom, 1 - LEVEL / 2) * standard_error
-        hits["ours"] += error <= spread_of(table).half_width()
+        low, high = summarize(table.mean(axis=1).tolist(), spread_of(table), num_images=num_images).ci95 or (
+            0,
+            1,
+        )
+        hits["ours"] += low <= world.accuracy <= high
     return {name: count / replicates for name, count in hits.items()}
 
 
@@ -291,9 +299,9 @@ def fine_tuning_tasks(gain: float, replicates: int, num_images: int) -> dict[str
     }
 
 
-def show_across(replicates: int, num_images: int) -> None:
-    """One table for tests over several tasks."""
-    print("\nover tasks: any of 10 pairs of equal optimizers; power where 0.8 is planned")
+def show_across(options: argparse.Namespace) -> None:
+    """Print the rates of tests over several tasks."""
+    replicates, num_images = options.replicates, options.images
     for world in TASK_WORLDS:
         for num_tasks in (2, 4, 8, 20):
             for num_seeds in (2, 5, 10):
@@ -304,6 +312,146 @@ def show_across(replicates: int, num_images: int) -> None:
     for gain in (0.01, 0.02, 0.03):
         row = fine_tuning_tasks(gain, max(1, replicates // 10), num_images)
         print(f"{gain:.2f}  " + "  ".join(f"{name} {value:.3f}" for name, value in row.items()), flush=True)
+
+
+# --- groups that are not balanced ---
+
+
+def draw(
+    rng: np.random.Generator,
+    num_seeds: int,
+    num_images: int,
+    seeds: float,
+    accuracy: float,
+    images: np.ndarray,
+) -> Table:
+    """One optimizer's table: its seeds spread by ``seeds`` on the probit scale, its images as others' do."""
+    scale = sqrt(1 + float(np.var(images)) + seeds**2)
+    of_seeds = rng.normal(0, seeds, (num_seeds, 1))
+    return rng.normal(size=(num_seeds, num_images)) < scale * ndtri(accuracy) + images + of_seeds
+
+
+def entry(table: Table, first_seed: int = 0) -> EntryScores:
+    images = dict(enumerate(table, first_seed))
+    return EntryScores({seed: float(row.mean()) for seed, row in images.items()}, images)
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float:
+    """The p-value of Welch's test over seeds."""
+    shares = [float(np.var(each, ddof=1)) / len(each) for each in (first, second)]
+    total, sizes = sum(shares), (len(first), len(second))
+    if not total:
+        return 1.0
+    freedom = total**2 / sum(each**2 / (size - 1) for each, size in zip(shares, sizes, strict=True))
+    return 2 * float(stdtr(freedom, -abs(np.mean(first) - np.mean(second)) / sqrt(total)))
+
+
+def unpaired(options: argparse.Namespace) -> None:
+    """Equal optimizers without common seeds; the one with fewer seeds spreads four times as much."""
+    for few, many in ((2, 5), (2, 10), (3, 10), (5, 5), (5, 10)):
+        rng, wrong = np.random.default_rng(few * many), {"Welch": 0, "ours": 0}
+        for _ in range(options.replicates):
+            images = rng.normal(0, 0.5, options.images)
+            tables = [
+                draw(rng, size, options.images, spread, 0.8, images)
+                for size, spread in ((few, 0.4), (many, 0.1))
+            ]
+            pair = [entry(tables[0]), entry(tables[1], 100)]
+            wrong["Welch"] += welch(*(list(each.scores.values()) for each in pair)) <= LEVEL
+            wrong["ours"] += bool(compare_all(pair, options.images).p_value[0] <= LEVEL)
+        print_rates(f"{few} v {many} seeds", wrong, options)
+
+
+def partly_paired(options: argparse.Namespace) -> None:
+    """Ten seeds each, some of them common: errors of equal ones, and power for a difference of 2 points."""
+    for common in (0, 1, 2, 5, 9):
+        found = {"pairs alone, equal": 0, "ours, equal": 0, "pairs alone, power": 0, "ours, power": 0}
+        rng = np.random.default_rng(common)
+        for _ in range(options.replicates):
+            shared = dict(enumerate(rng.normal(0, 0.006, 20)))
+            for kind, gain in (("equal", 0.0), ("power", 0.02)):
+                one = {seed: 0.8 + gain + shared[seed] + rng.normal(0, 0.01) for seed in range(10)}
+                two = {
+                    seed: 0.8 + shared[seed] + rng.normal(0, 0.01) for seed in range(10 - common, 20 - common)
+                }
+                both = sorted(one.keys() & two.keys()) or None
+                pairs = [EntryScores(each) for each in (one, two)]
+                alone = [EntryScores({seed: each[seed] for seed in both or each}) for each in (one, two)]
+                found[f"pairs alone, {kind}"] += bool(compare_all(alone).p_value[0] <= LEVEL)
+                found[f"ours, {kind}"] += bool(compare_all(pairs).p_value[0] <= LEVEL)
+        print_rates(f"{common} common", found, options)
+
+
+def unequal_spread(options: argparse.Namespace) -> None:
+    """Five equal optimizers on common seeds, one of them skewed and five times as wide."""
+    for num_seeds in options.seeds:
+        rng, wrong = np.random.default_rng(num_seeds), {"any of ten": 0, "of those, named by a note": 0}
+        for _ in range(options.replicates):
+            scores = 0.9 + rng.normal(0, 0.002, (5, num_seeds))
+            scores[0] = 0.9 - 0.01 * (rng.exponential(1, num_seeds) - 1)
+            entries = [EntryScores(dict(enumerate(map(float, row)))) for row in scores]
+            is_wrong = bool((holm_adjusted(compare_all(entries).p_value) <= LEVEL).any())
+            variances = scores.var(axis=1, ddof=1)
+            wrong["any of ten"] += is_wrong
+            is_named = num_seeds > 2 and variances[0] > 9 * variances[1:].mean()
+            wrong["of those, named by a note"] += is_wrong and is_named
+        print_rates(f"{num_seeds} seeds", wrong, options)
+
+
+def ends(options: argparse.Namespace) -> None:
+    """Coverage of the 95 % interval of a mean where nearly all images are right."""
+    for accuracy in (0.999, 0.995, 0.99, 0.95):
+        for num_seeds in (2, 3, 5):
+            rng, held = np.random.default_rng(num_seeds), {"symmetric": 0, "ours": 0}
+            for _ in range(options.replicates):
+                table = draw(rng, num_seeds, options.images, 0.02, accuracy, rng.normal(0, 2, options.images))
+                spread, means = spread_of(table), table.mean(axis=1).tolist()
+                for name, size in (("symmetric", None), ("ours", options.images)):
+                    low, high = summarize(means, spread, num_images=size).ci95 or (0.0, 1.0)
+                    held[name] += low <= accuracy <= high
+            print_rates(f"{accuracy} n={num_seeds}", held, options)
+
+
+def sequential(options: argparse.Namespace) -> None:
+    """Five equal optimizers, looked at after every two seeds until something is told apart."""
+    for looks in (2, 5, 10):
+        rng, wrong = np.random.default_rng(looks), {"every look at 5 %": 0, f"--looks {looks}": 0}
+        power = {"power, one look at the end": 0, f"power, --looks {looks}": 0}
+        sizes, factor = [3 + 2 * number for number in range(looks)], looks_factor(looks, LEVEL / 10)
+        gain = Plan(0.01 * sqrt(2), num_pairs=10).detectable_difference(sizes[-1])
+        for _ in range(options.replicates):
+            scores = rng.normal(0.9, 0.01, (5, sizes[-1]))
+            lowest = [_lowest(scores[:, :size]) for size in sizes]
+            wrong["every look at 5 %"] += min(lowest) <= LEVEL
+            wrong[f"--looks {looks}"] += factor * min(lowest) <= LEVEL
+            scores[0] += gain
+            firsts = [_first_pair(scores[:, :size]) for size in sizes]
+            power["power, one look at the end"] += firsts[-1] <= LEVEL
+            power[f"power, --looks {looks}"] += factor * min(firsts) <= LEVEL
+        print_rates(f"{looks} looks", wrong | power, options)
+
+
+def _adjusted(scores: np.ndarray) -> np.ndarray:
+    return holm_adjusted(
+        compare_all([EntryScores(dict(enumerate(map(float, row)))) for row in scores]).p_value
+    )
+
+
+def _lowest(scores: np.ndarray) -> float:
+    return float(_adjusted(scores).min())
+
+
+def _first_pair(scores: np.ndarray) -> float:
+    return float(_adjusted(scores)[0])
+
+
+def print_rates(name: str, counts: Mapping[str, int], options: argparse.Namespace) -> None:
+    """A row of rates, each with its standard error."""
+    cells = []
+    for what, count in counts.items():
+        rate = count / options.replicates
+        cells.append(f"{what} {rate:.3f} ±{sqrt(rate * (1 - rate) / options.replicates):.3f}")
+    print(f"{name:17} {'  '.join(cells)}", flush=True)
 
 
 def show(
@@ -318,25 +466,49 @@ def show(
             print(f"{world.name:17} n={num_seeds:<3} {cells}", flush=True)
 
 
+Experiment = Callable[[argparse.Namespace], None]
+
+
+def balanced(
+    title: str, experiment: Callable[[World, int, int, int], dict[str, float]]
+) -> tuple[str, Experiment]:
+    """An experiment on the crossed worlds, as a row of ``EXPERIMENTS``."""
+    return title, lambda options: show(title, experiment, options)
+
+
+# By the name for ``--only``: the promise that the figures belong to, and what prints them.
+EXPERIMENTS: dict[str, tuple[str, Experiment]] = {
+    "coverage": balanced("95 % intervals of a mean hold the truth in 95 %", coverage),
+    "errors": balanced(f"equal optimizers: one pair at 5 %; any of {comb(5, 2)} after Holm", error_rates),
+    "power": balanced("a difference that is planned for is found in 80 %", power_found),
+    "unpaired": ("equal optimizers without common seeds, unequal spreads: one pair at 5 %", unpaired),
+    "partly": ("ten seeds each, some common: one pair at 5 %, and power", partly_paired),
+    "unequal": ("one optimizer skewed and five times as wide: any of ten at 5 %", unequal_spread),
+    "ends": ("95 % intervals hold the truth near 100 % accuracy", ends),
+    "looks": ("seeds added until something is told apart: any of ten at 5 %, and power", sequential),
+    "across": (
+        "equal optimizers over several tasks: any of ten at 5 %, and power where 0.8 is planned",
+        show_across,
+    ),
+}
+_CROSSED = ("coverage", "errors", "power")  # which print their title themselves
+
+
 def main() -> None:
-    """Print the three tables."""
+    """Print the tables of all experiments, or of those named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--replicates", type=int, default=2000)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 5, 10])
-    parser.add_argument("--across", action="store_true", help="only the tests over several tasks")
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     options = parser.parse_args()
     error = sqrt(0.05 * 0.95 / options.replicates)
     print(f"{options.replicates} replicates of {options.images} images: a rate of 0.05 is ± {error:.3f}")
-    if options.across:
-        show_across(options.replicates, options.images)
-        return
-    show("coverage of 95 % intervals of a mean (0.95 is promised)", coverage, options)
-    show(
-        f"equal optimizers told apart (one pair; any of {comb(5, 2)} after Holm at 5 %)", error_rates, options
-    )
-    show("power where 0.8 is planned", power_found, options)
-    show_across(options.replicates, options.images)
+    for name in options.only:
+        title, experiment = EXPERIMENTS[name]
+        if name not in _CROSSED:
+            print(f"\n{title}")
+        experiment(options)
 
 
 if __name__ == "__main__":

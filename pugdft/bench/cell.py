@@ -22,6 +22,7 @@ class BenchCell:
     passes_per_update: float = 1.0  # averaged; an upper bound if only the run itself can tell
     source: str = ""  # the recipe's file or name
     processes: int = 1
+    planned: str = ""  # what `pugdft.training.launchers.PLANNED` tells the run
 
     @property
     def recipe(self) -> Recipe:

@@ -9,16 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
-from statistics import variance
+from statistics import fmean
 from typing import Any
 
-from pugdft.bench.cell import BenchCell, cell_status, cell_top1
+from pugdft.bench.cell import BenchCell, cell_record, cell_status, cell_top1
 from pugdft.bench.grid import method_of
 from pugdft.config.schema import Recipe
 from pugdft.errors import ConfigIssue, UserError, collect
+from pugdft.records import RECORD_NAME, StoredRun
 from pugdft.training.launchers import own_environment
 from pugdft.training.run import read_recipe
 
@@ -42,6 +43,7 @@ class Probe:
     weights_bytes: int  # of the model
     optimizer_bytes: int  # of the optimizer's state
     test_images: int  # in all evaluated splits
+    test_split_images: int | None = None  # in the test split alone; None where it is not evaluated
 
 
 def probe(recipe: Recipe) -> Probe:
@@ -106,6 +108,7 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
         "weights_bytes": sum(each.nbytes for each in parts.backbone.model.state_dict().values()),
         "optimizer_bytes": sum(each.nbytes for each in states if torch.is_tensor(each)),
         "test_images": num_images,
+        "test_split_images": len(test.images) if (test := parts.evaluations.get("test")) else None,
         "measured_seconds": time.perf_counter() - begin,
     }
 
@@ -127,15 +130,30 @@ class PlanLine:
 
 
 @dataclass(frozen=True)
+class Spreads:
+    """How much the difference of two optimizers spreads: bounds of standard deviations, as fractions."""
+
+    seeds: tuple[float, float]  # of one seed's paired difference
+    images: tuple[float, float]  # of the difference of one image, over all seeds
+    are_measured: bool = False  # by finished cells
+
+
+# As in the comparisons of `leaderboard/records`, and in networks that are fine-tuned nearly to their end.
+TYPICAL = Spreads(seeds=(0.003, 0.024), images=(0.1, 0.3))
+
+
+@dataclass(frozen=True)
 class Estimate:
     lines: tuple[PlanLine, ...]
     checkpoint_bytes: int  # what the largest cell needs in addition while it runs
     free_bytes: int  # on the disk of the output folder
     num_seeds: int
     num_pairs: int
-    spread: float | None  # standard deviation of paired differences of finished cells; None if too few
-    # The smallest true difference that so many seeds find with a power of 0.8, as a multiple of ``spread``.
-    detectable: float | None  # None for one seed
+    spreads: Spreads  # that the plan assumes
+    # The smallest true difference of top-1 that so many seeds find with a power of 0.8, for the least and the
+    # largest spread; infinite for one seed.
+    detectable: tuple[float, float]
+    num_test_images: int | None = None  # None if no cell was measured, and none has finished
     is_sampled: bool = False  # one optimizer of each recipe was measured
 
 
@@ -185,11 +203,20 @@ def estimate(cells: Sequence[BenchCell], output: Path, prober: Callable[[Recipe]
     num_seeds = len({cell.seed for cell in cells})
     # Within one table every two optimizers are a pair to be told apart.
     num_pairs = max(1, math.comb(len({cell.optimizer for cell in cells}), 2))
-    detectable = Plan(1.0, num_pairs=num_pairs).detectable_difference(num_seeds) if num_seeds > 1 else None
     existing = next(each for each in (output, *output.absolute().parents) if each.exists())
     free = shutil.disk_usage(existing).free
-    spread = _spread(cells)
-    return Estimate(tuple(lines), checkpoint, free, num_seeds, num_pairs, spread, detectable, is_sampled)
+    spreads, num_images = _spreads(cells)
+    num_images = num_images or min(
+        (n for each in probes.values() if (n := each.test_split_images)), default=None
+    )
+    low, high = (
+        Plan(std, images**2 / num_images if num_images else 0.0, num_pairs).detectable_difference(num_seeds)
+        for std, images in zip(spreads.seeds, spreads.images, strict=True)
+    )
+    found = (low, high)
+    return Estimate(
+        tuple(lines), checkpoint, free, num_seeds, num_pairs, spreads, found, num_images, is_sampled
+    )
 
 
 def _priced(line: PlanLine, cell: BenchCell, facts: Probe) -> PlanLine:
@@ -214,19 +241,46 @@ def _num_copies(recipe: Recipe) -> int:
     return num_stored * (2 if recipe.train.keep == "best" else 1)
 
 
-def _spread(cells: Sequence[BenchCell]) -> float | None:
-    """The pooled standard deviation of paired top-1 differences between finished cells of one recipe."""
-    scores: dict[tuple[str, str], dict[int, float]] = {}
+def _spreads(cells: Sequence[BenchCell]) -> tuple[Spreads, int | None]:
+    """Pool the spreads of differences between finished cells of one recipe; the number of their test images.
+
+    What they do not tell is as in :data:`TYPICAL`.
+    """
+    from pugdft.leaderboard.load import PerImage, read_per_image
+    from pugdft.leaderboard.stats import EntryScores, compare_all
+
+    entries: dict[str, dict[str, dict[int, tuple[float, PerImage | None]]]] = {}
+    sizes: set[int] = set()
     for cell in cells:
-        if (top1 := cell_top1(cell)) is not None:
-            scores.setdefault((cell.source, cell.optimizer), {})[cell.seed] = top1
-    squares, freedom = 0.0, 0
-    for ((source, _), first), ((other, _), second) in combinations(scores.items(), 2):
-        differences = [first[seed] - second[seed] for seed in first if seed in second and source == other]
-        if len(differences) > 1:
-            freedom += len(differences) - 1
-            squares += variance(differences) * (len(differences) - 1)
-    return math.sqrt(squares / freedom) if freedom else None
+        record, top1 = cell_record(cell), cell_top1(cell)
+        if record is None or top1 is None:
+            continue
+        if record.data and (size := record.data.sizes.get("test")):
+            sizes.add(size)
+        images = None
+        with suppress(UserError):
+            images = read_per_image(StoredRun(record, cell.folder / RECORD_NAME))
+        entries.setdefault(cell.source, {}).setdefault(cell.optimizer, {})[cell.seed] = top1, images
+    squares, freedom, of_images = 0.0, 0, list[float]()
+    for by_optimizer in entries.values():
+        samples = []
+        for by_seed in by_optimizer.values():
+            known = {seed: found.scores["top1"] for seed, (_, found) in by_seed.items() if found}
+            scores = {seed: top1 for seed, (top1, _) in by_seed.items()}
+            samples.append(EntryScores(scores, known if len(known) == len(scores) else None))
+        if len({len(row) for each in samples for row in (each.images or {}).values()}) > 1:
+            continue  # other test images
+        pairs = compare_all(samples)
+        paired = (pairs.share == 1) & (pairs.num_pairs > 1)
+        squares += float((pairs.seed_variance * (pairs.num_pairs - 1))[paired].sum())
+        freedom += int((pairs.num_pairs - 1)[paired].sum())
+        of_images += (pairs.spread.images * (pairs.spread.image_freedom + 1))[paired].tolist()
+    if not freedom:
+        return TYPICAL, min(sizes, default=None)
+    seeds = math.sqrt(squares / freedom)
+    images_std = math.sqrt(fmean(of_images)) if any(of_images) else 0.0
+    images = (images_std, images_std) if images_std else TYPICAL.images
+    return Spreads((seeds, seeds), images, are_measured=True), min(sizes, default=None)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pugdft.bench.optimizer_spec import GivenEntry, OptimizerEntry, parse_optimi
 from pugdft.config import yaml
 from pugdft.config.load import find_recipe, find_table, schema_faults
 from pugdft.config.schema import Recipe, Section
-from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, refuse
+from pugdft.errors import ConfigIssue, FaultsError, UserError, close_match, collect, refuse
 from pugdft.optim.build import method_of
 from pugdft.optim.triggers import Always
 from pugdft.training.run import read_recipe, run_id
@@ -87,6 +87,11 @@ class Matrix(Section):
     executor: str = "local"  # as --executor
 
 
+def _is_matrix_key(key: Any) -> bool:
+    """Whether a key is ``optimizers``, or a misspelling of it, which a recipe's ``optimizer`` is not."""
+    return isinstance(key, str) and key.endswith("s") and bool(close_match(key, ["optimizers"]))
+
+
 def build_matrix(
     arguments: Sequence[str],
     optimizers: str | None = None,
@@ -100,7 +105,7 @@ def build_matrix(
         path = find_table(source) or source
         if os.path.isfile(path):  # pathlib's test raises where a name is too long
             data = yaml.parse(yaml.read_text(Path(path)), source)
-            if isinstance(data, Mapping) and "optimizers" in data:
+            if isinstance(data, Mapping) and any(_is_matrix_key(key) for key in data):
                 files[source] = data
     if files and len(sources) > 1:
         name = next(iter(files))

@@ -130,9 +130,21 @@ class Plans:
 
     def _cells(self, content: Mapping[str, Any]) -> Iterator[BenchCell]:
         templates = [(each, Recipe.model_validate(each["recipe"])) for each in content["templates"]]
+        seeds: dict[str, dict[str, set[int]]] = {}  # of each recipe and optimizer
+        for cell in planned_cells(content):
+            seeds.setdefault(cell.source, {}).setdefault(cell.optimizer, set()).add(cell.seed)
+        planned = [
+            json.dumps(
+                {
+                    "seeds": sorted(seeds[each["source"]][each["optimizer"]]),
+                    "optimizers": len(seeds[each["source"]]),
+                }
+            )
+            for each in content["templates"]
+        ]
         for name, place, seed in content["cells"]:
             facts, recipe = templates[place]
-            more = facts["passes_per_update"], facts["source"], facts["processes"]
+            more = facts["passes_per_update"], facts["source"], facts["processes"], planned[place]
             yield BenchCell(facts["optimizer"], seed, recipe, self._runs / name, *more)
 
 

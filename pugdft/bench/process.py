@@ -24,7 +24,7 @@ from typing import IO, Any, Protocol
 from pugdft.bench.queue import Claim
 from pugdft.errors import FolderBusy
 from pugdft.training.attempts import ATTEMPT
-from pugdft.training.launchers import WORKER, own_environment
+from pugdft.training.launchers import PLANNED, WORKER, own_environment
 
 _POLL_SECONDS = 0.05
 
@@ -51,9 +51,11 @@ class _Forked:
             os.kill(self._process.pid, number)
 
 
-def start(arguments: Sequence[str], claim: Claim, is_warm: bool) -> tuple[_Process, IO[str]]:
+def start(
+    arguments: Sequence[str], claim: Claim, is_warm: bool, planned: str = ""
+) -> tuple[_Process, IO[str]]:
     """Start ``pugdft ARGUMENTS``, which inherits the claim's lock; returns the process and its stderr."""
-    environment = own_environment() | {ATTEMPT: claim.token}
+    environment = own_environment() | {ATTEMPT: claim.token, PLANNED: planned}
     if claim.descriptor is None:
         environment[WORKER] = str(os.getpid())  # a lease dies with this process, and so must the cell
     if is_warm:

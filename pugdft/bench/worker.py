@@ -58,7 +58,6 @@ class Options:
     warm: bool = False  # fork cells from a process that has imported all they need
     logs: bool = False  # keep what a cell says in a file
     until: float = float("inf")  # take no cell shortly before, in seconds since the epoch
-    idle_seconds: float = float("inf")  # end when no cell was free for so long
 
 
 def prepare_output(folder: Path) -> None:
@@ -143,7 +142,6 @@ class Worker:
     def work(self) -> int:
         """Work until nothing is left to take, or something stops it; returns as :func:`run_cells`."""
         queue, wait = self._queue, self._options.wait
-        busy_at = time.monotonic()
         while True:
             if self.is_asked_to_stop() or time.time() > self._options.until - _LEAST_SECONDS:
                 return 143
@@ -158,8 +156,7 @@ class Worker:
             if drawn is None:
                 for name in queue.held:
                     self._say_elsewhere(name)
-                is_idle = time.monotonic() - busy_at > self._options.idle_seconds
-                if not wait or is_idle or not queue.has_open():
+                if not wait or not queue.has_open():
                     return 0
                 time.sleep(_LOOK_AGAIN_SECONDS)
                 continue
@@ -167,9 +164,7 @@ class Worker:
             code = self._attend(name, patience)
             if code in _STOPPING:
                 return code
-            if code is not None:
-                busy_at = time.monotonic()
-            elif not wait:
+            if code is None and not wait:
                 queue.put_last(name, is_left=True)
 
     def is_asked_to_stop(self) -> bool:
@@ -243,7 +238,8 @@ def _run(
     write_atomically(path, yaml.dump(cell.recipe.as_dict()).encode())
     arguments = ["finetune", str(path), "--output", str(folder)]
     arguments += ["--progress", "json", "--num-processes", str(cell.processes)]
-    started, stream = process.start(arguments, claim, options.warm and cell.processes == 1)
+    is_warm = options.warm and cell.processes == 1
+    started, stream = process.start(arguments, claim, is_warm, cell.planned)
     log = _Log(folder.parent / LOGS / f"{folder.name}.log") if options.logs else None
     listener = threading.Thread(target=_listen, args=(stream, cell, watcher, log), daemon=True)
     listener.start()

@@ -128,7 +128,9 @@ def command(
                 causes.setdefault(line.problem, {})[line.source] = None
         if len({source for sources in causes.values() for source in sources}) < len(matrix.recipes):
             tasks = {(cell.recipe.data.name, cell.recipe.model.name) for cell in planned}
-            notes = precision_notes(planned) + plan_lines(tasks, made.num_seeds, made.num_pairs, made.spread)
+            notes = precision_notes(planned) + plan_lines(
+                tasks, made.num_seeds, made.num_pairs, made.spreads.seeds[1]
+            )
             print_plan(made, Console(highlight=False, soft_wrap=True), notes)
         if causes:
             raise UserError("\n".join(f"{', '.join(sources)}: {cause}" for cause, sources in causes.items()))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from pugdft.bench.cell import BenchCell, cell_status, cell_top1
 from pugdft.bench.estimate import Estimate, PlanLine
-from pugdft.bench.queue import LOST
 from pugdft.bench.worker import Watcher
 from pugdft.cli.output import duration
 from pugdft.errors import counted, human_bytes
@@ -21,19 +22,13 @@ from pugdft.training.performance import precision_note
 from pugdft.training.setup import device_type
 
 _WIDEST_MATRIX = 8  # seeds
+_NARROWEST = 24  # characters of an optimizer's column, whatever the terminal's width
+_WIDEST_PLAN = 400  # characters
 _LONGEST_PLAN = 12  # lines; a longer plan has one for each recipe
 _MARKS = {
-    "completed": "✓",
-    "diverged": "✗",
-    "failed": "✗",
-    "oom": "✗",
-    "interrupted": "‖",
-    "missing": "·",
-    "elsewhere": "⇄",
-    "stopped": "✗",
-    LOST: "✗",
-}
-_ENDED = {"completed", "diverged", "failed", "oom", LOST}  # fmt: skip
+    "completed": "✓", "diverged": "✗", "failed": "✗", "oom": "✗", "interrupted": "‖", "missing": "·",
+    "elsewhere": "⇄", "stopped": "✗",
+}  # fmt: skip
 
 
 class PlainView(Watcher):
@@ -92,8 +87,7 @@ class LiveView(PlainView):
         if state == "running":
             self._lines, self._current, self._begin, self._left = [], cell, time.monotonic(), 0.0
         else:
-            if state in _ENDED:
-                self._open.discard(cell.folder)
+            self._open.discard(cell.folder)
             if self._current is cell:
                 self._spent_seconds += time.monotonic() - self._begin
                 self._spent_passes += _relative_passes(cell)
@@ -158,8 +152,10 @@ def print_plan(plan: Estimate, console: Console, notes: Sequence[str] = ()) -> N
         for source, lines in by_recipe.items():
             table.add_row(Text(source), str(sum(each.cells - each.finished for each in lines)), *_cost(lines))
     else:
+        longest = max(len(line.optimizer) for line in plan.lines)
         for heading in ("recipe", "optimizer")[not several :]:
-            table.add_column(heading, overflow="fold")
+            least = min(longest, _NARROWEST) if heading == "optimizer" else None
+            table.add_column(heading, overflow="fold", min_width=least)
         for heading in ("cells", "finished", "updates", "gradient passes", "time left", "disk"):
             table.add_column(heading, justify="right", no_wrap=True)
         for line in plan.lines:
@@ -169,7 +165,12 @@ def print_plan(plan: Estimate, console: Console, notes: Sequence[str] = ()) -> N
                 cost[:2] = f"{line.updates:,}", f"{bound}{line.passes:,}"
             names = (line.source, line.optimizer)[not several :]
             table.add_row(*map(Text, names), str(line.cells), str(line.finished), *cost)
-    console.print(table)
+    # A column that may break keeps its least width, whatever the terminal's.
+    wide = console.options.update(max_width=_WIDEST_PLAN)
+    needed = Measurement.get(console, wide, table).minimum
+    if needed > console.width:
+        table.width = needed
+    console.print(table, crop=False)
     for text in (*_plan_lines(plan), *notes):
         console.print(Text(text))
 
@@ -198,25 +199,40 @@ def _plan_lines(plan: Estimate) -> list[str]:
         lines.append("Measured: one optimizer of each recipe; the others by their gradient passes.")
     if disk > plan.free_bytes:
         lines.append("That does not fit: choose another --output, or make room.")
-    if plan.detectable is None:
+    low, high = plan.detectable
+    if math.isinf(low):
         return [*lines, "One seed cannot tell optimizers apart, however large their difference."]
     pairs = f"{plan.num_pairs} pairs" if plan.num_pairs > 1 else "one pair"
+    images = f" and {plan.num_test_images:,} test images" if plan.num_test_images else ""
     lines.append(
-        f"{plan.num_seeds} seeds find a true difference (power 80 %, {pairs}, Holm, level 5 %) if it is at "
-        f"least {plan.detectable:.1f} times the spread of paired differences over seeds. The choice of test "
-        "images adds to that spread, and more seeds do not reduce its part."
+        f"{plan.num_seeds} seeds{images} find a true difference of {_points(low, high)} of top-1 or more "
+        f"(power 80 %, {pairs}, Holm, level 5 %)."
     )
-    points, spread = 0.3, "If that spread is 0.3 points (it is not known before some cells are finished)"
-    if plan.spread is not None:
-        points = 100 * plan.spread
-        spread = f"The finished cells' differences spread by {points:.2f} points"
-    return [*lines, f"{spread}: at least {plan.detectable * points:.2f} points of top-1."]
+    spreads = plan.spreads
+    whose = (
+        "as those of the finished cells do"
+        if spreads.are_measured
+        else "as elsewhere: no cell has finished yet"
+    )
+    lines.append(
+        f"That is if paired differences spread by {_points(*spreads.seeds)} over seeds and by "
+        f"{_points(*spreads.images)} over test images, {whose}. More seeds do not reduce the images' part."
+    )
+    if not plan.num_test_images:
+        lines.append("The number of test images is not known, and their part is left out.")
+    return lines
+
+
+def _points(low: float, high: float) -> str:
+    """Write ``0.3 to 2.4 points``."""
+    ends = dict.fromkeys(f"{100 * each:.2g}" for each in (low, high))
+    return f"{' to '.join(ends)} points"
 
 
 def _marked(cell: BenchCell, state: str) -> str:
     """A state as a mark, with the accuracy of a completed cell, the reason of one that is not."""
     top1 = cell_top1(cell) if state == "completed" else None
-    text = f"{top1:.1%}" if top1 is not None else state if state in _ENDED - {"completed"} else ""
+    text = f"{top1:.1%}" if top1 is not None else state if state in ("diverged", "failed", "oom") else ""
     return f"{_MARKS[state]} {text}".strip()
 
 

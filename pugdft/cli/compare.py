@@ -17,6 +17,12 @@ def command(
         str, typer.Argument(metavar="A", help="A record, a folder with one optimizer's runs, or its label.")
     ],
     second: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="PATH", help="Where labels are looked up, like --records.", show_default=False
+        ),
+    ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
@@ -34,6 +40,7 @@ def command(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.", show_default=False)] = None,
+    full: Annotated[bool, typer.Option("--full", help="Add McNemar's test of each seed.")] = False,
     format_: Annotated[
         ReportFormat, typer.Option("--format", help="Text for people, JSON for programs.")
     ] = ReportFormat.TEXT,
@@ -57,10 +64,11 @@ def command(
         raise UserError(
             f"--margin: {margin:g} is everything there is: a fraction is meant, 0.02 for 2 points"
         )
+    places = [*(paths or ()), *(records or ())] or [Path("runs")]
     one, two = find_selections(
-        first, second, records or [Path("runs")], dataset, model, lambda line: print(line, file=sys.stderr)
+        first, second, places, dataset, model, lambda line: print(line, file=sys.stderr)
     )
     report = compare_selections(one, two, metric.value, margin)
-    typer.echo(as_json(report) if format_ is ReportFormat.JSON else comparison_text(report))
+    typer.echo(as_json(report) if format_ is ReportFormat.JSON else comparison_text(report, full))
     if report.gate is not None and not report.gate.holds:
         raise typer.Exit(GATE_DID_NOT_HOLD)

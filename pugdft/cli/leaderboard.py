@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from io import StringIO
 from pathlib import Path
@@ -67,6 +67,20 @@ def show(
     reported: Annotated[
         bool, typer.Option("--reported", help="Add what papers printed, apart and without ranks.")
     ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OPTIMIZER",
+            help="Compare every other optimizer with this one alone, which you chose before.",
+            show_default=False,
+        ),
+    ] = None,
+    looks: Annotated[
+        int, typer.Option(min=1, max=100, help="At the growing records in all: p-values allow for so many.")
+    ] = 1,
+    full: Annotated[
+        bool, typer.Option("--full", help="All columns, the legend, and every table of --reported.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 1 if a record had to be left out.")
     ] = False,
@@ -83,13 +97,18 @@ def show(
       pugdft leaderboard runs --dataset cifar10
       pugdft leaderboard runs --across --format html --output board.html
     """
-    if across and reported:
-        raise UserError(
-            "--across: is of runs alone; what papers printed stands in the tables without --across"
-        )
+    others = {
+        "--reported": reported,
+        "--baseline": baseline is not None,
+        "--looks": looks != 1,
+        "--full": full,
+    }
+    if across and any(others.values()):
+        given = ", ".join(name for name, is_given in others.items() if is_given)
+        raise UserError(f"--across: compares all optimizers over all tasks, once: leave out {given}")
     from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
-    from pugdft.leaderboard.ranking import CONTRADICTED
+    from pugdft.leaderboard.ranking import CONTRADICTED, COPIED
 
     with without_garbage_collection():
         places = paths or [Path("runs")]
@@ -107,13 +126,16 @@ def show(
             if strict and collected.left_out:
                 raise typer.Exit(1)
             return
-        groups = _groups(collected.records, dataset, model, metric.value, reported)
+        design = {"metric": metric.value, "baseline": baseline, "looks": looks}
+        groups = _groups(collected.records, dataset, model, reported, full, design)
         if not groups and not reported:
             trials = counted(len(collected.records), "record")
             raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
-        write_result(_text(groups, format_, output), output)
-        contradicted = any(CONTRADICTED in entry.unfinished for group in groups for entry in group.entries)
-        if strict and (collected.left_out or contradicted):
+        write_result(_text(groups, format_, output, full), output)
+        set_aside = any(
+            {CONTRADICTED, COPIED} & entry.unfinished.keys() for group in groups for entry in group.entries
+        )
+        if strict and (collected.left_out or set_aside):
             raise typer.Exit(1)
 
 
@@ -147,23 +169,37 @@ def check(
 
 
 def _groups(
-    records: Sequence[Loaded], dataset: str | None, model: str | None, metric: str, reported: bool
+    records: Sequence[Loaded],
+    dataset: str | None,
+    model: str | None,
+    reported: bool,
+    full: bool,
+    design: Mapping[str, Any],
 ) -> list[Group]:
-    """Rank the records and add what papers printed; a filter that matches either matches."""
+    """Rank the records and add what papers printed; a filter that matches either matches.
+
+    Without a filter, papers' tables are shown where something was measured, or with ``full``.
+    """
     from pugdft.leaderboard import build_leaderboard
     from pugdft.leaderboard.grouping import NothingMatches
     from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
 
     if not reported:
-        return build_leaderboard(records, dataset, model, metric)
+        return build_leaderboard(records, dataset, model, **design)
     groups: list[Group] = []
     unmatched = ""
     try:
-        groups = build_leaderboard(records, dataset, model, metric) if records else []
+        groups = build_leaderboard(records, dataset, model, **design) if records else []
     except NothingMatches as error:
         unmatched = f"{error}\n"
     with refuse(UserError, lambda error: f"{unmatched}{error}"):
-        return with_reported(groups, select_rows(reported_rows(reported_folder()), groups, dataset, model))
+        joined = with_reported(groups, select_rows(reported_rows(reported_folder()), groups, dataset, model))
+    if not groups or full or dataset or model:
+        return joined
+    shown = [group for group in joined if group.measured]
+    if left := len(joined) - len(shown):
+        print(f"{counted(left, 'table')} of papers for what is not measured here: --full", file=sys.stderr)
+    return shown
 
 
 def _show_across(
@@ -188,7 +224,7 @@ def _show_across(
         write_result(getattr(formats, f"across_{format_.value}")(verdict), output)
 
 
-def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None) -> str:
+def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None, full: bool) -> str:
     """Write the groups as text, or a table straight to a terminal."""
     from pugdft import leaderboard
 
@@ -197,8 +233,9 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
 
         return as_html(groups)
     if format_ is not LeaderboardFormat.TABLE:
-        return getattr(leaderboard, f"as_{format_.value}")(groups)
-    return _printed(lambda console: leaderboard.print_table(groups, console), output)
+        options = {"full": full} if format_.value in ("markdown", "latex") else {}
+        return getattr(leaderboard, f"as_{format_.value}")(groups, **options)
+    return _printed(lambda console: leaderboard.print_table(groups, console, full), output)
 
 
 def _printed(show: Callable[[Console], None], output: Path | None) -> str:

@@ -108,8 +108,9 @@ def command(
                 say(f"--minutes: the time is over; {number} of {len(jobs)} runs are measured")
                 raise typer.Exit(pictures.OUT_OF_TIME) from None
             if measured.arrays:
-                parts = "spectrum", measured.digest, measured.arrays, measured.facts
-                typer.echo(printable(str(write_analysis(folder / "analysis", *parts))))
+                write_analysis(
+                    folder / "analysis", "spectrum", measured.digest, measured.arrays, measured.facts
+                )
             path = write_analysis(folder, "sharpness", measured.digest, {}, measured.facts)
         facts = read_analysis(path).facts
         with _remedied(path), damaged(path):

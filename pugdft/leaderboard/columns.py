@@ -6,7 +6,8 @@ fractions as percent; JSON and CSV keep them in 0..1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -134,6 +135,7 @@ class Column:
     has_spread: bool = False  # whether the page writes the standard deviation beside the number
     is_interval: bool = False  # whether the page draws the interval
     is_text: bool = False  # aligned to the left, and may be broken into lines; else to the right
+    is_extra: bool = False  # shown in text where all columns are asked for
     lower_first: bool = False  # whether the page's first sort begins with the lowest
 
     def get(self, entry: Entry) -> Any:
@@ -171,7 +173,7 @@ def columns(metric: str) -> tuple[Column, ...]:
         importance=2, is_interval=True, lower_first=own.lower_first,
         read=lambda entry: found.ci95[0] if (found := entry.summary(metric)) and found.ci95 else None,
         write=lambda entry: interval(entry, metric, "–") or NOTHING,
-        help="95 % t-interval of the mean over seeds; thin strokes are the seeds.",
+        help="95 % interval of the mean, for other seeds and test images; thin strokes are the seeds.",
     )  # fmt: skip
     return (*_FIRST, mean, confidence, *plain.values(), *_LATER, *SHARPNESS, *_LAST)
 
@@ -226,16 +228,17 @@ _LATER = (
            read=lambda entry: entry.tuning.trials if entry.tuning else None,
            help="Trials on held-out images, spent to choose the options."),
     Column("mean_perturbation_norm", name="‖e‖", page="‖e‖", section=_EVIDENCE,
-           units=(DisplayUnit("", 1, 3),), importance=14, write=lambda entry: (
+           is_extra=True, units=(DisplayUnit("", 1, 3),), importance=14, write=lambda entry: (
                NOTHING if (norm := finite(entry.mean_perturbation_norm)) is None else f"{norm:.3g}"),
            help="Mean length of the perturbation."),
     Column("mean_gradient_cosine", name="cos", page="cos", section=_EVIDENCE,
-           units=(DisplayUnit("", 1, 2),), importance=15,
+           is_extra=True, units=(DisplayUnit("", 1, 2),), importance=15,
            help="Mean cosine between both gradients of an update."),
 )  # fmt: skip
 
 _LAST = (
     Column("versus_best", parts=Versus),
+    Column("versus_baseline", parts=Versus),
     Column("num_failed"),
     Column("failed", attrgetter("unfinished")),
     Column("records"),
@@ -288,19 +291,36 @@ def titled(column: Column, group: Group) -> Column:
     return replace(column, name=name, heading=heading, page=page)
 
 
-def text_columns(group: Group) -> list[Column]:
-    """List the columns for tables of text in which at least one measured entry has something."""
+_FEW_CLASSES = 10  # of so few, five guesses are nearly always enough
+
+
+def text_columns(group: Group, full: bool = True) -> list[Column]:
+    """List the columns for tables of text in which at least one measured entry has something.
+
+    Unless ``full``, without evidence that a method acted, top-5 of few classes, and top-1 at the cost of the
+    cheapest entry, unless the recipe's budget is passes: there the others' schedules are unfinished.
+    """
+    train = group.recipe.get("train")
+    in_passes = isinstance(train, Mapping) and train.get("budget") == "passes"
+
+    def is_shown(column: Column) -> bool:
+        is_extra = column.is_extra or (column.section == EQUAL and not in_passes)
+        is_extra |= column.metric == "top5" and (group.num_classes or math.inf) <= _FEW_CLASSES
+        return full or not is_extra or column.is_ranked
+
     return [
         titled(column, group)
         for column in columns(group.metric)
-        if column.name and (column.is_text or any(column.cell(entry) != NOTHING for entry in group.measured))
+        if column.name
+        and is_shown(column)
+        and (column.is_text or any(column.cell(entry) != NOTHING for entry in group.measured))
     ]
 
 
-def fit(group: Group, width: int) -> tuple[list[Column], list[Column]]:
+def fit(group: Group, width: int, full: bool = True) -> tuple[list[Column], list[Column]]:
     """Split a group's columns into those that ``width`` characters hold and the least important others."""
     # Labels may be broken into lines, so they ask for a quarter at most.
-    chosen, most = text_columns(group), max(_SHORTEST_LABEL, width // 4)
+    chosen, most = text_columns(group, full), max(_SHORTEST_LABEL, width // 4)
     widths = {column.name: column.width(group.measured) for column in chosen}
     widths |= {column.name: min(widths[column.name], most) for column in chosen if column.is_text}
     kept = list(chosen)

@@ -12,19 +12,29 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pugdft.errors import UserError, close_match, printable
 from pugdft.leaderboard import warnings
-from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, differing, entry_labels, group_runs, shown
+from pugdft.leaderboard.grouping import (
+    RunEntry,
+    RunGroup,
+    by_key,
+    canonical,
+    differing,
+    entry_labels,
+    group_runs,
+    shown,
+)
 from pugdft.leaderboard.load import collect
-from pugdft.leaderboard.power import Plan, outlook
-from pugdft.leaderboard.ranking import CONTRADICTED, Measured, measure, num_test_images
-from pugdft.leaderboard.stats import LEVEL, EntryScores, MeanDifference, compare_all, mcnemar
+from pugdft.leaderboard.power import Outlook, Plan, outlook
+from pugdft.leaderboard.ranking import LOST, Measured, measure, num_test_images
+from pugdft.leaderboard.stats import LEVEL, EntryScores, MeanDifference, compare_all, holm_adjusted, mcnemar
 from pugdft.predictions import METRICS
 
 SCHEMA = "pugdft.compare/1"
 
 _MOST_NAMED = 20
-_LOST = ("diverged", "failed", "oom", CONTRADICTED)  # speak against an optimizer; "interrupted" does not
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,9 @@ def _protocol_differences(*pair: Selection) -> list[str]:
     has_data = all(each.group.data_sha256 for each in pair)
     facts = []
     for group in (each.group for each in pair):
-        data = {"data.sha256": group.data_sha256} if has_data else {}
+        data = (
+            {"data.sha256": group.data_sha256, "data.sizes.test": group.num_test_images} if has_data else {}
+        )
         facts.append({"data.name": group.dataset, "model.name": group.model, **group.recipe, **data})
     left, right = ({key: shown(value)[:80] for key, value in each.items()} for each in differing(facts))
     return [
@@ -154,8 +166,10 @@ class Report:
     difference: MeanDifference
     rows: list[SeedComparison]  # one for each common seed; empty if equal seeds are no pairs
     num_images: int | None  # of the test split if the interval counts them as a sample
-    more_seeds: int | None  # about how many more each show that the difference is real, if any do
+    outlook: Outlook  # what more seeds would show
     detectable: float | None  # true difference that as many seeds find four times in five, if testable
+    corrected: float | None  # the p-value among all pairs of the optimizers there; None for two alone
+    num_entries: int  # there
     gate: Gate | None
     notes: list[str]  # warnings, and what the data cannot show
 
@@ -166,7 +180,11 @@ def compare_selections(
     """Compare the runs of two optimizers, A and B, with a gate if A may be worse by ``margin``."""
     if margin is not None and not 0 <= margin < math.inf:
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
-    if {run.record.id for run in first.runs.completed} & {run.record.id for run in second.runs.completed}:
+    # Two people's runs of one recipe and seed have one id; a run and its copy have one content.
+    contents = [
+        {(run.record.id, run.record.to_yaml()) for run in each.runs.completed} for each in (first, second)
+    ]
+    if contents[0] & contents[1]:
         raise UserError("A and B share runs: two different optimizers are to be compared")
     measured = measure([each.runs for each in (first, second)], metric)
     runs = [each.runs for each in measured]
@@ -185,7 +203,8 @@ def compare_selections(
     if difference.testable:
         p_value = difference.p_value
         detectable = Plan.of(difference).detectable_difference(difference.num_seeds)
-    more_seeds, needs_images = outlook(difference, p_value)
+    ahead = outlook(difference, p_value)
+    corrected, num_entries = _corrected(first, second, metric)
     lettered = [replace(each, label=name) for each, name in zip(runs, "AB", strict=True)]
     if runs[0].spec != runs[1].spec:  # else two sets of runs of one optimizer
         labels = entry_labels([each.spec for each in runs])
@@ -197,11 +216,13 @@ def compare_selections(
         difference=difference,
         rows=_seed_rows(one, two) if difference.paired else [],
         num_images=num_images if one.images is not None and two.images is not None else None,
-        more_seeds=more_seeds,
+        outlook=ahead,
         detectable=detectable,
+        corrected=corrected if difference.testable else None,
+        num_entries=num_entries,
         gate=None if margin is None else _gate(difference, metric, margin, runs[0]),
         notes=[
-            *warnings.difference_limits(difference, measured, metric, needs_images),
+            *warnings.difference_limits(difference, measured, metric, ahead.needs_images),
             *pairing_notes,
             *warnings.kept_notes(first.group.recipe),
             *warnings.condition_warnings(lettered),
@@ -209,6 +230,23 @@ def compare_selections(
             *_notes_on("B", measured[1]),
         ],
     )
+
+
+def _corrected(first: Selection, second: Selection, metric: str) -> tuple[float | None, int]:
+    """Correct the p-value for all pairs of the optimizers among the records; their number, two at least."""
+    runs = {canonical(each.spec): each for side in (second, first) for each in side.group.entries}
+    runs |= {canonical(each.runs.spec): each.runs for each in (first, second)}
+    if len(runs) < 3 or first.runs.spec == second.runs.spec:
+        return None, 2
+    measured = [each for each in measure(list(runs.values()), metric) if each.records]
+    measured = [each for each in measured if not each.without(metric)]
+    specs = [each.runs.spec for each in measured]
+    num_images = num_test_images(measured) if METRICS[metric].is_share_of_images else None
+    samples = [EntryScores(each.scores(metric), each.images) for each in measured]
+    pairs = compare_all(samples, num_images, warnings.unpaired([each.runs for each in measured])[0])
+    one, two = sorted(specs.index(each.runs.spec) for each in (first, second))
+    place = list(zip(*np.triu_indices(len(specs), 1), strict=True)).index((one, two))
+    return float(holm_adjusted(pairs.p_value)[place]), len(specs)
 
 
 def as_json(report: Report) -> str:
@@ -227,10 +265,13 @@ def as_json(report: Report) -> str:
         "difference": difference.difference,
         "ci95": difference.interval(),
         "p_value": difference.p_value if difference.testable else None,
+        "p_value_corrected": report.corrected,
+        "num_optimizers": report.num_entries,
         "num_seeds": difference.num_seeds,
         "is_paired": difference.paired,
         "num_images": report.num_images,
-        "more_seeds": report.more_seeds,
+        "more_seeds": report.outlook.more_seeds,
+        "more_seeds_range": report.outlook.range,
         "detectable_difference": report.detectable,
         "seeds": [vars(row) for row in report.rows],
         "gate": vars(report.gate) if report.gate else None,
@@ -254,7 +295,7 @@ def _seed_rows(one: EntryScores, two: EntryScores) -> list[SeedComparison]:
 def _gate(difference: MeanDifference, metric: str, margin: float, first: RunEntry) -> Gate:
     """Test non-inferiority by the one-sided 95 % bound, one end of the two-sided 90 % interval."""
     # The bound would describe the completed seeds only.
-    if lost := {status: seeds for status, seeds in first.lost_seeds().items() if status in _LOST}:
+    if lost := {status: seeds for status, seeds in first.lost_seeds().items() if status in LOST}:
         return Gate(margin, None, False, f"A has seeds without a completed run: {_by_status(lost)}")
     interval = difference.interval(2 * LEVEL)
     if interval is None:

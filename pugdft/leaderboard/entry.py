@@ -41,13 +41,17 @@ class TuningBudget:
 
 @dataclass(frozen=True)
 class Versus:
-    """Comparison of an entry with the best entry of its group."""
+    """Comparison of an entry with the best entry of its group, or with the baseline."""
 
-    difference: float  # of the ranking metric, this entry minus the best
-    p_value: float | None  # two-sided, Holm-corrected over all pairs of the group; None if untestable
+    difference: float  # of the ranking metric, this entry minus the other; over the seeds that are compared
+    p_value: float | None  # two-sided, corrected over all pairs tested and all looks; None if untestable
     separated: bool  # whether the data tell the two apart
     # About how many more seeds each needs if the difference is real; None if separated or if none helps.
     more_seeds: int | None
+    # The same for the smallest and the largest spread that the seeds allow (80 %); no end: more than 1,000.
+    more_seeds_range: tuple[int, int | None] | None = None
+    p_alone: float | None = None  # of this pair alone, uncorrected
+    ci95: tuple[float, float] | None = None  # of the difference of this pair alone
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Entry:
     # By the names of `sharpness.MEASURES`; empty unless all seeds were measured as the group's others.
     sharpness: Mapping[str, Summary] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
-    versus_best: Versus | None = None
+    versus_best: Versus | None = None  # None for the best itself, and where a baseline was named
+    versus_baseline: Versus | None = None
     unfinished: Mapping[str, int] = field(default_factory=dict)  # number of runs by status
     records: tuple[str, ...] = ()  # ids of the runs counted, by seed
     unfinished_records: tuple[str, ...] = ()
@@ -126,11 +131,22 @@ class Group:
     metric: str = "top1"
     equal_passes: float | None = None  # gradient passes of the cheapest entry, at which all are compared
     equal_seconds: float | None = None  # likewise in seconds of training
+    baseline: str | None = None  # label of the entry that all others, and no other two, are compared with
+    num_pairs: int = 0  # of entries that are tested together
+    num_classes: int | None = None
+    looks: int = 1  # at the growing data, over which the error is kept
 
     @property
     def best(self) -> tuple[Entry, ...]:
         """The measured entries that the data cannot rule out as the best."""
         return tuple(entry for entry in self.entries if entry.rank_low == 1)
+
+    @property
+    def tested_against(self) -> Entry | None:
+        """The entry that each other one is compared with: the baseline, else the one of the best mean."""
+        named = [each for each in self.measured if each.label == self.baseline]
+        scored = [each for each in self.measured if each.summary(self.metric)]
+        return next(iter(named or scored), None)
 
     @property
     def measured(self) -> tuple[Entry, ...]:

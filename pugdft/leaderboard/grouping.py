@@ -1,16 +1,20 @@
 """Group runs that can be compared, and find the runs that are seeds of one entry.
 
-A group is data set × model × protocol. The protocol is the resolved recipe without the optimizer, its tuning,
-the seed, the two names, and settings that change results only by rounding or not at all, such as those of
-speed and of evaluation. ``micro_batch_size`` stays in it because BatchNorm depends on it. Runs of a search
-are in no group: they were judged on held-out images.
+A group is data set × model × protocol. Data sets are equal if their images, their labels and the number
+of test images are. The protocol is the resolved recipe without the optimizer, its tuning, the seed, the two
+names, and settings that change results only by rounding or not at all, such as those of speed and of
+evaluation. ``micro_batch_size`` stays in it because BatchNorm depends on it. Runs of a search are in no
+group: they were judged on held-out images.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -22,6 +26,7 @@ from pugdft.records import RunRecord
 _DEFAULT_BASE = "sgd"
 _BASE = "base."
 _MOST_NAMED = 6
+_LONGEST_FLOAT = 14  # characters; a longer one is the sum of others, such as 0.35000000000000003
 
 # Keys that are no part of the protocol. ``evaluate`` decides only whether a run has a group at all.
 _NO_PROTOCOL = {
@@ -183,12 +188,12 @@ def canonical(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Write a value as a recipe does."""
+    """Write a value as a recipe does, a float without the digits that only its last bits cause."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(shown, value))}]"
-    return str(value)
+    return f"{value:.12g}" if isinstance(value, float) and len(repr(value)) > _LONGEST_FLOAT else str(value)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -229,6 +234,7 @@ class RunGroup:
     recipe: Mapping[str, Any]  # the shared part
     entries: tuple[RunEntry, ...]
     data_sha256: str | None = None  # digest of the images; None if no run read them
+    num_test_images: int | None = None  # None if no run counted them
     notes: tuple[str, ...] = ()  # about other runs of the same data set and model
 
 
@@ -237,8 +243,9 @@ def group_runs(
 ) -> list[RunGroup]:
     """Sort runs into groups by data set, model and protocol, and keep those of ``dataset`` and ``model``.
 
-    Data sets of one name but with different images or labels (``data.sha256``) make different groups. A run
-    that ended before it read its data joins the other runs of its recipe if all of those have the same data.
+    Data sets of one name but with different images or labels (``data.sha256``), or of which runs evaluated
+    different numbers of test images, make different groups. A run that ended before it read its data joins
+    the other runs of its recipe if all of those have the same data.
     """
     loaded = list(loaded)
     names_of_data: dict[str, Counter[str]] = defaultdict(Counter)
@@ -261,29 +268,36 @@ def group_runs(
     groups = []
     for (data, network, _), runs in buckets.items():
         recipe = shared_recipe(runs[0].record.recipe)
-        by_data = by_key(runs, lambda run: run.record.data.sha256 if run.record.data else None)
-        if len(by_data.keys() - {None}) <= 1:
-            by_data = {next(filter(None, by_data), None): runs}
-        for digest, part in by_data.items():
+        by_data = by_key(runs, _images)
+        known = by_data.keys() - {_NO_IMAGES}
+        if len(known) <= 1:
+            by_data = {next(iter(known), _NO_IMAGES): runs}
+        for (digest, size), part in by_data.items():
             line = protocol_line(recipe)
-            if len(by_data) > 1:
+            if len({each for each, _ in known}) > 1:
                 line += f", data {printable((digest or 'unknown')[:8])}"
+            if len({each for _, each in known}) > 1:
+                line += f", {size or 0:,} test images"
             entries = _entries(part)
-            groups.append(RunGroup(printable(data), printable(network), line, recipe, entries, digest))
+            groups.append(RunGroup(printable(data), printable(network), line, recipe, entries, digest, size))
     names = [(group.dataset, group.model, group.protocol) for group in groups]
     for index, settings in enumerate(_told_apart(names, [group.recipe for group in groups])):
         words = [f"{key}={shown(value)}" for key, value in settings.items()]
         protocol = printable(", ".join([groups[index].protocol, *words]))
         groups[index] = replace(groups[index], protocol=protocol)
-    digests = {(group.dataset, group.model, group.data_sha256) for group in groups if group.data_sha256}
+    digests = {
+        (group.dataset, group.model, group.data_sha256, group.num_test_images)
+        for group in groups
+        if group.data_sha256
+    }
     num_data = Counter(each[:2] for each in digests)
     result = []
     for group in sorted(groups, key=lambda group: (group.dataset, group.model, group.protocol)):
         both, notes = (group.dataset, group.model), []
         if group.data_sha256 and num_data[both] > 1:
             notes.append(
-                f"other runs of {group.dataset} × {group.model} had other images (data.sha256); "
-                "numbers of different groups cannot be compared"
+                f"other runs of {group.dataset} × {group.model} had other images (data.sha256, "
+                "data.sizes.test); numbers of different groups cannot be compared"
             )
         others = set(names_of_data.get(group.data_sha256 or "", ())) - {name_of.get(group.data_sha256 or "")}
         if others:
@@ -296,6 +310,15 @@ def group_runs(
             name = chosen(kind, wanted, {getattr(group, field) for group in result})
             result = [group for group in result if getattr(group, field) == name]
     return result
+
+
+_NO_IMAGES = (None, None)
+
+
+def _images(run: Loaded) -> tuple[str | None, int | None]:
+    """What a run was evaluated on: the digest of the data set, and the number of test images."""
+    data = run.record.data
+    return (data.sha256, data.sizes.get("test")) if data else _NO_IMAGES
 
 
 def _train_value(record: RunRecord, key: str) -> Any:
@@ -325,15 +348,24 @@ def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
         done = [run for run in seeded if run.record.status == "completed"]
         completed = []
         for seed, repeated in sorted(by_key(done, lambda run: run.record.seed).items()):
-            # A repeated seed is no second sample: the run that finished last counts, or has the last id.
-            newest = sorted(repeated, key=lambda run: str(run.record.environment.get("finished") or ""))[-1]
-            completed.append(newest)
+            # A repeated seed is no second sample. No later run can replace a result that is known.
+            first = min(repeated, key=_finished) if len(repeated) > 1 else repeated[0]
+            completed.append(first)
             if len(repeated) > 1:
-                name = printable(newest.record.id)
-                notes.append(f"seed {seed} ran {len(repeated)} times; {name}, the newest, counts")
+                name = printable(first.record.id)
+                notes.append(f"seed {seed} ran {len(repeated)} times; {name}, which finished first, counts")
         unfinished = tuple(run.record for run in seeded if run.record.status != "completed")
         entries.append(RunEntry(label, spec, tuple(completed), unfinished, tuple(notes)))
     return tuple(entries)
+
+
+def _finished(run: Loaded) -> tuple[float, str]:
+    """Order the runs of a seed: by the end of the run, those without a date last, and by their content."""
+    with suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(str(run.record.environment.get("finished")))
+        zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return zoned.timestamp(), run.record.to_yaml()
+    return math.inf, run.record.to_yaml()
 
 
 def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 from pugdft.errors import UserError, printable
 from pugdft.paths import file_inside
 from pugdft.predictions import METRICS, artifact_name, disagreements, labels_sha256, read_predictions
-from pugdft.records import RECORD_NAME, RunRecord, StoredRun, read_record
+from pugdft.records import RECORD_NAME, RunRecord, StoredRun, is_number, read_record
 
 Loaded = StoredRun
 
@@ -45,25 +46,39 @@ def collect(paths: Sequence[Path]) -> Collected:
     """Read every run below ``paths`` once: record files of any name, or folders, searched through links."""
     left_out: list[str] = []
     notes: list[str] = []
-    found: dict[str, Loaded] = {}
+    found: list[Loaded] = []
+    places: dict[str, list[int]] = {}  # of each id
     for file in record_files(paths, notes.append):
         try:
             record = read_checked(file)
         except UserError as error:
             left_out.append(f"left out: {error}")
             continue
-        run = Loaded(record, file)
-        first = found.setdefault(record.id, run)
-        if first is run:
-            continue
-        if first.record.to_yaml() != record.to_yaml():
-            raise UserError(
-                f'the id "{printable(record.id)}" stands in two records that differ: {printable(first.path)} '
-                f"and {printable(file)}. Remove the one that is not the run's own."
-            )
-        if not first.path.with_name("predictions.npz").exists():
-            found[record.id] = run  # a copy says the same, and may have more to show
-    return Collected(list(found.values()), tuple(map(printable, left_out)), tuple(map(printable, notes)))
+        run, known = Loaded(record, file), places.setdefault(record.id, [])
+        same = (
+            (place for place in known if found[place].record.to_yaml() == record.to_yaml()) if known else ()
+        )
+        place = next(iter(same), None)
+        if place is None:
+            known.append(len(found))
+            found.append(run)
+        elif not found[place].path.with_name("predictions.npz").exists():
+            found[place] = run  # a copy says the same, and may have more to show
+    for name, known in places.items():
+        if len(known) > 1:
+            where = ", ".join(str(found[place].path) for place in known)
+            notes.append(f'the id "{name}" stands in {len(known)} records that differ; all are read: {where}')
+    return Collected(found, tuple(map(printable, left_out)), tuple(map(printable, notes)))
+
+
+def fingerprints(record: RunRecord) -> set[str]:
+    """What no two runs of different seeds have in common: digests of what they left, and their losses."""
+    names = ("model", artifact_name("test"))
+    found = {f"{name} {record.artifacts[name].sha256}" for name in names if name in record.artifacts}
+    losses = [(row.get("train_loss"), row.get("test_loss")) for row in record.history]
+    if any(is_number(each) and each % 1 for pair in losses for each in pair if all(map(is_number, pair))):
+        found.add(f"history {losses}")
+    return found
 
 
 def read_checked(file: Path) -> RunRecord:
@@ -125,6 +140,8 @@ def record_files(paths: Sequence[Path], note: Callable[[str], None]) -> Iterator
 class PerImage:
     scores: Mapping[str, np.ndarray]  # of each metric that is a mean over images, and a number
     split: str  # equal for runs whose test images stand in the same order, as far as their labels tell
+    labels: str  # equal for runs whose test images have the same labels, in whatever order
+    digest: str  # of all that was predicted
     contradictions: tuple[str, ...] = ()  # metrics that the record has and these predictions do not give
 
 
@@ -147,4 +164,8 @@ def read_per_image(run: Loaded) -> PerImage | None:
         f"{metric} {recorded:.6g} on record, {ours:.6g} by them"
         for metric, ours, recorded in disagreements(predictions, metrics)
     ]
-    return PerImage(scores, labels_sha256(predictions.label), tuple(contradictions))
+    digest = hashlib.sha256(predictions.prediction.tobytes() + predictions.loss.tobytes()).hexdigest()
+    labels = predictions.label
+    return PerImage(
+        scores, labels_sha256(labels), labels_sha256(np.sort(labels)), digest, tuple(contradictions)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -82,15 +82,34 @@ class Plan:
         return (difference / detectable) ** 2 <= self.image_variance
 
 
-def outlook(pair: MeanDifference, p_value: float | None, num_pairs: int = 1) -> tuple[int | None, bool]:
-    """Return how many more seeds show that a difference is real, if any, and whether images are too few."""
+@dataclass(frozen=True)
+class Outlook:
+    """What more seeds would show of a difference, if it is real and as large as it was found."""
+
+    more_seeds: int | None = None  # about how many more each; None if none helps
+    # For the spread over seeds at both ends of its 80 % interval; without an end beyond ``MOST_SEEDS``.
+    range: tuple[int, int | None] | None = None
+    needs_images: bool = False  # whether no number of seeds is enough
+
+
+def outlook(pair: MeanDifference, p_value: float | None, num_pairs: int = 1) -> Outlook:
+    """Estimate how many more seeds show that a difference is real; nothing where it is shown already."""
+    from scipy.special import gammaincinv
+
     difference = pair.difference
     if p_value is None or p_value <= LEVEL or difference == 0:
-        return None, False
+        return Outlook()
     plan = Plan.of(pair, num_pairs)
-    needed = plan.seeds_needed(difference)
-    more_seeds = None if needed is None else max(1, needed - pair.num_seeds)
-    return more_seeds, plan.needs_more_images(difference)
+
+    def more(std: float) -> int | None:
+        needed = replace(plan, std=std).seeds_needed(difference)
+        return None if needed is None else max(1, needed - pair.num_seeds)
+
+    # A variance that was estimated with f degrees of freedom is χ²(f)/f of the true one.
+    half = pair.spread.freedom / 2
+    ends = [plan.std * math.sqrt(half / float(gammaincinv(half, level))) for level in (0.9, 0.1)]
+    low, high = map(more, ends)
+    return Outlook(more(plan.std), None if low is None else (low, high), plan.needs_more_images(difference))
 
 
 @lru_cache(maxsize=4096)

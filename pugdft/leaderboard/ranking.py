@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 from pugdft.errors import ConfigIssue, collect, printable
 from pugdft.leaderboard import sharpness, stats, warnings
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Versus
-from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, group_runs
-from pugdft.leaderboard.load import Loaded, PerImage, read_per_image, without_garbage_collection
+from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, chosen, group_runs
+from pugdft.leaderboard.load import Loaded, PerImage, fingerprints, read_per_image, without_garbage_collection
 from pugdft.leaderboard.power import outlook
 from pugdft.predictions import METRICS
 from pugdft.records import LARGEST, RunRecord
@@ -28,7 +28,10 @@ _CURVE = {
     "train_loss": (-LARGEST, LARGEST),
     "test_top1": (0.0, 1.0),
 }
-CONTRADICTED = "contradicted"  # counted as unfinished: a record whose own predictions give other numbers
+# Counted as unfinished: records whose own predictions give other numbers or labels, and copies of a run.
+CONTRADICTED, COPIED = "contradicted", "copied"
+# What speaks against an optimizer; a run that somebody stopped, or copied, does not.
+LOST = ("diverged", "failed", "oom", CONTRADICTED)
 _SLACK = 1e-5  # costs are sums of floats and are rounded in the history
 
 _Budgets = Mapping[str, float | None]  # the lowest mean of each cost that a schedule spends
@@ -44,6 +47,7 @@ class Measured:
     spreads: Mapping[str, stats.Spread] = field(default_factory=dict)  # of means over seeds and test images
     images: Mapping[int, np.ndarray] | None = None  # each test image's ranking metric, by seed
     split: str | None = None  # digest of the test images' order
+    labels: str | None = None  # digest of their labels in any order
     notes: tuple[str, ...] = ()
 
     @property
@@ -100,18 +104,54 @@ def _test_value(record: RunRecord, metric: str) -> float | None:
 def measure(entries: Sequence[RunEntry], metric: str) -> list[Measured]:
     """Read the metrics of every entry; per-image scores only of entries with the same images in one order.
 
-    Runs that their own predictions contradict, and runs without a finite loss, are set aside.
+    Runs that their own predictions contradict, copies of other runs, and runs without a finite loss are set
+    aside; likewise those whose test images have other labels than the others', under one ``data.sha256``.
     """
     measured = [_measure(entry, metric) for entry in entries]
-    splits = Counter(each.split for each in measured if each.split)
-    if len(splits) <= 1:
-        return measured
-    usual = max(splits, key=lambda split: (splits[split], split))
+    if (usual := _usual(each.labels for each in measured)) is not None:
+        for place, each in enumerate(measured):
+            if each.labels not in (None, usual):
+                seeds = [record.seed for record in each.records]
+                entry = _set_aside(
+                    each.runs, seeds, CONTRADICTED, _OTHER_LABELS.format("those of the others")
+                )
+                measured[place] = _measure(entry, metric)
+    usual = _usual(each.split for each in measured)
     note = "its test images stand in another order than others': its predictions are not compared by image"
     return [
         replace(each, images=None, notes=(*each.notes, note)) if each.split not in (None, usual) else each
         for each in measured
     ]
+
+
+def _usual(digests: Iterable[str | None]) -> str | None:
+    """The digest that most have, of equally frequent ones the highest."""
+    counts = Counter(filter(None, digests))
+    return max(counts, key=lambda each: (counts[each], each), default=None)
+
+
+def _without_copies(entry: RunEntry, digests: Mapping[int, str]) -> RunEntry:
+    """Count runs of several seeds that left the same weights, predictions or history as one run."""
+    first_of: dict[str, int] = {}
+    copies: dict[int, list[int]] = {}
+    for run in entry.completed:
+        seed = run.record.seed
+        marks = fingerprints(run.record) | {digests[seed]} if seed in digests else fingerprints(run.record)
+        known = min((first_of[mark] for mark in marks if mark in first_of), default=None)
+        if known is not None:
+            copies.setdefault(known, []).append(seed)
+        for mark in marks:
+            first_of.setdefault(mark, seed if known is None else known)
+    for first, seeds in copies.items():
+        note = (
+            f"seed {warnings.listed(seeds)} left the weights, predictions or history of seed {first}: "
+            "one run, which counts once"
+        )
+        entry = _set_aside(entry, seeds, COPIED, note)
+    return entry
+
+
+_OTHER_LABELS = "left out, for the labels of its test images are not {}, on the same data.sha256"
 
 
 def _measure(entry: RunEntry, metric: str) -> Measured:
@@ -125,7 +165,12 @@ def _measure(entry: RunEntry, metric: str) -> Measured:
     contradicted = {seed: each.contradictions for seed, each in images.items() if each.contradictions}
     named = (f"{ids[seed]} ({', '.join(found)})" for seed, found in contradicted.items())
     note = f"left out, for their own predictions contradict them: {warnings.listed(named)}"
-    entry = _without_lost(_set_aside(entry, contradicted, CONTRADICTED, note))
+    entry = _set_aside(entry, contradicted, CONTRADICTED, note)
+    labels = _usual(each.labels for each in images.values())
+    others = [seed for seed, each in images.items() if each.labels != labels and seed not in contradicted]
+    note = _OTHER_LABELS.format("those of its other seeds")
+    entry = _set_aside(entry, others, CONTRADICTED, f"seed {warnings.listed(others)} {note}")
+    entry = _without_lost(_without_copies(entry, {seed: each.digest for seed, each in images.items()}))
     kept = {run.record.seed for run in entry.completed}
     images = {seed: each for seed, each in images.items() if seed in kept}
     faults = [each for each in faults if int(each.where) in kept]
@@ -141,7 +186,7 @@ def _measure(entry: RunEntry, metric: str) -> Measured:
     if len(splits) > 1:
         notes.append("its seeds' test images stand in different orders: predictions are not used")
     if len(images) < len(entry.completed) or len(splits) != 1:
-        return Measured(entry, values, notes=tuple(notes))
+        return Measured(entry, values, labels=labels, notes=tuple(notes))
     by_metric = {
         name: {seed: each.scores[name] for seed, each in images.items()}
         for name, row in METRICS.items()
@@ -152,7 +197,7 @@ def _measure(entry: RunEntry, metric: str) -> Measured:
         for name, by_seed in by_metric.items()
         if len(by_seed) > 1 and min(map(len, by_seed.values())) > 1
     }
-    return Measured(entry, values, spreads, by_metric.get(metric), splits.pop(), tuple(notes))
+    return Measured(entry, values, spreads, by_metric.get(metric), splits.pop(), labels, tuple(notes))
 
 
 def valid(value: float | None, metric: str) -> float | None:
@@ -170,17 +215,30 @@ def num_test_images(measured: Sequence[Measured]) -> int | None:
 
 @without_garbage_collection()
 def build_leaderboard(
-    records: Sequence[Loaded], dataset: str | None = None, model: str | None = None, metric: str = "top1"
+    records: Sequence[Loaded],
+    dataset: str | None = None,
+    model: str | None = None,
+    metric: str = "top1",
+    *,
+    baseline: str | None = None,
+    looks: int = 1,
 ) -> list[Group]:
     """Rank the runs of each data set × model × protocol by ``metric`` of the last epoch on the test split.
 
     Runs of a search are only counted in a note. ``dataset`` and ``model`` are names, or parts that no other
-    name has, in any case; UserError if one matches nothing, or several names.
+    name has, in any case; UserError if one matches nothing, or several names. With ``baseline``, an entry's
+    label or a part of it, each other entry is compared with that one alone, in the groups that have it.
+    ``looks`` is the number of looks at the growing data over which the error is kept; more of them if the
+    records were planned in more steps.
     """
-    return [_ranked(group, metric) for group in group_runs(records, dataset, model)]
+    groups = group_runs(records, dataset, model)
+    if baseline is None:
+        return [_ranked(group, metric, None, looks) for group in groups]
+    name = chosen("optimizer", baseline, (entry.label for group in groups for entry in group.entries))
+    return [_ranked(group, metric, name, looks) for group in groups]
 
 
-def _ranked(group: RunGroup, metric: str) -> Group:
+def _ranked(group: RunGroup, metric: str, baseline: str | None, looks: int) -> Group:
     """Rank every entry with a completed run; those without the metric come last."""
     measured = sorted(measure(group.entries, metric), key=lambda each: each.runs.label)
     started = [each for each in measured if each.runs.completed]
@@ -192,15 +250,26 @@ def _ranked(group: RunGroup, metric: str) -> Group:
     for cost in ("gradient_passes", "train_seconds"):
         means = [_mean_of(each.costs(cost)) for each in scored]
         budgets[cost] = min((value for value in means if value is not None), default=None)
-    entries = _compared(scored, metric, conflicts, budgets)
+    runs = [each.runs for each in measured]
+    planned, plan_notes = warnings.planned(runs)
+    if baseline not in (each.runs.label for each in scored):
+        baseline = None
+    design = _Design(metric, conflicts, baseline, max(looks, planned))
+    entries = _compared(scored, design, budgets)
     for each in started:
         if seeds := each.without(metric):
             # Its mean without the missing seed would flatter it.
             note = f"no valid {METRICS[metric].name} for seed {', '.join(map(str, seeds))}: ranked last"
             entries.append(_entry(each, budgets, (note,), rank_low=len(scored) + 1, rank_high=len(started)))
     entries += [_entry(each, budgets) for each in measured if not each.runs.completed]
-    runs = [each.runs for each in measured]
-    doubts = (*warnings.condition_warnings(runs), *pairing_notes, *warnings.scope_notes(scored, metric))
+    doubts = (
+        *warnings.condition_warnings(runs),
+        *plan_notes,
+        *pairing_notes,
+        *warnings.search_notes(scored),
+        *warnings.spread_notes(scored, metric),
+        *warnings.scope_notes(scored, metric),
+    )
     return Group(
         dataset=group.dataset,
         model=group.model,
@@ -211,7 +280,26 @@ def _ranked(group: RunGroup, metric: str) -> Group:
         metric=metric,
         equal_passes=budgets["gradient_passes"],
         equal_seconds=budgets["train_seconds"],
+        baseline=baseline,
+        num_pairs=design.num_tests(len(scored)),
+        looks=design.looks,
+        num_classes=max(
+            (run.data.classes for each in started for run in each.records if run.data), default=None
+        ),
     )
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Which pairs of entries are tested, and for how many looks."""
+
+    metric: str
+    conflicts: np.ndarray | None
+    baseline: str | None
+    looks: int
+
+    def num_tests(self, num_entries: int) -> int:
+        return num_entries - 1 if self.baseline else num_entries * (num_entries - 1) // 2
 
 
 def _with_sharpness(entries: Sequence[Entry], measured: Sequence[Measured]) -> list[Entry]:
@@ -224,39 +312,64 @@ def _with_sharpness(entries: Sequence[Entry], measured: Sequence[Measured]) -> l
     return [replace(entry, sharpness=found[entry.label]) for entry in entries]
 
 
-def _compared(
-    scored: Sequence[Measured], metric: str, conflicts: np.ndarray | None, budgets: _Budgets
-) -> list[Entry]:
-    """Build ranked entries, best first, each compared with the first."""
-    row = METRICS[metric]
+def _compared(scored: Sequence[Measured], design: _Design, budgets: _Budgets) -> list[Entry]:
+    """Build ranked entries, best first, each compared with the first or with the baseline."""
+    metric = design.metric
+    row, size = METRICS[metric], len(scored)
     num_images = num_test_images(scored) if row.is_share_of_images else None
     samples = [stats.EntryScores(each.scores(metric), each.images) for each in scored]
-    pairs = stats.compare_all(samples, num_images, conflicts)
-    adjusted = stats.holm_adjusted(pairs.p_value)
-    diverged: list[tuple[str, ...]] = []
-    for each in scored:
-        lost = each.runs.lost_seeds().get("diverged")
-        num_seeds = len({record.seed for record in (*each.records, *each.runs.unfinished)})
-        note = f"{len(lost or ())} of {num_seeds} seeds diverged: not ranked above others"
-        diverged.append((note,) if lost else ())
-    better, worse = stats.better_and_worse(pairs.difference, len(scored), row.higher_is_better)
-    # Seeds that completed say nothing of those that diverged.
-    testable = pairs.testable & ~np.array([bool(notes) for notes in diverged], dtype=bool)[better]
-    separated = testable & (adjusted <= stats.LEVEL)
-    ranges = stats.rank_ranges(better[separated], worse[separated], len(scored))
+    pairs = stats.compare_all(samples, num_images, design.conflicts)
+    labels = [each.runs.label for each in scored]
+    center = labels.index(design.baseline) if design.baseline else 0
+    first, second = np.triu_indices(size, 1)
+    tested = (first == center) | (second == center) if design.baseline else np.ones(len(first), dtype=bool)
+    adjusted, num_tests = np.ones(len(first)), design.num_tests(size)
+    factor = stats.looks_factor(design.looks, stats.LEVEL / max(1, num_tests))
+    adjusted[tested] = np.minimum(1.0, factor * stats.holm_adjusted(pairs.p_value[tested]))
+    lost_notes = [_lost_note(each.runs) for each in scored]
+    better, worse = stats.better_and_worse(pairs.difference, size, row.higher_is_better)
+    # Seeds that completed say nothing of those that came to nothing.
+    testable = pairs.testable & ~np.array([bool(notes) for notes in lost_notes], dtype=bool)[better]
+    separated = tested & testable & (adjusted <= stats.LEVEL)
+    ranges = stats.rank_ranges(better[separated], worse[separated], size)
     entries = []
     for number, (each, (low, high)) in enumerate(zip(scored, ranges, strict=True)):
-        versus, notes = None, diverged[number]
-        if number > 0:
-            place = number - 1  # the pairs with the best entry come first
+        versus, notes = None, lost_notes[number]
+        if number != center:
+            place = int(np.flatnonzero((first == min(number, center)) & (second == max(number, center)))[0])
+            pair, sign = pairs[place], 1 if number < center else -1
             p_value = float(adjusted[place]) if testable[place] else None
-            more_seeds, needs_images = outlook(pairs[place], p_value, len(adjusted))
-            difference = -float(pairs.difference[place])
-            versus = Versus(difference, p_value, bool(separated[place]), more_seeds)
-            notes += (warnings.MORE_IMAGES.format(" to the best"),) * needs_images
-        ranked = {"rank_low": low, "rank_high": high, "scores": each.scores(metric), "versus_best": versus}
-        entries.append(_entry(each, budgets, notes, **ranked))
+            ahead = outlook(pair, p_value, num_tests)
+            interval = None
+            if bounds := pair.interval():
+                below, above = sorted(sign * bound for bound in bounds)
+                interval = (below, above)
+            versus = Versus(
+                sign * pair.difference,
+                p_value,
+                bool(separated[place]),
+                ahead.more_seeds,
+                ahead.range,
+                float(pair.p_value) if pair.testable else None,
+                interval,
+            )
+            whom = f" to {design.baseline}" if design.baseline else " to the best"
+            notes += (warnings.MORE_IMAGES.format(whom),) * ahead.needs_images
+        ranked = {"rank_low": low, "rank_high": high, "scores": each.scores(metric)}
+        key = "versus_baseline" if design.baseline else "versus_best"
+        entries.append(_entry(each, budgets, notes, **ranked, **{key: versus}))
     return entries
+
+
+def _lost_note(runs: RunEntry) -> tuple[str, ...]:
+    """Say which seeds bar an entry from ranks above others; nothing if every seed has a result."""
+    lost = {status: seeds for status, seeds in runs.lost_seeds().items() if status in LOST}
+    if not lost:
+        return ()
+    num_seeds = len({run.record.seed for run in runs.completed} | {each.seed for each in runs.unfinished})
+    number = len({seed for seeds in lost.values() for seed in seeds})
+    words = ", ".join(f"{len(seeds)} {status}" for status, seeds in lost.items())
+    return (f"{number} of {num_seeds} seeds without a result ({words}): not ranked above others",)
 
 
 def _entry(measured: Measured, budgets: _Budgets, notes: tuple[str, ...] = (), **ranked: Any) -> Entry:
@@ -275,7 +388,12 @@ def _entry(measured: Measured, budgets: _Budgets, notes: tuple[str, ...] = (), *
         spec=runs.spec,
         num_seeds=len(records),
         summaries={
-            name: stats.summarize(measured.scores(name).values(), measured.spreads.get(name), row.bounds)
+            name: stats.summarize(
+                measured.scores(name).values(),
+                measured.spreads.get(name),
+                row.bounds,
+                num_test_images([measured]) if row.is_share_of_images else None,
+            )
             for name, row in METRICS.items()
             if records and not measured.without(name)
         },

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from pugdft.config import plugins
 from pugdft.config.load import load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, printable, refuse
-from pugdft.leaderboard.load import read_checked, record_files
+from pugdft.leaderboard.load import fingerprints, read_checked, record_files
 from pugdft.leaderboard.sharpness import sharpness_faults
 from pugdft.paths import file_inside, file_sha256
 from pugdft.predictions import Predictions, artifact_name, disagreements, labels_sha256, read_predictions
@@ -45,6 +46,7 @@ _TOTALS = ("epoch", "steps", "gradient_passes", "train_seconds")
 
 _SAME = 1e-9  # counts over a split and means of them: equal but for the last digits
 _ROUNDING_SECONDS, _ROUNDING_SPEED = 0.01, 0.05  # a record has milliseconds, and speeds in hundredths
+_LEAST_WORK, _IDLE_SECONDS = 0.25, 30.0  # share of a run's time; our own runs have 0.9, and idle for seconds
 _CLOCK_SECONDS = 5.0  # clocks are read to the second, and may be set while a run goes on
 _LOSS_TOLERANCE = 1e-3  # confidence and loss are two roundings of one softmax to float32
 _NO_SNAPSHOTS = "not all snapshots are stored here: its trajectory cannot be drawn"
@@ -87,6 +89,7 @@ def record_faults(record: RunRecord) -> Iterator[ConfigIssue]:
     yield from _cost(record, last)
     if recipe:
         yield from _as_in_recipe(record, recipe)
+        yield from _optimizer(record, recipe)
     yield from _times(record)
 
 
@@ -226,6 +229,53 @@ def _as_in_recipe(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
         yield ConfigIssue("cost.epochs", f"{cost.epochs}, but {cost.steps} updates are {epochs} whole epochs")
 
 
+def _optimizer(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
+    """The optimizer exists, has these options, and took the passes that its updates need.
+
+    What another package provides is not looked up: to read a record imports nothing that the record names.
+    """
+    from pugdft.optim.build import method_of, spec_faults
+    from pugdft.optim.triggers import Always
+
+    spec = recipe.optimizer
+    names = [spec.get("name"), *([base.get("name")] if isinstance(base := spec.get("base"), Mapping) else [])]
+    if any(_is_foreign(name, record) for name in names):
+        return
+    if foreign := [name for name in names if isinstance(name, str) and not name.isascii()]:
+        said = f"{foreign[0]!a} has letters that no optimizer's name has, however they look"
+        yield ConfigIssue("recipe.optimizer.name", said)
+        return
+    if faults := spec_faults(spec, "recipe.optimizer"):
+        yield from faults
+        return
+    cost, share = record.cost, record.method.two_pass_fraction
+    if not cost.steps or not FRACTION.accepts(share) or not is_number(cost.gradient_passes):
+        return
+    # A step that a gradient without a finite value ended early takes fewer.
+    slack = 1 + max(0, record.method.skipped_steps) * _num_ascents(spec)
+    ascents = share * cost.steps
+    low, high = cost.steps + ascents - slack, cost.steps + ascents * _num_ascents(spec) + slack
+    most = cost.steps * (1 + _num_ascents(spec))  # beyond, `_passes` has said it
+    if cost.steps <= cost.gradient_passes <= most and not low <= cost.gradient_passes <= high:
+        said = f"{share:g}, where {cost.steps} updates took {cost.gradient_passes:g} gradient passes"
+        yield ConfigIssue("method.two_pass_fraction", said)
+    method = method_of(spec)
+    always = isinstance(method.trigger, Always) and method.perturbs
+    expected = 1.0 if always else 0.0 if not method.perturbs else share
+    if record.status == "completed" and abs(share - expected) * cost.steps > slack:
+        said = (
+            f"{share:g}, where every update of {spec['name']} takes {'two passes' if always else 'one pass'}"
+        )
+        yield ConfigIssue("method.two_pass_fraction", said)
+
+
+def _is_foreign(name: Any, record: RunRecord) -> bool:
+    """Whether another package provides an optimizer, as its name or the record says."""
+    extensions = record.environment.get("extensions")
+    named = {*plugins.provided(plugins.OPTIMIZERS), *(extensions if isinstance(extensions, Mapping) else ())}
+    return isinstance(name, str) and (":" in name or name in named)
+
+
 def _times(record: RunRecord) -> Iterator[ConfigIssue]:
     moments: dict[str, datetime] = {}
     for key in ("started", "finished"):
@@ -242,9 +292,11 @@ def _times(record: RunRecord) -> Iterator[ConfigIssue]:
         return
     elapsed = (finished - started).total_seconds()
     worked = record.cost.train_seconds + record.cost.eval_seconds
+    # Data and weights are loaded before the start; between the starts of a run, nobody knows what was done.
+    is_idle = not record.restarts and record.status == "completed" and worked < _LEAST_WORK * elapsed
     if elapsed < 0:
         yield ConfigIssue("environment.finished", "is before environment.started")
-    elif worked > elapsed + _CLOCK_SECONDS:
+    elif worked > elapsed + _CLOCK_SECONDS or (is_idle and elapsed > worked + _IDLE_SECONDS):
         said = f"{worked:.0f} s of work in the {elapsed:.0f} s from environment.started to finished"
         yield ConfigIssue("cost", said)
 
@@ -281,19 +333,33 @@ def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[Ch
     checked = [_check(file) for file in record_files(paths, note)]
     if not checked:
         raise UserError(f"no run record in {', '.join(map(str, paths))}")
-    # What only several records show: one id twice, other labels of the same images.
-    firsts: dict[tuple[str, str], tuple[Path, str]] = {}
+    # What only several records show.
+    firsts: dict[tuple[str, str], tuple[Path, Any]] = {}
     for each in checked:
-        if each.record is None:
+        if (record := each.record) is None:
             continue
-        compared = [("id", each.record.id, each.record.to_yaml(), "stands in {} too, with other contents")]
-        if each.record.data and each.labels_sha256:
-            said = "other labels than {}, on the same data.sha256"
-            compared.append(("artifacts.predictions", each.record.data.sha256, each.labels_sha256, said))
+        compared: list[tuple[str, str, Any, str]] = []
+        if record.data:
+            sha256, said = record.data.sha256, "{} than {}, on the same data.sha256"
+            if each.labels_sha256:
+                labels = said.format("other labels", "{}")
+                compared.append(("artifacts.predictions", sha256, each.labels_sha256, labels))
+            if size := record.data.sizes.get("test"):
+                sizes = said.format(f"{size:,} images, others", "{}")
+                compared.append(("data.sizes.test", sha256, size, sizes))
+        train = record.recipe.get("train")
+        seed = train.get("seed", record.seed) if isinstance(train, Mapping) else record.seed
+        for mark in sorted(fingerprints(record)):
+            said = f"{seed}, with the {mark.partition(' ')[0]} of {{}}, which has another seed"
+            compared.append(("seed", mark, seed, said))
         for where, key, value, said in compared:
             path, first = firsts.setdefault((where, key), (each.path, value))
-            if first != value:
+            if first != value and where not in (fault.where for fault in each.faults):
                 each.faults.append(ConfigIssue(where, said.format(path)))
+        # Two people may run one recipe and seed.
+        path, first = firsts.setdefault(("id", record.id), (each.path, record.to_yaml()))
+        if first != record.to_yaml():
+            each.remarks.append(f"its id stands in {path} too, with other contents: one seed counts once")
     return checked
 
 

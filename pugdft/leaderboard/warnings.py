@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from pugdft.errors import counted, printable
 from pugdft.leaderboard.entry import TuningBudget
 from pugdft.leaderboard.grouping import RunEntry, shown
-from pugdft.leaderboard.stats import MeanDifference
+from pugdft.leaderboard.stats import LEVEL, MeanDifference
 from pugdft.predictions import METRICS
 from pugdft.records import LARGEST
 
@@ -98,6 +99,30 @@ def _tuning(entries: Sequence[RunEntry]) -> list[str]:
     return [f"tuning budgets differ: {_by_value(found)}"]
 
 
+def search_notes(measured: Sequence[Measured]) -> list[str]:
+    """Say that ranks speak of the options that a search chose, and how far the search's own noise reaches."""
+    tuned, reach = [], []
+    for each in measured:
+        budget = tuning_budget(each.runs)[0]
+        if budget is None or budget.trials < 2:
+            continue
+        tuned.append(each.runs.label)
+        if len(scores := each.scores("top1")) > 1:
+            # Two trials of equal options differ at least as much as two seeds do.
+            reach.append(100 * float(np.std(list(scores.values()), ddof=1)) * math.sqrt(2))
+    if not tuned:
+        return []
+    noise = (
+        f"; two trials of equal options differ by about {min(reach):.1f} to {max(reach):.1f} points"
+        if reach
+        else ""
+    )
+    return [
+        f"a search chose the options of {listed(tuned)}: ranks are of these options, and another search may "
+        f"choose others{noise}"
+    ]
+
+
 def _by_value(found: Sequence[tuple[str, str]]) -> str:
     """Write the labels behind each value: ``2.10 (sam, sgd); 2.9 (pugd)``."""
     labels: dict[str, dict[str, None]] = defaultdict(dict)  # as sets that keep their order
@@ -141,6 +166,70 @@ def unpaired(entries: Sequence[RunEntry]) -> tuple[np.ndarray | None, list[str]]
     return (matrix if notes else None), notes
 
 
+def planned(entries: Sequence[RunEntry]) -> tuple[int, list[str]]:
+    """Count the steps in which the records' seeds were planned; compare what was planned with what there is.
+
+    A bench writes the seeds and the number of optimizers that it planned into each record. Runs of an entry
+    with different plans were planned one after another: each time somebody may have looked.
+    """
+    looks, notes, num_optimizers = 1, [], 0
+    missing: list[tuple[str, str]] = []
+    for entry in entries:
+        plans: set[tuple[int, ...]] = set()
+        for record in (*(run.record for run in entry.completed), *entry.unfinished):
+            plan = record.environment.get("planned")
+            seeds = plan.get("seeds") if isinstance(plan, Mapping) else None
+            if isinstance(seeds, list) and all(type(seed) is int for seed in seeds):
+                plans.add(tuple(seeds))
+            count = plan.get("optimizers") if isinstance(plan, Mapping) else None
+            num_optimizers = max(num_optimizers, count if type(count) is int else 0)
+        looks = max(looks, len(plans))
+        present = {run.record.seed for run in entry.completed} | {each.seed for each in entry.unfinished}
+        if plans and (absent := sorted({seed for plan in plans for seed in plan} - present)):
+            missing.append((f"seed {listed(absent)}", entry.label))
+        elif not plans and present and (gaps := sorted(set(range(min(present), max(present))) - present)):
+            missing.append((f"no seed {listed(gaps)} between the others", entry.label))
+    if missing:
+        notes.append(f"planned or skipped, and not among these records: {_by_value(missing)}")
+    if num_optimizers > len(entries):
+        notes.append(
+            f"{num_optimizers} optimizers were planned, {len(entries)} are here: the best of many flatter"
+        )
+    if looks > 1:
+        notes.append(
+            f"the seeds were planned in {looks} steps, so this counts as one of {looks} looks: p-values are "
+            "larger by Pocock's bound"
+        )
+    return looks, notes
+
+
+_WIDER = 3.0  # beyond this ratio of spreads, equal optimizers are told apart in up to 9 % instead of 5 %
+
+
+def spread_notes(measured: Sequence[Measured], metric: str) -> list[str]:
+    """Name entries of three seeds or more that spread much more than the others do, and not by chance."""
+    from scipy.special import fdtrc
+
+    known = {each.runs.label: list(each.scores(metric).values()) for each in measured}
+    variances = {label: float(np.var(values, ddof=1)) for label, values in known.items() if len(values) > 2}
+    freedoms = {label: len(known[label]) - 1 for label in variances}
+    wide = []
+    for label, variance in variances.items():
+        freedom = sum(freedoms.values()) - freedoms[label]
+        rest = sum(variances[each] * freedoms[each] for each in variances if each != label)
+        if not rest:
+            continue
+        ratio = variance * freedom / rest
+        if ratio > _WIDER**2 and fdtrc(freedoms[label], freedom, ratio) <= LEVEL:
+            wide.append(f"{label} ({math.sqrt(ratio):.1f} times)")
+    if not wide:
+        return []
+    return [
+        f"scores over seeds spread over {_WIDER:g} times as much as the others': {listed(wide)}; with few "
+        "seeds, p-values near 5 % are too small there"
+    ]
+
+
 def scope_notes(measured: Sequence[Measured], metric: str) -> list[str]:
     """Say to which seeds and images the ranks of comparable entries are limited."""
     several = [each for each in measured if len(each.runs.completed) > 1]
@@ -149,7 +238,7 @@ def scope_notes(measured: Sequence[Measured], metric: str) -> list[str]:
     notes = []
     if len({frozenset(each.values[metric]) for each in several}) > 1:
         notes.append(
-            "entries ran different seeds: two are compared over those they share, unpaired if they share none"
+            "entries ran different seeds: those that two share are pairs, the others are compared as unpaired"
         )
     without = [each.runs.label for each in several if each.images is None]
     if METRICS[metric].per_image is None:
@@ -167,10 +256,15 @@ def difference_limits(
     notes = []
     if not difference.testable:
         notes.append(f"no claim about the optimizers: {why_untestable(difference)}")
+    common = counted(difference.num_pairs, "common seed")
     if not difference.paired:
         notes.append("no seed is a pair, so the runs are compared as unpaired, which takes more seeds")
+    elif difference.share < 1:
+        notes.append(
+            f"{difference.share:.1%} of the difference are that of {common}, the rest is that of the other "
+            "seeds; the means are over all"
+        )
     elif any(len(each.runs.completed) > difference.num_seeds for each in measured):
-        common = counted(difference.num_seeds, "common seed")
         notes.append(f"the difference is over {common}, the means are over all")
     if METRICS[metric].per_image is None:
         notes.append(f"{METRICS[metric].name} is no mean over images: this speaks of these test images only")

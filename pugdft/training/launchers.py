@@ -16,6 +16,7 @@ _LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_R
 _TRUE, _FALSE = {"1", "true", "yes", "on", "y", "t"}, {"", "0", "false", "no", "off", "n", "f"}
 _SECONDS = "PUGDFT_PROCESS_TIMEOUT"
 SHARED_WITH = "PUGDFT_SHARED_WITH"  # how many runs share this one's device, if there are more
+PLANNED = "PUGDFT_PLANNED"  # what was planned with a run: its optimizer's seeds, and how many optimizers
 WORKER = "PUGDFT_WORKER"  # the process of which this one is a part, and with which it ends
 UNTIL = "PUGDFT_UNTIL"  # the end of a worker's time, in seconds since the epoch
 

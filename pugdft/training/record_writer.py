@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -25,7 +26,7 @@ from pugdft.paths import file_sha256
 from pugdft.training import snapshots
 from pugdft.training.averaging import Weights
 from pugdft.training.checkpoint import CHECKPOINT_NAME, RestartLog, RunState, now, save_weights
-from pugdft.training.launchers import SHARED_WITH
+from pugdft.training.launchers import PLANNED, SHARED_WITH
 from pugdft.training.performance import device_name, proc_field
 from pugdft.training.setup import RunComponents
 from pugdft.training.timm_repository import write_repository
@@ -99,6 +100,7 @@ def build_record(
             "micro_batch_size": training.micro_batch_size,
             **_extensions(recipe),
             **_shared_device(),
+            **_planned(),
             "started": str(log.starts[0].get("time", "")),
             "finished": now(),
         },
@@ -141,6 +143,12 @@ def _shared_device() -> dict[str, int]:
     """How many runs shared this one's device: their times compare with no others."""
     count = os.environ.get(SHARED_WITH, "")
     return {"shared_with": int(count)} if count.isdecimal() else {}
+
+
+def _planned() -> dict[str, Any]:
+    """The seeds and the number of optimizers that a bench planned with this run."""
+    text = os.environ.get(PLANNED, "")
+    return {"planned": json.loads(text)} if text else {}
 
 
 def _image_paths(components: RunComponents, split: str) -> np.ndarray | None:

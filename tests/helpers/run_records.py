@@ -84,15 +84,20 @@ def ranks(group: Group) -> list[tuple[int | None, int | None]]:
     return [(entry.rank_low, entry.rank_high) for entry in group.entries]
 
 
-def table(groups: list[Group], width: int = 100, **options: Any) -> str:
+def table(groups: list[Group], width: int = 100, full: bool = True, **options: Any) -> str:
     console = Console(file=io.StringIO(), width=width, **options)
-    print_table(groups, console)
+    print_table(groups, console, full)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def predictions(correct: np.ndarray, labels_seed: int = 0) -> Predictions:
-    """Of a network that gets these images right."""
-    labels = np.random.default_rng(labels_seed).integers(0, 10, len(correct))
+    """Of a network that gets these images right; ``labels_seed``: a multiple of ten has labels of its own.
+
+    One to nine are the labels of zero in other orders.
+    """
+    labels = np.random.default_rng(labels_seed // 10).integers(0, 10, len(correct))
+    if order := labels_seed % 10:
+        labels = np.random.default_rng(order).permutation(labels)
     random = np.random.default_rng(1)
     return Predictions(
         label=labels,

@@ -153,11 +153,11 @@ def test_bases_make_different_entries() -> None:
     assert labels == {"sgd", "sam+sgd", "sam+adamw"}
 
 
-def test_an_optimizer_with_diverged_seeds_is_not_ranked_above_others() -> None:
+def test_an_optimizer_that_lost_seeds_is_not_ranked_above_others() -> None:
     lost = record(SAM, 7, None, status="diverged", data__name="pets")
     verdict = verdict_of(six_tasks(SAM), lost)
     assert [(each.rank_low, each.rank_high) for each in verdict.standings] == [(1, 2), (1, 2)]
-    assert "seeds diverged in pets × resnet18: not ranked above others" in verdict.standings[0].notes
+    assert "seeds without a result in pets × resnet18: not ranked above others" in verdict.standings[0].notes
 
 
 @pytest.mark.parametrize(

@@ -405,11 +405,14 @@ def test_records_of_the_same_data_must_agree_in_their_labels(tmp_path: Path) -> 
     assert str(tmp_path / "a" / "record.yaml") in fault.message
 
 
-def test_one_id_with_two_contents_is_a_fault_and_a_copy_is_none(tmp_path: Path) -> None:
+def test_one_id_with_two_contents_is_a_remark_and_a_copy_is_none(tmp_path: Path) -> None:
     made = predictions()
     for name, memory in (("a", 1000), ("b", 1000), ("c", 2000)):
         write(tmp_path / name, changed(content(made), {"cost.peak_memory_bytes": memory}), made)
-    assert [wheres(each) for each in check(tmp_path)] == [[], [], ["id"]]
+    checked = check(tmp_path)
+    assert [wheres(each) for each in checked] == [[], [], []]
+    said = f"its id stands in {tmp_path / 'a' / 'record.yaml'} too, with other contents: one seed counts once"
+    assert [each.remarks for each in checked] == [[], [], [said]]
 
 
 # --- the command -------------------------------------------------------------------------------------------
@@ -478,3 +481,51 @@ def test_checking_needs_no_torch() -> None:
         "from pugdft.predictions import Predictions; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- facts that no run leaves ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"recipe.optimizer.name": "zzz"}, "recipe.optimizer.name"),
+        ({"recipe.optimizer.name": "ѕam"}, "recipe.optimizer.name"),
+        ({"recipe.optimizer.base.name": "ѕgd"}, "recipe.optimizer.name"),
+        ({"recipe.optimizer.roh": 0.1}, "recipe.optimizer.roh"),
+        ({"method.two_pass_fraction": 0.5}, "method.two_pass_fraction"),
+        ({"recipe.optimizer": {"name": "sgd", "lr": 0.1}}, "method.two_pass_fraction"),
+        (
+            {"cost.gradient_passes": 30.0, "history.0.gradient_passes": 10, "history.1.gradient_passes": 20,
+             "history.2.gradient_passes": 30},
+            "method.two_pass_fraction",
+        ),
+        (
+            {"cost.gradient_passes": 30.0, "history.0.gradient_passes": 10, "history.1.gradient_passes": 20,
+             "history.2.gradient_passes": 30, "method.two_pass_fraction": 0.0},
+            "method.two_pass_fraction",
+        ),
+        ({"environment.finished": "2025-01-31T12:02:00+00:00"}, "cost"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_facts_that_contradict_the_method_are_refused(
+    change: dict[str, Any], where: str, tmp_path: Path
+) -> None:
+    made = predictions()
+    write(tmp_path, changed(content(made), change), made)
+    assert where in wheres(check(tmp_path)[0])
+
+
+def test_a_restarted_run_may_have_waited(tmp_path: Path) -> None:
+    made = predictions()
+    late = {"environment.finished": "2025-01-31T18:00:00+00:00"}
+    write(tmp_path, changed(content(made), late) | {"restarts": [{"step": 3}]}, made)
+    assert wheres(check(tmp_path)[0]) == []
+
+
+def test_what_another_package_provides_is_not_looked_up(tmp_path: Path) -> None:
+    made = predictions()
+    foreign = {"recipe.optimizer.base.name": "nowhere_installed:make"}
+    write(tmp_path, changed(content(made), foreign), made)
+    assert "recipe.optimizer.base.name" not in wheres(check(tmp_path)[0])

@@ -99,7 +99,7 @@ def test_the_seeds_table_counts_images_that_only_one_network_gets_right(runs: Pa
         assert rows[seed]["p_value"] == pytest.approx(
             stats.binomtest(int((sam & ~sgd).sum()), int((sam ^ sgd).sum())).pvalue, rel=1e-6
         )
-    text = run_command("sam", "sgd").out
+    text = run_command("sam", "sgd", "--full").out
     assert "only A right" in text
     assert "speaks of the two trained networks" in text
 
@@ -140,8 +140,9 @@ def test_the_text_says_the_difference_and_what_the_data_cannot_say() -> None:
     assert "A  sam: top-1 93.33 %, seeds 0, 1, 2" in text
     assert f"A − B  +1.67 points, 95 % interval −{-100 * low:.2f} to +{100 * high:.2f}, p = 0.13" in text
     assert "this speaks of these test images only" in text
-    assert found.more_seeds is not None
-    assert f"undecided: about {found.more_seeds} more seeds each would tell" in text
+    assert found.outlook.range is not None
+    low, high = found.outlook.range
+    assert f"undecided: {low} to {high} more seeds each would tell" in text
     assert "McNemar" not in text
     assert max(map(len, text.splitlines())) <= 110
 
@@ -167,7 +168,7 @@ def test_loss_is_no_percentage_and_the_lower_one_is_the_better() -> None:
 def test_one_common_seed_claims_nothing() -> None:
     found = report(seeds(SGD, 0.9, 0.91), seeds(SAM, 0.95))
     assert found.difference.interval() is None
-    assert (found.more_seeds, found.detectable) == (None, None)
+    assert (found.outlook.more_seeds, found.detectable) == (None, None)
     assert any("no claim about the optimizers: there is one common seed" in note for note in found.notes)
 
 
@@ -178,6 +179,10 @@ def test_different_seeds_are_compared_as_unpaired_and_it_is_said() -> None:
     assert any("compared as unpaired" in note for note in found.notes)
     fewer = report(seeds(SGD, 0.9, 0.91, 0.92), seeds(SAM, 0.9, 0.91))
     assert any("the difference is over 2 common seeds" in note for note in fewer.notes)
+    partly = report(
+        seeds(SGD, 0.9, 0.91, 0.92, 0.9), [record(SAM, seed, 0.9 + seed / 500) for seed in (2, 3, 4, 5)]
+    )
+    assert any("of the difference are that of 2 common seeds" in note for note in partly.notes)
 
 
 def test_doubts_of_the_comparison_are_said() -> None:
@@ -413,3 +418,29 @@ def test_what_two_seeds_can_find_is_no_less_than_their_interval_is_wide() -> Non
     assert comparison.seed_variance < 1e-6
     detectable = Plan.of(comparison).detectable_difference(comparison.num_seeds)
     assert detectable > float(comparison.spread.half_width())
+
+
+def test_p_says_what_it_is_of_and_what_the_folder_makes_of_it(tmp_path: Path) -> None:
+    rows = {"a": SGD, "b": SAM, "c": {**SGD, "lr": 0.1}, "d": {**SGD, "lr": 0.2}}
+    rng = np.random.default_rng(0)
+    for each in (seeds(spec, *(0.9 + rng.normal(0, 0.01, 4))) for spec in rows.values()):
+        write(tmp_path / "runs", *each)
+    one, two = selections("sam", "sgd[lr=0.1]", records=[tmp_path / "runs"])
+    found = compare_selections(one, two)
+    assert found.num_entries == 4
+    assert found.corrected is not None
+    assert found.corrected >= found.difference.p_value
+    text = " ".join(comparison_text(found).split())
+    assert "p is of this pair alone; corrected for all 6 pairs of the 4 optimizers there (Holm): p = " in text
+    alone = report(seeds(SGD, 0.9, 0.91, 0.92), seeds(SAM, 0.9, 0.92, 0.95))
+    assert (alone.corrected, alone.num_entries) == (None, 2)
+    assert "p is of this pair alone, as if no other two had been compared" in comparison_text(alone)
+
+
+def test_records_may_stand_behind_the_labels(runs: Path) -> None:
+    assert run_command("sam", "sgd", "runs").out == run_command("sam", "sgd", "--records", "runs").out
+
+
+def test_mcnemars_test_is_shown_only_where_it_is_asked_for(runs: Path) -> None:
+    assert "McNemar" not in run_command("sam", "sgd").out
+    assert "McNemar's p" in run_command("sam", "sgd", "--full").out

@@ -89,9 +89,9 @@ def group(*entries: Entry, **changes: Any) -> Group:
     return replace(made, **changes)
 
 
-def table(*groups: Group, width: int = 120, **options: Any) -> str:
+def table(*groups: Group, width: int = 120, full: bool = True, **options: Any) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False, **options)
-    print_table(groups, console)
+    print_table(groups, console, full)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -209,10 +209,16 @@ def test_unfinished_runs_doubts_and_notes_stand_below() -> None:
 
 def test_a_tie_with_the_best_says_how_many_seeds_would_tell() -> None:
     text = words(table(group()))
-    said = (
-        "undecided: sam vs pugd (best): −0.31 points, p = 0.21; about 7 more seeds each would tell if it is "
-    )
-    assert f"{said}real." in text
+    assert "undecided: sam vs pugd (best): −0.31 points, p = 0.21; if it is real, 7 more seeds each" in text
+    # Of both together: seven times twice 7,440 s.
+    assert "would tell (28h56 of training); that is a further look: plan the number now" in text
+    assert "and rank then with --looks 2." in text
+    ranged = replace(SAM, versus_best=Versus(-0.0031, 0.2134, False, 7, (4, 19)))
+    text = words(table(group(entry("pugd", 0.9231, (1, 2)), ranged)))
+    assert "4 to 19 more seeds each would tell (16h32 to 78h32 of training)" in text
+    open_ended = replace(SAM, versus_best=Versus(-0.0031, 0.2134, False, 7, (4, None)))
+    text = words(table(group(entry("pugd", 0.9231, (1, 2)), open_ended)))
+    assert "4 or many more seeds each would tell (16h32 of training)" in text
     assert "sgd vs" not in text
 
 
@@ -220,7 +226,8 @@ def test_a_tie_with_the_best_says_how_many_seeds_would_tell() -> None:
     ("versus", "said"),
     [
         (Versus(-0.0031, None, False, None), "sam vs pugd (best): −0.31 points."),
-        (Versus(-0.0031, 0.5, False, 1), "p = 0.5; about 1 more seed each"),
+        (Versus(-0.0031, 0.5, False, 1), "p = 0.5."),
+        (Versus(-0.0031, 0.2, False, 1), "p = 0.2; if it is real, 1 more seed each would tell"),
         (Versus(-0.00001, 1.0, False, None), "sam vs pugd (best): +0.00 points, p = 1."),
     ],
 )
@@ -238,8 +245,9 @@ def test_a_difference_in_loss_has_its_own_unit() -> None:
 def test_many_ties_are_counted_after_the_fifth() -> None:
     ties = [replace(SAM, label=f"sam{number}") for number in range(8)]
     text = table(group(entry("pugd", 0.9231, (1, 9)), *ties))
-    assert text.count("undecided: sam") == 5
-    assert "undecided: and 3 more." in text
+    assert text.count("vs pugd (best)") == 5
+    assert "; and 3 more." in text
+    assert text.count("more seeds each") == 1, "said of the nearest alone"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +255,11 @@ def test_many_ties_are_counted_after_the_fifth() -> None:
     [
         ((1, 1), "One seed each: no difference can be claimed.", False),
         ((3, 1), "An optimizer with one seed shares a range with all.", False),
-        ((3, 3), "paired comparison over common seeds and test images (Holm over all pairs, 5 %)", True),
+        (
+            (3, 3),
+            "comparison over seeds and test images (equal seeds are pairs, Holm over all pairs, 5 %)",
+            True,
+        ),
     ],
 )
 def test_the_words_below_claim_no_more_than_the_seeds(
@@ -263,13 +275,13 @@ def test_the_words_below_claim_no_more_than_the_seeds(
 @pytest.mark.parametrize("entries", [(SGD,), (SGD, FAILED), (SGD, replace(SAM, summaries={}))])
 def test_one_entry_with_the_metric_is_nothing_to_compare(entries: tuple[Entry, ...]) -> None:
     text = table(group(*entries))
-    assert "Nothing to compare with." in text
+    assert "Nothing to compare with: fewer than two optimizers have a result." in text
     assert "Holm" not in text
 
 
 def test_what_figures_mean_is_said_once_for_all_groups() -> None:
     text = words(table(group(), group(dataset="cifar10")))
-    assert text.count("(Holm over all pairs, 5 %)") == 1
+    assert text.count("Holm over all pairs, 5 %)") == 1
     assert text.count("never ranks") == 1
 
 
@@ -292,6 +304,40 @@ def test_brackets_are_text_and_no_record_reaches_the_terminals_controls() -> Non
     coloured = table(*groups, width=300, force_terminal=True, color_system="truecolor")
     assert "evil\x1b\\" not in coloured
     assert "\x1b]8" not in coloured
+
+
+def test_the_verdict_stands_first_in_every_text_and_notes_are_merged() -> None:
+    noted = [replace(each, notes=("its head is small",)) for each in (entry("pugd", 0.9231, (1, 2)), SAM)]
+    shown = group(*noted, SGD)
+    said = "Not ruled out as the best: pugd, sam."
+    text = table(shown)
+    assert text.splitlines()[2] == said
+    assert words(text).count("pugd, sam: its head is small.") == text.count("head is small") == 1
+    assert as_markdown([shown]).index(said) < as_markdown([shown]).index("| rank")
+    assert json.loads(as_json([shown]))["groups"][0]["verdict"] == said
+
+
+def test_the_usual_table_leaves_out_what_few_readers_need() -> None:
+    usual, whole = (table(group(num_classes=10), width=200, full=full) for full in (False, True))
+    for word in ("‖e‖", "cos", "top-5", "at 100.0k", "schedules are unfinished", "Ranks share"):
+        assert word not in usual
+        assert word in whole
+    assert "top-5" in table(group(num_classes=100), width=200, full=False)
+    in_passes = group(recipe={"train": {"budget": "passes"}})
+    assert "at 100.0k" in table(in_passes, width=200, full=False)
+
+
+def test_where_all_are_tied_nobody_stands_in_bold() -> None:
+    tied = group(entry("pugd", 0.9231, (1, 2)), SAM)
+    assert "textbf" not in as_latex([tied])
+    assert "**" not in as_markdown([tied])
+
+
+def test_latex_has_six_columns_unless_all_are_asked_for() -> None:
+    (usual, _), *_ = tabulars(as_latex([group()]))
+    assert usual == "rlrrrr"
+    (whole, _), *_ = tabulars(as_latex([group()], full=True))
+    assert len(whole) > 6
 
 
 # --- JSON and CSV ------------------------------------------------------------------------------------------
@@ -317,7 +363,8 @@ def test_json_keeps_the_contract_and_adds_what_is_new() -> None:
         "best_test_top1_picked_on_test": 0.922, "scores": {"0": 0.919, "7": 0.921},
         "top1_at_equal_passes": 0.916, "top1_at_equal_seconds": 0.915,
         "tuning": {"trials": 9, "gradient_passes": 12_345.0},
-        "versus_best": {"difference": -0.0031, "p_value": 0.2134, "separated": False, "more_seeds": 7},
+        "versus_best": {"difference": -0.0031, "p_value": 0.2134, "separated": False, "more_seeds": 7,
+                        "more_seeds_range": None, "p_alone": None, "ci95": None},
         "source": None,
     }  # fmt: skip
     assert sam.items() >= {**contract, **new}.items()
@@ -400,7 +447,7 @@ def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(groups: lis
 
 
 def test_markdown_has_all_columns_and_the_tied_best_in_bold() -> None:
-    text = as_markdown([group()])
+    text = as_markdown([group()], full=True)
     head = next(line for line in text.splitlines() if line.startswith("| rank"))
     assert cells(head) == [column.name for column in text_columns(group())]
     assert re.findall(r"\*\*(\w+)\*\*", text) == ["pugd", "sam"]
@@ -527,9 +574,10 @@ def test_latex_has_the_tied_best_in_bold_signs_as_commands_and_provenance_in_com
     text = as_latex([group()])
     assert re.findall(r"\\textbf\{(\w+)\}", text) == ["pugd", "sam"]
     assert r"\textbf{92.00 $\pm$ 0.15}" in text
-    assert r"\caption{cifar100 $\times$ resnet18.tv\_in1k: 224 px, 100 epochs}" in text
+    said = "Not ruled out as the best: pugd, sam."
+    assert rf"\caption{{cifar100 $\times$ resnet18.tv\_in1k: 224 px, 100 epochs. {said}}}" in text
     assert "% sam: records sam-s0 sam-s7\n" in text
-    assert "% left out for the width: " in text
+    assert "% left out: " in text
     assert "±" not in re.sub(r"^%.*$", "", text, flags=re.MULTILINE)
 
 

@@ -119,6 +119,7 @@ def test_protocol_lines_read_as_people_speak() -> None:
             ["sam[rho.max=2]", "sam[rho.max=3]"],
         ),
         ([SAM, {**SAM, "flag": True}], ["sam", "sam[flag=true]"]),
+        ([SAM, {**SAM, "rho": 0.35000000000000003}], ["sam[rho=0.05]", "sam[rho=0.35]"]),
     ],
 )  # fmt: skip
 def test_labels_are_as_short_as_the_group_allows(specs: list[dict[str, Any]], expected: list[str]) -> None:
@@ -147,15 +148,15 @@ def test_the_order_of_records_changes_nothing() -> None:
         assert as_json(board(*records)) == expected
 
 
-def test_a_seed_that_ran_twice_counts_once_by_its_newest_run() -> None:
+def test_a_seed_that_ran_twice_counts_once_by_its_first_result() -> None:
     old = run(SGD, 0, 0.9, id="z", environment={"finished": "2025-01-01T00:00:00"})
     new = run(SGD, 0, 0.8, id="a", environment={"finished": "2025-02-01T00:00:00"})
     undated = run(SGD, 0, 0.7, id="y")
     entry = one_group(new, old, undated).entries[0]
-    assert (entry.num_seeds, entry.records) == (1, ("a",))
+    assert (entry.num_seeds, entry.records) == (1, ("z",))
     assert entry.top1 is not None
     assert entry.top1.std is None
-    assert entry.notes == ("seed 0 ran 3 times; a, the newest, counts",)
+    assert entry.notes == ("seed 0 ran 3 times; z, which finished first, counts",)
 
 
 def test_unfinished_runs_are_counted_and_shown_but_never_averaged() -> None:

@@ -32,7 +32,7 @@ def test_one_seed_has_neither_spread_nor_interval_and_intervals_stay_fractions()
     assert summarize([0.01, 0.1]).ci95[0] == 0.0  # type: ignore[index]
 
 
-def test_common_seeds_give_scipys_paired_test_over_them_alone() -> None:
+def test_common_seeds_give_scipys_paired_test_if_only_single_seeds_are_left() -> None:
     from scipy import stats
 
     first, second = scores(0.91, 0.93, 0.95, 0.2), scores(0.9, 0.925, 0.93, start=0) | {9: 0.99}
@@ -43,23 +43,15 @@ def test_common_seeds_give_scipys_paired_test_over_them_alone() -> None:
     assert compare(second, first).p_value == pytest.approx(comparison.p_value)
 
 
-def test_without_common_seeds_the_test_is_scipys_welch() -> None:
-    from scipy import stats
-
-    first, second = [0.91, 0.93, 0.95], [0.9, 0.92, 0.91, 0.905]
-    expected = stats.ttest_ind(first, second, equal_var=False).pvalue
-    assert compare(scores(*first), scores(*second, start=10)).p_value == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [
         (scores(0.9), scores(0.1)),
         (scores(0.9), scores(0.1, 0.11, 0.12)),
         (scores(0.9, 0.91, 0.92), scores(0.1, start=9)),
-        (scores(0.9, 0.91, 0.92), scores(0.1, 0.11, 0.12, start=2)),
+        (scores(0.9, 0.91), scores(0.1, 0.11, start=1)),
     ],
-    ids=["one each", "one against three", "one, not common", "one common of three"],
+    ids=["one each", "one against three", "one, not common", "one common of two"],
 )
 def test_a_single_seed_never_separates(first: dict[int, float], second: dict[int, float]) -> None:
     assert compare(first, second).p_value == 1.0

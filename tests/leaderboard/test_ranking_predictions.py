@@ -26,7 +26,7 @@ def test_stored_predictions_make_interval_and_p_value_speak_of_other_images(tmp_
     better, worse = networks(1, gain=0.5), networks(2)
     group = one_group(stored_seeds(tmp_path, SAM, better), stored_seeds(tmp_path, SGD, worse))
     sam, sgd = group.entries
-    assert sam.top1 == summarize(sam.scores.values(), spread_of(better))
+    assert sam.top1 == summarize(sam.scores.values(), spread_of(better), num_images=better.shape[1])
     assert sam.top1 is not None
     assert sam.top1.ci95 != summarize(sam.scores.values()).ci95
     samples = [EntryScores(e.scores, dict(enumerate(i))) for e, i in ((sam, better), (sgd, worse))]
@@ -191,7 +191,8 @@ def test_predictions_of_another_run_contradict_the_record(tmp_path: Path) -> Non
 def test_a_completed_run_whose_loss_is_not_finite_counts_as_diverged_by_every_metric(
     tmp_path: Path, loss: float, metric: str
 ) -> None:
-    with_predictions, bare = stored_seeds(tmp_path, SGD, networks(1)), seeds(SAM, 0.98, 0.99)
+    bare = seeds(SAM, 0.98, 0.99, num_images=300)
+    with_predictions = stored_seeds(tmp_path, SGD, networks(1))
     if loss != 1e200:  # which float32 cannot hold
         made = predictions(networks(1)[0])
         made.loss[3] = loss

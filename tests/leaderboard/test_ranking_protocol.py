@@ -88,7 +88,7 @@ def test_one_seed_under_several_names_counts_once() -> None:
     assert (entry.num_seeds, list(entry.scores)) == (1, [0])
     assert entry.notes == (
         "2 runs with another seed on record than in the recipe, which counts: run-1, run-2",
-        "seed 0 ran 3 times; run-2, the newest, counts",
+        "seed 0 ran 3 times; run-0, which finished first, counts",
     )
     without = [record(SGD, seed, 0.9, train__seed=None) for seed in range(3)]
     assert one_group(without).entries[0].num_seeds == 3
@@ -131,7 +131,7 @@ def test_other_images_of_the_same_name_are_pointed_at() -> None:
     for epochs in (10, 3):  # of one protocol, and of two
         groups = build_leaderboard(loaded(record(SGD), record(SAM, data=other, train__epochs=epochs)))
         assert len(groups) == 2
-        assert all("had other images (data.sha256)" in group.notes[0] for group in groups)
+        assert all("had other images (data.sha256, data.sizes.test)" in group.notes[0] for group in groups)
     assert all(
         not group.notes for group in build_leaderboard(loaded(record(SGD), record(SAM, train__epochs=3)))
     )

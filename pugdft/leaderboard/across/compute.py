@@ -19,8 +19,8 @@ from pugdft.leaderboard.across.tasks import Contender, check_tasks, contenders, 
 from pugdft.leaderboard.entry import Summary
 from pugdft.leaderboard.grouping import RunGroup, group_runs
 from pugdft.leaderboard.load import Loaded, without_garbage_collection
-from pugdft.leaderboard.power import outlook
-from pugdft.leaderboard.ranking import CONTRADICTED, Measured, measure, num_test_images
+from pugdft.leaderboard.power import Plan
+from pugdft.leaderboard.ranking import CONTRADICTED, LOST, Measured, measure, num_test_images
 from pugdft.leaderboard.warnings import listed
 from pugdft.predictions import METRICS
 
@@ -52,9 +52,9 @@ class _Task:
         """Return an entry's scores in the order of its seeds."""
         return np.array([value for _, value in sorted(self.measured[entry].scores(self.metric).items())])
 
-    def has_diverged(self, entry: int) -> bool:
-        """Tell whether seeds of an entry diverged: its other seeds say nothing of those."""
-        return entry in self.measured and bool(self.measured[entry].runs.lost_seeds().get("diverged"))
+    def has_lost(self, entry: int) -> bool:
+        """Tell whether seeds of an entry have no result: its other seeds say nothing of those."""
+        return entry in self.measured and not self.measured[entry].runs.lost_seeds().keys().isdisjoint(LOST)
 
 
 @without_garbage_collection()
@@ -150,14 +150,14 @@ class _Comparison:
         size, sign = len(self.entries), 1.0 if self._higher_is_better else -1.0
         differences = pooling.TaskDifferences.of([task.compare() for task in self.tasks], size)
         pooled = differences.pooled([task.group.data_sha256 or task.group.dataset for task in self.tasks])
-        diverged = np.array([[task.has_diverged(number) for number in range(size)] for task in self.tasks])
+        lacking = np.array([[task.has_lost(number) for number in range(size)] for task in self.tasks])
         p_alone, testable = np.asarray(pooled.p_value), np.asarray(pooled.testable)
         adjusted = pooling.shaffer_adjusted(p_alone, size)
         better, worse = stats.better_and_worse(pooled.difference, size, self._higher_is_better)
-        is_safe = ~np.asarray(diverged.any(axis=0))[better]
+        is_safe = ~np.asarray(lacking.any(axis=0))[better]
         separated = testable & (adjusted <= stats.LEVEL) & is_safe
         half_widths, true_std = pooled.spread.half_width(), differences.true_deviation(pooled)
-        wins, chances = self._wins(differences, diverged), self._improvements()
+        wins, chances = self._wins(differences, lacking), self._improvements()
         pairs = []
         for number, (first, second) in enumerate(combinations(range(size), 2)):
             difference, half = sign * float(pooled.difference[number]), float(half_widths[number])
@@ -185,12 +185,12 @@ class _Comparison:
                     ties=num_tasks - won - lost,
                     losses=lost,
                     improvement=Summary(chance, None, (float(low), float(high))),
-                    more_tasks=outlook(pooled[number], p_value, len(adjusted))[0] if is_open else None,
+                    more_tasks=_more_tasks(pooled[number], len(adjusted)) if is_open else None,
                 )
             )
         return pairs, wins, stats.rank_ranges(better[separated], worse[separated], size)
 
-    def _wins(self, differences: pooling.TaskDifferences, diverged: np.ndarray) -> np.ndarray:
+    def _wins(self, differences: pooling.TaskDifferences, lacking: np.ndarray) -> np.ndarray:
         """Count the tasks that separate two entries, with one correction over all pairs of all tasks."""
         size = len(self.entries)
         wins, present = np.zeros((size, size), dtype=int), ~np.isnan(differences.difference)
@@ -198,7 +198,7 @@ class _Comparison:
         adjusted[present] = stats.holm_adjusted(differences.p_values[present])
         for task in range(len(self.tasks)):
             better, worse = stats.better_and_worse(differences.difference[task], size, self._higher_is_better)
-            found = differences.testable[task] & (adjusted[task] <= stats.LEVEL) & ~diverged[task][better]
+            found = differences.testable[task] & (adjusted[task] <= stats.LEVEL) & ~lacking[task][better]
             wins[better[found], worse[found]] += 1
         return wins
 
@@ -223,8 +223,8 @@ class _Comparison:
         notes = list(entry.notes)
         if lacking:
             notes.append(f"it lacks {listed(task_name(task.group) for task in lacking)}")
-        if diverged := [task_name(task.group) for task in own if task.has_diverged(number)]:
-            notes.append(f"seeds diverged in {listed(diverged)}: not ranked above others")
+        if without := [task_name(task.group) for task in own if task.has_lost(number)]:
+            notes.append(f"seeds without a result in {listed(without)}: not ranked above others")
         return AcrossStanding(
             label=entry.label,
             rank_low=ranks[0],
@@ -343,6 +343,12 @@ class _Comparison:
                 noted.append(task_name(task.group))
         if noted:
             yield f"warnings about {listed(noted)}: `pugdft leaderboard` without --across shows them"
+
+
+def _more_tasks(pair: stats.MeanDifference, num_pairs: int) -> int | None:
+    """Estimate how many more tasks show that a difference is real; None if no number does."""
+    needed = Plan.of(pair, num_pairs).seeds_needed(pair.difference) if pair.difference else None
+    return None if needed is None else max(1, needed - pair.num_seeds)
 
 
 def _around(centre: float, half: float) -> Summary:

@@ -60,7 +60,7 @@ class TaskDifferences:
             p_values[task, places] = pairs.p_value
             testable[task, places] = pairs.testable
             known = np.where(
-                pairs.spread.freedom >= 1, np.maximum(pairs.spread.seeds, pairs.spread.residual), 0
+                pairs.spread.freedom >= 1, np.maximum(pairs.spread.total, pairs.spread.residual), 0
             )
             seeds[task, places] = known
             images[task, places] = pairs.spread.images

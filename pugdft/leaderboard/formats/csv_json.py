@@ -16,12 +16,14 @@ from typing import Any
 from pugdft.errors import printable
 from pugdft.leaderboard.columns import Column, columns
 from pugdft.leaderboard.entry import Entry, Group, Summary
+from pugdft.leaderboard.verdicts import verdict
 from pugdft.predictions import METRICS
 
 SCHEMA = "pugdft.leaderboard/1"
 # A spreadsheet takes a text that begins so for a formula, and runs it.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _GROUP_FIELDS = ("dataset", "model", "protocol", "metric", "equal_passes", "equal_seconds")
+_DESIGN = ("baseline", "num_pairs", "looks")
 
 
 def as_json(groups: Sequence[Group]) -> str:
@@ -34,6 +36,7 @@ def as_json(groups: Sequence[Group]) -> str:
     chosen = _columns_with_fields()
     content = [
         {name: getattr(group, name) for name in names}
+        | {"verdict": verdict(group), **{name: getattr(group, name) for name in _DESIGN}}
         | {"entries": [dict(_fields(chosen, entry)) for entry in group.entries]}
         for group in groups
     ]

@@ -22,8 +22,7 @@ from pugdft.leaderboard import charts, columns
 from pugdft.leaderboard.columns import NOTHING, Column, unit_of
 from pugdft.leaderboard.entry import Entry, Group, finite
 from pugdft.leaderboard.formats.csv_json import SCHEMA
-from pugdft.leaderboard.verdicts import unfinished_text, versus_text
-from pugdft.leaderboard.warnings import listed
+from pugdft.leaderboard.verdicts import forest, unfinished_text, verdict, versus_text
 from pugdft.predictions import METRICS
 
 PACKAGE = "pugdft.leaderboard.formats"  # whose templates a page of another package may share
@@ -145,7 +144,8 @@ def _row(id: str, entry: Entry, group: Group, style: int | None) -> dict[str, An
 
 def _facts(entry: Entry, group: Group) -> dict[str, str]:
     """Say what is known of an entry, by its name."""
-    facts = {"against the best": versus_text(entry, group)}
+    whom = "the baseline" if entry.versus_baseline else "the best"
+    facts = {f"against {whom}": versus_text(entry, group)}
     for key, metric in METRICS.items():
         if entry.summary(key):
             interval = columns.interval(entry, key)
@@ -201,7 +201,8 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
         "group": group,
         "dataset": dataset,
         "model": model,
-        "verdict": _verdict(group),
+        "verdict": verdict(group),
+        "forest": "\n".join(forest(group)),
         "score_heading": unit_of(group.metric).heading(METRICS[group.metric].name),
         "measured": _table(group, group.metric, measured),
         "reported": _table(group, "top1", reported),
@@ -210,18 +211,3 @@ def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, 
         "history_charts": list(filter(None, histories)),
         "sharpness_charts": list(filter(None, sharpness)),
     }
-
-
-def _verdict(group: Group) -> str:
-    """What a group's numbers allow to claim, in a sentence or two."""
-    compared = [entry for entry in group.entries if entry.rank_low and entry.summary(group.metric)]
-    if len(compared) < 2:
-        return "Nothing to compare with: fewer than two optimizers have a result."
-    metric, best = METRICS[group.metric], [shortened(entry.label, 40) for entry in group.best]
-    direction = "higher" if metric.higher_is_better else "lower"
-    by = "" if group.metric == "top1" else f"Ranked by {metric.name}, {direction} is better. "
-    if max(entry.num_seeds for entry in compared) == 1:
-        return f"{by}One seed each: no difference can be claimed."
-    if len(best) >= len(compared):
-        return f"{by}None of these optimizers is ruled out as the best."
-    return f"{by}Not ruled out as the best: {listed(best)}{' alone' if len(best) == 1 else ''}."

@@ -24,8 +24,8 @@ _REPORTED_COLUMNS = ("optimizer", "seeds", "top-1 %", "source", "protocol")
 
 
 def _is_best(entry: Entry, entries: Sequence[Entry]) -> bool:
-    """Say whether an entry stands in bold: one of several, and tied as the best."""
-    return entry.rank_low == 1 and len(entries) > 1
+    """Say whether an entry stands in bold: tied as the best, and not all are."""
+    return entry.rank_low == 1 and any(each.rank_low != 1 for each in entries)
 
 
 def _measured_rows(
@@ -52,8 +52,11 @@ def _reported_rows(group: Group, escape: Escape) -> Iterator[list[str]]:
 _NARROWEST = len("optimizer")
 
 
-def print_table(groups: Sequence[Group], console: Console) -> None:
-    """Print one table for each group, best mean first, with the remarks that its statistics allow."""
+def print_table(groups: Sequence[Group], console: Console, full: bool = False) -> None:
+    """Print one table for each group, best mean first, with the remarks that its statistics allow.
+
+    ``full`` adds the columns and lines that few readers need.
+    """
     from rich.text import Text  # without control characters: a record can neither style nor link
 
     def say(lines: Sequence[str], style: str = "dim") -> None:
@@ -66,20 +69,23 @@ def print_table(groups: Sequence[Group], console: Console) -> None:
         say([f"{group.dataset} × {group.model}"], "bold")
         say([group.protocol], "")
         if group.measured:
-            chosen, left_out = fit(group, console.width)
+            say([verdicts.verdict(group)], "italic")
+            chosen, left_out = fit(group, console.width, full)
             rows = _measured_lines(group.measured, chosen, console.width)
             console.print(Text("\n").join(rows), soft_wrap=True)
             if left_out:
                 names = ", ".join(column.name for column in left_out)
                 say([f"No room for: {names}; `--format csv` and `html` have all."])
-        say(verdicts.remarks(group))
+            if lines := verdicts.forest(group):
+                console.print(Text("\n".join(["", *lines, ""])), soft_wrap=True)
+        say(verdicts.remarks(group, full))
         if group.reported:
             if group.measured:
                 console.print()
                 say([verdicts.REPORTED_HEADING], "italic")
             console.print(_reported_table(group))
             say(verdicts.source_lines(group))
-    if lines := verdicts.legend(groups):
+    if full and (lines := verdicts.legend(groups)):
         console.print()
         say(lines)
 
@@ -143,9 +149,9 @@ def _reported_table(group: Group) -> Table:
 _MARKUP = re.compile(r"([\\`*_\[\]#|~$]|^[-+=]|(?<=^\d)[.)](?=\s|$))")
 
 
-def as_markdown(groups: Sequence[Group]) -> str:
-    """Write a heading, a table and a list of remarks for each group; the tied best stand in bold."""
-    blocks = [*(block for group in groups for block in _blocks(group)), _list(verdicts.legend(groups))]
+def as_markdown(groups: Sequence[Group], full: bool = False) -> str:
+    """Write a heading, the verdict, a table and remarks for each group; the tied best stand in bold."""
+    blocks = [*(block for group in groups for block in _blocks(group, full)), _list(verdicts.legend(groups))]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
@@ -157,16 +163,19 @@ def escape_markdown(text: str) -> str:
     return escaped
 
 
-def _blocks(group: Group) -> Iterator[str]:
+def _blocks(group: Group, full: bool) -> Iterator[str]:
     yield f"### {escape_markdown(group.dataset)} × {escape_markdown(group.model)}"
     yield escape_markdown(group.protocol)
     if group.measured:
-        chosen = text_columns(group)
+        yield escape_markdown(verdicts.verdict(group))
+        chosen = text_columns(group, full)
         names = [escape_markdown(column.name) for column in chosen]
         alignments = [":--" if column.is_text else "--:" for column in chosen]
         rows = _measured_rows(group, chosen, escape_markdown, "**{}**")
         yield _lines_of_cells(names, alignments, *rows)
-    yield _list(verdicts.remarks(group))
+        if lines := verdicts.forest(group):
+            yield "\n".join(f"    {line}" for line in lines)
+    yield _list(verdicts.remarks(group, full))
     if group.reported:
         if group.measured:
             yield f"*{escape_markdown(verdicts.REPORTED_HEADING)}*"
@@ -207,10 +216,13 @@ _COMMANDS = (
 _SIGNS |= {letter: f"$\\{name}$" for letter, name in zip(_GREEK, _COMMANDS.split(), strict=True)}
 
 
-def as_latex(groups: Sequence[Group]) -> str:
-    r"""Write a ``table*`` for each group, with each row's records in comments."""
+def as_latex(groups: Sequence[Group], full: bool = False) -> str:
+    r"""Write a ``table*`` of six columns for each group, with each row's records in comments.
+
+    ``full`` takes as many columns as a page is wide.
+    """
     blocks = [r"% needs \usepackage{booktabs}"]
-    blocks += [_float(group, number) for number, group in enumerate(groups, start=1)]
+    blocks += [_float(group, number, full) for number, group in enumerate(groups, start=1)]
     blocks.append("\n".join(map(_comment, verdicts.legend(groups))))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -231,14 +243,22 @@ def _escaped(character: str) -> str:
     return "?"
 
 
-def _float(group: Group, number: int) -> str:
-    chosen, left_out = fit(group, _PAGE_WIDTH)
+_IMPORTANT = 3  # rank, optimizer, seeds, the metric, its interval and the cost in passes
+
+
+def _float(group: Group, number: int, full: bool) -> str:
+    chosen, left_out = fit(group, _PAGE_WIDTH, full)
+    if not full:
+        left_out += [column for column in chosen if column.importance > _IMPORTANT]
+        chosen = [column for column in chosen if column.importance <= _IMPORTANT]
     caption = f"{group.dataset} × {group.model}: {group.protocol}"
+    if group.measured:
+        caption += f". {verdicts.verdict(group)}"
     notes = [caption]
     notes += [f"{each.label}: records {' '.join(each.records)}" for each in group.measured if each.records]
-    notes += [*verdicts.remarks(group), *verdicts.source_lines(group)]
+    notes += [*verdicts.remarks(group, full), *verdicts.source_lines(group)]
     if left_out:
-        notes.append(f"left out for the width: {', '.join(column.name for column in left_out)}")
+        notes.append(f"left out: {', '.join(column.name for column in left_out)}")
     tables = []
     if group.measured:
         rows = _measured_rows(group, chosen, escape_latex, r"\textbf{{{}}}", bold_figures=True)
@@ -251,7 +271,8 @@ def _float(group: Group, number: int) -> str:
         heading = f"\\multicolumn{{5}}{{l}}{{\\emph{{{escape_latex(verdicts.REPORTED_HEADING)}}}}}"
         names, rows = list(map(escape_latex, _REPORTED_COLUMNS)), _reported_rows(group, escape_latex)
         tables.append(_tabular(r"lrrlp{0.5\textwidth}", [[heading]], [names], rows))
-    lines = [*map(_comment, notes), r"\begin{table*}", r"\centering\small"]
+    drawn = [f"% {line}" for line in verdicts.forest(group)]
+    lines = [*map(_comment, notes), *drawn, r"\begin{table*}", r"\centering\small"]
     lines += [f"\\caption{{{escape_latex(caption)}}}", f"\\label{{tab:leaderboard-{number}}}"]
     return "\n".join([*lines, "\n\n\\medskip\n\n".join(tables), r"\end{table*}"])
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from run_records import SGD, record
+from run_records import SGD
 
 from bad_inputs.case import Case
 from bad_inputs.files import both, file, run, run_text
-from pugdft.records import write_record
 
 SHA = "ab" * 32
 
@@ -38,12 +36,6 @@ def checked(name: str, *said: str, **changes: Any) -> Case:
 def artifact(path: str, name: str = "predictions") -> dict[str, Any]:
     """What a record says of a file."""
     return {"artifacts": {name: {"path": path, "sha256": SHA}}}
-
-
-def twice(root: Path) -> None:
-    """One id, two contents."""
-    for name, seed in (("a", 0), ("b", 1)):
-        write_record(record(id="same", seed=seed), root / "runs" / name)
 
 
 BOARD = [
@@ -121,12 +113,6 @@ BOARD = [
     ),
     Case(
         "leaderboard of a long path", ("leaderboard", "x" * 5000), ("no such file or folder",), longest=6000
-    ),
-    Case(
-        "leaderboard of one id twice",
-        ("leaderboard", "runs"),
-        ('the id "same" stands in two records', "runs/a/record.yaml", "runs/b/record.yaml"),
-        twice,
     ),
     Case(
         "leaderboard of another data set",
