@@ -21,6 +21,8 @@ from math import comb, sqrt
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
+from pugdft.leaderboard.across.planning import across_plan
+from pugdft.leaderboard.across.pooling import TaskDifferences, shaffer_adjusted
 from pugdft.leaderboard.power import Plan
 from pugdft.leaderboard.stats import (
     LEVEL,
@@ -185,6 +187,131 @@ def true_variances(
         squares.append(mean_squares(first.astype(float) - second))
     seeds, images, residual = np.mean(squares, axis=0)
     return sqrt(seeds / num_images), max(0.0, images - residual) / (num_seeds * num_images)
+
+
+# --- over several tasks ---
+
+
+@dataclass(frozen=True)
+class TaskWorld:
+    """Standard deviations, in accuracy, of what makes up an optimizer's score in a task.
+
+    Scores are normal: the mean over hundreds of images is, and the images' part of the variance is known.
+    """
+
+    name: str
+    tasks: float  # of the optimizer's true level in a task
+    seeds: float
+    images: float
+    task_ratio: float = 1.0  # of the seeds' and images' deviations in the last task to those in the first
+    wide: float = 1.0  # the last optimizer's deviation over seeds, as a multiple of the others'
+    models: int = 1  # tasks in a row that have the same test images, and the same error from them
+
+    def draw(
+        self, rng: np.random.Generator, shape: tuple[int, int, int, int], gain: float
+    ) -> TaskDifferences:
+        """Draw the differences of all pairs of (worlds, tasks, optimizers, seeds), as if of one world.
+
+        The first optimizer is better by ``gain`` on average over tasks like these.
+        """
+        worlds, num_tasks, size, num_seeds = shape
+        ratio = np.geomspace(1, self.task_ratio, num_tasks)[None, :, None, None]
+        own = np.where(np.arange(size) == size - 1, self.wide, 1.0)[None, None, :, None]
+        sets = np.arange(num_tasks) // self.models
+        scores = self.tasks * rng.normal(size=(worlds, num_tasks, size, 1))
+        scores = scores + self.images * ratio * rng.normal(size=(worlds, sets[-1] + 1, size, 1))[:, sets]
+        scores = scores + self.seeds * ratio * own * rng.normal(size=shape)
+        scores[:, :, 0] += gain
+        first, second = np.triu_indices(size, 1)
+        differences = scores[:, :, first] - scores[:, :, second]
+        images = np.broadcast_to(2 * (self.images * ratio[..., 0]) ** 2, differences.shape[:3])
+        by_seed = differences.var(axis=3, ddof=1) / num_seeds
+        means, by_seed, images = (
+            each.swapaxes(0, 1).reshape(num_tasks, -1) for each in (differences.mean(axis=3), by_seed, images)
+        )
+        no_tests = np.empty(0)  # within each task
+        return TaskDifferences(means, by_seed, images, no_tests, no_tests)
+
+    def plan(self, size: int, num_seeds: int, num_tasks: int) -> Plan:
+        """Plan the test of the first optimizer and another with the true deviations, means over tasks."""
+        square = float(np.mean(np.geomspace(1, self.task_ratio, num_tasks) ** 2))
+        other = self.wide if size == 2 else 1.0
+        return across_plan(
+            num_tasks,
+            num_seeds,
+            comb(size, 2),
+            task_std=sqrt(2) * self.tasks,
+            seed_std=self.seeds * sqrt((1 + other**2) * square),
+            image_variance=2 * self.images**2 * square,
+            num_datasets=-(-num_tasks // self.models),
+        )
+
+
+TASK_WORLDS = (
+    TaskWorld("equal in all tasks", tasks=0.0, seeds=0.003, images=0.003),
+    TaskWorld("differ by task", tasks=0.006, seeds=0.003, images=0.003),
+    TaskWorld("unequal spreads", tasks=0.003, seeds=0.003, images=0.003, task_ratio=6.0, wide=4.0),
+    TaskWorld("two models a set", tasks=0.0, seeds=0.003, images=0.006, models=2),
+)
+
+
+def across_tasks(world: TaskWorld, num_tasks: int, num_seeds: int, replicates: int) -> dict[str, float]:
+    """Any false separation among five equal optimizers, and power at a difference planned for 0.8.
+
+    "power" is of two optimizers; "of five" of the first against one of four equal others, by Holm's steps.
+    """
+    rng = np.random.default_rng(1000 * num_tasks + num_seeds)
+
+    def separated(size: int, gain: float) -> np.ndarray:
+        drawn = world.draw(rng, (replicates, num_tasks, size, num_seeds), gain)
+        pooled = drawn.pooled(list(np.arange(num_tasks) // world.models))
+        p_values = pooled.p_value.reshape(replicates, -1)
+        found = np.zeros(p_values.shape, dtype=bool)
+        for row in np.flatnonzero(p_values.min(axis=1) <= LEVEL / p_values.shape[1]):
+            found[row] = shaffer_adjusted(p_values[row], size) <= LEVEL
+        return found
+
+    gains = [world.plan(size, num_seeds, num_tasks).detectable_difference(num_tasks) for size in (2, 5)]
+    return {
+        "error": float(separated(5, 0.0).any(axis=1).mean()),
+        "difference": gains[0],
+        "power": float(separated(2, gains[0]).mean()),
+        "of five": float(separated(5, gains[1])[:, 0].mean()),
+    }
+
+
+def fine_tuning_tasks(gain: float, replicates: int, num_images: int) -> dict[str, float]:
+    """Eight tasks, five seeds, five optimizers of 0/1 outcomes: how often the better first one is found."""
+    rng = np.random.default_rng(7)
+    found, size = np.zeros(comb(5, 2)), 5
+    alone = np.zeros(comb(5, 2))
+    for _ in range(replicates):
+        tasks = []
+        for _ in range(8):
+            samples = [sample(each, True) for each in WORLDS[0].tables(rng, size, 5, num_images, gain)]
+            tasks.append((np.arange(size), compare_all(samples, num_images)))
+        pooled = TaskDifferences.of(tasks, size).pooled(range(8))
+        found += shaffer_adjusted(pooled.p_value, size) <= LEVEL
+        alone += np.mean([holm_adjusted(pairs.p_value) <= LEVEL for _, pairs in tasks], axis=0)
+    return {
+        "one table": float(alone[: size - 1].mean()) / replicates,
+        "across": float(found[: size - 1].mean()) / replicates,
+    }
+
+
+def show_across(options: argparse.Namespace) -> None:
+    """Print the rates of tests over several tasks."""
+    replicates, num_images = options.replicates, options.images
+    for world in TASK_WORLDS:
+        for num_tasks in (2, 4, 8, 20):
+            for num_seeds in (2, 5, 10):
+                row = across_tasks(world, num_tasks, num_seeds, replicates)
+                cells = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
+                print(f"{world.name:18} k={num_tasks:<3} n={num_seeds:<3} {cells}", flush=True)
+    print("\n8 tasks × 5 seeds × 5 optimizers, like fine-tuning: one table and all tasks together")
+    for gain in (0.01, 0.02, 0.03):
+        row = fine_tuning_tasks(gain, max(1, replicates // 10), num_images)
+        print(f"{gain:.2f}  " + "  ".join(f"{name} {value:.3f}" for name, value in row.items()), flush=True)
 
 
 # --- groups that are not balanced ---
@@ -359,6 +486,10 @@ EXPERIMENTS: dict[str, tuple[str, Experiment]] = {
     "unequal": ("one optimizer skewed and five times as wide: any of ten at 5 %", unequal_spread),
     "ends": ("95 % intervals hold the truth near 100 % accuracy", ends),
     "looks": ("seeds added until something is told apart: any of ten at 5 %, and power", sequential),
+    "across": (
+        "equal optimizers over several tasks: any of ten at 5 %, and power where 0.8 is planned",
+        show_across,
+    ),
 }
 _CROSSED = ("coverage", "errors", "power")  # which print their title themselves
 

@@ -59,6 +59,7 @@ ORDER = {
     "environment.md": "Environment variables",
     "faq.md": "Questions",
     "comparisons.md": "Statistics",
+    "across.md": "One verdict over tasks",
     "reliability.md": "Reliability",
     "performance.md": "Performance",
     "architecture.md": "Architecture",

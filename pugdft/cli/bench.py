@@ -117,6 +117,7 @@ def command(
     planned = plan_cells(matrix, output, num_processes)
     if plan:
         from pugdft.bench.estimate import estimate, probe
+        from pugdft.leaderboard.across.planning import plan_lines
         from pugdft.training.launchers import check_first_task
 
         check_first_task("pugdft bench --plan")
@@ -126,7 +127,11 @@ def command(
             if line.problem:
                 causes.setdefault(line.problem, {})[line.source] = None
         if len({source for sources in causes.values() for source in sources}) < len(matrix.recipes):
-            print_plan(made, Console(highlight=False, soft_wrap=True), precision_notes(planned))
+            tasks = {(cell.recipe.data.name, cell.recipe.model.name) for cell in planned}
+            notes = precision_notes(planned) + plan_lines(
+                tasks, made.num_seeds, made.num_pairs, made.spreads.seeds[1]
+            )
+            print_plan(made, Console(highlight=False, soft_wrap=True), notes)
         if causes:
             raise UserError("\n".join(f"{', '.join(sources)}: {cause}" for cause, sources in causes.items()))
         return

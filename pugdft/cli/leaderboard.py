@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from io import StringIO
 from pathlib import Path
@@ -17,6 +17,8 @@ from pugdft.cli.output import given_path, write_result
 from pugdft.errors import UserError, counted, refuse, undriven
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pugdft.leaderboard import Group, Loaded
 
 _CHECK = "check"
@@ -82,16 +84,28 @@ def show(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 1 if a record had to be left out.")
     ] = False,
+    across: Annotated[
+        bool, typer.Option("--across", help="One verdict over all data sets and models instead.")
+    ] = False,
 ) -> None:
     """Rank the optimizers of finished runs.
 
-    There is a ranking for each data set and model. `pugdft leaderboard check PATH...` validates records
-    instead, such as those that others contribute.
+    There is a ranking for each data set and model, or with --across one over all of them. `pugdft
+    leaderboard check PATH...` validates records instead, such as those that others contribute.
 
     Examples:
       pugdft leaderboard runs --dataset cifar10
-      pugdft leaderboard runs --format html --output board.html
+      pugdft leaderboard runs --across --format html --output board.html
     """
+    others = {
+        "--reported": reported,
+        "--baseline": baseline is not None,
+        "--looks": looks != 1,
+        "--full": full,
+    }
+    if across and any(others.values()):
+        given = ", ".join(name for name, is_given in others.items() if is_given)
+        raise UserError(f"--across: compares all optimizers over all tasks, once: leave out {given}")
     from pugdft.leaderboard import Collected, collect
     from pugdft.leaderboard.load import without_garbage_collection
     from pugdft.leaderboard.ranking import CONTRADICTED, COPIED
@@ -107,6 +121,11 @@ def show(
         if not collected.records and not reported:
             where = ", ".join(map(str, places))
             raise UserError(f"no run record in {where}; `pugdft finetune` and `pugdft bench` write them")
+        if across:
+            _show_across(collected.records, dataset, model, metric.value, format_, output)
+            if strict and collected.left_out:
+                raise typer.Exit(1)
+            return
         design = {"metric": metric.value, "baseline": baseline, "looks": looks}
         groups = _groups(collected.records, dataset, model, reported, full, design)
         if not groups and not reported:
@@ -183,6 +202,28 @@ def _groups(
     return shown
 
 
+def _show_across(
+    records: Sequence[Loaded],
+    dataset: str | None,
+    model: str | None,
+    metric: str,
+    format_: LeaderboardFormat,
+    output: Path | None,
+) -> None:
+    """Write the verdict over all tasks."""
+    from pugdft.leaderboard.across import build_across, formats
+
+    verdict = build_across(records, dataset, model, metric)
+    if format_ is LeaderboardFormat.HTML:
+        from pugdft.leaderboard.across.page import across_html
+
+        write_result(across_html(verdict), output)
+    elif format_ is LeaderboardFormat.TABLE:
+        write_result(_printed(lambda console: formats.print_across(verdict, console), output), output)
+    else:
+        write_result(getattr(formats, f"across_{format_.value}")(verdict), output)
+
+
 def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | None, full: bool) -> str:
     """Write the groups as text, or a table straight to a terminal."""
     from pugdft import leaderboard
@@ -194,12 +235,16 @@ def _text(groups: Sequence[Group], format_: LeaderboardFormat, output: Path | No
     if format_ is not LeaderboardFormat.TABLE:
         options = {"full": full} if format_.value in ("markdown", "latex") else {}
         return getattr(leaderboard, f"as_{format_.value}")(groups, **options)
+    return _printed(lambda console: leaderboard.print_table(groups, console, full), output)
 
+
+def _printed(show: Callable[[Console], None], output: Path | None) -> str:
+    """Let a table print itself straight to a terminal, or return it as text."""
     from rich.console import Console
 
     if sys.stdout.isatty() and output is None:
-        leaderboard.print_table(groups, Console(file=sys.stdout, highlight=False), full)
+        show(Console(file=sys.stdout, highlight=False))
         return ""
     buffer = StringIO()
-    leaderboard.print_table(groups, Console(file=buffer, width=120, highlight=False), full)
+    show(Console(file=buffer, width=120, highlight=False))
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))

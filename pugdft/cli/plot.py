@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +15,9 @@ from pugdft.cli import pictures
 from pugdft.cli.leaderboard import RankedBy
 from pugdft.cli.output import say, write_result
 from pugdft.errors import UserError, printable, unknown
+
+if TYPE_CHECKING:
+    from pugdft.records import StoredRun
 
 _ANALYSIS = re.compile(r"^schema: *['\"]?pugdft\.analysis/", re.MULTILINE)
 _FOLDER = "analysis"
@@ -64,8 +68,11 @@ def command(
         ),
     ] = None,
     metric: Annotated[
-        RankedBy, typer.Option(help="With --sweep: the result, as the leaderboard ranks.")
+        RankedBy, typer.Option(help="With --sweep and --across: the result, as the leaderboard ranks.")
     ] = RankedBy.TOP1,
+    across: Annotated[
+        bool, typer.Option("--across", help="A verdict over all data sets and models, by --metric, instead.")
+    ] = False,
     view: pictures.View = "all",
     width: pictures.Width = None,
     theme: pictures.Theme = "light",
@@ -85,6 +92,8 @@ def command(
       pugdft plot runs/ --sweep optimizer.alpha --series optimizer.rho
     """
     formats = pictures.check_pictures(form, width)
+    if across and sweep is not None:
+        raise UserError("--across: draws a verdict over tasks, --sweep one option's values: give one of both")
     if series is not None and sweep is None:
         raise UserError("--series: goes with --sweep, which names the horizontal axis")
     quantities = _quantities(y)
@@ -106,6 +115,12 @@ def command(
     if not found.records:
         raise UserError(f"no run record in {', '.join(printable(path) for path in paths)}")
     from pugdft.figures import histories, paper
+
+    folder = output or (paths[0] if paths[0].is_dir() else paths[0].parent) / _FOLDER
+    records = sorted(run.record.id for run in found.records)
+    if across:
+        _draw_across(found.records, metric.value, folder, formats, [records, metric.value, width, theme])
+        return
     from pugdft.report import curves
 
     curves.check_comparable(found.records)
@@ -121,14 +136,35 @@ def command(
         with paper.style(theme):
             figure = histories.histories_figure(panels, heading, width, theme)
         kind, options = "histories", {"y": ",".join(quantities or ()), "x": axis, "by": by}
-    folder = output or (paths[0] if paths[0].is_dir() else paths[0].parent) / _FOLDER
-    records = sorted(run.record.id for run in found.records)
-    content = [records, options, band, width, theme]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+    digest = _digest([records, options, band, width, theme])
     for path in paper.save(figure, folder / f"{kind}-{digest}", formats):
         typer.echo(str(path))
     for caption in captions:
         say(printable(caption))
+
+
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+
+
+def _draw_across(
+    records: Sequence[StoredRun], metric: str, folder: Path, formats: list[str], drawing: list[Any]
+) -> None:
+    """Draw every figure of a verdict over tasks; ``drawing`` ends with the width and the theme."""
+    from pugdft.figures import paper
+    from pugdft.leaderboard.across import build_across
+    from pugdft.leaderboard.across.formats import remarks, sentence
+    from pugdft.leaderboard.across.pictures import pictures
+
+    verdict = build_across(records, metric=metric)
+    width, theme = drawing[-2:]
+    for name, (_, draw) in pictures(verdict).items():
+        with paper.style(theme):
+            figure = draw(width=width, theme=theme)
+        for path in paper.save(figure, folder / f"across-{name}-{_digest(drawing)}", formats):
+            typer.echo(str(path))
+    for line in (sentence(verdict), *remarks(verdict)):
+        say(line)
 
 
 def _quantities(given: str | None) -> list[str] | None:

@@ -40,7 +40,7 @@ def as_json(groups: Sequence[Group]) -> str:
         | {"entries": [dict(_fields(chosen, entry)) for entry in group.entries]}
         for group in groups
     ]
-    return json.dumps(_plain({"schema": SCHEMA, "groups": content}), indent=2, allow_nan=False) + "\n"
+    return json.dumps(plain({"schema": SCHEMA, "groups": content}), indent=2, allow_nan=False) + "\n"
 
 
 def as_csv(groups: Sequence[Group]) -> str:
@@ -59,7 +59,7 @@ def as_csv(groups: Sequence[Group]) -> str:
                 protocol = entry.source.protocol if entry.source else None
                 facts |= {"protocol": protocol, "equal_passes": None, "equal_seconds": None}
             facts |= _fields(chosen, entry, flat=True)
-            writer.writerow(map(_csv_cell, facts.values()))
+            writer.writerow(map(csv_cell, facts.values()))
     return text.getvalue()
 
 
@@ -83,21 +83,21 @@ def _fields(chosen: Sequence[Column], entry: Entry | None, flat: bool = False) -
                 yield name, found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Reduce a value to what JSON has: numbers are finite, keys are text, anything foreign is its text."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
-def _csv_cell(value: Any) -> str:
-    value = _plain(value)
+def csv_cell(value: Any) -> str:
+    value = plain(value)
     if value is None:
         return ""
     if isinstance(value, bool | dict):
