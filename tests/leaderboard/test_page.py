@@ -138,8 +138,8 @@ def test_details_say_what_the_data_allow() -> None:
     ]
     assert said[0] == (
         "−0.31 percentage points in top-1; p = 0.210 (Holm-corrected): not told apart. "
-        "If it is real, 7 more seeds each would tell (4h40 of training); that is a further look: plan the number "
-        "now, and rank then with --looks 2"
+        "If it is real, 7 more seeds each would tell (4h40 of training); that is a further look: plan the "
+        "number now, and rank then with --looks 2"
     )
     assert said[1] == "−2.00 percentage points in top-1; p < 0.001 (Holm-corrected): told apart"
     assert "nothing can be tested" in said[2]
