@@ -38,6 +38,7 @@ class Metric:
     name: str
     higher_is_better: bool
     bounds: tuple[float, float]  # lowest and highest valid value
+    meaning: str  # of the number, in a sentence for people who meet it first
     importance: int  # where another metric ranks, a narrow table drops the highest numbers first
     unit: str = ""  # of the number that people read: the stored one times ``scale``
     scale: float = 1.0
@@ -55,18 +56,31 @@ METRICS: Mapping[str, Metric] = {
     metric.key: metric
     for metric in (
         Metric(
-            "top1", "top-1", True, (0.0, 1.0), importance=5, unit="%", scale=100, digits=2,
+            "top1", "top-1", True, (0.0, 1.0),
+            "Share of test images whose most probable class is the right one.",
+            importance=5, unit="%", scale=100, digits=2,
             per_image=lambda arrays: arrays["prediction"] == arrays["label"],
         ),
         Metric(
-            "top5", "top-5", True, (0.0, 1.0), importance=12, unit="%", scale=100, digits=2,
+            "top5", "top-5", True, (0.0, 1.0),
+            "Share of test images whose right class is among the five most probable ones.",
+            importance=12, unit="%", scale=100, digits=2,
             per_image=lambda arrays: arrays["in_top5"],
         ),
-        Metric("loss", "loss", False, (0.0, LARGEST), importance=8, per_image=lambda arrays: arrays["loss"]),
-        Metric("ece", "ECE", False, (0.0, 1.0), importance=10, unit="%", scale=100, digits=2),
+        Metric(
+            "loss", "loss", False, (0.0, LARGEST), "Mean cross-entropy of the test images; lower is better.",
+            importance=8, per_image=lambda arrays: arrays["loss"],
+        ),
+        Metric(
+            "ece", "ECE", False, (0.0, 1.0),
+            "Calibration error: how far predictions' confidence is from the share of right ones; "
+            "lower is better.", importance=10, unit="%", scale=100, digits=2,
+        ),
         # An image counts by its class's size: a mean over classes, not over images.
         Metric(
-            "balanced_top1", "balanced top-1", True, (0.0, 1.0), importance=16, unit="%", scale=100, digits=2
+            "balanced_top1", "balanced top-1", True, (0.0, 1.0),
+            "Mean of the classes' own top-1: a rare class counts as much as a frequent one.",
+            importance=16, unit="%", scale=100, digits=2,
         ),
     )
 }  # fmt: skip

@@ -6,12 +6,13 @@ Equal data give equal files: pyplot and the user's matplotlibrc are not used. On
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -47,6 +48,7 @@ _LEADER = {"marker": "", "lw": 0.8, "zorder": 1.5}  # a thin line from a mark to
 _FAR = 6.0  # a mean this many median distances behind the best is left off the axis
 _LEAST = 0.002  # of a value: a smaller spread counts as this
 _STARTED = 0.3  # of a training: later values must be on the axis
+_PLACES = ("d", "transform", "x", "y")  # SVG attributes that hold coordinates
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 # A picture has its own colours in both themes: of what is right, and of what is confused.
 _RIGHT, _CONFUSED = (0.16, 0.53, 0.86), (0.92, 0.42, 0.10)
@@ -312,7 +314,7 @@ def page_svg(content: bytes, description: str = "", dark: bytes | None = None) -
     styles = [
         each.get("style", "") for each in (root if dark is None else _without_definitions(dark)[0]).iter()
     ]
-    variables = {colour: f"var(--{name}, {colour})" for name, colour in LIGHT.items()}
+    variables = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
     for element, style in zip(list(root.iter()), styles, strict=True):
         element.tag = element.tag.removeprefix(_SVG)
         element.text, element.tail = element.text if element.tag == "text" else None, None
@@ -327,8 +329,10 @@ def page_svg(content: bytes, description: str = "", dark: bytes | None = None) -
             element.set("transform", f"translate({element.attrib.pop('x')} {element.attrib.pop('y')})")
         if element.tag == "image":
             element.set("href", element.attrib.pop(_LINK))
-        if "d" in element.attrib:
-            element.set("d", " ".join(element.attrib["d"].split()))
+        for name in element.attrib.keys() & _PLACES:
+            element.set(name, _rounded(" ".join(element.attrib[name].split())))
+        if element.get("transform", "").startswith("rotate(0 "):
+            del element.attrib["transform"]
         if element.tag not in ("clipPath", "pattern"):
             group, _, series = element.attrib.pop("id", "").partition(" ")
             key, _, tip = series.partition(" ")
@@ -338,9 +342,25 @@ def page_svg(content: bytes, description: str = "", dark: bytes | None = None) -
                 title = ElementTree.Element("title")
                 title.text = tip
                 element.insert(0, title)
+    _flatten(root)
     root.attrib = {"viewBox": root.attrib["viewBox"], "stroke-linejoin": "round"}
     root.attrib |= {"role": "img", "aria-label": description} if description else {"aria-hidden": "true"}
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _rounded(text: str) -> str:
+    """Round coordinates in points to what a screen can show."""
+    return re.sub(r"-?\d+(\.\d+)?", lambda found: f"{round(float(found[0]), 2) + 0.0:g}", text)
+
+
+def _flatten(element: ElementTree.Element) -> None:
+    """Replace groups without attributes by what they hold, and drop what nobody sees."""
+    for child in list(element):
+        _flatten(child)
+        is_bare = child.tag == "g" and not child.attrib
+        if is_bare or (child.tag == "path" and child.get("fill") == "none" and "stroke" not in child.attrib):
+            place = list(element).index(child)
+            element[place : place + 1] = list(child) if is_bare else []
 
 
 def _without_definitions(content: bytes) -> tuple[ElementTree.Element, dict[str | None, str]]:
@@ -365,7 +385,8 @@ def value_limits(
     kept = comparable(means, higher_is_better=higher_is_better)
     near = [(mean, bounds or (mean, mean)) for (mean, bounds), keep in zip(values, kept, strict=True) if keep]
     low, high = min(mean for mean, _ in near), max(mean for mean, _ in near)
-    reach = max(high - low, _LEAST * max(map(abs, means)))
+    half = median_low((bounds[1] - bounds[0]) / 2 for _, bounds in near)  # most intervals are seen whole
+    reach = max(high - low, 1.5 * half, _LEAST * max(map(abs, means)))
     lowest, highest = min(bounds[0] for _, bounds in near), max(bounds[1] for _, bounds in near)
     return padded(max(lowest, low - reach), min(highest, high + reach), possible)
 

@@ -14,8 +14,9 @@ from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
 from pugdft.leaderboard.warnings import listed
 from pugdft.predictions import METRICS
 
-MOST_MARKS = 60
-STRIP_WIDTH, _STRIP_EDGE = 120.0, 6.0
+MOST_MARKS, MOST_ROWS = 60, 40
+_EQUAL_COSTS = 1.02  # ratio up to which a chart against cost would show a single column of marks
+_STRIP_EDGE = 5.0  # percent of a strip's width, on either side
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ COSTS: Mapping[str, CostAxis] = {
 
 
 def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> dict[str, Any] | None:
-    """Draw the ranking metric against one of ``COSTS``; None where fewer than two entries have both."""
+    """Draw the ranking metric against one of ``COSTS``; None where entries do not differ in it."""
     # ``styles`` maps positions of named entries to their style; the others are small grey marks.
     axis, name, metric_unit = COSTS[cost], METRICS[group.metric].name, columns.unit_of(group.metric)
     found = [
@@ -49,7 +50,8 @@ def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> d
         for index, entry in enumerate(group.measured)
         if (summary := entry.summary(group.metric)) and (spent := axis.spent(entry)) is not None
     ]
-    if len(found) < 2:
+    costs = [spent for *_, spent in found]
+    if len(found) < 2 or max(costs) <= _EQUAL_COSTS * min(costs):
         return None
     drawn = found[:MOST_MARKS]
     unit, size = columns.fitting_unit(axis.units, [spent for *_, spent in drawn]), metric_unit.size
@@ -68,7 +70,7 @@ def cost_chart(group: Group, styles: Mapping[int, int], cost: str, id: str) -> d
     is_cut = any(not low <= each.interval[0] <= each.interval[1] <= high for each in results if each.interval)
     notes = {
         f"The first {len(drawn)} of {len(found)} entries are drawn.": len(found) > len(drawn),
-        "Small grey marks are entries without a name in the legend.": is_unnamed,
+        "Small grey marks are the other entries.": is_unnamed,
         "An interval without a bar at its end goes on beyond the axis.": is_cut,
         f"Beyond the axis, drawn at its end: {listed(off)}.": bool(off),
     }
@@ -154,43 +156,58 @@ def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: 
     }
 
 
-def _metric_limits(summaries: Sequence[Summary], metric: str) -> charts.Span:
+def _metric_limits(summaries: Sequence[Summary], metric: str, are_differences: bool = False) -> charts.Span:
     row, values = METRICS[metric], [(summary.mean, summary.ci95) for summary in summaries]
-    return charts.value_limits(values, higher_is_better=row.higher_is_better, possible=row.bounds)
+    possible = (-math.inf, math.inf) if are_differences else row.bounds
+    return charts.value_limits(values, higher_is_better=row.higher_is_better, possible=possible)
+
+
+def strip_summary(entry: Entry, metric: str, baseline: str | None = None) -> Summary | None:
+    """Return what an entry's strip shows: its mean, or its difference to the baseline, with the interval."""
+    found = entry.summary(metric) if entry.status == "measured" else None
+    if found is None or baseline is None:
+        return found
+    versus = entry.versus_baseline  # the baseline itself has none
+    return Summary(versus.difference, None, versus.ci95) if versus else Summary(0.0)
 
 
 def interval_strips(
-    entries: Sequence[Entry], metric: str
+    entries: Sequence[Entry], metric: str, num_ticks: int = 3, baseline: str | None = None
 ) -> tuple[list[dict[str, Any] | None], list[tuple[float, str]]]:
-    """Place what was measured in strips of ``STRIP_WIDTH`` pixels; also ticks, as place and text."""
-    summaries = [entry.summary(metric) if entry.status == "measured" else None for entry in entries]
+    """Place what was measured in strips, in percent of their width; also ticks, as place and text.
+
+    With ``baseline``, an entry's label, the strips show differences to it, and where there is none.
+    """
+    summaries = [strip_summary(entry, metric, baseline) for entry in entries]
     if not any(summaries):
         return [None] * len(entries), []
-    low, high = _metric_limits([summary for summary in summaries if summary], metric)
+    low, high = _metric_limits([summary for summary in summaries if summary], metric, baseline is not None)
 
     def place(value: float) -> float:
         return strip_place((min(max(value, low), high) - low) / (high - low))
 
     def strip(summary: Summary, entry: Entry) -> dict[str, Any]:
         bounds = summary.ci95 or (math.nan, math.nan)
+        scores = entry.scores.values() if baseline is None else ()
         return {
             "mean": place(summary.mean),
             "bar": tuple(map(place, bounds)) if summary.ci95 else None,
             "cut_low": bounds[0] < low,
             "cut_high": bounds[1] > high,
-            "seeds": [place(score) for score in entry.scores.values() if low <= score <= high],
+            "seeds": [place(score) for score in scores if low <= score <= high],
             "off": not low <= summary.mean <= high,
+            "zero": None if baseline is None else place(0.0),
         }
 
     size = columns.unit_of(metric).size
-    ticks = [(place(value * size), text) for value, text in round_ticks(low / size, high / size, 3)]
+    ticks = [(place(value * size), text) for value, text in round_ticks(low / size, high / size, num_ticks)]
     pairs = zip(summaries, entries, strict=True)
     return [strip(summary, entry) if summary else None for summary, entry in pairs], ticks
 
 
 def strip_place(share: float) -> float:
-    """Return the place in a strip of a value at this share of its axis."""
-    return round(_STRIP_EDGE + share * (STRIP_WIDTH - 2 * _STRIP_EDGE), 2)
+    """Return the place in a strip of a value at this share of its axis, in percent."""
+    return round(_STRIP_EDGE + share * (100 - 2 * _STRIP_EDGE), 2)
 
 
 def round_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:

@@ -166,14 +166,14 @@ def columns(metric: str) -> tuple[Column, ...]:
     mean = replace(
         own, name=f"{arrow} {own.name}", heading=f"{arrow} {own.heading}", importance=0, is_ranked=True,
         write=lambda entry: mean_and_spread(entry, metric),
-        help=f"Mean {METRICS[metric].name} ± standard deviation over seeds.",
+        help=f"{METRICS[metric].meaning} Mean ± standard deviation over seeds. The ranks are by it.",
     )  # fmt: skip
     confidence = Column(
         name="95 % CI", heading="95 %\nCI", page="95 % CI", section=_TEST, units=own.units, metric=metric,
         importance=2, is_interval=True, lower_first=own.lower_first,
         read=lambda entry: found.ci95[0] if (found := entry.summary(metric)) and found.ci95 else None,
         write=lambda entry: interval(entry, metric, "–") or NOTHING,
-        help="95 % interval of the mean, for other seeds and test images; thin strokes are the seeds.",
+        help="95 % interval of the mean, for other seeds and test images; in the picture the bar.",
     )  # fmt: skip
     return (*_FIRST, mean, confidence, *plain.values(), *_LATER, *SHARPNESS, *_LAST)
 
@@ -185,19 +185,23 @@ def _mean_column(metric: Metric) -> Column:
         page=metric.name, section=_TEST, units=(unit_of(metric.key),), metric=metric.key,
         importance=metric.importance, lower_first=not metric.higher_is_better,
         read=lambda entry: found.mean if (found := entry.summary(metric.key)) else None,
-        help=f"Mean {metric.name} over seeds.",
+        help=f"{metric.meaning} Mean over seeds.",
     )  # fmt: skip
 
 
 _FIRST = (
-    Column(name="rank", write=rank),
+    Column(name="rank", write=rank,
+           help="The places that the data allow: 1–3 means first, second or third. Who shares a place is not "
+           "told apart."),
     Column("optimizer", attrgetter("label"), name="optimizer", is_text=True,
-           write=lambda entry: printable(entry.label)),
+           write=lambda entry: printable(entry.label),
+           help="Method and base optimizer; in brackets the options in which the entries differ. "
+           "All of them are in the row's details."),
     *map(Column, ("status", "rank_low", "rank_high")),
     # A paper may not say how many; a measured entry always knows.
     Column("num_seeds", lambda entry: entry.num_seeds or (0 if entry.status == "measured" else None),
            name="seeds", page="seeds", importance=1,
-           help="Completed runs, or as many as the source states."),
+           help="How many completed runs count, each with its own random draws."),
 )  # fmt: skip
 
 _LATER = (
@@ -208,21 +212,23 @@ _LATER = (
     Column("scores"),
     Column("gradient_passes", name="gradient passes", heading="grad.\npasses", page="passes", section=_COST,
            units=PASSES, write=lambda entry: count(entry.gradient_passes), importance=3, lower_first=True,
-           help="Forward-backward passes over a batch. An update of SAM or PUGD takes two."),
+           help="Forward-backward passes over a batch in a whole run. An update of SAM or PUGD takes two."),
     Column("train_seconds", name="training time", heading="train\ntime", page="training", section=_COST,
            units=SECONDS, write=lambda entry: duration(entry.train_seconds), importance=4, lower_first=True,
-           help="Time of training, without evaluation."),
+           help="Time of training of one run, without evaluation."),
     Column("images_per_second", name="images/s", heading="img\n/s", page="images/s", section=_COST,
-           importance=13, help="Images of updates a second."),
+           importance=13, help="Images of updates a second; an image that is passed twice counts once."),
     Column("peak_memory_bytes", name="peak GiB", heading="peak\nGiB", page="memory", section=_COST,
            units=(DisplayUnit("GiB", 2.0**30, 1),), importance=9, lower_first=True,
-           help="Peak memory of the device."),
+           help="Largest memory of the device that a run took."),
     Column("top1_at_equal_passes", name="top-1 % at {passes} passes", heading="top-1 %\nat {passes}",
-           page="{passes}\npasses", section=EQUAL, units=(PERCENT,), importance=6,
-           help="After as many gradient passes as the cheapest entry takes in all."),
+           page="top-1 at\n{passes} passes", section=EQUAL, units=(PERCENT,), importance=6,
+           help="Top-1 after as many gradient passes as the cheapest entry takes in all. The schedules of "
+           "the others are unfinished there; `pugdft bench --budget passes` compares whole ones."),
     Column("top1_at_equal_seconds", name="top-1 % at {seconds}", heading="top-1 %\nat {seconds}",
-           page="{seconds}", section=EQUAL, units=(PERCENT,), importance=7,
-           help="After as much training time as the cheapest entry takes in all."),
+           page="top-1\nat {seconds}", section=EQUAL, units=(PERCENT,), importance=7,
+           help="Top-1 after as much training time as the cheapest entry takes in all. The schedules of the "
+           "others are unfinished there."),
     Column("tuning", parts=TuningBudget, name="tuning trials", heading="tuning\ntrials",
            page="tuning\ntrials", section=_COST, importance=11, lower_first=True,
            read=lambda entry: entry.tuning.trials if entry.tuning else None,
@@ -230,10 +236,10 @@ _LATER = (
     Column("mean_perturbation_norm", name="‖e‖", page="‖e‖", section=_EVIDENCE,
            is_extra=True, units=(DisplayUnit("", 1, 3),), importance=14, write=lambda entry: (
                NOTHING if (norm := finite(entry.mean_perturbation_norm)) is None else f"{norm:.3g}"),
-           help="Mean length of the perturbation."),
+           help="Mean length of the perturbation, which shows that the method acted."),
     Column("mean_gradient_cosine", name="cos", page="cos", section=_EVIDENCE,
            is_extra=True, units=(DisplayUnit("", 1, 2),), importance=15,
-           help="Mean cosine between both gradients of an update."),
+           help="Mean cosine between both gradients of an update; at 1 the second one tells nothing new."),
 )  # fmt: skip
 
 _LAST = (
@@ -291,6 +297,7 @@ def titled(column: Column, group: Group) -> Column:
     return replace(column, name=name, heading=heading, page=page)
 
 
+_MOST_FIRST = 10
 _FEW_CLASSES = 10  # of so few, five guesses are nearly always enough
 
 
@@ -315,6 +322,11 @@ def text_columns(group: Group, full: bool = True) -> list[Column]:
         and is_shown(column)
         and (column.is_text or any(column.cell(entry) != NOTHING for entry in group.measured))
     ]
+
+
+def first_columns(group: Group) -> list[Column]:
+    """List the ten most important columns, which the page shows first."""
+    return sorted(text_columns(group, full=False), key=lambda column: column.importance)[:_MOST_FIRST]
 
 
 def fit(group: Group, width: int, full: bool = True) -> tuple[list[Column], list[Column]]:

@@ -134,6 +134,9 @@ class Group:
     baseline: str | None = None  # label of the entry that all others, and no other two, are compared with
     num_pairs: int = 0  # of entries that are tested together
     num_classes: int | None = None
+    # Smallest true difference to the best, or to the baseline, that is found four times in five: the
+    # least certain of these comparisons decides. None if nothing can be tested.
+    detectable: float | None = None
     looks: int = 1  # at the growing data, over which the error is kept
 
     @property

@@ -15,7 +15,7 @@ from pugdft.leaderboard import sharpness, stats, warnings
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Versus
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, chosen, group_runs
 from pugdft.leaderboard.load import Loaded, PerImage, fingerprints, read_per_image, without_garbage_collection
-from pugdft.leaderboard.power import outlook
+from pugdft.leaderboard.power import Plan, outlook
 from pugdft.predictions import METRICS
 from pugdft.records import LARGEST, RunRecord
 
@@ -255,7 +255,7 @@ def _ranked(group: RunGroup, metric: str, baseline: str | None, looks: int) -> G
     if baseline not in [each.runs.label for each in scored]:
         baseline = None
     design = _Design(metric, conflicts, baseline, max(looks, planned))
-    entries = _compared(scored, design, budgets)
+    entries, detectable = _compared(scored, design, budgets)
     for each in started:
         if seeds := each.without(metric):
             # Its mean without the missing seed would flatter it.
@@ -282,6 +282,7 @@ def _ranked(group: RunGroup, metric: str, baseline: str | None, looks: int) -> G
         equal_seconds=budgets["train_seconds"],
         baseline=baseline,
         num_pairs=design.num_tests(len(scored)),
+        detectable=detectable,
         looks=design.looks,
         num_classes=max(
             (run.data.classes for each in started for run in each.records if run.data), default=None
@@ -312,8 +313,13 @@ def _with_sharpness(entries: Sequence[Entry], measured: Sequence[Measured]) -> l
     return [replace(entry, sharpness=found[entry.label]) for entry in entries]
 
 
-def _compared(scored: Sequence[Measured], design: _Design, budgets: _Budgets) -> list[Entry]:
-    """Build ranked entries, best first, each compared with the first or with the baseline."""
+def _compared(
+    scored: Sequence[Measured], design: _Design, budgets: _Budgets
+) -> tuple[list[Entry], float | None]:
+    """Build ranked entries, best first, each compared with the first or with the baseline.
+
+    Also return the smallest true difference that the least certain of these comparisons finds.
+    """
     metric = design.metric
     row, size = METRICS[metric], len(scored)
     num_images = num_test_images(scored) if row.is_share_of_images else None
@@ -358,7 +364,13 @@ def _compared(scored: Sequence[Measured], design: _Design, budgets: _Budgets) ->
         ranked = {"rank_low": low, "rank_high": high, "scores": each.scores(metric)}
         key = "versus_baseline" if design.baseline else "versus_best"
         entries.append(_entry(each, budgets, notes, **ranked, **{key: versus}))
-    return entries
+    mine = np.flatnonzero(((first == center) | (second == center)) & testable)
+    if not len(mine):
+        return entries, None
+    widths = pairs.spread.half_width()
+    least_certain = pairs[int(mine[np.argmax(np.broadcast_to(widths, len(first))[mine])])]
+    plan = replace(Plan.of(least_certain, num_tests), level=stats.LEVEL / factor)
+    return entries, plan.detectable_difference(least_certain.num_seeds)
 
 
 def _lost_note(runs: RunEntry) -> tuple[str, ...]:

@@ -43,8 +43,21 @@ def verdict(group: Group) -> str:
         return by + _baseline_verdict(group, scored)
     best = [shortened(entry.label, 40) for entry in group.best]
     if len(best) >= len(scored):
-        return f"{by}None of these optimizers is ruled out as the best."
-    return f"{by}Not ruled out as the best: {listed(best)}{' alone' if len(best) == 1 else ''}."
+        return f"{by}No optimizer is shown to be the best here{_detectable(group)}."
+    if len(best) == 1:
+        versus = scored[1].versus_best if scored[0].label == group.best[0].label else None
+        ahead = f", {_points(versus.difference, group.metric)} ahead of the next" if versus else ""
+        return f"{by}{best[0]} is the best here{ahead}."
+    return f"{by}One of {listed(best)} is the best here; the data do not tell which."
+
+
+def _detectable(group: Group) -> str:
+    """Say how large a difference would have been found."""
+    if group.detectable is None or not math.isfinite(group.detectable):
+        return ""
+    unit = unit_of(group.metric)
+    size = f"{number(group.detectable / unit.size, 1)} points" if unit.name else unit(group.detectable)
+    return f"; a difference of {size} would have been found four times in five"
 
 
 def _baseline_verdict(group: Group, scored: Sequence[Entry]) -> str:
@@ -54,8 +67,11 @@ def _baseline_verdict(group: Group, scored: Sequence[Entry]) -> str:
         if versus := entry.versus_baseline:
             word = "better" if (versus.difference > 0) == higher else "worse"
             shown[word if versus.separated else "not told apart"].append(shortened(entry.label, 40))
+    name = shortened(group.baseline or "", 40)
+    if not shown["better"] and not shown["worse"]:
+        return f"No optimizer is shown to be better or worse than {name} here{_detectable(group)}."
     parts = [f"{word}: {listed(labels)}" for word, labels in shown.items() if labels]
-    return f"Against {shortened(group.baseline or '', 40)}, {'; '.join(parts)}."
+    return f"Against {name}, {'; '.join(parts)}."
 
 
 def remarks(group: Group, full: bool = False) -> list[str]:

@@ -274,6 +274,7 @@ def _column(heading: Sequence[str], cells: Sequence[Any], **more: Any) -> dict[s
         for text, sort, strip in cells
     ]
     defaults = {"first": "descending", "sorted": "none", "help": "", "ticks": [], "has_spread": False}
+    defaults |= {"is_extra": False, "explains": ""}
     return {**defaults, "heading": heading, "cells": made, **more}
 
 
@@ -292,7 +293,13 @@ def _share_columns(
 
 def _class_table(id: str, results: Sequence[ClassResult], split: str) -> dict[str, Any]:
     shares = [each.num_right / each.num_images if each.num_images else None for each in results]
-    whole = {"cut_low": False, "cut_high": False, "seeds": [], "off": False}  # the axis has all shares
+    whole = {
+        "cut_low": False,
+        "cut_high": False,
+        "seeds": [],
+        "off": False,
+        "zero": None,
+    }  # the axis has all shares
     strips = [
         None
         if share is None

@@ -67,7 +67,7 @@ def curves(label: str = "sgd") -> list[History]:
 def test_a_collapsed_result_and_a_wide_interval_do_not_set_the_scale() -> None:
     values = [(0.94, (0.92, 0.96)), (0.938, (0.1, 1.0)), (0.935, None), (0.1, (0.1, 0.1))]
     low, high = value_limits(values, higher_is_better=True, possible=(0, 1))
-    assert 0.92 < low < 0.935 < 0.94 < high < 0.96
+    assert 0.9 < low < 0.92 < 0.96 < high < 0.98  # most intervals are seen whole
     assert comparable([mean for mean, _ in values], higher_is_better=True) == [True, True, True, False]
     assert comparable([0.2, 0.21, 5.0], higher_is_better=False) == [True, True, False]
     assert comparable([0.9, 0.1], higher_is_better=True) == [True, True], "two alone are both worth seeing"
@@ -160,7 +160,7 @@ def test_colours_are_the_page_s_in_both_themes() -> None:
     for name in LIGHT:
         assert f"--{name}: light-dark({LIGHT[name]}, {DARK[name]});" in css
     text = svg_text(swatch(3, True), "legend")
-    assert f"var(--s3, {LIGHT['s3']})" in text
+    assert "var(--s3)" in text
     assert not set(re.findall(r"#[0-9a-f]{6}\b", text)) - set(LIGHT.values())
 
 

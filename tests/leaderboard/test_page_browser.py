@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_groups import HOSTILE, board, entry, group, hostile_board
+from page_groups import HOSTILE, board, entry, group, hostile_board, reported
 from standing_still import HANG_SECONDS
 
 from pugdft.leaderboard.entry import Group
@@ -64,12 +64,12 @@ def test_sorting_is_numeric_with_missing_last_and_said_aloud(show: Callable[...,
     page = show(board())
     assert heading(page, "top-1").first.get_attribute("aria-sort") == "descending"
     memory = heading(page, "memory")
-    memory.locator("button").click()  # 8.0 and 11.0 GiB: as text they would change places
+    memory.locator(".sort").click()  # 8.0 and 11.0 GiB: as text they would change places
     assert (memory.get_attribute("aria-sort"), rows(page)) == (
         "ascending",
         ["pugd", "sgd", "sam[rho=0.1]", "lion"],
     )
-    memory.locator("button").click()
+    memory.locator(".sort").click()
     assert (memory.get_attribute("aria-sort"), rows(page)) == (
         "descending",
         ["sgd", "pugd", "sam[rho=0.1]", "lion"],
@@ -78,50 +78,56 @@ def test_sorting_is_numeric_with_missing_last_and_said_aloud(show: Callable[...,
         page.locator("#g0 .measured th[aria-sort=descending], #g0 .measured th[aria-sort=ascending]").count()
         == 1
     )
-    heading(page, "rank").locator("button").click()  # equal ranges keep the order they had
+    heading(page, "rank").locator(".sort").click()  # equal ranges keep the order they had
     assert rows(page) == ["pugd", "sam[rho=0.1]", "sgd", "lion"]
 
 
 def test_sorting_works_from_the_keyboard(show: Callable[..., Any]) -> None:
     page = show(board())
-    button = heading(page, "optimizer").locator("button")
+    button = heading(page, "optimizer").locator(".sort")
     button.focus()
     page.keyboard.press("Enter")
     assert rows(page) == ["lion", "pugd", "sam[rho=0.1]", "sgd"]
     page.keyboard.press("Space")
     assert rows(page) == ["sgd", "sam[rho=0.1]", "pugd", "lion"]
     page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.locator("#what-optimizer").is_visible(), "what explains a column is next to what sorts it"
+    page.keyboard.press("Escape")
+    page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent").strip() == "seeds"
 
 
 def test_filters_count_what_they_leave(show: Callable[..., Any]) -> None:
-    page = show(board())
+    crowd = group(*(entry(f"e{i}") for i in range(8)), dataset="mnist", model="mlp")
+    page = show([*board(), crowd])
     count = page.locator("#count")
-    assert count.text_content() == "7 of 7 entries"
+    assert count.text_content() == "15 of 15 entries"
     page.fill("#filter", "SAM 0.1")
-    assert (rows(page), count.text_content()) == (["sam[rho=0.1]"], "1 of 7 entries")
+    assert (rows(page), count.text_content()) == (["sam[rho=0.1]"], "1 of 15 entries")
     assert page.locator("#g1").is_hidden()
     assert page.locator("#g0 .chart:visible .mark:visible").count() == 1
-    assert page.locator("#g0 .legend .series:visible").count() == 1
+    assert page.locator("#g0 .means .series:visible").count() == 1
     page.fill("#filter", "no such optimizer")
-    assert (rows(page), count.text_content()) == ([], "0 of 7 entries")
+    assert (rows(page), count.text_content()) == ([], "0 of 15 entries")
     page.get_by_role("button", name="Show all").click()
-    assert (count.text_content(), page.locator("#none").is_hidden()) == ("7 of 7 entries", True)
+    assert (count.text_content(), page.locator("#none").is_hidden()) == ("15 of 15 entries", True)
     page.select_option("#dataset", label="cifar100")
-    assert (page.locator("#g0").is_hidden(), count.text_content()) == (True, "2 of 7 entries")
+    assert (page.locator("#g0").is_hidden(), count.text_content()) == (True, "2 of 15 entries")
     page.select_option("#model", label="vit")
     assert page.locator("#none").is_visible()
 
 
-def test_reported_rows_stand_apart_and_can_be_hidden(show: Callable[..., Any]) -> None:
-    page = show(board())
+def test_reported_rows_stand_apart_until_they_are_asked_for(show: Callable[..., Any]) -> None:
+    elsewhere = group(reported("sam"), dataset="svhn")
+    page = show([*board(), elsewhere])
     section = page.locator("#g0 .reported")
-    assert "Reported by others, not ranked" in section.inner_text()
+    assert rows(page, "#g0 .reported") == rows(page, "#g2 .reported") == []
+    section.get_by_text("Reported by others, not ranked (1)").click()
     assert "best epoch on the test split" in section.inner_text()
-    page.uncheck("#reported")
-    assert (section.is_hidden(), rows(page)[0]) == (True, "pugd")
-    page.check("#reported")
     assert rows(page, "#g0 .reported") == ["pugd"]
+    page.get_by_text("Reported by others on 1 data set and models without runs here").click()
+    assert page.locator("#g2").is_visible()
 
 
 @pytest.mark.slow
@@ -149,7 +155,7 @@ def test_details_open_in_place_and_move_with_their_row(show: Callable[..., Any])
     row = page.locator("#g0e1d")
     for text in ("sam[rho=0.1]-s2", "93.70", "rho: 0.05", "not told apart", "12 trials"):
         assert text in row.inner_text()
-    heading(page, "optimizer").locator("button").click()
+    heading(page, "optimizer").locator(".sort").click()
     above = row.evaluate("row => row.previousElementSibling.parentElement.dataset.label")
     assert above == "sam[rho=0.1]"
     page.get_by_role("button", name="Details of sam[rho=0.1]").click()
@@ -160,18 +166,19 @@ def test_details_open_in_place_and_move_with_their_row(show: Callable[..., Any])
 
 def test_charts_answer(show: Callable[..., Any]) -> None:
     page = show(board())
-    charts = page.locator("#g0 .charts")
-    line = charts.locator(".chart.by-epochs .line[data-series=g0e2]")
+    charts = page.locator("#g0 .charts.first")
+    page.get_by_text("More pictures: in the course of training").first.click()
+    line = page.locator("#g0 .pictures .chart.by-passes .line[data-series=g0e2]")
     series = charts.get_by_role("button", name="sgd")
     series.click()
     assert (series.get_attribute("aria-pressed"), line.is_hidden()) == ("false", True)
     series.click()
     assert line.is_visible()
     charts.get_by_text("training time").first.click()
-    shown = charts.locator("figure").first.locator(".chart:visible")
+    shown = charts.locator(".chart:visible")
     assert (shown.count(), "by-seconds" in str(shown.get_attribute("class"))) == (1, True)
     tip = shown.locator(".mark[data-series=g0e2] title").text_content()
-    assert tip == "sgd: top-1 91.00 % (95 % CI 90.75 to 91.25); 20.0 min"
+    assert tip == "sgd: top-1 91.00 % (95 % CI 90.75 to 91.25); 10.0 min"
     page.locator("#g0e0d").locator("xpath=../tr[1]").hover()
     sgd, pugd = (shown.locator(f".mark[data-series=g0e{number}]") for number in (2, 0))
     assert [mark.evaluate("mark => getComputedStyle(mark).opacity") for mark in (sgd, pugd)] == ["0.18", "1"]
@@ -180,11 +187,13 @@ def test_charts_answer(show: Callable[..., Any]) -> None:
 def test_charts_follow_the_theme(show: Callable[..., Any]) -> None:
     page = show(board(), color_scheme="light")
     ink = "element => getComputedStyle(element).%s"
-    label, line = (page.locator(f"#g0 .by-epochs .{part} >> nth=0") for part in ("label text", "line path"))
-    assert label.evaluate(ink % "fill") == "rgb(27, 31, 36)"
+    label, line = (
+        page.locator(f"#g0 .first .by-passes {part} >> nth=0") for part in ("text", ".whisker path")
+    )
+    assert label.evaluate(ink % "fill") == "rgb(89, 97, 107)"
     light = line.evaluate(ink % "stroke")
     page.get_by_role("button", name="Dark theme").click()
-    assert label.evaluate(ink % "fill") == "rgb(231, 233, 236)"
+    assert label.evaluate(ink % "fill") == "rgb(163, 171, 181)"
     assert line.evaluate(ink % "stroke") != light
 
 
@@ -193,11 +202,11 @@ def test_hostile_names_do_nothing(show: Callable[..., Any]) -> None:
     assert page.evaluate("[document.scripts.length, document.images.length]") == [1, 0]
     for text in HOSTILE[:6]:
         assert page.locator("bdi", has_text=text).first.is_visible()
-    heading(page, "optimizer").locator("button").click()
+    heading(page, "optimizer").locator(".sort").click()
     page.fill("#filter", "alert(1)")
     for button in page.locator("#g0 .more:visible").all():
         button.click()
-    for mark in page.locator("#g0 .legend button:visible").all():
+    for mark in page.locator("#g0 .means button:visible").all():
         mark.hover()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.fill("#filter", "x" * 20)
@@ -208,7 +217,15 @@ def test_without_a_script_there_are_tables_charts_and_details(show: Callable[...
     page = show(board(), java_script_enabled=False)
     assert page.locator("#g0 .measured tbody[data-entry] > tr:first-child:visible").count() == 4
     assert page.locator("#controls").is_hidden()
-    figure = page.locator("#g0 figure").first
+    assert page.locator("#g0 .means svg.strip:not(.scale):visible").count() == 3
+    assert heading(page, "memory").is_visible()
+    assert heading(page, "best epoch").is_hidden()
+    page.get_by_text("columns", exact=False).first.click()
+    assert heading(page, "best epoch").is_visible()
+    heading(page, "memory").locator(".what").click()
+    assert "Largest memory" in page.locator(".help:popover-open").inner_text()
+    page.keyboard.press("Escape")
+    figure = page.locator("#g0 .first figure").nth(1)
     assert figure.locator("svg:visible .mark").count() == 3
     figure.locator("label", has_text="training time").click()  # an axis is chosen without a script, too
     assert figure.locator(".chart.by-seconds svg").is_visible()
@@ -238,7 +255,7 @@ def test_two_hundred_entries_stay_quick(show: Callable[..., Any]) -> None:
         page.evaluate(
             """() => {
               const start = performance.now();
-              document.querySelectorAll("#g0 thead button")[1].click();
+              document.querySelectorAll("#g0 .sort")[1].click();
               document.querySelector("#filter").value = "e1";
               document.querySelector("#filter").dispatchEvent(new Event("input", { bubbles: true }));
               document.body.getBoundingClientRect();

@@ -10,7 +10,15 @@ import pytest
 from page_groups import entry, group
 
 from pugdft.figures.charts import NUM_STYLES
-from pugdft.leaderboard.charts import MOST_MARKS, assign_styles, cost_chart, history_chart, round_ticks
+from pugdft.leaderboard.charts import (
+    MOST_MARKS,
+    MOST_ROWS,
+    assign_styles,
+    cost_chart,
+    history_chart,
+    interval_strips,
+    round_ticks,
+)
 from pugdft.leaderboard.columns import PASSES, PERCENT, SECONDS, fitting_unit, number
 from pugdft.leaderboard.formats.html import as_html
 
@@ -43,7 +51,8 @@ def test_ticks_are_round_distinct_and_in_place(low: float, high: float) -> None:
 
 
 def test_marks_beyond_the_axis_are_said_to_be() -> None:
-    entries = [entry(f"e{i}", 0.94 - 0.002 * i) for i in range(4)] + [entry("collapsed", 0.1)]
+    entries = [entry(f"e{i}", 0.94 - 0.002 * i) for i in range(4)]
+    entries.append(entry("collapsed", 0.1, gradient_passes=9_000.0))
     groups = group(*entries)
     chart = cost_chart(groups, assign_styles([groups])[0], "passes", "g0")
     assert chart is not None
@@ -54,7 +63,12 @@ def test_marks_beyond_the_axis_are_said_to_be() -> None:
 
 
 def test_a_chart_of_many_entries_is_capped_and_says_so() -> None:
-    groups = group(*(entry(f"e{i}", 0.95 - 0.001 * i, rank_low=i + 1, rank_high=200) for i in range(200)))
+    groups = group(
+        *(
+            entry(f"e{i}", 0.95 - 0.001 * i, rank_low=i + 1, rank_high=200, train_seconds=600.0 + i)
+            for i in range(200)
+        )
+    )
     styles = assign_styles([groups])[0]
     cost, history = cost_chart(groups, styles, "seconds", "g0"), history_chart(groups, styles, "epochs", "g0")
     assert cost is not None
@@ -62,7 +76,19 @@ def test_a_chart_of_many_entries_is_capped_and_says_so() -> None:
     assert len(series(cost["svg"], "mark") + series(cost["svg"], "rest")) == MOST_MARKS
     assert "The first 60 of 200 entries are drawn." in cost["notes"]
     assert series(history["svg"], "line") == [f"g0e{i}" for i in range(NUM_STYLES)]
-    assert "Named: 8 of 200 entries" in as_html([groups])
+    assert f"The table has {200 - MOST_ROWS} more." in as_html([groups])
+
+
+def test_entries_of_equal_cost_need_no_chart_of_it() -> None:
+    first, second = entry("a"), entry("b", gradient_passes=2 * 78_200.0)
+    groups = group(first, second)
+    assert cost_chart(groups, {0: 0, 1: 1}, "passes", "g0") is not None
+    assert cost_chart(groups, {0: 0, 1: 1}, "seconds", "g0") is None
+
+
+def test_most_intervals_are_seen_whole_where_means_are_equal() -> None:
+    strips, _ = interval_strips([entry("a", 0.9), entry("b", 0.9001)], "top1")
+    assert [strip and (strip["cut_low"], strip["cut_high"]) for strip in strips] == [(False, False)] * 2
 
 
 def test_every_series_of_a_chart_has_its_own_style_and_keeps_it() -> None:

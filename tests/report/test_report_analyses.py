@@ -123,8 +123,8 @@ def test_only_colours_that_differ_between_themes_follow_the_page() -> None:
 
     svg = charts.page_svg(drawn("light"), "a picture", drawn("dark"))
     assert 'stroke="#ffffff"' in svg  # that line is white in both
-    assert 'stroke="var(--s0, #0b67b2)"' in svg
-    assert 'fill="var(--text, #1b1f24)"' in svg
+    assert 'stroke="var(--s0)"' in svg
+    assert 'fill="var(--text)"' in svg
     assert 'aria-label="a picture"' in svg
     assert "style=" not in svg
 

@@ -1,4 +1,4 @@
-"""Groups as one HTML page: sortable tables, charts, and the details behind each row."""
+"""Groups as one HTML page: an answer, a picture, a table, and what lies behind each of its rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,16 +17,17 @@ from markupsafe import Markup, escape
 from pugdft import __version__
 from pugdft.config import yaml
 from pugdft.errors import counted, printable
-from pugdft.figures.charts import NUM_STYLES, shortened, svg_text, swatch
+from pugdft.figures.charts import shortened, svg_text, swatch
 from pugdft.leaderboard import charts, columns
 from pugdft.leaderboard.columns import NOTHING, Column, unit_of
 from pugdft.leaderboard.entry import Entry, Group, finite
 from pugdft.leaderboard.formats.csv_json import SCHEMA
-from pugdft.leaderboard.verdicts import forest, unfinished_text, verdict, versus_text
+from pugdft.leaderboard.verdicts import unfinished_text, verdict, versus_text
 from pugdft.predictions import METRICS
 
 PACKAGE = "pugdft.leaderboard.formats"  # whose templates a page of another package may share
 
+_MOST_UNFILTERED = 12  # entries of a page that need no search
 _ARXIV = re.compile(r"[0-9]{4}\.[0-9]{4,5}(v[0-9]{1,2})?")
 
 
@@ -50,7 +51,7 @@ def render(template: str, packages: Sequence[str], **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(strip_width=charts.STRIP_WIDTH, num_styles=NUM_STYLES, swatch=_swatch)
+    environment.globals.update(swatch=_swatch)
     environment.filters["indented"] = escape  # made printable line by line before, with its indentation
     own: dict[str, str] = {}
     for key, suffix in (("style", "css"), ("script", "js")):
@@ -72,25 +73,30 @@ def _swatch(style: int, filled: bool) -> str:
     return svg_text(swatch(style, filled), f"swatch{style}{filled}")
 
 
-def _table(group: Group, metric: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Collect rows, and by section those columns in which an entry has something."""
+def _table(
+    group: Group, metric: str, rows: Sequence[Mapping[str, Any]], shows_all: bool = False
+) -> dict[str, Any]:
+    """Collect rows, and those columns in which an entry has something: first those that always show."""
     entries = [row["entry"] for row in rows]
-    chosen = sorted(columns.columns(metric), key=lambda column: columns.SECTIONS.index(column.section))
-    made = [_column(columns.titled(column, group), entries) for column in chosen if column.page]
-    shown = [
-        column for column in made if any(cell["strip"] or cell["text"] != NOTHING for cell in column["cells"])
-    ]
-    sections = Counter(column["section"] for column in shown)
-    return {"rows": rows, "columns": shown, "sections": sections.items()}
+    first = None if shows_all else {column.page for column in columns.first_columns(group)}
+    made = [_column(column, group, entries, first) for column in columns.columns(metric) if column.page]
+    shown = [column for column in made if any(cell["text"] != NOTHING for cell in column["cells"])]
+    shown.sort(key=lambda column: column["is_extra"] and columns.SECTIONS.index(column["section"]))
+    # Rank and optimizer, which the rows themselves have.
+    lead = [(each.name, each.help, _explains(each)) for each in columns.columns(metric)[:2]]
+    extra = Counter(column["section"] for column in shown if column["is_extra"])
+    num_first = len(shown) - extra.total()
+    return {"rows": rows, "lead": lead, "columns": shown, "num_first": num_first, "sections": extra.items()}
 
 
-def _column(column: Column, entries: Sequence[Entry]) -> dict[str, Any]:
+def _column(
+    column: Column, group: Group, entries: Sequence[Entry], first_pages: Collection[str] | None
+) -> dict[str, Any]:
     """A column's heading and cells; an empty ``sort`` stands behind every number in both directions."""
-    values = [column.figure(entry) for entry in entries]
+    values, page = [column.figure(entry) for entry in entries], columns.titled(column, group).page
     unit = columns.fitting_unit(column.units, values)
     texts, unit_name = [unit(value) for value in values], unit.name
     spreads = [""] * len(entries)
-    strips, ticks = charts.interval_strips(entries, column.metric if column.is_interval else "")
     if column.is_ranked or column.has_spread:
         summaries = [
             entry.summary(column.metric) if column.is_ranked else column.get(entry) for entry in entries
@@ -103,23 +109,41 @@ def _column(column: Column, entries: Sequence[Entry]) -> dict[str, Any]:
     known = [value for value in values if value is not None]
     is_sorted = values[: len(known)] == sorted(known, reverse=not column.lower_first)
     return {
-        "heading": [*column.page.split("\n"), *filter(None, [unit_name])],
+        "heading": [*page.split("\n"), *filter(None, [unit_name])],
         "section": column.section,
-        "is_at_equal_cost": column.section == columns.EQUAL,
+        "is_extra": first_pages is not None and page not in first_pages,
         "help": column.help,
+        "explains": _explains(column),
         "first": first,  # the direction of the first click
         "sorted": first if column.is_ranked and is_sorted else "none",
-        "ticks": ticks,
+        "ticks": [],
         "has_spread": any(spreads),
         "cells": [
-            {"text": text, "sort": "" if value is None else repr(value), "spread": spread, "strip": strip}
-            for text, value, spread, strip in zip(texts, values, spreads, strips, strict=True)
+            {"text": text, "sort": "" if value is None else repr(value), "spread": spread, "strip": None}
+            for text, value, spread in zip(texts, values, spreads, strict=True)
         ],
     }
 
 
-def _row(id: str, entry: Entry, group: Group, style: int | None) -> dict[str, Any]:
-    """An entry's row and its details; ``id`` is unique on the page."""
+def _helps(explained: Sequence[Column], used: Collection[str]) -> list[tuple[str, str, str]]:
+    """Explain each column that the page has once: id, name and text."""
+    found = {}
+    for column in explained:
+        if column.help and (not column.page or _explains(column) in used):
+            name = (
+                (column.name or column.page).format(passes="equal", seconds="equal time").replace("\n", " ")
+            )
+            found[_explains(column)] = (name, column.help)
+    return [(id, *each) for id, each in found.items()]
+
+
+def _explains(column: Column) -> str:
+    """Return the id of a column's explanation."""
+    return re.sub(r"\W+", "-", f"what {column.name or column.page}")
+
+
+def _row(id: str, entry: Entry, group: Group, style: int | None, badge: str) -> dict[str, Any]:
+    """An entry's row and its details; ``id`` is unique on the page, ``badge`` is what marks the best."""
     asides = [shortened(unfinished_text(entry), 60)] if entry.unfinished else []
     asides += [counted(len(entry.notes), "note")] if entry.notes else []
     arxiv = (entry.source.arxiv or "") if entry.source else ""
@@ -132,7 +156,11 @@ def _row(id: str, entry: Entry, group: Group, style: int | None) -> dict[str, An
         "style": style,
         "rank": columns.rank(entry),
         "rank_sort": "" if entry.rank_low is None else f"{entry.rank_low} {entry.rank_high}",
-        "badge": ("tied best" if len(group.best) > 1 else "best") if entry.rank_low == 1 else "",
+        "is_best": entry.rank_low == 1,
+        "badge": badge if entry.rank_low == 1 else "",
+        "is_told": bool(
+            entry.versus_baseline.separated if entry.versus_baseline else badge and entry.rank_low == 1
+        ),
         "asides": asides,
         "facts": _facts(entry, group),
         "seeds": [(seed, score(entry.scores[seed]), record) for seed, record in zip(seeds, ids, strict=True)],
@@ -174,40 +202,81 @@ def _page_view(groups: Sequence[Group]) -> dict[str, Any]:
     datasets = list(dict.fromkeys(group.dataset for group in groups))
     models = list(dict.fromkeys(group.model for group in groups))
     entries = [entry for group in groups for entry in group.entries]
+    views = [
+        _group_view(f"g{index}", group, styles, datasets.index(group.dataset), models.index(group.model))
+        for index, (group, styles) in enumerate(zip(groups, charts.assign_styles(groups), strict=True))
+    ]
+    used = {
+        column["explains"]
+        for view in views
+        for table in ("measured", "reported")
+        for column in view[table]["columns"]
+    }
+    explained = [
+        column for metric in {group.metric: None for group in groups} for column in columns.columns(metric)
+    ]
     return {
-        "groups": [
-            _group_view(f"g{index}", group, styles, datasets.index(group.dataset), models.index(group.model))
-            for index, (group, styles) in enumerate(zip(groups, charts.assign_styles(groups), strict=True))
-        ],
+        "groups": [view for view in views if view["measured"]["rows"] or not view["reported"]["rows"]],
+        "elsewhere": [view for view in views if view["reported"]["rows"] and not view["measured"]["rows"]],
+        "has_filters": len(groups) > 3 or len(entries) > _MOST_UNFILTERED,
         "datasets": datasets,
         "models": models,
-        "num_reported": sum(entry.status == "reported" for entry in entries),
+        "helps": _helps(explained, used),
         "num_records": len({id for entry in entries for id in (*entry.records, *entry.unfinished_records)}),
     }
 
 
 def _group_view(id: str, group: Group, styles: Mapping[int, int], dataset: int, model: int) -> dict[str, Any]:
     """Collect what a section of the page shows; its data set and model are positions in the page's lists."""
+    ranked = [entry for entry in group.measured if entry.rank_low is not None]
+    badge = "may be best" if len(group.best) > 1 else "best"
+    # Where nothing is ruled out, a mark on every row tells nothing; with a baseline others are not compared.
+    badge *= len(group.best) < len(ranked) and group.baseline is None
     rows = [
-        _row(f"{id}e{index}", entry, group, styles.get(index)) for index, entry in enumerate(group.entries)
+        _row(f"{id}e{index}", entry, group, styles.get(index), badge)
+        for index, entry in enumerate(group.entries)
     ]
     measured = [row for row in rows if row["entry"].status == "measured"]
     reported = [row for row in rows if row["entry"].status == "reported"]
     costs = [charts.cost_chart(group, styles, cost, id) for cost in ("passes", "seconds")]
-    histories = [charts.history_chart(group, styles, cost, id) for cost in charts.COSTS]
+    histories = [charts.history_chart(group, styles, cost, id) for cost in ("passes", "seconds")]
     sharpness = [charts.sharpness_chart(group, styles, each, id) for each in charts.SHARPNESS]
+    more = {"in the course of training": any(histories), "sharpness": any(sharpness)}
     return {
         "id": id,
         "group": group,
         "dataset": dataset,
         "model": model,
         "verdict": verdict(group),
-        "forest": "\n".join(forest(group)),
+        "notes": group.notes,
         "score_heading": unit_of(group.metric).heading(METRICS[group.metric].name),
+        "means": _means(group, measured),
         "measured": _table(group, group.metric, measured),
-        "reported": _table(group, "top1", reported),
-        "legend": [row for row in measured if row["style"] is not None],
+        "reported": _table(group, "top1", reported, shows_all=True),
+        "more": " and ".join(each for each in more if more[each]),
         "cost_charts": list(filter(None, costs)),
         "history_charts": list(filter(None, histories)),
         "sharpness_charts": list(filter(None, sharpness)),
+    }
+
+
+def _means(group: Group, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first picture: a row for each entry, its mean or its difference to the baseline on one axis."""
+    metric, unit = METRICS[group.metric], unit_of(group.metric)
+    shown = rows[: charts.MOST_ROWS]
+    entries = [row["entry"] for row in shown]
+    found = [charts.strip_summary(entry, group.metric, group.baseline) for entry in entries]
+    strips, ticks = charts.interval_strips(entries, group.metric, 5, group.baseline)
+    sign = "+" if group.baseline else ""
+    texts = ["" if each is None else f"{sign * (each.mean > 0)}{unit(each.mean)}" for each in found]
+    what = f"Test {metric.name}"
+    minus = f", minus that of {shortened(group.baseline, 40)}" if group.baseline else ""
+    return {
+        "title": f"{unit.heading(what)}{minus}",
+        "what": what,
+        "direction": f"{'higher' if metric.higher_is_better else 'lower'} is better",
+        "rows": list(zip(shown, strips, texts, strict=True)) if ticks else [],
+        "ticks": ticks,
+        "is_difference": group.baseline is not None,
+        "left_out": len(rows) - len(shown),
     }

@@ -49,7 +49,7 @@
     table.append(...keyed.map(([, body]) => body));
   };
   for (const heading of all("thead th[aria-sort]"))
-    heading.querySelector("button").addEventListener("click", () => sortBy(heading));
+    heading.querySelector(".sort").addEventListener("click", () => sortBy(heading));
 
   // Details: with a script a button of the row opens them, so the row below needs no summary.
   for (const button of all("button.more")) {
@@ -73,7 +73,6 @@
   const update = () => {
     const words = one("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
     const [dataset, model] = [one("dataset").value, one("model").value];
-    const withReported = one("reported")?.checked ?? true;
     let shown = 0;
     for (const group of all("section.group")) {
       const fits = (!dataset || group.dataset.dataset === dataset) && (!model || group.dataset.model === model);
@@ -81,8 +80,7 @@
       for (const part of all(".measured, .reported", group)) {
         let inPart = 0;
         for (const body of all("tbody[data-entry]", part)) {
-          const keep = fits && words.every((word) => labels.get(body).includes(word))
-            && (withReported || !part.classList.contains("reported"));
+          const keep = fits && words.every((word) => labels.get(body).includes(word));
           body.hidden = !keep;
           each(body.dataset.entry, (shape) => shape.classList.toggle("filtered", !keep));
           if (legend.has(body.dataset.entry)) legend.get(body.dataset.entry).parentElement.hidden = !keep;
