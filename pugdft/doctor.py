@@ -231,8 +231,13 @@ def check_packages() -> Iterator[Check]:
     from packaging.requirements import Requirement
 
     versions, problems = {"torchvision": _version("torchvision")}, []
+    extras_of_users = set(importlib.metadata.metadata("pugdft").get_all("Provides-Extra") or []) - {
+        "test",
+        "docs",
+    }
+    known = ["", *sorted(extras_of_users)]
     for wanted in map(Requirement, importlib.metadata.requires("pugdft") or []):
-        marker, known = wanted.marker, ("", "quickstart", "tune")
+        marker = wanted.marker
         extras = [each for each in known if not marker or marker.evaluate({"extra": each})]
         if not extras:
             continue

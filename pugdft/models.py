@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -214,9 +215,17 @@ def _option_faults(named: TimmModel, options: dict[str, Any]) -> list[ConfigIssu
             break
         own = key[1] in ("drop_rate", "drop_path_rate")
         where = f"model.{key[1]}" if own else f"model.args.{key[1]}"
-        faults.append(ConfigIssue(where, f"timm's {named.name} does not take it"))
+        hint = "" if own else close_match(key[1], _arguments_of(named))
+        faults.append(ConfigIssue(where, f"timm's {named.name} does not take it.{hint}".removesuffix(".")))
         del options[key[1]]
     return faults
+
+
+def _arguments_of(named: TimmModel) -> set[str]:
+    """The names that a model's own classes take, without those of a builder that passes all on."""
+    with torch.device("meta"):
+        family = type(named.create()).__mro__
+    return {name for each in family if issubclass(each, nn.Module) for name in signature(each).parameters}
 
 
 def build_model(

@@ -58,6 +58,7 @@ class Options:
     warm: bool = False  # fork cells from a process that has imported all they need
     logs: bool = False  # keep what a cell says in a file
     until: float = float("inf")  # take no cell shortly before, in seconds since the epoch
+    idle_seconds: float = float("inf")  # end when no cell was free for so long
 
 
 def prepare_output(folder: Path) -> None:
@@ -142,6 +143,7 @@ class Worker:
     def work(self) -> int:
         """Work until nothing is left to take, or something stops it; returns as :func:`run_cells`."""
         queue, wait = self._queue, self._options.wait
+        busy_at = time.monotonic()
         while True:
             if self.is_asked_to_stop() or time.time() > self._options.until - _LEAST_SECONDS:
                 return 143
@@ -156,7 +158,8 @@ class Worker:
             if drawn is None:
                 for name in queue.held:
                     self._say_elsewhere(name)
-                if not wait or not queue.has_open():
+                is_idle = time.monotonic() - busy_at > self._options.idle_seconds
+                if not wait or is_idle or not queue.has_open():
                     return 0
                 time.sleep(_LOOK_AGAIN_SECONDS)
                 continue
@@ -164,7 +167,9 @@ class Worker:
             code = self._attend(name, patience)
             if code in _STOPPING:
                 return code
-            if code is None and not wait:
+            if code is not None:
+                busy_at = time.monotonic()
+            elif not wait:
                 queue.put_last(name, is_left=True)
 
     def is_asked_to_stop(self) -> bool:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pugdft.bench.cell import BenchCell, cell_status, cell_top1
 from pugdft.bench.estimate import Estimate, PlanLine
+from pugdft.bench.queue import LOST
 from pugdft.bench.worker import Watcher
 from pugdft.cli.output import duration
 from pugdft.errors import counted, human_bytes
@@ -27,8 +28,9 @@ _WIDEST_PLAN = 400  # characters
 _LONGEST_PLAN = 12  # lines; a longer plan has one for each recipe
 _MARKS = {
     "completed": "✓", "diverged": "✗", "failed": "✗", "oom": "✗", "interrupted": "‖", "missing": "·",
-    "elsewhere": "⇄", "stopped": "✗",
+    "elsewhere": "⇄", "stopped": "✗", LOST: "✗",
 }  # fmt: skip
+_ENDED = {"completed", "diverged", "failed", "oom", LOST}
 
 
 class PlainView(Watcher):
@@ -87,7 +89,8 @@ class LiveView(PlainView):
         if state == "running":
             self._lines, self._current, self._begin, self._left = [], cell, time.monotonic(), 0.0
         else:
-            self._open.discard(cell.folder)
+            if state in _ENDED:
+                self._open.discard(cell.folder)
             if self._current is cell:
                 self._spent_seconds += time.monotonic() - self._begin
                 self._spent_passes += _relative_passes(cell)
@@ -232,7 +235,7 @@ def _points(low: float, high: float) -> str:
 def _marked(cell: BenchCell, state: str) -> str:
     """A state as a mark, with the accuracy of a completed cell, the reason of one that is not."""
     top1 = cell_top1(cell) if state == "completed" else None
-    text = f"{top1:.1%}" if top1 is not None else state if state in ("diverged", "failed", "oom") else ""
+    text = f"{top1:.1%}" if top1 is not None else state if state in _ENDED - {"completed"} else ""
     return f"{_MARKS[state]} {text}".strip()
 
 

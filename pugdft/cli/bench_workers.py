@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
     from pugdft.bench.executors import Executor, Wanted
 
 _WATCH_SECONDS = 2.0
+_IDLE_SECONDS = 600.0  # a worker of a cluster costs also while it only waits for the last cells of others
 
 
 def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher, retry: bool) -> int:
@@ -113,10 +114,14 @@ def join(runs: Path, side_by_side: int, is_warm: bool, retry: bool = False) -> i
     for problem in refused:
         say(problem)
     queue = Queue(CellNames(cells), ledger)
-    options = Options(retry=retry, warm=is_warm, logs=True, until=float(os.environ.get(UNTIL, "inf")))
+    until = float(os.environ.get(UNTIL, "inf"))
+    options = Options(retry=retry, warm=is_warm, logs=True, until=until, idle_seconds=_IDLE_SECONDS)
     code = Worker(queue, ledger, cells, _Lines(), options, news).work()
     if code == 143 and is_stop_requested(runs):
         say("`pugdft bench --stop` was said here; the same bench command lets workers begin again")
+    if code == 0 and queue.has_open():
+        say(f"no cell was free for {duration(_IDLE_SECONDS)}: the last ones are with other workers")
+        return 0
     ended = ledger.settled()
     return code or (4 if any(ended.get(name) != "completed" for name in cells) else 0)
 

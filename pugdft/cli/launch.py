@@ -46,9 +46,9 @@ def launch(num_processes: int, arguments: list[str]) -> int:
         max_nodes=1,
         nproc_per_node=num_processes,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint="127.0.0.1:0",
         # By default torch advertises the host's name, which need not resolve, as in a container.
-        local_addr="localhost",
+        local_addr="127.0.0.1",
         run_id="pugdft",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else a folder stays in the temporary one

@@ -108,9 +108,8 @@ def command(
                 say(f"--minutes: the time is over; {number} of {len(jobs)} runs are measured")
                 raise typer.Exit(pictures.OUT_OF_TIME) from None
             if measured.arrays:
-                write_analysis(
-                    folder / "analysis", "spectrum", measured.digest, measured.arrays, measured.facts
-                )
+                parts = "spectrum", measured.digest, measured.arrays, measured.facts
+                typer.echo(printable(str(write_analysis(folder / "analysis", *parts))))
             path = write_analysis(folder, "sharpness", measured.digest, {}, measured.facts)
         facts = read_analysis(path).facts
         with _remedied(path), damaged(path):

@@ -344,7 +344,8 @@ def sweep_of(
         )
     runs_each = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     words = sorted({_BANDS[each] for count in counts if (each := chosen_band(band, count)) != "none"})
-    said = [f"marks: means of {runs_each} runs" + (f"; bars: {' or '.join(words)}" if words else "")]
+    what = "each is one run" if runs_each == "1" else f"means of {runs_each} runs"
+    said = [f"marks: {what}" + (f"; bars: {' or '.join(words)}" if words else "")]
     if left_out := len(runs) - len(kept):
         said.append(f"left out: {counted(left_out, 'run')} without {key} or without a result")
     names = None if are_numbers else [_shown(text) for text in values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from bad_inputs.case import call
+from rich.console import Console
 from run_records import record
 
 from pugdft.bench import worker
@@ -17,10 +19,11 @@ from pugdft.bench.cell import BenchCell
 from pugdft.bench.executors import parse_executor
 from pugdft.bench.grid import build_matrix, plan_cells
 from pugdft.bench.plan import write_plan
-from pugdft.bench.queue import LOST, MOST_ATTEMPTS, Agreement, FolderLedger
+from pugdft.bench.queue import LOST, MOST_ATTEMPTS, STATUSES, Agreement, FolderLedger
 from pugdft.bench.status import standing
 from pugdft.bench.worker import ledger_of, request_stop, run_cells
 from pugdft.cli import bench_workers
+from pugdft.cli.bench_view import LiveView
 from pugdft.errors import UserError
 from pugdft.records import write_record
 from pugdft.training.attempts import read_attempts
@@ -263,6 +266,32 @@ def test_workers_stop_when_they_are_asked_to_and_begin_again_with_the_next_comma
     assert sorted(fake.started) == sorted(cell.folder.name for cell in cells)
     assert bench_workers.stop(runs) == 0
     assert "the same bench command goes on" in capsys.readouterr().err
+
+
+def test_a_worker_that_only_waits_for_the_cells_of_others_leaves_after_a_while(
+    recipe_file: Path, fake: FakeRuns, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_workers, "_IDLE_SECONDS", 0.1)
+    cells = planned(recipe_file, "sgd,sam", "0")
+    runs = recipe_file.parent / "runs"
+    with ledger_of(runs).take(cells[0].folder.name) as claim:
+        assert claim is not None
+        assert bench_workers.join(runs, 1, is_warm=True) == 0, "not a failed job"
+    assert fake.started == [cells[1].folder.name]
+    assert "the last ones are with other workers" in capsys.readouterr().err
+
+
+def test_the_live_table_shows_every_end_of_a_cell_and_is_done_only_when_all_are(recipe_file: Path) -> None:
+    cells = planned(recipe_file, "sgd", f"0-{len(STATUSES) - 1}")
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    with LiveView(cells, console) as view:
+        for cell, status in zip(cells, STATUSES, strict=True):
+            view.on_state(cell, "running")
+            view.on_state(cell, status)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert LOST in shown
+    assert "2 cells to go" in shown.split("sgd")[-1], "the interrupted and the missing one"
+    assert "all cells are done" not in shown
 
 
 # --- status ----------------------------------------------------------------------------------------------

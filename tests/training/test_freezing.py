@@ -161,6 +161,7 @@ def test_what_the_patterns_matched_is_said_with_counts(images: Path, tmp_path: P
         (["train.freeze=bakcbone"], "must be none, backbone, or a list of patterns"),
         (["train.freeze=[]"], "must be none, backbone, or a list of patterns"),
         (["model.args={depth: 3, wings: 2}"], "args.depth: timm's test_resnet does not take it\n.*wings"),
+        (["model.args={layer: 3}"], 'args.layer: timm.s test_resnet does not take it. Did you mean "layers"'),
         (["model.args={num_classes: 3}"], "num_classes: cannot be given here: the data decides it"),
         (["model.args={checkpoint_path: /etc/passwd}"], "checkpoint_path: cannot be given here"),
         (["model.args={act_layer: {a: 1}}"], "act_layer: must be a number, true, false, a word, or a list"),
