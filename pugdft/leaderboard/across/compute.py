@@ -322,7 +322,7 @@ class _Comparison:
                 yield f"no {what.replace(' and ', ' or ')}: all entries have {have} in common"
         if num_tasks <= _FEW_TASKS:
             yield (
-                f"{num_tasks} tasks are few: t with {num_tasks - 1} degrees of freedom finds only "
+                f"{num_tasks} tasks are few: t with {counted(num_tasks - 1, 'degree')} of freedom finds only "
                 "differences that are large and alike in all of them"
             )
         by_data = Counter(task.group.data_sha256 or task.group.dataset for task in self.tasks)

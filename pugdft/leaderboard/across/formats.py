@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pugdft.errors import counted, printable
 from pugdft.leaderboard.across.board import AcrossStanding, AcrossVerdict, PairVerdict
+from pugdft.leaderboard.across.tasks import OPTIONS_DIFFER
 from pugdft.leaderboard.columns import GAP, NOTHING, number, unit_of
 from pugdft.leaderboard.entry import Summary
 from pugdft.leaderboard.formats.csv_json import csv_cell, plain
@@ -211,8 +212,17 @@ def remarks(verdict: AcrossVerdict) -> list[str]:
         lines.append(f"{line}.")
     if len(undecided) > _MOST_UNDECIDED:
         lines.append(f"undecided: and {len(undecided) - _MOST_UNDECIDED} more.")
+    differing: dict[str, list[str]] = {}
     for standing in verdict.standings:
-        lines += [f"{standing.label}: {note}." for note in standing.notes]
+        for note in standing.notes:
+            if note.startswith(OPTIONS_DIFFER):  # which and how takes two lines an entry
+                differing.setdefault(note[len(OPTIONS_DIFFER) :].partition("): ")[0], []).append(
+                    standing.label
+                )
+            else:
+                lines.append(f"{standing.label}: {note}.")
+    for how, labels in differing.items():
+        lines.append(f"options differ from task to task{how}): {listed(labels)}; `--format json` has them.")
     lines += [f"{note}." for note in verdict.notes]
     return [printable(line) for line in lines]
 

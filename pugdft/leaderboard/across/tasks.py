@@ -133,6 +133,9 @@ def _set(spec: dict[str, Any], key: str, value: Any) -> None:
     spec[last] = value
 
 
+OPTIONS_DIFFER = "its options differ from task to task"
+
+
 def _option_notes(runs: Mapping[int, RunEntry], named: set[str], tasks: Sequence[RunGroup]) -> list[str]:
     """Say which options differ from task to task, and whether a search on held-out images chose them."""
     flats = differing([entry.spec for entry in runs.values()])
@@ -145,7 +148,7 @@ def _option_notes(runs: Mapping[int, RunEntry], named: set[str], tasks: Sequence
         where = (
             f"{value} in {listed(task_name(tasks[place]) for place, _ in pairs)}"
             if len(pairs) < len(runs) / 2
-            else f"{value} in {len(pairs)} tasks"
+            else f"{value} in {counted(len(pairs), 'task')}"
             for value, pairs in values.items()
         )
         said.append(f"{key.removeprefix('base.')} is {listed(where)}")
@@ -156,4 +159,4 @@ def _option_notes(runs: Mapping[int, RunEntry], named: set[str], tasks: Sequence
             f"{counted(untuned, 'task')} without a search on record: options that were chosen on test images "
             "flatter it"
         )
-    return [printable(f"its options differ from task to task ({how}): {'; '.join(said)}")]
+    return [printable(f"{OPTIONS_DIFFER} ({how}): {'; '.join(said)}")]
