@@ -64,7 +64,7 @@ def standing(runs: Path) -> Standing:
     """
     plans = Plans(runs)
     plans.require()
-    cells = {cell.name: cell for content in plans.news() for cell in planned_cells(content)}
+    cells = {cell.name: cell for plan in plans.news() for cell in planned_cells(plan)}
     agreement = Agreement.read(runs) or Agreement("flock", 60.0, "")
     ledger = FolderLedger(runs, agreement.kind, agreement.lease_seconds)
     now = server_time(runs / CLAIMS)
@@ -88,7 +88,8 @@ def standing(runs: Path) -> Standing:
         if not is_held:
             continue  # killed, or at its end
         last = attempts[-1]
-        host, pid, since = str(last.get("host")), int(last.get("pid") or 0), str(last.get("time"))
+        pid = last.get("pid")
+        host, pid, since = str(last.get("host")), pid if isinstance(pid, int) else 0, str(last.get("time"))
         found.running.append(Running(cells[name], host, pid, len(attempts), since, silent))
     counts["running"] = len(found.running)
     counts["waiting"] = len(cells) - len(settled) - len(found.running)
