@@ -154,7 +154,8 @@ class Plans:
         return cells, refused
 
     def _cells(self, plan: Plan) -> Iterator[BenchCell]:
-        with refuse(ValidationError, lambda error: f"{self._runs}: {_first_fault(error)} in a recipe of a plan"):
+        where = f"{self._runs}: a recipe of its plan"
+        with refuse(ValidationError, lambda error: f"{where}: {_first_fault(error)}"):
             templates = [(each, Recipe.model_validate(each.recipe)) for each in plan.templates]
         for name, place, seed in plan.cells:
             facts, recipe = templates[place]

@@ -95,7 +95,7 @@ def standing(runs: Path) -> Standing:
     counts["waiting"] = len(cells) - len(settled) - len(found.running)
     for name, status in settled.items():
         if status != "completed":
-            line, attempts = _last_line(runs / ".logs" / f"{name}.log"), read_attempts(runs, name)
+            line, attempts = last_line(runs / ".logs" / f"{name}.log"), read_attempts(runs, name)
             found.unfinished.append(Unfinished(cells[name], status, len(attempts) or 1, line))
     _rate(found, runs, now)
     return found
@@ -112,7 +112,8 @@ def _rate(found: Standing, runs: Path, now: float) -> None:
         found.seconds_left = left / found.per_hour * 3600
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """The last line of a log that is not empty."""
     with suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _LAST_BYTES))
         lines = file.read().decode(errors="replace").split("\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +12,19 @@ from typing import Annotated, Literal
 import typer
 
 from pugdft.cli.output import given_path, say
-from pugdft.errors import UserError
+from pugdft.errors import UserError, reason
+
+
+@contextmanager
+def _usable(runs: Path) -> Iterator[None]:
+    """Tell what the system refuses in a folder of runs: it is another user's, or a file is in the way."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # which every command tells alike
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{runs}: cannot be used as a folder of runs: {reason(error)}{where}") from None
 
 
 class Budget(StrEnum):
@@ -100,9 +114,10 @@ def command(
     if given:
         if arguments or optimizers or len(given) > 1:
             raise UserError("--join, --status and --stop take the folder of a bench and nothing else")
-        if join is not None:
-            raise typer.Exit(bench_workers.join(join, cells, not cold, retry))
-        raise typer.Exit(bench_workers.show(status, form) if status else bench_workers.stop(given[0]))
+        with _usable(given[0]):
+            if join is not None:
+                raise typer.Exit(bench_workers.join(join, cells, not cold, retry))
+            raise typer.Exit(bench_workers.show(status, form) if status else bench_workers.stop(given[0]))
     from rich.console import Console
 
     from pugdft.bench.cell import cell_status
@@ -137,7 +152,8 @@ def command(
     with (
         LiveView(planned, console)
         if console.is_terminal
-        else nullcontext(PlainView(planned, console)) as view
+        else nullcontext(PlainView(planned, console)) as view,
+        _usable(output),
     ):
         code = bench_workers.run(planned, output, wanted, view, retry)
     if detach:
@@ -145,9 +161,9 @@ def command(
     if code == USER_MISTAKE:
         raise typer.Exit(code)  # the cell has printed the message
     left = [(cell, state) for cell in planned if (state := cell_status(cell)) != "completed"]
-    if code == 0:
+    if code == 0 and any(cell.folder.is_dir() for cell in planned):
         try:
-            show([cell.folder for cell in planned if cell.folder.is_dir()] or [output])
+            show([cell.folder for cell in planned if cell.folder.is_dir()])
         except UserError as error:
             if not left:
                 raise

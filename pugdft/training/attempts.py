@@ -32,10 +32,9 @@ def check_mine(folder: Path) -> None:
     token = os.environ.get(ATTEMPT)
     if not token:
         return
-    file = attempts_file(folder.parent, folder.name)
-    if not file.exists():  # whoever ends a run removes it
+    if not attempts_file(folder.parent, folder.name).exists():  # whoever ends a run removes it
         raise FolderBusy(f"{folder}: another worker has ended this run; nothing more is written here")
     last = (read_attempts(folder.parent, folder.name) or [{}])[-1]
     if last.get("token") != token:
-        who = f"a worker on {last['host']}" if "host" in last else f"another worker ({file} does not say which)"
+        who = f"a worker on {last['host']}" if "host" in last else "another worker"
         raise FolderBusy(f"{folder}: {who} has taken this run over; nothing more is written here")
