@@ -27,12 +27,28 @@ def _usable(runs: Path) -> Iterator[None]:
         raise UserError(f"{runs}: cannot be used as a folder of runs: {reason(error)}{where}") from None
 
 
+def _refuse_others(context: typer.Context) -> None:
+    """Refuse what stands beside --join, --status or --stop and would do nothing there."""
+    said = {each: context.get_parameter_source(each) for each in context.params}
+    given = [each for each, source in said.items() if source is not None and source.name == "COMMANDLINE"]
+    what = next(each for each in _BESIDE if each in given)
+    if others := [each for each in given if each != what and each not in _BESIDE[what]]:
+        names = {str(each.name): each.opts[0] for each in context.command.params}
+        shown = ", ".join("RECIPE|TABLE|KEY=VALUE" if each == "arguments" else names[each] for each in others)
+        raise UserError(f"--{what} takes the folder of a bench and nothing else: leave out {shown}")
+
+
 class Budget(StrEnum):
     EPOCHS = "epochs"
     PASSES = "passes"
 
 
+# What may stand beside each option that is a command of its own.
+_BESIDE = {"join": {"cells", "cold", "retry"}, "status": {"form"}, "stop": set[str]()}
+
+
 def command(
+    context: typer.Context,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -110,14 +126,12 @@ def command(
     """
     from pugdft.cli import bench_workers
 
-    given = [each for each in (join, status, stop) if each is not None]
-    if given:
-        if arguments or optimizers or len(given) > 1:
-            raise UserError("--join, --status and --stop take the folder of a bench and nothing else")
-        with _usable(given[0]):
+    if runs := join or status or stop:
+        _refuse_others(context)
+        with _usable(runs):
             if join is not None:
                 raise typer.Exit(bench_workers.join(join, cells, not cold, retry))
-            raise typer.Exit(bench_workers.show(status, form) if status else bench_workers.stop(given[0]))
+            raise typer.Exit(bench_workers.show(status, form) if status else bench_workers.stop(runs))
     from rich.console import Console
 
     from pugdft.bench.cell import cell_status

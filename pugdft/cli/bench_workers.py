@@ -19,6 +19,7 @@ from pugdft.bench.plan import Plans, write_plan
 from pugdft.bench.queue import Agreement, CellNames, Queue, server_time
 from pugdft.bench.status import last_line, standing
 from pugdft.bench.worker import (
+    LEAST_SECONDS,
     LOGS,
     Options,
     Watcher,
@@ -31,7 +32,7 @@ from pugdft.bench.worker import (
 from pugdft.cli.launch import end_with_the_launcher
 from pugdft.cli.output import duration, say
 from pugdft.errors import UserError, counted, printable
-from pugdft.training.launchers import UNTIL
+from pugdft.training.launchers import UNTIL, end_of_time
 
 if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
     from pugdft.bench.executors import Executor, Wanted
@@ -116,6 +117,7 @@ def _say_last_words(logs: Path, begin: float) -> None:
 def join(runs: Path, side_by_side: int, is_warm: bool, retry: bool = False) -> int:
     """Be a worker, or one for each GPU; returns 0, 4 if cells are left undone, 2, 130 or 143."""
     end_with_the_launcher()
+    until = end_of_time()
     plans = Plans(runs)
     plans.require()
     count = side_by_side * _num_gpus()
@@ -136,11 +138,12 @@ def join(runs: Path, side_by_side: int, is_warm: bool, retry: bool = False) -> i
     for problem in refused:
         say(problem)
     queue = Queue(CellNames(cells), ledger)
-    until = float(os.environ.get(UNTIL, "inf"))
     options = Options(retry=retry, warm=is_warm, logs=True, until=until, idle_seconds=_IDLE_SECONDS)
     code = Worker(queue, ledger, cells, _Lines(), options, news).work()
     if code == 143 and is_stop_requested(runs):
         say("`pugdft bench --stop` was said here; the same bench command lets workers begin again")
+    elif code == 143 and time.time() > until - LEAST_SECONDS:
+        say(f"too little of this worker's time is left for one more cell ({UNTIL}={until:.0f})")
     if code == 0 and queue.has_open():
         say(f"no cell was free for {duration(_IDLE_SECONDS)}: the last ones are with other workers")
         return 0
