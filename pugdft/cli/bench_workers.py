@@ -206,7 +206,7 @@ def show(runs: Path, form: str) -> int:
         return 0 if found.is_complete else 4
     parts = [f"{number:,} {status}" for status, number in found.counts.items() if number]
     print(f"{counted(found.total, 'cell')}: {', '.join(parts)}")
-    if found.counts["waiting"] and not found.running:
+    if found.counts["waiting"] and not found.running and (runs / LOGS).is_dir():
         print(f"no worker is at a cell now; what workers have said is in {runs / LOGS}")
     if found.per_hour is not None and not found.is_complete:
         print(f"{found.per_hour:.3g} cells an hour; about {duration(found.seconds_left or 0)} left")
