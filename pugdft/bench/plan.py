@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from pugdft.bench.cell import BenchCell
 from pugdft.bench.queue import FolderLedger
@@ -20,9 +22,32 @@ from pugdft.config.schema import Recipe
 from pugdft.errors import UserError, reason, refuse
 from pugdft.paths import write_atomically
 
-_SCHEMA = "pugdft.plan/1"
+_Schema = Literal["pugdft.plan/1"]
 _FOLDER = ".plan"
 _PACKAGES = ("pugdft", "torch", "timm", "accelerate")
+
+
+# A folder beside the plan: whoever can write the plan must not lead a worker to any other place.
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,240}-s[0-9]+-[0-9a-f]{8}$")]
+
+
+class _Template(BaseModel):
+    """What the cells of one recipe and optimizer have in common."""
+
+    source: str
+    optimizer: str
+    passes_per_update: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    processes: PositiveInt
+    recipe: dict[str, Any]
+
+
+class Plan(BaseModel):
+    """The content of a plan's file."""
+
+    form: _Schema = Field(alias="schema")
+    versions: dict[str, str]
+    templates: list[_Template]
+    cells: list[tuple[_Name, Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0, lt=2**31)]]]
 
 
 @dataclass(frozen=True)
@@ -53,11 +78,11 @@ def write_plan(runs: Path, cells: Sequence[BenchCell]) -> None:
         rows.append([cell.folder.name, templates[id(cell.template)], cell.seed])
     content = {"templates": shown, "cells": rows}
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
-    content |= {"schema": _SCHEMA, "versions": own_versions()}
+    content |= {"schema": get_args(_Schema)[0], "versions": own_versions()}
     path = runs / _FOLDER / f"{digest}.json"
     if path.exists():
         found = _read(path)
-        if found["versions"] == content["versions"]:
+        if found.versions == content["versions"]:
             return
         settled = FolderLedger(runs).settled()
         num_done = sum(settled.get(cell.folder.name) == "completed" for cell in cells)
@@ -73,9 +98,9 @@ def own_versions() -> dict[str, str]:
     return {package: version(package) for package in _PACKAGES}
 
 
-def _versions_differ(runs: Path, content: Mapping[str, Any]) -> str:
+def _versions_differ(runs: Path, plan: Plan) -> str:
     """What to say of a plan with other versions; empty if they are equal."""
-    theirs, ours = content["versions"], own_versions()
+    theirs, ours = plan.versions, own_versions()
     shown = [
         f"{each} {theirs.get(each)} there, {ours[each]} here"
         for each in ours
@@ -95,8 +120,8 @@ class Plans:
     def __init__(self, runs: Path) -> None:
         self._runs, self._read = runs, set[Path]()
 
-    def news(self) -> Iterator[Mapping[str, Any]]:
-        """The content of the plans that were not there before.
+    def news(self) -> Iterator[Plan]:
+        """The plans that were not there before.
 
         Raises:
             UserError: one cannot be read, or is of another version of pugdft.
@@ -121,45 +146,55 @@ class Plans:
         """
         cells: dict[str, BenchCell] = {}
         refused: list[str] = []
-        for content in self.news():
-            if problem := _versions_differ(self._runs, content):
-                refused += [problem] * any(name not in settled for name, *_ in content["cells"])
+        for plan in self.news():
+            if problem := _versions_differ(self._runs, plan):
+                refused += [problem] * any(name not in settled for name, *_ in plan.cells)
             else:
-                cells |= {cell.folder.name: cell for cell in self._cells(content)}
+                cells |= {cell.folder.name: cell for cell in self._cells(plan)}
         return cells, refused
 
-    def _cells(self, content: Mapping[str, Any]) -> Iterator[BenchCell]:
-        templates = [(each, Recipe.model_validate(each["recipe"])) for each in content["templates"]]
+    def _cells(self, plan: Plan) -> Iterator[BenchCell]:
+        where = f"{self._runs}: a recipe of its plan"
+        with refuse(ValidationError, lambda error: f"{where}: {_first_fault(error)}"):
+            templates = [(each, Recipe.model_validate(each.recipe)) for each in plan.templates]
         seeds: dict[str, dict[str, set[int]]] = {}  # of each recipe and optimizer
-        for cell in planned_cells(content):
+        for cell in planned_cells(plan):
             seeds.setdefault(cell.source, {}).setdefault(cell.optimizer, set()).add(cell.seed)
-        planned = [
-            json.dumps(
-                {
-                    "seeds": sorted(seeds[each["source"]][each["optimizer"]]),
-                    "optimizers": len(seeds[each["source"]]),
-                }
-            )
-            for each in content["templates"]
-        ]
-        for name, place, seed in content["cells"]:
+        for name, place, seed in plan.cells:
             facts, recipe = templates[place]
-            more = facts["passes_per_update"], facts["source"], facts["processes"], planned[place]
-            yield BenchCell(facts["optimizer"], seed, recipe, self._runs / name, *more)
+            beside = seeds[facts.source]
+            planned = {"seeds": sorted(beside[facts.optimizer]), "optimizers": len(beside)}
+            more = facts.passes_per_update, facts.source, facts.processes, json.dumps(planned)
+            yield BenchCell(facts.optimizer, seed, recipe, self._runs / name, *more)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    with refuse((OSError, ValueError), lambda error: f"{path}: is no plan of a bench: {reason(error)}"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
-        raise UserError(f"{path}: is a plan of another version of pugdft; use that version here")
-    return content
+def _read(path: Path) -> Plan:
+    remedy = "remove it when no command runs here; the same bench command writes it anew"
+
+    def say(error: Exception) -> str:
+        if isinstance(error, OSError):
+            return f"{path}: cannot be read: {reason(error)}"
+        fault = _first_fault(error) if isinstance(error, ValidationError) else reason(error)
+        if fault.startswith("schema: "):
+            return f"{path}: is a plan of another version of pugdft; use that version here"
+        return f"{path}: is no plan of a bench: {fault}; {remedy}"
+
+    with refuse((OSError, ValueError, RecursionError), say):
+        plan = Plan.model_validate(json.loads(path.read_bytes()))
+    if any(place >= len(plan.templates) for _, place, _ in plan.cells):
+        raise UserError(f"{path}: is no plan of a bench: a cell's recipe is not there; {remedy}")
+    return plan
 
 
-def planned_cells(content: Mapping[str, Any]) -> list[PlannedCell]:
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), reason(ValueError(first["msg"]))]))
+
+
+def planned_cells(plan: Plan) -> list[PlannedCell]:
     """The cells of a plan, without their recipes."""
-    templates = content["templates"]
+    templates = plan.templates
     return [
-        PlannedCell(name, templates[place]["source"], templates[place]["optimizer"], seed)
-        for name, place, seed in content["cells"]
+        PlannedCell(name, templates[place].source, templates[place].optimizer, seed)
+        for name, place, seed in plan.cells
     ]

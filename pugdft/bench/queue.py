@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from filelock import SoftFileLease, Timeout
 
@@ -450,9 +450,11 @@ class Agreement:
     @classmethod
     def read(cls, runs: Path) -> Agreement | None:
         """The agreement of a folder, if there is one that can be read."""
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError, RecursionError):
             found: Mapping[str, Any] = json.loads(
                 (runs / CLAIMS / "agreement.json").read_text(encoding="utf-8")
             )
-            return cls(**found)
+            known = cls(**found)
+            if known.kind in get_args(Kind) and 0 < known.lease_seconds <= 3600:
+                return known
         return None

@@ -64,7 +64,7 @@ def standing(runs: Path) -> Standing:
     """
     plans = Plans(runs)
     plans.require()
-    cells = {cell.name: cell for content in plans.news() for cell in planned_cells(content)}
+    cells = {cell.name: cell for plan in plans.news() for cell in planned_cells(plan)}
     agreement = Agreement.read(runs) or Agreement("flock", 60.0, "")
     ledger = FolderLedger(runs, agreement.kind, agreement.lease_seconds)
     now = server_time(runs / CLAIMS)
@@ -88,13 +88,14 @@ def standing(runs: Path) -> Standing:
         if not is_held:
             continue  # killed, or at its end
         last = attempts[-1]
-        host, pid, since = str(last.get("host")), int(last.get("pid") or 0), str(last.get("time"))
+        pid = last.get("pid")
+        host, pid, since = str(last.get("host")), pid if isinstance(pid, int) else 0, str(last.get("time"))
         found.running.append(Running(cells[name], host, pid, len(attempts), since, silent))
     counts["running"] = len(found.running)
     counts["waiting"] = len(cells) - len(settled) - len(found.running)
     for name, status in settled.items():
         if status != "completed":
-            line, attempts = _last_line(runs / ".logs" / f"{name}.log"), read_attempts(runs, name)
+            line, attempts = last_line(runs / ".logs" / f"{name}.log"), read_attempts(runs, name)
             found.unfinished.append(Unfinished(cells[name], status, len(attempts) or 1, line))
     _rate(found, runs, now)
     return found
@@ -111,7 +112,8 @@ def _rate(found: Standing, runs: Path, now: float) -> None:
         found.seconds_left = left / found.per_hour * 3600
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """The last line of a log that is not empty."""
     with suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _LAST_BYTES))
         lines = file.read().decode(errors="replace").split("\n")

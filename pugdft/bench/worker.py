@@ -31,7 +31,7 @@ _KILLED = 137
 _RECIPES, _STOP = "recipes", "stop"
 _LOOK_AGAIN_SECONDS, _ASK_SECONDS = 1.0, 2.0
 _LONGEST_LOG = 2**20  # bytes
-_LEAST_SECONDS = 120.0  # of a worker's time for one more cell
+LEAST_SECONDS = 120.0  # of a worker's time for one more cell
 
 
 class Watcher:
@@ -145,7 +145,7 @@ class Worker:
         queue, wait = self._queue, self._options.wait
         busy_at = time.monotonic()
         while True:
-            if self.is_asked_to_stop() or time.time() > self._options.until - _LEAST_SECONDS:
+            if self.is_asked_to_stop() or time.time() > self._options.until - LEAST_SECONDS:
                 return 143
             if queue.look():
                 if new := self._news():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +12,30 @@ from typing import Annotated, Literal
 import typer
 
 from pugdft.cli.output import given_path, say
-from pugdft.errors import UserError
+from pugdft.errors import UserError, reason
+
+
+@contextmanager
+def _usable(runs: Path) -> Iterator[None]:
+    """Tell what the system refuses in a folder of runs: it is another user's, or a file is in the way."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # which every command tells alike
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{runs}: cannot be used as a folder of runs: {reason(error)}{where}") from None
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """Refuse what stands beside --join, --status or --stop and would do nothing there."""
+    said = {each: context.get_parameter_source(each) for each in context.params}
+    given = [each for each, source in said.items() if source is not None and source.name == "COMMANDLINE"]
+    what = next(each for each in _BESIDE if each in given)
+    if others := [each for each in given if each != what and each not in _BESIDE[what]]:
+        names = {str(each.name): each.opts[0] for each in context.command.params}
+        shown = ", ".join("RECIPE|TABLE|KEY=VALUE" if each == "arguments" else names[each] for each in others)
+        raise UserError(f"--{what} takes the folder of a bench and nothing else: leave out {shown}")
 
 
 class Budget(StrEnum):
@@ -18,7 +43,12 @@ class Budget(StrEnum):
     PASSES = "passes"
 
 
+# What may stand beside each option that is a command of its own.
+_BESIDE = {"join": {"cells", "cold", "retry"}, "status": {"form"}, "stop": set[str]()}
+
+
 def command(
+    context: typer.Context,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -96,13 +126,12 @@ def command(
     """
     from pugdft.cli import bench_workers
 
-    given = [each for each in (join, status, stop) if each is not None]
-    if given:
-        if arguments or optimizers or len(given) > 1:
-            raise UserError("--join, --status and --stop take the folder of a bench and nothing else")
-        if join is not None:
-            raise typer.Exit(bench_workers.join(join, cells, not cold, retry))
-        raise typer.Exit(bench_workers.show(status, form) if status else bench_workers.stop(given[0]))
+    if runs := join or status or stop:
+        _refuse_others(context)
+        with _usable(runs):
+            if join is not None:
+                raise typer.Exit(bench_workers.join(join, cells, not cold, retry))
+            raise typer.Exit(bench_workers.show(status, form) if status else bench_workers.stop(runs))
     from rich.console import Console
 
     from pugdft.bench.cell import cell_status
@@ -142,7 +171,8 @@ def command(
     with (
         LiveView(planned, console)
         if console.is_terminal
-        else nullcontext(PlainView(planned, console)) as view
+        else nullcontext(PlainView(planned, console)) as view,
+        _usable(output),
     ):
         code = bench_workers.run(planned, output, wanted, view, retry)
     if detach:
@@ -150,9 +180,9 @@ def command(
     if code == USER_MISTAKE:
         raise typer.Exit(code)  # the cell has printed the message
     left = [(cell, state) for cell in planned if (state := cell_status(cell)) != "completed"]
-    if code == 0:
+    if code == 0 and any(cell.folder.is_dir() for cell in planned):
         try:
-            show([cell.folder for cell in planned if cell.folder.is_dir()] or [output])
+            show([cell.folder for cell in planned if cell.folder.is_dir()])
         except UserError as error:
             if not left:
                 raise

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING
 
 from pugdft.bench.cell import BenchCell
 from pugdft.bench.plan import Plans, write_plan
-from pugdft.bench.queue import Agreement, CellNames, Queue
+from pugdft.bench.queue import Agreement, CellNames, Queue, server_time
+from pugdft.bench.status import last_line, standing
 from pugdft.bench.worker import (
+    LEAST_SECONDS,
     LOGS,
     Options,
     Watcher,
@@ -28,13 +31,14 @@ from pugdft.bench.worker import (
 )
 from pugdft.cli.launch import end_with_the_launcher
 from pugdft.cli.output import duration, say
-from pugdft.errors import UserError, counted
-from pugdft.training.launchers import UNTIL
+from pugdft.errors import UserError, counted, printable
+from pugdft.training.launchers import UNTIL, end_of_time
 
 if TYPE_CHECKING:  # they import torch, which a worker and --status do not need
     from pugdft.bench.executors import Executor, Wanted
 
 _WATCH_SECONDS = 2.0
+_MOST_LAST_WORDS = 5
 _IDLE_SECONDS = 600.0  # a worker of a cluster costs also while it only waits for the last cells of others
 
 
@@ -58,13 +62,16 @@ def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher
     queue = Queue(CellNames(named), ledger)
     if is_alone:
         return Worker(queue, ledger, named, watcher, Options(retry=retry, warm=wanted.warm)).work()
+    begin = server_time(ledger.folder)
     if workers:
         engine.start(workers, wanted.command(runs, retry), runs / LOGS)
     if wanted.detach:
         say(f"{counted(workers, 'worker')} started; `pugdft bench --status {runs}` tells how they stand")
         return 0
     try:
-        return _watch(queue, named, watcher, engine, waits=workers == 0)
+        if not _watch(queue, named, watcher, engine, waits=workers == 0):
+            _say_last_words(runs / LOGS, begin)
+        return 0
     except KeyboardInterrupt:
         if not engine.goes_on:
             engine.stop()
@@ -74,8 +81,10 @@ def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher
         return 130
 
 
-def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: Executor, waits: bool) -> int:
-    """Tell what workers settle until nothing is open, or no worker is left."""
+def _watch(
+    queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: Executor, waits: bool
+) -> bool:
+    """Tell what workers settle until nothing is open, or, which returns False, no worker is left."""
     seen: set[str] = set()
     while True:
         alive = engine.alive()
@@ -86,14 +95,29 @@ def _watch(queue: Queue, cells: dict[str, BenchCell], watcher: Watcher, engine: 
         for name in queue.held & cells.keys() - seen:
             seen.add(name)
             watcher.on_state(cells[name], "elsewhere")
-        if not queue.has_open() or (alive == 0 and not waits):
-            return 0
+        if not queue.has_open():
+            return True
+        if alive == 0 and not waits:
+            return False
         time.sleep(_WATCH_SECONDS)
+
+
+def _say_last_words(logs: Path, begin: float) -> None:
+    """What the workers of this command, all of which have ended, have said last."""
+    said: dict[str, list[str]] = {}
+    for log in sorted([*logs.glob("worker-*.log"), *logs.glob("slurm/*.err")]):
+        if log.stat().st_mtime >= begin and (line := last_line(log)):
+            said.setdefault(line, []).append(log.name)
+    say(f"no worker is left; their logs are in {logs}")
+    for line, names in list(said.items())[:_MOST_LAST_WORDS]:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        say(f"{names[0]}{others}: {line}")
 
 
 def join(runs: Path, side_by_side: int, is_warm: bool, retry: bool = False) -> int:
     """Be a worker, or one for each GPU; returns 0, 4 if cells are left undone, 2, 130 or 143."""
     end_with_the_launcher()
+    until = end_of_time()
     plans = Plans(runs)
     plans.require()
     count = side_by_side * _num_gpus()
@@ -114,11 +138,12 @@ def join(runs: Path, side_by_side: int, is_warm: bool, retry: bool = False) -> i
     for problem in refused:
         say(problem)
     queue = Queue(CellNames(cells), ledger)
-    until = float(os.environ.get(UNTIL, "inf"))
     options = Options(retry=retry, warm=is_warm, logs=True, until=until, idle_seconds=_IDLE_SECONDS)
     code = Worker(queue, ledger, cells, _Lines(), options, news).work()
     if code == 143 and is_stop_requested(runs):
         say("`pugdft bench --stop` was said here; the same bench command lets workers begin again")
+    elif code == 143 and time.time() > until - LEAST_SECONDS:
+        say(f"too little of this worker's time is left for one more cell ({UNTIL}={until:.0f})")
     if code == 0 and queue.has_open():
         say(f"no cell was free for {duration(_IDLE_SECONDS)}: the last ones are with other workers")
         return 0
@@ -155,24 +180,34 @@ def _join_several(runs: Path, count: int, side_by_side: int, is_warm: bool, retr
 
 
 class _Lines(Watcher):
-    """A line for every change, for a worker's log."""
+    """A line for every change, for a worker's log, and the last words of a cell that has not ended well."""
 
     follows_others = False
 
+    def __init__(self) -> None:
+        self._last: deque[str] = deque(maxlen=5)
+
     def on_state(self, cell: BenchCell, state: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {cell.folder.name}: {state}", file=sys.stderr, flush=True)
+        lines = [f"{time.strftime('%H:%M:%S')} {cell.folder.name}: {state}"]
+        if state in ("stopped", "failed", "missing"):
+            lines += self._last
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        self._last.clear()
+
+    def on_line(self, cell: BenchCell, line: str) -> None:
+        self._last.append(line)
 
 
 def show(runs: Path, form: str) -> int:
     """Tell how a bench stands."""
-    from pugdft.bench.status import standing
-
     found = standing(runs)
     if form == "json":
         print(json.dumps(dataclasses.asdict(found)))
         return 0 if found.is_complete else 4
     parts = [f"{number:,} {status}" for status, number in found.counts.items() if number]
     print(f"{counted(found.total, 'cell')}: {', '.join(parts)}")
+    if found.counts["waiting"] and not found.running and (runs / LOGS).is_dir():
+        print(f"no worker is at a cell now; what workers have said is in {runs / LOGS}")
     if found.per_hour is not None and not found.is_complete:
         print(f"{found.per_hour:.3g} cells an hour; about {duration(found.seconds_left or 0)} left")
     for each in found.running:
@@ -181,13 +216,12 @@ def show(runs: Path, form: str) -> int:
             silent = f", last sign of life {duration(each.silent_seconds)} ago"
         attempt = f", attempt {each.attempt}" if each.attempt > 1 else ""
         where = f"{each.host} process {each.pid}, since {each.since}"
-        print(f"  {each.cell.optimizer} seed {each.cell.seed} on {where}{attempt}{silent}")
+        print("  " + printable(f"{each.cell.optimizer} seed {each.cell.seed} on {where}{attempt}{silent}"))
     for lost in found.unfinished:
         attempts = f" in {counted(lost.attempts, 'attempt')}" if lost.attempts > 1 else ""
         line = f": {lost.last_line}" if lost.last_line else ""
-        print(
-            f"  {lost.cell.optimizer} seed {lost.cell.seed}: {lost.status}{attempts} ({lost.cell.name}){line}"
-        )
+        what = f"{lost.cell.optimizer} seed {lost.cell.seed}: {lost.status}{attempts} ({lost.cell.name})"
+        print("  " + printable(f"{what}{line}"))
     return 0 if found.is_complete else 4
 
 

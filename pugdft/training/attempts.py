@@ -21,9 +21,9 @@ def attempts_file(runs: Path, name: str) -> Path:
 
 def read_attempts(runs: Path, name: str) -> list[dict[str, Any]]:
     """Who began a cell since it last ended in an orderly way, the last one at the end."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads(attempts_file(runs, name).read_text(encoding="utf-8"))
-        return [each for each in found if isinstance(each, dict)]
+        return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
     return []
 
 
@@ -32,14 +32,9 @@ def check_mine(folder: Path) -> None:
     token = os.environ.get(ATTEMPT)
     if not token:
         return
-    try:
-        attempts = json.loads(attempts_file(folder.parent, folder.name).read_text(encoding="utf-8"))
-    except FileNotFoundError:  # whoever ends a run removes it
-        raise FolderBusy(
-            f"{folder}: another worker has ended this run; nothing more is written here"
-        ) from None
-    if attempts[-1]["token"] != token:
-        where = attempts[-1]["host"]
-        raise FolderBusy(
-            f"{folder}: a worker on {where} has taken this run over; nothing more is written here"
-        )
+    if not attempts_file(folder.parent, folder.name).exists():  # whoever ends a run removes it
+        raise FolderBusy(f"{folder}: another worker has ended this run; nothing more is written here")
+    last = (read_attempts(folder.parent, folder.name) or [{}])[-1]
+    if last.get("token") != token:
+        who = f"a worker on {last['host']}" if "host" in last else "another worker"
+        raise FolderBusy(f"{folder}: {who} has taken this run over; nothing more is written here")

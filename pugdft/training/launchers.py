@@ -111,6 +111,18 @@ def process_timeout() -> float:
     raise UserError(f"{_SECONDS}: must be a number of seconds from 1 to 1000000, such as 600, not {text!r}")
 
 
+def end_of_time() -> float:
+    """Return when the time of a worker ends, in seconds since the epoch: ``PUGDFT_UNTIL``, else never."""
+    text = os.environ.get(UNTIL) or "inf"
+    with suppress(ValueError):
+        if (seconds := float(text)) >= 0:
+            return seconds
+    raise UserError(
+        f"{UNTIL}: must be the end of this worker's time in seconds since 1970, as `date +%s` shows them, "
+        f"not {text!r}"
+    )
+
+
 def must_use_cpu() -> bool:
     """Tell whether Accelerate is told to use no accelerator."""
     return _is_on("ACCELERATE_USE_CPU")

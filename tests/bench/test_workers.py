@@ -16,7 +16,7 @@ from run_records import record
 
 from pugdft.bench import worker
 from pugdft.bench.cell import BenchCell
-from pugdft.bench.executors import parse_executor
+from pugdft.bench.executors import Wanted, parse_executor
 from pugdft.bench.grid import build_matrix, plan_cells
 from pugdft.bench.plan import write_plan
 from pugdft.bench.queue import LOST, MOST_ATTEMPTS, STATUSES, Agreement, FolderLedger
@@ -363,3 +363,220 @@ def test_status_of_a_complete_bench_ends_with_0_and_needs_no_leave_to_write(
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
     shown = call(("bench", "--status", str(runs)))
     assert (shown.code, shown.out) == (0, "4 cells: 4 completed\n")
+
+
+# --- hostile hands ---------------------------------------------------------------------------------------
+
+
+def _edited(runs: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    (path,) = (runs / ".plan").iterdir()
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        *(
+            (lambda plan, name=name: plan["cells"][0].__setitem__(0, name), "cells.0.0: ")
+            for name in (
+                "../evil-s0-01234567",
+                "/evil-s0-01234567",
+                "..",
+                ".claims",
+                "recipes",
+                "-x-s0-01234567",
+            )
+        ),
+        (lambda plan: plan["cells"][0].__setitem__(1, 99), "a cell's recipe is not there"),
+        (lambda plan: plan["cells"][0].__setitem__(1, -1), "cells.0.1: "),
+        (lambda plan: plan["cells"][0].pop(), "cells.0"),
+        (lambda plan: plan.pop("templates"), "templates: "),
+        (lambda plan: plan["templates"][0].pop("recipe"), "templates.0.recipe: "),
+        (lambda plan: plan["templates"][0].update(passes_per_update=float("nan")), "passes_per_update: "),
+        (lambda plan: plan.update(schema="pugdft.plan/9"), "is a plan of another version of pugdft"),
+    ],
+)
+def test_an_edited_plan_is_one_message_and_leads_to_no_other_folder(
+    edit: Callable[[dict[str, Any]], object], words: str, recipe_file: Path, fake: FakeRuns
+) -> None:
+    planned(recipe_file, "sgd", "0")
+    runs = recipe_file.parent / "runs"
+    _edited(runs, edit)
+    for what in ("--status", "--join"):
+        done = call(("bench", what, str(runs)))
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert words in done.err
+    assert not fake.started
+    assert {path.name for path in recipe_file.parent.iterdir()} >= {"runs"}
+    assert not (runs / "recipes").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"5"])
+def test_a_file_that_is_no_plan_is_told_with_a_remedy(content: bytes, recipe_file: Path) -> None:
+    planned(recipe_file, "sgd", "0")
+    runs = recipe_file.parent / "runs"
+    (path,) = (runs / ".plan").iterdir()
+    path.write_bytes(content)
+    done = call(("bench", "--status", str(runs)))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert f"{path}: is no plan of a bench: " in done.err
+    assert "remove it" in done.err
+
+
+def test_a_recipe_in_a_plan_that_is_none_is_one_message(recipe_file: Path, fake: FakeRuns) -> None:
+    planned(recipe_file, "sgd", "0")
+    runs = recipe_file.parent / "runs"
+    _edited(runs, lambda plan: plan["templates"][0]["recipe"].update(zzz=1))
+    done = call(("bench", "--join", str(runs)))
+    assert (done.code, done.err) == (
+        2,
+        f"pugdft: {runs}: a recipe of its plan: zzz: Extra inputs are not permitted\n",
+    )
+
+
+def test_a_name_that_is_no_text_goes_through_a_plan(recipe_file: Path, fake: FakeRuns) -> None:
+    odd = recipe_file.with_name("caf\udce9.yaml")
+    odd.write_bytes(recipe_file.read_bytes())
+    planned(odd, "sgd", "0")
+    assert bench_workers.join(odd.parent / "runs", 1, is_warm=True) == 0
+    assert len(fake.started) == 1
+
+
+@pytest.mark.parametrize("content", [b"5", b"null", b"[1]", b'[{"pid": "x"}]', b"", b"\xff", b"[" * 100_000])
+def test_garbage_among_the_attempts_hinders_neither_status_nor_worker(
+    content: bytes, recipe_file: Path, fake: FakeRuns
+) -> None:
+    (cell,) = planned(recipe_file, "sgd", "0")
+    runs = recipe_file.parent / "runs"
+    ledger_of(runs, 60.0)
+    name = cell.folder.name
+    for suffix in ("attempts", "lease"):
+        (runs / ".claims" / f"{name}.{suffix}").write_bytes(content)
+    assert standing(runs).total == 1
+    (runs / ".claims" / f"{name}.lease").unlink()
+    assert bench_workers.join(runs, 1, is_warm=True) == 0
+    assert fake.started == [name]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1]",
+        '{"kind": "lease", "host": "h", "lease_seconds": "x"}',
+        '{"kind": "lease", "host": "h", "lease_seconds": -1}',
+        '{"kind": "lease", "host": "h", "lease_seconds": 1e999}',
+        '{"kind": "z", "host": "h", "lease_seconds": 60}',
+    ],
+)
+def test_an_agreement_that_is_none_is_one_message(content: str, recipe_file: Path, fake: FakeRuns) -> None:
+    planned(recipe_file, "sgd", "0")
+    runs = recipe_file.parent / "runs"
+    (runs / ".claims").mkdir()
+    (runs / ".claims" / "agreement.json").write_text(content)
+    done = call(("bench", "--join", str(runs)))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "agreement.json: cannot be read; remove it" in done.err
+    assert not fake.started
+
+
+@pytest.mark.parametrize("what", ["--status", "--join", "--stop"])
+def test_a_folder_that_the_system_refuses_is_one_message(what: str, recipe_file: Path) -> None:
+    planned(recipe_file, "sgd", "0")
+    runs = recipe_file.parent / "runs"
+    (runs / ".claims").write_text("in the way")
+    for folder in (runs, recipe_file.parent / ("x" * 300)):
+        done = call(("bench", what, str(folder)))
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert done.err.startswith(f"pugdft: {folder}: cannot be used as a folder of runs: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--join", "{}", "--detach"),
+        ("--join", "{}", "--executor", "local"),
+        ("--join", "{}", "--num-processes", "2"),
+        ("--status", "{}", "--retry"),
+        ("--status", "{}", "--output", "runs"),
+        ("--stop", "{}", "--format", "json"),
+        ("--stop", "{}", "--seeds", "1"),
+        ("--status", "{}", "--stop", "{}"),
+        ("--status", "{}", "quickstart"),
+    ],
+)
+def test_what_would_do_nothing_beside_join_status_and_stop_is_refused(
+    words: tuple[str, ...], recipe_file: Path, fake: FakeRuns
+) -> None:
+    planned(recipe_file, "sgd", "0")
+    runs = str(recipe_file.parent / "runs")
+    done = call(("bench", *(each.format(runs) for each in words)))
+    shown = "RECIPE|TABLE|KEY=VALUE" if words[2] == "quickstart" else words[2]
+    expected = f"pugdft: {words[0]} takes the folder of a bench and nothing else: leave out {shown}\n"
+    assert (done.code, done.err) == (2, expected)
+    assert not fake.started
+
+
+def test_a_worker_tells_the_mistake_that_stops_it(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(cell: BenchCell, watcher: worker.Watcher, *others: Any) -> int:
+        watcher.on_line(cell, "pugdft: data.name: no such folder")
+        return 2
+
+    planned(recipe_file, "sgd", "0")
+    monkeypatch.setattr(worker, "_run", run)
+    done = call(("bench", "--join", str(recipe_file.parent / "runs")))
+    assert done.code == 2
+    assert done.err.endswith(": stopped\npugdft: data.name: no such folder\n")
+
+
+def test_the_command_that_watches_says_why_no_worker_is_left(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Wanted, "command", lambda *others: ["sh", "-c", "echo; echo the reason; exit 2"])
+    monkeypatch.setattr(bench_workers, "_WATCH_SECONDS", 0.05)
+    runs = recipe_file.parent / "runs"
+    engine = ("--executor", "local[workers=2]", "--output", str(runs))
+    done = call(("bench", str(recipe_file), "--optimizers", "sgd", "--seeds", "0", *engine))
+    assert done.code == 4
+    lines = done.err.splitlines()
+    assert f"no worker is left; their logs are in {runs / '.logs'}" in lines
+    assert "worker-0.log and 1 more: the reason" in lines
+    shown = call(("bench", "--status", str(runs)))
+    assert f"no worker is at a cell now; what workers have said is in {runs / '.logs'}" in shown.out
+
+
+@pytest.mark.parametrize("text", ["x", "nan", "-5", "12:00"])
+def test_an_end_of_time_that_is_none_is_refused(
+    text: str, recipe_file: Path, fake: FakeRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(recipe_file, "sgd", "0")
+    monkeypatch.setenv("PUGDFT_UNTIL", text)
+    done = call(("bench", "--join", str(recipe_file.parent / "runs")))
+    assert (done.code, done.err.count("\n"), fake.started) == (2, 1, [])
+    assert "PUGDFT_UNTIL: must be the end of this worker's time in seconds since 1970" in done.err
+
+
+def test_a_worker_whose_time_is_over_says_so(
+    recipe_file: Path, fake: FakeRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(recipe_file, "sgd", "0")
+    monkeypatch.setenv("PUGDFT_UNTIL", "1")
+    done = call(("bench", "--join", str(recipe_file.parent / "runs")))
+    assert (done.code, fake.started) == (143, [])
+    assert "too little of this worker's time is left for one more cell (PUGDFT_UNTIL=1)" in done.err
+
+
+def test_control_codes_of_a_plan_do_not_reach_the_terminal(recipe_file: Path) -> None:
+    (cell,) = planned(recipe_file, "sgd", "0")
+    runs = recipe_file.parent / "runs"
+    _edited(runs, lambda plan: plan["templates"][0].update(optimizer="\x1b[31mred"))
+    ledger = ledger_of(runs)
+    with ledger.take(cell.folder.name) as claim:
+        assert claim is not None
+        ledger.settle(cell.folder.name, "failed", claim)
+    done = call(("bench", "--status", str(runs)))
+    assert done.code == 4
+    assert "  [31mred seed 0: failed" in done.out
+    assert "\x1b" not in done.out

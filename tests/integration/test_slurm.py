@@ -83,6 +83,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
         srun="exit 1",
         sbatch=f'cat "$1" >> {tmp_path}/script; echo Submitted batch job 7',
         scontrol="echo 'MaxArraySize            = 4'",
+        squeue="exit 0",
+        scancel="exit 0",
     )
     return write
 
@@ -145,6 +147,26 @@ def test_too_many_workers_and_a_silent_cluster_are_told(
     commands(scontrol="echo Unable to contact slurm controller >&2; exit 1")
     with pytest.raises(RunFailed, match=r"^slurm: scontrol: Unable to contact slurm controller$"):
         executor("slurm[workers=4]", tmp_path).check()
+
+
+def test_what_a_command_of_slurm_prints_need_not_be_text(
+    commands: Callable[..., None], tmp_path: Path
+) -> None:
+    commands(scontrol="printf '\\377\\376'", squeue="printf '\\377 7 8'")
+    engine = executor("slurm[workers=2]", tmp_path)
+    engine.check()
+    engine.start(2, ["worker"], tmp_path / "logs")
+    assert engine.alive() == 1
+
+
+def test_a_machine_with_a_part_of_slurm_is_told_what_is_missing(
+    commands: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "commands"))
+    executor("slurm[workers=2]", tmp_path).check()
+    (tmp_path / "commands" / "srun").unlink()
+    with pytest.raises(UserError, match=r"^slurm: there is no srun here; "):
+        executor("slurm[workers=2]", tmp_path).check()
 
 
 # --- a job -------------------------------------------------------------------------------------------------

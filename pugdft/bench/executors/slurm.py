@@ -68,6 +68,7 @@ OPTIONS = {
     ),
 }
 
+_COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "scancel")
 _MINUTES = 60  # of a worker, if nothing is said
 _TIMEOUTS = 1000  # requeues after the end of the time; jobs of ten minutes count every signal as one
 _ASK_SECONDS = 30.0  # between two questions to the controller, which serves a whole cluster
@@ -134,9 +135,9 @@ class SlurmExecutor:
         message = 'slurm needs submitit, which cannot be imported ({}): pip install "pugdft[slurm]"'
         with refuse(ImportError, message.format):
             import submitit  # noqa: F401
-        if shutil.which("sbatch") is None:
+        if missing := [each for each in _COMMANDS if shutil.which(each) is None]:
             raise UserError(
-                "slurm: there is no sbatch here; start this on a machine that submits Slurm's jobs"
+                f"slurm: there is no {missing[0]} here; start this on a machine that submits Slurm's jobs"
             )
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
         if found and self._workers > int(found[1]):
@@ -188,7 +189,9 @@ class SlurmExecutor:
 def _ask(*command: str) -> str:
     """What a command of Slurm answers."""
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
+        asked = subprocess.run(
+            command, capture_output=True, errors="replace", timeout=_PATIENCE_SECONDS, check=True
+        )
     except subprocess.TimeoutExpired:
         raise RunFailed(f"slurm: {command[0]} has not answered in {_PATIENCE_SECONDS:.0f} s") from None
     except subprocess.CalledProcessError as error:
