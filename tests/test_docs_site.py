@@ -140,7 +140,7 @@ def test_the_gallery_shows_all_of_its_small_pictures_and_its_bench_files_are_val
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1.2e6
     runs, sweep = (build_matrix([str(folder / name)]) for name in ("runs.yaml", "sweep.yaml"))
     assert (len(runs.entries), runs.budget) == (5, "passes")
-    assert len(sweep.entries) == 4
+    assert len(sweep.entries) == 16
 
 
 def test_the_long_description_has_absolute_links_only() -> None:

@@ -160,11 +160,14 @@ class Plans:
         seeds: dict[str, dict[str, set[int]]] = {}  # of each recipe and optimizer
         for cell in planned_cells(plan):
             seeds.setdefault(cell.source, {}).setdefault(cell.optimizer, set()).add(cell.seed)
+        planned = []
+        for each in plan.templates:
+            beside = seeds.get(each.source, {})
+            shown = {"seeds": sorted(beside.get(each.optimizer, ())), "optimizers": len(beside)}
+            planned.append(json.dumps(shown))
         for name, place, seed in plan.cells:
             facts, recipe = templates[place]
-            beside = seeds[facts.source]
-            planned = {"seeds": sorted(beside[facts.optimizer]), "optimizers": len(beside)}
-            more = facts.passes_per_update, facts.source, facts.processes, json.dumps(planned)
+            more = facts.passes_per_update, facts.source, facts.processes, planned[place]
             yield BenchCell(facts.optimizer, seed, recipe, self._runs / name, *more)
 
 

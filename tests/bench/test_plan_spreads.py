@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,10 @@ def test_long_optimizers_stay_readable_on_a_narrow_terminal(tmp_path: Path) -> N
 def test_a_run_records_the_seeds_and_optimizers_that_were_planned_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_plan(tmp_path, cells(tmp_path))
+    named = (
+        replace(each, folder=tmp_path / f"{each.optimizer}-s{each.seed}-0a1b2c3d") for each in cells(tmp_path)
+    )
+    write_plan(tmp_path, list(named))
     found, _ = Plans(tmp_path).new_cells(())
     texts = {cell.planned for cell in found.values()}
     assert [json.loads(text) for text in texts] == [{"seeds": [0, 1, 2], "optimizers": 2}]

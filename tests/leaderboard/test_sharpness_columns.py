@@ -16,7 +16,7 @@ from run_records import record
 from scipy.stats import ttest_rel
 
 from pugdft.analysis.files import write_analysis
-from pugdft.leaderboard import as_csv, as_json, as_latex, as_markdown, build_leaderboard, collect
+from pugdft.leaderboard import as_csv, as_json, as_markdown, build_leaderboard, collect
 from pugdft.leaderboard.formats.html import as_html
 from pugdft.leaderboard.sharpness import sharpness_faults, sharpness_of, which_is_flatter
 from pugdft.leaderboard.stats import spearman
@@ -37,16 +37,21 @@ def measurement(
     }
 
 
-def runs_in(folder: Path, **facts: Any) -> Path:
+def weights_of(name: str, seed: int) -> str:
+    return f"{OPTIMIZERS.index(name)}{seed}" * 32
+
+
+def runs_in(folder: Path) -> Path:
     """Two seeds of three optimizers, each with a measurement: λ1 is 3, 2 and 1, and 0.5 more for seed 1."""
     for place, name in enumerate(OPTIMIZERS):
         for seed in range(2):
             run = record({"name": name}, seed, 0.8 + 0.05 * place + 0.01 * seed)
-            run = run.model_copy(update={"artifacts": {"model": Artifact(path="m", sha256=WEIGHTS)}})
+            weights = weights_of(name, seed)
+            run = run.model_copy(update={"artifacts": {"model": Artifact(path="m", sha256=weights)}})
             own = folder / f"{name}-{seed}"
             own.mkdir(parents=True)
             write_record(run, own)
-            write_analysis(own, "sharpness", "0" * 64, {}, measurement(3 - place + 0.5 * seed, **facts))
+            write_analysis(own, "sharpness", "0" * 64, {}, measurement(3 - place + 0.5 * seed, weights))
     return folder
 
 
@@ -68,10 +73,8 @@ def test_every_format_shows_means_over_seeds(tmp_path: Path) -> None:
     assert {row["optimizer"]: float(row["trace_mean"]) for row in rows} == pytest.approx(
         {"sgd": 32.5, "sam": 22.5, "pugd": 12.5}
     )
-    for text in (as_markdown([group]), as_latex([group])):
-        assert "3.25" in text
-        assert "0.35" in text
-        assert "worst rise" in text.replace("\\\\", " ").replace("shortstack", "")
+    for expected in ("3.25", "0.35", "worst rise"):
+        assert expected in as_markdown([group])
     page = as_html([group])
     assert "Test result against sharpness" in page
     assert re.search(r"3\.25\b.*?± 0\.35", page, re.DOTALL)
@@ -101,7 +104,8 @@ def test_numbers_of_other_weights_or_samples_are_not_taken(tmp_path: Path, fault
     elif fault == "damaged":
         file.write_text("schema: pugdft.analysis/1\n")
     else:
-        write_analysis(file.parent, "sharpness", "0" * 64, {}, measurement(9, **{fault: "b" * 64}))
+        facts = {"weights": weights_of("sgd", 1), fault: "b" * 64}
+        write_analysis(file.parent, "sharpness", "0" * 64, {}, measurement(9, **facts))
     by_label = {entry.label: entry for entry in board(folder).entries}
     assert not by_label["sgd"].sharpness  # the mean of one seed would not be that of the others
     assert by_label["sam"].sharpness
@@ -115,7 +119,7 @@ def faults_beside(folder: Path, facts: dict[str, Any]) -> str:
 
 def test_check_says_what_is_wrong_with_a_measurement(tmp_path: Path) -> None:
     folder = runs_in(tmp_path) / "sgd-0"
-    assert faults_beside(folder, measurement(1.0)) == ""
+    assert faults_beside(folder, measurement(1.0, weights_of("sgd", 0))) == ""
     assert "is not that of the record's weights" in faults_beside(folder, measurement(1.0, "c" * 64))
     facts = measurement(float("nan"))
     facts["numbers"]["worst_rise"]["value"] = -1
@@ -168,7 +172,9 @@ def test_no_verdict_at_unequal_loss_or_without_pairs(tmp_path: Path) -> None:
     folder = runs_in(tmp_path)
     for seed in range(2):
         file = folder / f"sgd-{seed}" / "sharpness-00000000.yaml"
-        write_analysis(file.parent, "sharpness", "0" * 64, {}, measurement(3 + seed, loss=0.21))
+        write_analysis(
+            file.parent, "sharpness", "0" * 64, {}, measurement(3 + seed, weights_of("sgd", seed), loss=0.21)
+        )
     assert [line for line in flatter(folder) if "sgd" in line] == [
         f"flatter, {name} or sgd? no verdict: unequal loss (0.1 and 0.21) says who trained longer"
         for name in ("pugd", "sam")
