@@ -41,7 +41,7 @@ class _Template(BaseModel):
     recipe: dict[str, Any]
 
 
-class Plan(BaseModel):
+class PlanFile(BaseModel):
     """The content of a plan's file."""
 
     form: _Schema = Field(alias="schema")
@@ -98,7 +98,7 @@ def own_versions() -> dict[str, str]:
     return {package: version(package) for package in _PACKAGES}
 
 
-def _versions_differ(runs: Path, plan: Plan) -> str:
+def _versions_differ(runs: Path, plan: PlanFile) -> str:
     """What to say of a plan with other versions; empty if they are equal."""
     theirs, ours = plan.versions, own_versions()
     shown = [
@@ -120,7 +120,7 @@ class Plans:
     def __init__(self, runs: Path) -> None:
         self._runs, self._read = runs, set[Path]()
 
-    def news(self) -> Iterator[Plan]:
+    def news(self) -> Iterator[PlanFile]:
         """The plans that were not there before.
 
         Raises:
@@ -153,7 +153,7 @@ class Plans:
                 cells |= {cell.folder.name: cell for cell in self._cells(plan)}
         return cells, refused
 
-    def _cells(self, plan: Plan) -> Iterator[BenchCell]:
+    def _cells(self, plan: PlanFile) -> Iterator[BenchCell]:
         where = f"{self._runs}: a recipe of its plan"
         with refuse(ValidationError, lambda error: f"{where}: {_first_fault(error)}"):
             templates = [(each, Recipe.model_validate(each.recipe)) for each in plan.templates]
@@ -171,7 +171,7 @@ class Plans:
             yield BenchCell(facts.optimizer, seed, recipe, self._runs / name, *more)
 
 
-def _read(path: Path) -> Plan:
+def _read(path: Path) -> PlanFile:
     remedy = "remove it when no command runs here; the same bench command writes it anew"
 
     def say(error: Exception) -> str:
@@ -183,7 +183,7 @@ def _read(path: Path) -> Plan:
         return f"{path}: is no plan of a bench: {fault}; {remedy}"
 
     with refuse((OSError, ValueError, RecursionError), say):
-        plan = Plan.model_validate(json.loads(path.read_bytes()))
+        plan = PlanFile.model_validate(json.loads(path.read_bytes()))
     if any(place >= len(plan.templates) for _, place, _ in plan.cells):
         raise UserError(f"{path}: is no plan of a bench: a cell's recipe is not there; {remedy}")
     return plan
@@ -194,7 +194,7 @@ def _first_fault(error: ValidationError) -> str:
     return ": ".join(filter(None, [".".join(map(str, first["loc"])), reason(ValueError(first["msg"]))]))
 
 
-def planned_cells(plan: Plan) -> list[PlannedCell]:
+def planned_cells(plan: PlanFile) -> list[PlannedCell]:
     """The cells of a plan, without their recipes."""
     templates = plan.templates
     return [
