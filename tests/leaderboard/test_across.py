@@ -409,7 +409,7 @@ def test_the_command_writes_each_format_and_refuses_one_task_in_one_line(
 def test_the_page_answers_first_and_runs_no_text_of_a_record(hostile: AcrossVerdict) -> None:
     page = across_html(hostile)
     assert HOSTILE not in page
-    assert page.index('class="verdict"') < page.index("<table") < page.index("<figure")
+    assert page.index('class="verdict"') < page.index("<figure") < page.index("<table")
     assert page.count("<figure") == 5
 
 
