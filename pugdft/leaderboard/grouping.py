@@ -157,9 +157,24 @@ def _told_apart(names: Sequence[Any], mappings: Sequence[Mapping[str, Any]]) -> 
     """Return the options of each mapping that are not equal in all mappings of the same name."""
     options: list[dict[str, Any]] = [{}] * len(names)
     for alike in by_key(range(len(names)), names.__getitem__).values():
-        for index, found in zip(alike, differing([mappings[index] for index in alike]), strict=True):
-            options[index] = found
+        found = differing([mappings[index] for index in alike])
+        for index, own in zip(alike, found, strict=True):
+            options[index] = _with_short_parts(own, found)
     return options
+
+
+def _with_short_parts(own: dict[str, Any], beside: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Write a trigger or another named part as its name alone, if all of that name are equal."""
+    for part in [key.removesuffix(".name") for key in own if key.endswith(".name") and key != "base.name"]:
+
+        def inside(options: dict[str, Any], start: str = f"{part}.") -> dict[str, Any]:
+            return {key: value for key, value in options.items() if key.startswith(start)}
+
+        name = own[f"{part}.name"]
+        if all(inside(each) == inside(own) for each in beside if each.get(f"{part}.name") == name):
+            short = {part if key == f"{part}.name" else key: value for key, value in own.items()}
+            own = {key: value for key, value in short.items() if not key.startswith(f"{part}.")}
+    return own
 
 
 def by_key(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:

@@ -118,6 +118,11 @@ def test_protocol_lines_read_as_people_speak() -> None:
             [{**SAM, "rho": {"schedule": "icos", "max": 2}}, {**SAM, "rho": {"schedule": "icos", "max": 3}}],
             ["sam[rho.max=2]", "sam[rho.max=3]"],
         ),
+        ([SAM, {**SAM, "trigger": {"name": "every", "k": 2}}], ["sam", "sam[trigger=every]"]),
+        (
+            [SAM, *({**SAM, "trigger": {"name": "every", "k": k}} for k in (2, 3))],
+            ["sam", "sam[trigger.k=2,trigger.name=every]", "sam[trigger.k=3,trigger.name=every]"],
+        ),
         ([SAM, {**SAM, "flag": True}], ["sam", "sam[flag=true]"]),
         ([SAM, {**SAM, "rho": 0.35000000000000003}], ["sam[rho=0.05]", "sam[rho=0.35]"]),
     ],
