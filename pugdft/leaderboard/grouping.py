@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pugdft.config.schema import DataSection, ModelSection, ScheduleSection, Section, TrainSection
 from pugdft.errors import UserError, close_match, counted, printable
 from pugdft.leaderboard.load import Loaded
-from pugdft.records import RunRecord
+from pugdft.records import LARGEST, RunRecord
 
 _DEFAULT_BASE = "sgd"
 _BASE = "base."
@@ -364,7 +364,7 @@ def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
         completed = []
         for seed, repeated in sorted(by_key(done, lambda run: run.record.seed).items()):
             # A repeated seed is no second sample. No later run can replace a result that is known.
-            first = min(repeated, key=_finished) if len(repeated) > 1 else repeated[0]
+            first = min(repeated, key=_with_result_first) if len(repeated) > 1 else repeated[0]
             completed.append(first)
             if len(repeated) > 1:
                 name = printable(first.record.id)
@@ -374,13 +374,19 @@ def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:
     return tuple(entries)
 
 
-def _finished(run: Loaded) -> tuple[float, str]:
-    """Order the runs of a seed: by the end of the run, those without a date last, and by their content."""
+def is_lost(record: RunRecord) -> bool:
+    """Whether the final loss is no finite number, whatever the status says."""
+    loss = record.metrics.test.loss if record.metrics and record.metrics.test else None
+    return loss is not None and not abs(loss) <= LARGEST
+
+
+def _with_result_first(run: Loaded) -> tuple[bool, float, str]:
+    """Order the runs of a seed: lost ones last, then by the end of the run, undated last, then by content."""
+    finished = math.inf
     with suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(str(run.record.environment.get("finished")))
-        zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return zoned.timestamp(), run.record.to_yaml()
-    return math.inf, run.record.to_yaml()
+        finished = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return is_lost(run.record), finished, run.record.to_yaml()
 
 
 def _by_recipes_seed(runs: Sequence[Loaded]) -> tuple[list[Loaded], list[str]]:

@@ -13,7 +13,7 @@ import numpy as np
 from pugdft.errors import ConfigIssue, collect, printable
 from pugdft.leaderboard import sharpness, stats, warnings
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Versus
-from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, chosen, group_runs
+from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, chosen, group_runs, is_lost
 from pugdft.leaderboard.load import Loaded, PerImage, fingerprints, read_per_image, without_garbage_collection
 from pugdft.leaderboard.power import Plan, outlook
 from pugdft.predictions import METRICS
@@ -75,11 +75,7 @@ def _without_lost(entry: RunEntry) -> RunEntry:
 
     `pugdft` itself ends such a run as diverged; only another program, or an old version, records it so.
     """
-    lost = [
-        run.record.seed
-        for run in entry.completed
-        if (loss := _test_value(run.record, "loss")) is not None and not abs(loss) <= LARGEST
-    ]
+    lost = [run.record.seed for run in entry.completed if is_lost(run.record)]
     note = f"the loss of seed {warnings.listed(lost)} is not a number up to {LARGEST:g}: counted as diverged"
     return _set_aside(entry, lost, "diverged", note)
 
