@@ -153,6 +153,22 @@ def test_bases_make_different_entries() -> None:
     assert labels == {"sgd", "sam+sgd", "sam+adamw"}
 
 
+def test_one_base_for_each_task_is_an_option_that_differs() -> None:
+    """SAM over SGD for four data sets, over AdamW for two; radii that differ everywhere name no variants."""
+    runs = []
+    for number, (name, level) in enumerate(zip(DATA, LEVELS, strict=True)):
+        base = ADAMW if number < 2 else SGD
+        sam = {"name": "sam", "rho": 0.01 * (number + 1), "trigger": None, "base": base}
+        adaptive = sam | {"rho": 0.5 - 0.01 * number, "trigger": {"name": "adaptive"}}
+        runs += task(name, (SGD, level), (sam, level + 0.02), (adaptive, level + 0.01))
+    verdict = verdict_of(runs)
+    assert [each.label for each in verdict.standings] == ["sam", "sam[trigger=adaptive]", "sgd"]
+    assert all(each.num_tasks == 6 for each in verdict.standings)
+    (note,) = verdict.standings[0].notes
+    assert "base is sgd in 4 tasks, adamw in cifar10 × resnet18, cifar100 × resnet18" in note
+    assert "weight_decay" not in note
+
+
 def test_an_optimizer_that_lost_seeds_is_not_ranked_above_others() -> None:
     lost = record(SAM, 7, None, status="diverged", data__name="pets")
     verdict = verdict_of(six_tasks(SAM), lost)

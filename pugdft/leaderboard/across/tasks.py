@@ -1,9 +1,10 @@
 """What a task is, and which entries of several tasks are the same.
 
-A task is a data set × model under one protocol: a group of the leaderboard. An entry is a method with its
-base optimizer. Its options may differ from task to task, as after a search in each of them. Where a task has
-several entries of one method and base, these are variants: the fewest options that tell them apart in every
-task name them and must be equal in all tasks (``sam[rho=0.1]``), and only the others may differ.
+A task is a data set × model under one protocol: a group of the leaderboard. An entry is a method. Its options
+may differ from task to task, as after a search in each of them, and so may its base optimizer: SGD for a
+ResNet, AdamW for a ViT. Where a task has the method over several bases, each base is an entry of its own.
+Where it has several entries of one method and base, these are variants: the fewest options that tell them
+apart in every task name them and must be equal in all tasks (``sam[rho=0.1]``); only the others may differ.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from pugdft.leaderboard.warnings import listed, tuning_budget
 _MOST_OPTIONS = 8  # that are searched for the fewest that name variants; of more, all do
 _MOST_PROTOCOLS = 3  # in a message
 
-_Method = tuple[str, str]  # with its base, or an empty text
+_BASE = "base.name"
+
 _Flat = Mapping[str, Any]  # options under dotted keys
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One method with its base over all tasks."""
+    """One method over all tasks."""
 
     label: str
     runs: Mapping[int, RunEntry]  # by the task's position
@@ -67,13 +69,11 @@ def contenders(tasks: Sequence[RunGroup]) -> list[Contender]:
     Raises:
         UserError: no two of them completed runs in the same two tasks.
     """
-    found: dict[_Method, list[tuple[int, RunEntry]]] = {}
-    for position, task in enumerate(tasks):
-        for entry in task.entries:
-            if entry.completed:
-                found.setdefault(_method(entry.spec), []).append((position, entry))
+    completed = [
+        (position, entry) for position, task in enumerate(tasks) for entry in task.entries if entry.completed
+    ]
     parts: list[tuple[dict[str, Any], dict[int, RunEntry], set[str]]] = []
-    for (name, base), entries in found.items():
+    for name, base, entries in _methods(completed):
         flats = differing([entry.spec for _, entry in entries])
         own_tasks = [position for position, _ in entries]
         keys = _naming_options(own_tasks, flats)
@@ -99,9 +99,20 @@ def contenders(tasks: Sequence[RunGroup]) -> list[Contender]:
     return sorted(made, key=lambda each: each.label)
 
 
-def _method(spec: Mapping[str, Any]) -> _Method:
+def _methods(runs: Iterable[tuple[int, RunEntry]]) -> Iterable[tuple[str, str, list[tuple[int, RunEntry]]]]:
+    """Yield each method, its base ("" if it has none or several), and its entries with their tasks."""
+    for name, found in by_key(runs, lambda run: str(run[1].spec["name"])).items():
+        bases = by_key(found, lambda run: _base(run[1].spec))
+        by_task = by_key(found, lambda run: run[0]).values()
+        if any(len({_base(entry.spec) for _, entry in of_one}) > 1 for of_one in by_task):
+            yield from ((name, base, entries) for base, entries in bases.items())
+        else:
+            yield name, "" if len(bases) > 1 else next(iter(bases)), found
+
+
+def _base(spec: Mapping[str, Any]) -> str:
     base = spec.get("base")
-    return str(spec["name"]), str(base["name"]) if isinstance(base, Mapping) else ""
+    return str(base["name"]) if isinstance(base, Mapping) else ""
 
 
 def _values(flat: _Flat, keys: Iterable[str]) -> tuple[str | None, ...]:
@@ -113,14 +124,23 @@ def _naming_options(tasks: Sequence[int], flats: Sequence[_Flat]) -> tuple[str, 
     several = [places for places in by_key(range(len(tasks)), tasks.__getitem__).values() if len(places) > 1]
     if not several:
         return ()
-    keys = list(dict.fromkeys(key for flat in flats for key in flat))
+    found_keys = dict.fromkeys(key for flat in flats for key in flat)
+    keys = [
+        key for key in found_keys if f"{key}.name" not in found_keys
+    ]  # ``trigger: null`` beside a trigger
     if len(keys) <= _MOST_OPTIONS:
         for size in range(1, len(keys)):
-            for chosen in combinations(keys, size):
+            found = [
+                chosen
+                for chosen in combinations(keys, size)
                 if all(
                     len({_values(flats[place], chosen) for place in each}) == len(each) for each in several
-                ):
-                    return chosen
+                )
+            ]
+            if (
+                found
+            ):  # the set with the fewest values: a tuned radius differs from task to task, a trigger does not
+                return min(found, key=lambda chosen: len({_values(flat, chosen) for flat in flats}))
     return tuple(keys)
 
 
@@ -140,6 +160,8 @@ def _option_notes(runs: Mapping[int, RunEntry], named: set[str], tasks: Sequence
     """Say which options differ from task to task, and whether a search on held-out images chose them."""
     flats = differing([entry.spec for entry in runs.values()])
     keys = [key for key in dict.fromkeys(key for flat in flats for key in flat) if key not in named]
+    if _BASE in keys:  # each base has options of its own: its name is enough
+        keys = [_BASE, *(key for key in keys if not key.startswith("base."))]
     if not keys:
         return []
     said = []
@@ -151,7 +173,7 @@ def _option_notes(runs: Mapping[int, RunEntry], named: set[str], tasks: Sequence
             else f"{value} in {counted(len(pairs), 'task')}"
             for value, pairs in values.items()
         )
-        said.append(f"{key.removeprefix('base.')} is {listed(where)}")
+        said.append(f"{'base' if key == _BASE else key.removeprefix('base.')} is {listed(where)}")
     untuned = sum(tuning_budget(entry)[0] is None for entry in runs.values())
     how = "each chosen by a search on held-out images"
     if untuned:
