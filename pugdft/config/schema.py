@@ -248,6 +248,9 @@ class PerformanceSection(Section):
     onednn_linear: Switch = Field(
         "auto", description="fp32 linear layers by oneDNN instead of the BLAS: a CPU that is not Intel's"
     )
+    gemm_convolution: Switch = Field(
+        "auto", description="weight gradients of fp32 convolutions as matrix products: a CPU without AVX-512"
+    )
     retain_memory: Switch = Field(
         "auto", description="on a CPU, keep freed memory for the next step: faster, up to half more memory"
     )

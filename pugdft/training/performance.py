@@ -1,4 +1,4 @@
-"""Speed: switches of a run, the memory allocator on a CPU, oneDNN's linear layers, rounding of products."""
+"""Speed: switches of a run, the memory allocator on a CPU, own layers, rounding of products."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 import timm
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from torch import nn
 
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
+from pugdft.training.cpu_layers import GemmConv2d, OneDnnLinear, SlicedConv2d, instruction_set
 
 # glibc's mallopt parameters (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
@@ -59,6 +58,7 @@ class Switches:
     fused_attention: bool
     matmul: Literal["ieee", "tf32", "bf16"]
     onednn_linear: bool
+    gemm_convolution: bool
     compile: bool
     retain_memory: bool
 
@@ -76,9 +76,11 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
         raise UserError(f"{where}.matmul: {matmul} is not for {device_type}; train.precision=bf16 is")
     compiles = given.compile is True
     has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    is_exact_onednn = on_cpu and is_fp32 and matmul == "ieee" and not compiles and has_onednn
-    if given.onednn_linear is True and not is_exact_onednn:
-        raise UserError(f"{where}.onednn_linear: is for fp32 on a CPU, with matmul ieee and without compile")
+    is_exact = on_cpu and is_fp32 and matmul == "ieee" and not compiles
+    own_layers = {"onednn_linear": is_exact and has_onednn, "gemm_convolution": is_exact}
+    for name, is_possible in own_layers.items():
+        if getattr(given, name) is True and not is_possible:
+            raise UserError(f"{where}.{name}: is for fp32 on a CPU, with matmul ieee and without compile")
     if given.retain_memory is True and not on_cpu:
         raise UserError(f"{where}.retain_memory: is for a CPU; torch does so by itself on others")
     few_tokens = recipe.data.image_size <= _LARGEST_PLAIN_ATTENTION
@@ -90,7 +92,8 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
         channels_last=decide(given.channels_last, True),
         fused_attention=decide(given.fused_attention, not on_cpu or is_fp32 or not few_tokens),
         matmul=matmul,
-        onednn_linear=is_exact_onednn and decide(given.onednn_linear, _blas_is_slow()),
+        onednn_linear=own_layers["onednn_linear"] and decide(given.onednn_linear, _blas_is_slow()),
+        gemm_convolution=is_exact and decide(given.gemm_convolution, instruction_set() == "AVX2"),
         compile=compiles,
         retain_memory=on_cpu and decide(given.retain_memory, True),
     )
@@ -113,8 +116,11 @@ def arrange(model: nn.Module, switches: Switches) -> None:
     for module in model.modules():
         if switches.onednn_linear and type(module) is nn.Linear:
             module.__class__ = OneDnnLinear
-        elif switches.channels_last and type(module) is nn.Conv2d and _corrupts_memory(module):
-            module.__class__ = SlicedConv2d
+        elif switches.channels_last and type(module) is nn.Conv2d:
+            if SlicedConv2d.replaces(module):
+                module.__class__ = SlicedConv2d
+            elif switches.gemm_convolution and GemmConv2d.replaces(module):
+                module.__class__ = GemmConv2d
 
 
 def compiled(model: nn.Module, switches: Switches) -> nn.Module:
@@ -125,57 +131,6 @@ def compiled(model: nn.Module, switches: Switches) -> nn.Module:
     options: dict[str, Any] = {"fallback_random": True} if _COMPILER == "inductor" else {}
     module: nn.Module = torch.compile(model, dynamic=False, backend=_COMPILER, options=options or None)  # type: ignore[assignment]
     return module
-
-
-def _corrupts_memory(layer: nn.Conv2d) -> bool:
-    """Whether torch 2.15.0 on a CPU writes outside memory in the layer's backward pass in channels_last."""
-    is_strided_point = layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.padding == (0, 0)
-    return is_strided_point and layer.groups == 1 and layer.in_channels < 8
-
-
-class SlicedConv2d(nn.Conv2d):
-    """A 1 × 1 convolution that takes the pixels of its stride first: the same values, another kernel."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        down, right = self.stride
-        return functional.conv2d(input[..., ::down, ::right], self.weight, self.bias)
-
-
-class OneDnnLinear(nn.Linear):
-    """A linear layer whose three products oneDNN computes, in exact fp32.
-
-    torch has no switch that sends fp32 products there without permitting it bf16 as well, so this calls the
-    operator that torch's compiler calls. Its gradient cannot be differentiated again.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """y = x·Wᵀ + b over the last dimension."""
-        # Rows go in and come out, so that the result is no view made inside: some models write into it.
-        rows: Tensor = _OneDnnProduct.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
-        return rows.view(*input.shape[:-1], self.out_features)
-
-
-class _OneDnnProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        return _product(input, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            _product(gradient, weight.t()) if needs_input else None,
-            _product(gradient.t(), input.t()) if needs_weight else None,
-            gradient.sum(0) if needs_bias else None,
-        )
-
-
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-    return output
 
 
 # Names under ``torch.backends``; old ones first, for they set the new ones too.

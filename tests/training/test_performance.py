@@ -9,6 +9,7 @@ import itertools
 import json
 import operator
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,14 @@ from torch import nn
 from pugdft.errors import FaultsError, UserError
 from pugdft.optim.passes import KeptBuffers
 from pugdft.training import performance
-from pugdft.training.performance import (
-    OneDnnLinear,
-    Switches,
-    arrange,
-    attention_of,
-    compiled,
-    pick,
-    rounding_of,
-)
+from pugdft.training.cpu_layers import GemmConv2d, OneDnnLinear
+from pugdft.training.performance import Switches, arrange, attention_of, compiled, pick, rounding_of
 from pugdft.training.profiler import PARTS, TRACE_NAME, Profile
 from pugdft.training.run import finetune, read_recipe
 from pugdft.training.setup import RunComponents
 from pugdft.training.trainer import Position, Totals, Trainer
 
-SWITCHES = Switches(True, True, "ieee", False, False, False)
+SWITCHES = Switches(True, True, "ieee", False, False, False, False)
 CONVOLUTIONS = {"name": "test_resnet", "pretrained": False}
 
 
@@ -99,21 +93,27 @@ def test_auto_takes_fused_attention_but_where_it_is_slow(small_recipe: dict[str,
     assert not picked(small_recipe, "cpu", "bf16", fused_attention=False).fused_attention
 
 
-def test_linear_layers_change_hands_only_where_it_is_exact(
-    small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("switch", ["onednn_linear", "gemm_convolution"])
+def test_layers_change_hands_only_where_it_is_exact(
+    switch: str, small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def is_on(**options: Any) -> bool:
+        return bool(getattr(picked(small_recipe, **options), switch))
+
     monkeypatch.setattr(performance, "_blas_is_slow", lambda: True)
-    assert picked(small_recipe).onednn_linear
-    assert not picked(small_recipe, "cuda").onednn_linear
-    assert not picked(small_recipe, precision="bf16").onednn_linear
-    assert not picked(small_recipe, matmul="bf16").onednn_linear
-    assert not picked(small_recipe, compile=True).onednn_linear, "the compiler cannot look inside"
+    monkeypatch.setattr(performance, "instruction_set", lambda: "AVX2")
+    assert is_on()
+    assert not is_on(device="cuda")
+    assert not is_on(precision="bf16")
+    assert not is_on(matmul="bf16")
+    assert not is_on(compile=True), "the compiler cannot look inside"
     for others in ({"device": "cuda"}, {"precision": "bf16"}, {"matmul": "bf16"}, {"compile": True}):
-        with pytest.raises(UserError, match="onednn_linear"):
-            picked(small_recipe, **others, onednn_linear=True)
+        with pytest.raises(UserError, match=switch):
+            is_on(**others, **{switch: True})
     monkeypatch.setattr(performance, "_blas_is_slow", lambda: False)
-    assert not picked(small_recipe).onednn_linear
-    assert picked(small_recipe, onednn_linear=True).onednn_linear
+    monkeypatch.setattr(performance, "instruction_set", lambda: "AVX512")
+    assert not is_on()
+    assert is_on(**{switch: True})
 
 
 @pytest.mark.parametrize(("device", "matmul"), [("cpu", "tf32"), ("cuda", "bf16"), ("mps", "tf32")])
@@ -135,7 +135,7 @@ def precision_flags() -> dict[str, str]:
 @pytest.mark.parametrize(("device", "matmul"), [("cpu", "bf16"), ("cuda", "tf32"), ("cuda", "ieee")])
 def test_rounding_is_set_inside_and_as_before_outside(device: str, matmul: Any) -> None:
     before = precision_flags()
-    with rounding_of(Switches(True, True, matmul, False, False, False), device):
+    with rounding_of(replace(SWITCHES, matmul=matmul), device):
         changed = precision_flags()
         if device == "cuda":
             assert torch.backends.cuda.matmul.fp32_precision == matmul
@@ -147,10 +147,7 @@ def test_rounding_is_set_inside_and_as_before_outside(device: str, matmul: Any) 
             assert changed["mkldnn.matmul.fp32_precision"] == matmul
             assert changed["cudnn.conv.fp32_precision"] == before["cudnn.conv.fp32_precision"]
     assert precision_flags() == before
-    with (
-        pytest.raises(ZeroDivisionError),
-        rounding_of(Switches(True, True, matmul, False, False, False), device),
-    ):
+    with pytest.raises(ZeroDivisionError), rounding_of(replace(SWITCHES, matmul=matmul), device):
         _ = 1 / 0
     assert precision_flags() == before
 
@@ -159,7 +156,7 @@ def test_rounding_is_set_inside_and_as_before_outside(device: str, matmul: Any) 
 def test_attention_is_as_picked_inside_and_timms_own_outside(level: int) -> None:
     timm.layers.set_fused_attn(level > 0, level > 1)
     try:
-        with attention_of(Switches(True, False, "ieee", False, False, False)):
+        with attention_of(replace(SWITCHES, fused_attention=False)):
             assert not timm.create_model("test_vit").blocks[0].attn.fused_attn
         assert timm.layers.use_fused_attn() is (level > 0)
         assert timm.layers.use_fused_attn(experimental=True) is (level > 1)
@@ -179,7 +176,7 @@ def test_onednns_linear_layer_has_the_values_and_gradients_of_torchs(
     torch.manual_seed(0)
     ours, exact = nn.Linear(12, 9, bias=bias), nn.Linear(12, 9, bias=bias).double()
     exact.load_state_dict({name: value.double() for name, value in ours.state_dict().items()})
-    arrange(ours_in := nn.Sequential(ours), Switches(True, True, "ieee", True, False, False))
+    arrange(ours_in := nn.Sequential(ours), replace(SWITCHES, onednn_linear=True))
     assert type(ours_in[0]) is OneDnnLinear
     x = torch.randn(shape).transpose(0, -2) if len(shape) > 2 else torch.randn(shape)
     a, b = x.clone().requires_grad_(), x.double().requires_grad_()
@@ -193,12 +190,67 @@ def test_onednns_linear_layer_has_the_values_and_gradients_of_torchs(
         torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size", "images"),
+    [
+        (3, 1, 1, (9, 7), 3),
+        (3, 2, 1, (9, 8), 3),  # the last row of pixels meets no kernel
+        (3, 2, 1, (5, 5), 40),  # 29 images at a time, then 11
+        (5, 3, 0, (16, 14), 2),
+        ((1, 3), (2, 1), (0, 1), (6, 30), 2),
+        (7, 4, 2, (8, 6), 2),
+        (2, 3, 0, (9, 11), 2),  # pixels between kernels are skipped
+        (3, 1, 2, (4, 4), 1),  # padding of nothing but zeros
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_by_products_have_the_values_and_gradients_of_torchs(
+    kernel: Any, stride: Any, padding: Any, size: tuple[int, int], images: int, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    ours = nn.Conv2d(32, 33, kernel, stride, padding, bias=bias)
+    exact = copy.deepcopy(ours).double()
+    arrange(model := nn.Sequential(ours), replace(SWITCHES, gemm_convolution=True))
+    assert type(model[0]) is GemmConv2d
+    x = torch.randn(images, 32, *size).to(memory_format=torch.channels_last)
+    a, b = x.clone().requires_grad_(), x.double().requires_grad_()
+    output, expected = model(a), exact(b)
+    weights = torch.randn_like(output)
+    (output * weights).sum().backward()
+    (expected * weights.double()).sum().backward()
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+    for mine, reference in [(a, b), *zip(ours.parameters(), exact.parameters(), strict=True)]:
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"groups": 2}, {"dilation": 2}, {"padding_mode": "reflect"}, {"padding": "same"}, {"in_channels": 16}],
+    ids=lambda options: next(iter(options)),
+)
+def test_other_convolutions_stay_torchs(options: dict[str, Any]) -> None:
+    layer = nn.Conv2d(**{"in_channels": 32, "out_channels": 32, "kernel_size": 3, "padding": 1, **options})
+    arrange(nn.Sequential(layer), replace(SWITCHES, gemm_convolution=True))
+    assert type(layer) is nn.Conv2d
+
+
+def test_a_frozen_convolution_by_products_passes_the_gradient_on() -> None:
+    model = nn.Sequential(nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3))
+    arrange(model, replace(SWITCHES, gemm_convolution=True))
+    model[1].requires_grad_(False)
+    model(torch.randn(2, 32, 8, 8)).sum().backward()
+    assert model[0].weight.grad is not None
+    assert model[1].weight.grad is None
+
+
 @pytest.mark.parametrize("channels", [2, 4, 7])
 def test_a_convolution_that_torch_cannot_differentiate_is_computed_otherwise(channels: int) -> None:
     # In channels_last, torch's own crashes or never ends.
     layer = nn.Conv2d(channels, 8, 1, stride=2, bias=False)
     model = nn.Sequential(copy.deepcopy(layer))
-    arrange(model, Switches(True, True, "ieee", False, False, False))
+    arrange(model, SWITCHES)
     images = torch.randn(16, channels, 9, 9)
     results = []
     for network, given in ((layer, images), (model, images.to(memory_format=torch.channels_last))):
@@ -212,7 +264,7 @@ def test_a_convolution_that_torch_cannot_differentiate_is_computed_otherwise(cha
 
 def test_frozen_linear_layers_get_no_gradient() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    arrange(model, Switches(True, True, "ieee", True, False, False))
+    arrange(model, replace(SWITCHES, onednn_linear=True))
     model[0].requires_grad_(False)
     model(torch.randn(3, 4)).sum().backward()
     assert model[0].weight.grad is None
@@ -243,7 +295,7 @@ def test_convolutions_run_in_the_layout_that_was_picked(
 def test_onednn_s_linear_layers_may_be_written_into(shape: tuple[int, ...]) -> None:
     model = nn.Sequential(nn.Linear(4, 6))
     expected = model(torch.ones(shape)).detach() + 1
-    arrange(model, Switches(True, True, "ieee", True, False, False))
+    arrange(model, replace(SWITCHES, onednn_linear=True))
     output = model(torch.ones(shape))
     output += 1  # as some of timm's models do
     torch.testing.assert_close(output, expected)
@@ -266,7 +318,12 @@ def trained(parts: RunComponents, epochs: int = 1) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "given",
-    [{"channels_last": False}, {"fused_attention": False}, {"onednn_linear": True}],
+    [
+        {"channels_last": False},
+        {"fused_attention": False},
+        {"onednn_linear": True},
+        {"gemm_convolution": True},
+    ],
     ids=lambda given: next(iter(given)),
 )
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
@@ -274,7 +331,12 @@ def test_switches_change_weights_by_rounding_alone(
     small_recipe: dict[str, Any], name: str, given: dict[str, Any]
 ) -> None:
     small_recipe["model"]["name"] = name
-    plain = {"channels_last": True, "fused_attention": True, "onednn_linear": False, "compile": False}
+    plain = {
+        "channels_last": True,
+        "fused_attention": True,
+        "onednn_linear": False,
+        "gemm_convolution": False,
+    }
     before = {key: value.clone() for key, value in parts_of(small_recipe, **plain).model.state_dict().items()}
     expected = trained(parts_of(small_recipe, **plain))
     found = trained(parts_of(small_recipe, **{**plain, **given}))
@@ -313,7 +375,7 @@ def test_two_graphs_serve_clean_and_perturbed_passes_and_evaluation_compiles_non
 @pytest.mark.usefixtures("eager_compiler")
 def test_a_compiled_models_perturbed_pass_leaves_batch_norm_statistics() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    fast = compiled(model, Switches(True, True, "ieee", False, True, False))
+    fast = compiled(model, replace(SWITCHES, compile=True))
     fast(torch.randn(2, 3, 8, 8))
     mean = model[1].running_mean.clone()
     with KeptBuffers(model)():
@@ -337,6 +399,7 @@ def test_a_run_says_and_records_what_was_picked_and_restores_flags(
         "fused_attention": True,
         "matmul": "bf16",
         "onednn_linear": False,
+        "gemm_convolution": False,
         "compile": False,
         "retain_memory": True,
     }

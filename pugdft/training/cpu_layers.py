@@ -1,0 +1,169 @@
+"""Layers that compute what torch's do, on a CPU, by other kernels: the same values but for rounding.
+
+A layer changes its class alone, so its tensors and their names stay. No gradient here can be differentiated
+again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+_FEWEST_CHANNELS = 32  # of a convolution's input and output, for which products of matrices are faster
+_FEWEST_PIXELS = 256  # in one product, of as many images as that takes
+
+
+def instruction_set() -> str:
+    """The widest instructions that torch uses on this CPU: ``AVX2``, ``AVX512``, ``DEFAULT``, …"""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+class SlicedConv2d(nn.Conv2d):
+    """A 1 × 1 convolution that takes the pixels of its stride first: the same values, another kernel."""
+
+    @staticmethod
+    def replaces(layer: nn.Conv2d) -> bool:
+        """Whether torch 2.15.0 writes outside memory in the layer's backward pass in channels_last."""
+        is_strided_point = layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.padding == (0, 0)
+        return is_strided_point and layer.groups == 1 and layer.in_channels < 8
+
+    def forward(self, input: Tensor) -> Tensor:
+        down, right = self.stride
+        return functional.conv2d(input[..., ::down, ::right], self.weight, self.bias)
+
+
+class GemmConv2d(nn.Conv2d):
+    """A convolution in channels_last, the gradient of whose weights is a sum of products of matrices.
+
+    oneDNN's kernel for that gradient reaches a third to a half of an AVX2 core's speed; products reach four
+    fifths.
+    """
+
+    @staticmethod
+    def replaces(layer: nn.Conv2d) -> bool:
+        """Whether products are the faster way to the layer's gradient, and compute the same."""
+        is_plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+        is_wide = min(layer.in_channels, layer.out_channels) >= _FEWEST_CHANNELS
+        return is_plain and is_wide and layer.kernel_size != (1, 1) and not isinstance(layer.padding, str)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = _GemmConvolution.apply(input, self.weight, self.bias, self.stride, self.padding)
+        return output
+
+
+class _GemmConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return functional.conv2d(input, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        to_input = to_weight = None
+        if needs_input:
+            to_input, *_ = torch.ops.aten.convolution_backward(
+                gradient, input, weight, None, ctx.stride, ctx.padding,
+                (1, 1), False, (0, 0), 1, (True, False, False),
+            )  # fmt: skip
+        if needs_weight:
+            to_weight = _weight_gradient(input, gradient, weight.shape, ctx.stride, ctx.padding)
+        return to_input, to_weight, gradient.sum((0, 2, 3)) if needs_bias else None, None, None
+
+
+def _weight_gradient(
+    input: Tensor, gradient: Tensor, shape: torch.Size, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Sum, over all pixels, gradient × the input's patch that it belongs to: out × in × kernel, as ``shape``.
+
+    A few images at a time, each output column's kernel-wide strip of the padded input is copied once, and the
+    input's rows are sorted by their place within the stride. Then the pixels that one row of the kernel meets
+    follow each other in memory, and one product is that row's gradient.
+    """
+    num_out, num_in, kernel_rows, kernel_columns = shape
+    (down, right), (top, left) = stride, padding
+    height, width = input.shape[2:]
+    rows, columns = gradient.shape[2:]
+    strip_rows = rows + (kernel_rows - 1) // down
+    padded_shape = (
+        max(strip_rows * down, height + top),
+        max((columns - 1) * right + kernel_columns, width + left),
+    )
+    found = input.new_zeros(kernel_rows, num_out, kernel_columns * num_in)
+    together = -(-_FEWEST_PIXELS // (rows * columns))
+    padded = input.new_empty(0, 0, 0, 0)
+    for images, changes in zip(
+        input.permute(2, 0, 3, 1).split(together, 1),
+        gradient.permute(2, 0, 3, 1).split(together, 1),
+        strict=True,
+    ):
+        if padded.shape[1] != (
+            number := images.shape[1]
+        ):  # at the first images, and at the last if they are fewer
+            padded = input.new_zeros(padded_shape[0], number, padded_shape[1], num_in)
+            line, image, pixel, channel = padded.stride()
+            strips = padded.as_strided(
+                (down, strip_rows, number, columns, kernel_columns, num_in),
+                (line, line * down, image, pixel * right, pixel, channel),
+            )
+            copied = input.new_empty(strips.shape)
+            by_row = [
+                copied[row % down, row // down : row // down + rows].view(-1, kernel_columns * num_in)
+                for row in range(kernel_rows)
+            ]
+        padded[top : top + height, :, left : left + width].copy_(images)
+        copied.copy_(strips)
+        to_output = changes.reshape(-1, num_out).t()
+        for place, strip in zip(found, by_row, strict=True):
+            place.addmm_(to_output, strip)
+    return found.view(kernel_rows, num_out, kernel_columns, num_in).permute(1, 3, 0, 2)
+
+
+class OneDnnLinear(nn.Linear):
+    """A linear layer whose products oneDNN computes, in exact fp32.
+
+    torch has no switch that sends fp32 products there without permitting it bf16 as well, so this calls the
+    operator that torch's compiler calls.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """y = x·Wᵀ + b over the last dimension."""
+        # Rows go in and come out, so that the result is no view made inside: some models write into it.
+        rows: Tensor = _OneDnnProduct.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
+        return rows.view(*input.shape[:-1], self.out_features)
+
+
+class _OneDnnProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return _product(input, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        to_weight = None
+        if needs_weight:  # the BLAS is faster at this one with AVX2, oneDNN with AVX-512
+            is_wide = instruction_set() == "AVX512"
+            to_weight = _product(gradient.t(), input.t()) if is_wide else gradient.t() @ input
+        return (
+            _product(gradient, weight.t()) if needs_input else None,
+            to_weight,
+            gradient.sum(0) if needs_bias else None,
+        )
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return output
