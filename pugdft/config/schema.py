@@ -252,7 +252,7 @@ class PerformanceSection(Section):
         "auto", description="weight gradients of fp32 convolutions as matrix products: a CPU without AVX-512"
     )
     retain_memory: Switch = Field(
-        "auto", description="on a CPU, keep freed memory for the next step: faster, up to half more memory"
+        "auto", description="on a CPU, keep all freed memory for the next step: faster, a sixth more memory"
     )
     compile: Switch = Field("auto", description="torch.compile: takes half a minute, then may be faster")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -25,22 +24,19 @@ from pugdft.training.cpu_layers import GemmConv2d, OneDnnLinear, SlicedConv2d, i
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 # Never give memory back, never map a block of its own for a large tensor, grow by 256 MiB at a time.
 _KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 256 * 2**20))
-# Tensors from 4 MiB on have blocks of their own, however many were freed before (glibc raises the limit by
-# itself, and then small long-lived blocks settle between large ones); the rest as glibc does by default.
+# Tensors from 24 MiB on have blocks of their own, which go back to the system. Smaller ones are kept: then
+# the kernel clears few pages, and no small block that lives long settles where a large one would fit.
 _GIVE_BACK = (
-    (_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 4 * 2**20), (_TRIM_THRESHOLD, 2**17), (_TOP_PAD, 2**17)
+    (_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 24 * 2**20), (_TRIM_THRESHOLD, 2**30), (_TOP_PAD, 2**17)
 )  # fmt: skip
 
 
 def retain_freed_memory(retain: bool) -> bool:
-    """Ask glibc to reuse freed memory, or to return it to the system; False where that is not glibc.
+    """Ask glibc to keep all freed memory for reuse, or to give large blocks back; False without glibc.
 
-    By default every tensor above 128 KiB is mapped anew at every step, and the kernel clears its pages at
-    first touch: a third of the time of a small model's step on two cores. Reuse costs fragmentation.
+    By default glibc maps many a tensor anew at every step, and the kernel clears its pages at first touch: a
+    third of the time of a small model's step on two AVX-512 cores. Keeping all of it costs fragmentation.
     """
-    if not retain:
-        # Huge pages, which the kernel clears about eight times faster. torch reads this at its first tensor.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library has none
     settings = _KEEP if retain else _GIVE_BACK
     return mallopt is not None and all(mallopt(parameter, value) == 1 for parameter, value in settings)
@@ -83,6 +79,7 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
             raise UserError(f"{where}.{name}: is for fp32 on a CPU, with matmul ieee and without compile")
     if given.retain_memory is True and not on_cpu:
         raise UserError(f"{where}.retain_memory: is for a CPU; torch does so by itself on others")
+    is_avx2 = instruction_set() == "AVX2"
     few_tokens = recipe.data.image_size <= _LARGEST_PLAIN_ATTENTION
 
     def decide(value: bool | str, automatic: bool) -> bool:
@@ -93,9 +90,9 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
         fused_attention=decide(given.fused_attention, not on_cpu or is_fp32 or not few_tokens),
         matmul=matmul,
         onednn_linear=own_layers["onednn_linear"] and decide(given.onednn_linear, _blas_is_slow()),
-        gemm_convolution=is_exact and decide(given.gemm_convolution, instruction_set() == "AVX2"),
+        gemm_convolution=is_exact and decide(given.gemm_convolution, is_avx2),
         compile=compiles,
-        retain_memory=on_cpu and decide(given.retain_memory, True),
+        retain_memory=on_cpu and decide(given.retain_memory, not is_avx2),
     )
 
 
