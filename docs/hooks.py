@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from pugdft.cli.help import command_line, commands, examples_of
 from pugdft.cli.main import app
 from pugdft.config.schema import Recipe
 from pugdft.leaderboard import Group, as_markdown, build_leaderboard, collect
+from pugdft.leaderboard.across import AcrossVerdict, build_across
+from pugdft.leaderboard.across.formats import across_markdown
+from pugdft.leaderboard.across.page import across_html
 from pugdft.leaderboard.formats.html import as_html
 from pugdft.optim import describe, optimizer_names, summary
 from pugdft.optim.base import BASES
@@ -135,7 +138,8 @@ def generated() -> dict[str, Any]:
         "recipe-reference.md": recipe_page,
         "command-reference.md": command_page,
         "measured.md": measured_page,
-        **{f"measured/{folder.name}.html": partial(as_html, ranked(folder)) for folder in measured()},
+        **{f"measured/{each.name}.html": partial(as_html, ranked(each)) for each in measured()},
+        **{f"measured/{each.name}-across.html": partial(across_html, across(each)) for each in over_tasks()},
     }
 
 
@@ -280,20 +284,33 @@ def measured() -> list[Path]:
     return sorted(path.parent for path in RECORDS.glob("*/README.md"))
 
 
+@cache
 def ranked(folder: Path) -> list[Group]:
     """The leaderboard of a folder of records."""
     return build_leaderboard(collect([folder]).records)
 
 
+def over_tasks() -> list[Path]:
+    """Those of these folders that have several tasks."""
+    return [folder for folder in measured() if len(ranked(folder)) > 1]
+
+
+@cache
+def across(folder: Path) -> AcrossVerdict:
+    """The verdict over all tasks of a folder."""
+    return build_across(collect([folder]).records)
+
+
 def measured_page() -> str:
-    """What each comparison is, its table, and where its page is."""
+    """What each comparison is, its tables, and where its pages are."""
     sections = []
     for folder in measured():
-        about = (folder / "README.md").read_text(encoding="utf-8").strip()
-        table = as_markdown(ranked(folder)).strip()
-        sections.append(
-            f"{about}\n\n{table}\n\n[The same as a page with charts](measured/{folder.name}.html)"
-        )
+        sections.append((folder / "README.md").read_text(encoding="utf-8").strip())
+        if folder in over_tasks():
+            sections.append(across_markdown(across(folder)).strip())
+            sections.append(f"[The same as a page with charts](measured/{folder.name}-across.html)")
+        sections.append(as_markdown(ranked(folder)).strip())
+        sections.append(f"[The same as a page with charts](measured/{folder.name}.html)")
     return _MEASURED_HEAD + "\n" + "\n\n".join(sections) + "\n"
 
 
