@@ -100,9 +100,9 @@ def sam_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def small_recipe(image_folder: Path) -> dict[str, Any]:
-    """A run of seconds: a small ViT (no BatchNorm) from random weights on 16-pixel images."""
+    """A run of half a second: two blocks of a small ViT (no BatchNorm), on 16-pixel images."""
     return {
-        "model": {"name": "test_vit", "pretrained": False},
+        "model": {"name": "test_vit", "pretrained": False, "args": {"depth": 2}},
         "data": {"name": str(image_folder), "image_size": 32, "crop_padding": 2},
         "optimizer": {"name": "sam", "base": {"name": "sgd", "lr": 0.05, "momentum": 0.9}},
         "train": {"epochs": 2, "batch_size": 24},
