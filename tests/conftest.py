@@ -8,26 +8,32 @@ import os
 # Where other work is going on beside, those that spin make a run of two seconds take minutes.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are small, and one process runs on each core
+# Commands that tests start find the package compiled: it takes each of them a second to do that itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from analysis_runs import sam_run, sgd_run  # noqa: F401
 from hypothesis import HealthCheck, settings
 from photo_runs import photo_run, photos, trained, turned_photos  # noqa: F401
 from PIL import Image
 from standing_still import HANG_SECONDS, Command
-from tuning_runs import Runs, Search
 
 from pugdft.bench import worker
-from pugdft.bench.grid import BenchCell
 from pugdft.config import yaml
+
+# What imports torch is imported by the tests and fixtures that need it: not once more by the process that
+# only hands tests out.
+if TYPE_CHECKING:
+    from tuning_runs import Runs, Search
+
+    from pugdft.bench.cell import BenchCell
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
@@ -61,17 +67,42 @@ def write_image_folder(root: Path, per_class: dict[str, int], side: int = 16, se
     return root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unflushed() -> Iterator[None]:
+    """Files reach the disk when the system likes: no test loses power, and a run flushes sixteen times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training and 11 test images a class: neither is a multiple of usual batch sizes."""
     return write_image_folder(tmp_path_factory.mktemp("data") / "insects", {"train": 24, "test": 11})
 
 
+@pytest.fixture(scope="session")
+def sgd_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of a small ResNet."""
+    from analysis_runs import trained_run
+
+    return trained_run(tmp_path_factory.mktemp("runs") / "sgd", image_folder)
+
+
+@pytest.fixture(scope="session")
+def sam_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one's, with SAM."""
+    from analysis_runs import SGD, trained_run
+
+    optimizer = {"name": "sam", "rho": 0.1, "base": SGD}
+    return trained_run(tmp_path_factory.mktemp("runs") / "sam", image_folder, optimizer, seed=1)
+
+
 @pytest.fixture
 def small_recipe(image_folder: Path) -> dict[str, Any]:
-    """A run of seconds: a small ViT (no BatchNorm) from random weights on 16-pixel images."""
+    """A run of half a second: two blocks of a small ViT (no BatchNorm), on 16-pixel images."""
     return {
-        "model": {"name": "test_vit", "pretrained": False},
+        "model": {"name": "test_vit", "pretrained": False, "args": {"depth": 2}},
         "data": {"name": str(image_folder), "image_size": 32, "crop_padding": 2},
         "optimizer": {"name": "sam", "base": {"name": "sgd", "lr": 0.05, "momentum": 0.9}},
         "train": {"epochs": 2, "batch_size": 24},
@@ -96,6 +127,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """In place of the processes of runs."""
+    from tuning_runs import Runs
+
     fake = Runs()
     monkeypatch.setattr(worker, "_run", fake.run)
     return fake
@@ -117,6 +150,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def search(recipe_file: Path) -> Search:
     """Of the small recipe's options."""
+    from tuning_runs import Search
+
     return Search(recipe_file)
 
 

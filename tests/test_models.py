@@ -56,7 +56,7 @@ def same(built: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], *, hea
 def source_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learned something."""
     recipe = {
-        "model": {"name": "test_vit", "pretrained": False},
+        "model": {"name": "test_vit", "pretrained": False, "args": {"depth": 2}},
         "data": {"name": str(image_folder), "image_size": 32, "crop_padding": 2},
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"epochs": 4, "batch_size": 24},

@@ -87,9 +87,9 @@ def test_a_second_run_in_a_folder_at_work_is_refused(
 
 
 def test_no_record_yet_is_said(tmp_path: Path) -> None:
-    done = pugdft("leaderboard", str(tmp_path))
-    assert done.returncode == 2
-    assert "no run record" in done.stderr
+    done = call(("leaderboard", str(tmp_path)))
+    assert done.code == 2
+    assert "no run record" in done.err
 
 
 def test_dry_run_prints_the_resolved_recipe_which_reads_back(
@@ -150,14 +150,14 @@ def test_every_optimizer_is_documented(name: str) -> None:
 
 
 def test_data_prepare_and_verify(image_folder: Path) -> None:
-    prepared = pugdft("data", "prepare", str(image_folder), "--image-size", "32")
-    assert prepared.returncode == 0
-    assert (Path(prepared.stdout.strip()) / "meta.json").is_file()
-    assert "72 images of 16 × 16 pixels" in prepared.stderr
-    assert ": ok, sha256 " in pugdft("data", "verify", str(image_folder), "--image-size", "32").stdout
-    pixels = Path(prepared.stdout.strip()) / "test_images.npy"
+    prepared = call(("data", "prepare", str(image_folder), "--image-size", "32"))
+    assert prepared.code == 0
+    assert (Path(prepared.out.strip()) / "meta.json").is_file()
+    assert "72 images of 16 × 16 pixels" in prepared.err
+    assert ": ok, sha256 " in call(("data", "verify", str(image_folder), "--image-size", "32")).out
+    pixels = Path(prepared.out.strip()) / "test_images.npy"
     original = pixels.read_bytes()
     pixels.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
-    damaged = pugdft("data", "verify", str(image_folder), "--image-size", "32")
+    damaged = call(("data", "verify", str(image_folder), "--image-size", "32"))
     pixels.write_bytes(original)
-    assert (damaged.returncode, "damaged" in damaged.stderr) == (1, True)
+    assert (damaged.code, "damaged" in damaged.err) == (1, True)

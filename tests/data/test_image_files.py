@@ -133,7 +133,7 @@ def run(
 ) -> tuple[RunRecord, dict[str, Tensor], dict[str, np.ndarray]]:
     """A small run; its record, weights and predictions."""
     recipe = {
-        "model": {"name": "test_vit", "pretrained": False},
+        "model": {"name": "test_vit", "pretrained": False, "args": {"depth": 2}},
         "data": {"name": str(folder), "image_size": SIZE + 8, "validation": 0.2},
         "optimizer": {"name": "sam", "base": {"name": "sgd", "lr": 0.05, "momentum": 0.9}},
         "train": {"epochs": 2, "batch_size": 12},

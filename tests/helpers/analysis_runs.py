@@ -7,7 +7,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -36,17 +35,6 @@ def trained_run(
     record, path = finetune(read_recipe(recipe), folder)
     assert record.status == "completed", record.error
     return path.parent
-
-
-@pytest.fixture(scope="session")
-def sgd_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_run(tmp_path_factory.mktemp("runs") / "sgd", image_folder)
-
-
-@pytest.fixture(scope="session")
-def sam_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    optimizer = {"name": "sam", "rho": 0.1, "base": SGD}
-    return trained_run(tmp_path_factory.mktemp("runs") / "sam", image_folder, optimizer, seed=1)
 
 
 class SmallNet(nn.Module):

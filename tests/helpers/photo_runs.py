@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pugdft.training.run import finetune, read_recipe
-
 CLASSES = ("ant", "bee <b>", "cat|*_")
 
 
@@ -38,6 +36,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photo_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of a small ViT at 48 pixels, which is not the size that timm knows it for."""
+    from pugdft.training.run import finetune, read_recipe
+
     recipe = {
         "model": {"name": "test_vit", "pretrained": False},
         "data": {"name": str(photos), "image_size": 48, "crop_padding": 2},
@@ -80,6 +80,8 @@ def turned_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(turned_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two epochs on the photos."""
+    from pugdft.training.run import finetune, read_recipe
+
     recipe = {
         "model": {"name": "test_resnet", "pretrained": False},
         "data": {"name": str(turned_photos), "image_size": 32, "crop_padding": 2},

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import pugdft
 from run_records import PUGD, SAM, SGD, loaded, record, stored
 
 from pugdft.errors import UserError
 from pugdft.leaderboard import Entry, Group, build_leaderboard
 from pugdft.leaderboard.compare import Selection, compare_selections
 from pugdft.leaderboard.grouping import group_runs
+from pugdft.leaderboard.validate import check_records
 from pugdft.leaderboard.verdicts import remarks
 from pugdft.records import RunRecord, write_record
 
@@ -98,6 +98,5 @@ def test_it_is_no_side_of_a_comparison_and_no_gate_holds_beside_it() -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_check_refuses_a_completed_run_with_such_a_loss(loss: float, tmp_path: Path) -> None:
     path = write_record(lost(SAM, 0, loss=loss), tmp_path / "runs")
-    done = pugdft("leaderboard", "check", str(path))
-    assert done.returncode == 3
-    assert "metrics.test.loss: must be a number, at least 0" in done.stdout
+    (checked,) = check_records([path], print)
+    assert "metrics.test.loss: must be a number, at least 0" in "\n".join(checked.lines())

@@ -113,7 +113,7 @@ def test_what_holds_not_even_the_smallest_pass_ends_as_out_of_memory(
 def test_batch_norm_is_never_left_with_one_image(
     small_recipe: dict[str, Any], tmp_path: Path, with_hook: Any
 ) -> None:
-    small_recipe["model"]["name"] = "test_resnet"
+    small_recipe["model"] = {"name": "test_resnet", "pretrained": False}
     with_hook(too_large(0))
     record, _ = trained(small_recipe, tmp_path)
     assert [each["micro_batch_size"] for each in record.restarts] == [12, 6, 3, 2]
@@ -123,7 +123,7 @@ def test_nor_with_one_as_the_rest_of_a_division(
     small_recipe: dict[str, Any], tmp_path: Path, with_hook: Any
 ) -> None:
     """Seven images in passes of two would leave one."""
-    small_recipe["model"]["name"] = "test_resnet"
+    small_recipe["model"] = {"name": "test_resnet", "pretrained": False}
     with_hook(too_large(0))
     record, _ = trained(small_recipe, tmp_path, "train.batch_size=7")
     assert [each["micro_batch_size"] for each in record.restarts] == [4]
@@ -189,7 +189,7 @@ print(json.dumps([record.status, record.environment["micro_batch_size"], record.
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs Linux")
 def test_a_real_limit_of_the_system_is_met(small_recipe: dict[str, Any], tmp_path: Path) -> None:
-    small_recipe["model"]["name"] = "resnet18"
+    small_recipe["model"] = {"name": "resnet18", "pretrained": False}
     small_recipe["data"]["image_size"] = 160
     small_recipe["train"] |= {"epochs": 1, "batch_size": 64, "performance": {"retain_memory": False}}
     arguments = [json.dumps(small_recipe), str(tmp_path / "run")]
@@ -206,7 +206,7 @@ def test_a_second_pass_takes_a_frozen_backbone_s_features_from_the_first(
     small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for model in ("test_vit", "test_resnet"):
-        small_recipe["model"]["name"] = model
+        small_recipe["model"] = {"name": model, "pretrained": False}
         calls: list[int] = []
         remember = freezing.cache_features
 

@@ -29,7 +29,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 ) -> None:
     base_spec = small_recipe["optimizer"]["base"] if base == "sgd" else {"name": "adamw", "lr": 1e-3}
     small_recipe["optimizer"] = base_spec if method == "sgd" else {"name": method, "base": base_spec}
-    small_recipe["model"]["name"] = "test_resnet"
+    small_recipe["model"] = {"name": "test_resnet", "pretrained": False}
     small_recipe["train"] |= {"precision": precision, "micro_batch_size": 12}
     whole, weights = run(small_recipe, tmp_path / "whole")
     for step in stops:

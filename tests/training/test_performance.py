@@ -275,7 +275,7 @@ def test_frozen_linear_layers_get_no_gradient() -> None:
 def test_convolutions_run_in_the_layout_that_was_picked(
     channels_last: bool, small_recipe: dict[str, Any]
 ) -> None:
-    small_recipe["model"]["name"] = "test_resnet"
+    small_recipe["model"] = {"name": "test_resnet", "pretrained": False}
     parts = parts_of(small_recipe, channels_last=channels_last)
     found = []
 
@@ -330,7 +330,7 @@ def trained(parts: RunComponents, epochs: int = 1) -> dict[str, torch.Tensor]:
 def test_switches_change_weights_by_rounding_alone(
     small_recipe: dict[str, Any], name: str, given: dict[str, Any]
 ) -> None:
-    small_recipe["model"]["name"] = name
+    small_recipe["model"] = {"name": name, "pretrained": False}
     plain = {
         "channels_last": True,
         "fused_attention": True,

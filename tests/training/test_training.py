@@ -58,7 +58,7 @@ def test_artifacts_are_what_the_record_says(small_recipe: dict[str, Any], tmp_pa
         "config.json", "README.md",
     }  # fmt: skip
     model = timm.create_model(
-        "test_vit", num_classes=3, img_size=32, checkpoint_path=str(tmp_path / "model.safetensors")
+        "test_vit", num_classes=3, img_size=32, depth=2, checkpoint_path=str(tmp_path / "model.safetensors")
     )
     assert largest_difference(model.state_dict(), weights) == 0
 
@@ -67,7 +67,7 @@ def test_artifacts_are_what_the_record_says(small_recipe: dict[str, Any], tmp_pa
 def test_evaluation_is_of_every_image_once_and_equals_a_plain_loop(
     model: str, small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    small_recipe["model"]["name"] = model
+    small_recipe["model"] = {"name": model, "pretrained": False}
     _, weights = run(small_recipe, tmp_path, "train.eval_batch_size=7", "train.epochs=1")
     predictions = read_predictions(tmp_path / "predictions.npz")
     parts = parts_of(small_recipe)
@@ -149,7 +149,7 @@ def test_the_head_depends_on_the_seed_and_the_optimizer_changes_nothing_before_t
 def test_a_frozen_backbone_keeps_every_bit_but_the_head(
     model: str, small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    small_recipe["model"]["name"] = model
+    small_recipe["model"] = {"name": model, "pretrained": False}
     before = {k: v.clone() for k, v in parts_of(small_recipe).backbone.model.state_dict().items()}
     record, after = run(small_recipe, tmp_path, "train.freeze=backbone")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -161,7 +161,7 @@ def test_a_frozen_backbone_keeps_every_bit_but_the_head(
 def test_fixed_batch_norm_keeps_its_statistics_and_trains_its_scale(
     small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    small_recipe["model"]["name"] = "test_resnet"
+    small_recipe["model"] = {"name": "test_resnet", "pretrained": False}
     before = parts_of(small_recipe).backbone.model.state_dict()
     _, after = run(small_recipe, tmp_path / "fixed", "train.batch_norm=fixed")
     statistics = {name for name in after if "running_" in name or "num_batches" in name}

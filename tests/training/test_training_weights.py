@@ -23,7 +23,7 @@ from pugdft.errors import UserError
         (["data.validation=0.99"], "data.validation: class 0 has 24 training images: too few"),
         (["data.name=nowhere"], "data.name: no such folder"),
         (
-            ["model.name=resnet18.tv_in1k", "model.pretrained=true"],
+            ["model.name=resnet18.tv_in1k", "model.args={}", "model.pretrained=true"],
             r"weights resnet18.tv_in1k are not on this machine",
         ),
         (
@@ -57,7 +57,7 @@ def test_weights_from_a_file_fill_the_backbone_and_leave_the_head_new(
     suffix: str, small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(5)
-    source = timm.create_model("test_vit", num_classes=7, img_size=32)
+    source = timm.create_model("test_vit", num_classes=7, img_size=32, depth=2)
     path = tmp_path / f"weights.{suffix}"
     if suffix == "pth":
         torch.save({"state_dict": source.state_dict()}, path)
