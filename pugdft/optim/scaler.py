@@ -94,8 +94,10 @@ class GuardedStep:
             return
         base = self._base
         fill_momentum(base)
-        if all(gradient.layout == torch.strided for gradient in gradients):
-            real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
+        if {gradient.layout for gradient in gradients} == {torch.strided}:
+            real = gradients
+            if any(map(Tensor.is_complex, gradients)):
+                real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
             norm = rule.normalize_(real)
             finite = torch.isfinite(norm)
             if self._clip is not None:
