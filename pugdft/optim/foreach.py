@@ -7,13 +7,13 @@ device. On a CPU there is nothing to wait for: a Python number is free and lets 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 _BLOCK = 1 << 20
-_SMALL = 1 << 12  # elements
+SMALL = 1 << 12  # elements
 _MANY = 64
 Tensors = Sequence[Tensor]
 
@@ -28,18 +28,14 @@ def gradients_of(parameters: Tensors) -> list[Tensor]:
 
 def global_norm(tensors: Tensors) -> Tensor:
     """L2 norm over all elements, a 0-dim tensor on the first one's device, in fp64 for fp64, else in fp32."""
-    dtype = tensors[0].dtype
-    if _on_cpu(tensors) and dtype in (torch.float32, torch.float64) and len({t.dtype for t in tensors}) == 1:
-        small = [tensor for tensor in tensors if tensor.numel() <= _SMALL]
-        squares = [_square_sum(tensor) for tensor in tensors if tensor.numel() > _SMALL]
-        for start in range(0, len(small), _MANY):  # in parts, so that they need no copy of all weights
-            vectors = [each if each.dim() == 1 else each.flatten() for each in small[start : start + _MANY]]
-            squares.append(_square_sum(torch.cat(vectors)))
+    if _sum_up(tensors):
+        squares = [torch.dot(vector, vector) for vector in joined(tensors)]
+        squares += [_square_sum(tensor) for tensor in tensors if tensor.numel() > SMALL]
         norm = torch.stack(squares).sum().sqrt()
         if math.isinf(norm):  # the squares of finite numbers may be infinite in fp32
             wide = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
             norm = torch.linalg.vector_norm(torch.stack(wide))
-        return norm.to(dtype)
+        return norm.to(tensors[0].dtype)
     norms = torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors))
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
@@ -53,10 +49,13 @@ def tensor_norms(tensors: Tensors) -> list[Tensor]:
 
 def dot(tensors: Tensors, others: Tensors) -> Tensor:
     """The inner product over all elements, a 0-dim tensor of at least fp32."""
-    dtype = _accumulator(tensors)
-    parts = [
+    dtype, rows, parts = _accumulator(tensors), list(zip(tensors, others, strict=True)), list[Tensor]()
+    if _sum_up(tensors) and _sum_up(others):
+        parts = [torch.dot(a, b) for a, b in zip(joined(tensors), joined(others), strict=True)]
+        rows = [(a, b) for a, b in rows if a.numel() > SMALL]
+    parts += [
         torch.sum(a * b, dtype=dtype) if a.numel() else torch.zeros((), dtype=dtype, device=a.device)
-        for a, b in zip(tensors, others, strict=True)
+        for a, b in rows
     ]
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
@@ -81,7 +80,7 @@ def scale_(tensors: Tensors, factor: Tensor | float) -> None:
     """``tensors ← factor · tensors``."""
     if not _on_cpu(tensors):
         torch._foreach_mul_(list(tensors), factor)
-    elif float(factor) != 1:  # a tensor, for many products with a number take four times as long
+    elif tensors and float(factor) != 1:  # a tensor, for many products with a number take four times as long
         torch._foreach_mul_(list(tensors), torch.as_tensor(factor, dtype=_accumulator(tensors)))
 
 
@@ -91,6 +90,12 @@ def add_scaled_(tensors: Tensors, others: Tensors, factor: Tensor | float) -> No
         torch._foreach_add_(list(tensors), torch._foreach_mul(list(others), factor))
     elif tensors:
         torch._foreach_add_(list(tensors), list(others), alpha=float(factor))
+
+
+def average_(means: Tensors, tensors: Tensors, share: float) -> None:
+    """``means ← (1 − share) · means + share · tensors``."""
+    if means:
+        torch._foreach_lerp_(list(means), list(tensors), share)
 
 
 def move_(parameters: Tensors, weights: Tensors, steps: Tensors, factor: Tensor | float) -> None:
@@ -126,6 +131,8 @@ def set_weighted_(
             if power == 2:
                 target.mul_(target)
             target.mul_(gradient)
+        return
+    if not targets:
         return
     copy_(targets, weights)
     torch._foreach_abs_(list(targets))
@@ -168,6 +175,22 @@ def clip_norm_(tensors: Tensors, limit: float | Tensor, norm: Tensor) -> None:
     scale_(tensors, torch.clamp(ratio(limit, norm), max=1.0))
 
 
+def joined(tensors: Tensors) -> Iterator[Tensor]:
+    """Yield the elements of the small tensors as vectors.
+
+    To join tensors takes a sixth of a kernel each; in parts, so that it takes no copy of all weights.
+    """
+    small = [tensor for tensor in tensors if tensor.numel() <= SMALL]
+    for start in range(0, len(small), _MANY):
+        part = small[start : start + _MANY]
+        yield torch.cat([tensor if tensor.dim() == 1 else tensor.flatten() for tensor in part])
+
+
+def _sum_up(tensors: Tensors) -> bool:
+    """Whether they lie on a CPU, in one type that is wide enough for their sums."""
+    return _on_cpu(tensors) and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
+
+
 def _square_sum(tensor: Tensor) -> Tensor:
     """‖tensor‖², 0-dim.
 
@@ -196,4 +219,4 @@ def _are_large(tensors: Tensors) -> bool:
 
     Many small ones are not: there it is the calls that take the time.
     """
-    return _on_cpu(tensors) and sum(map(Tensor.numel, tensors)) > _SMALL * len(tensors)
+    return _on_cpu(tensors) and sum(map(Tensor.numel, tensors)) > SMALL * len(tensors)

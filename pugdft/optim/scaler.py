@@ -125,8 +125,10 @@ class GuardedStep:
                 base.grad_scale, base.found_inf = None, None  # type: ignore[attr-defined]
             base.step()
             if correction is not None:
-                lrs = {p: float(group["lr"]) for group in base.param_groups for p in group["params"]}
-                for parameter, direction in zip(correction.parameters, correction.directions, strict=True):
-                    parameter.add_(direction, alpha=-lrs[parameter] * correction.factor)
+                directions = dict(zip(correction.parameters, correction.directions, strict=True))
+                for group in base.param_groups:
+                    moved = [parameter for parameter in group["params"] if parameter in directions]
+                    steps = [directions[parameter] for parameter in moved]
+                    foreach.add_scaled_(moved, steps, -float(group["lr"]) * correction.factor)
         else:
             self.num_skipped = self.num_skipped + 1
