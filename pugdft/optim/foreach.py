@@ -23,7 +23,7 @@ EPSILON = 1e-12
 
 def gradients_of(parameters: Tensors) -> list[Tensor]:
     """The gradients of those parameters that have one."""
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
 
 
 def global_norm(tensors: Tensors) -> Tensor:

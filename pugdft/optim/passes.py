@@ -173,12 +173,19 @@ def random_replay(device: torch.device) -> PassContext:
     return replayed
 
 
+class _Copies(dict[Tensor, Tensor]):
+    """Memory for a copy of each parameter, made when it is first asked for."""
+
+    def __missing__(self, parameter: Tensor) -> Tensor:
+        return self.setdefault(parameter, torch.empty_like(parameter))
+
+
 class SavedWeights:
     """Keep bitwise copies of perturbed parameters; ``in_use`` while parameters are perturbed."""
 
     def __init__(self) -> None:
         # From step to step: taking memory costs more than copying into it.
-        self._copies: dict[Tensor, Tensor] = {}
+        self._copies = _Copies()
         self.in_use = False
 
     def forget(self) -> None:
@@ -188,8 +195,6 @@ class SavedWeights:
     @contextmanager
     def perturbed(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         """Inside, the parameters are free to be changed; gives a copy of them, and puts it back."""
-        if missing := [parameter for parameter in parameters if parameter not in self._copies]:
-            self._copies.update(zip(missing, map(torch.empty_like, missing), strict=True))
         weights = [self._copies[parameter] for parameter in parameters]
         foreach.copy_(weights, parameters)
         self.in_use = True
@@ -225,17 +230,20 @@ class CleanGradients:
 
     def put_aside(self, differentiated: list[Tensor], share: float, apart: bool) -> None:
         """Make room for g*; ``share`` of g is to be added to it, ``apart`` keeps both for a merge."""
+        if share == 0:
+            clear(differentiated)
+            return
         gradients = foreach.gradients_of(differentiated)
-        if share not in (0, 1):
+        if share != 1:
             foreach.scale_(gradients, share)
-        if share != 0 and self._accumulates and not apart:
+        if self._accumulates and not apart:
             self.lie_in_place = True
             if self._loss_scale is not None:
                 self._loss_scale.scale_(gradients)  # the pass adds scaled gradients to these
             return
         gradients.clear()  # so that each gradient is free as soon as it is copied
         for parameter in differentiated:
-            if share != 0 and parameter.grad is not None:
+            if parameter.grad is not None:
                 # A copy: the closure, or DDP's bucket, may write the next pass into the same memory.
                 self._held.append((parameter, parameter.grad.clone()))
             parameter.grad = None
