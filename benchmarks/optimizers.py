@@ -1,8 +1,9 @@
 """Optimizers alone: milliseconds and peak memory of a step, pugdft's methods beside installed peers'.
 
-    python benchmarks/optimizers.py --models resnet18 --rounds 6
+    python benchmarks/optimizers.py --models 400x8 resnet18 --rounds 6
 
-Needs timm; ``pip install pytorch_optimizer`` adds that library's rows. Nothing is trained: a pass of the
+Needs timm, for its models; 400x8 is 400 tensors of 8 elements. ``pip install pytorch_optimizer`` adds that
+library's rows, and a table of each method divided by its peer. Nothing is trained: a pass of the
 closure writes fabricated gradients where backward would. Everything runs in one process and one run, a step
 of each contender a round in changing order, for a machine's speed drifts by more than the differences that
 matter. On a CPU leave all cores to it: a neighbour makes the threads wait for each other, ten times as long.
@@ -15,6 +16,7 @@ import gc
 import json
 import os
 import platform
+import re
 import time
 import weakref
 from collections.abc import Callable
@@ -41,10 +43,21 @@ except ImportError:
     pytorch_optimizer = None
 
 BASE: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}
-ROUNDS = {"resnet18": 30, "deit_base_patch16_224": 8}
+ROUNDS = {"400x8": 60, "resnet18": 30, "deit_tiny_patch16_224": 30, "deit_base_patch16_224": 8}
 LOOK_EVERY = 5
 """LookSAM's k, for pugdft's and the peer's: one sample of either is a whole cycle, given per step."""
 REFERENCE = "torch SGD"
+BY_HAND = "foreach SAM by hand"
+PEERS = [
+    ("sam", BY_HAND),
+    ("sam", "pytorch_optimizer SAM"),
+    ("asam", "pytorch_optimizer ASAM"),
+    ("gsam", "pytorch_optimizer GSAM"),
+    ("looksam", "pytorch_optimizer LookSAM"),
+    ("wsam", "pytorch_optimizer WSAM"),
+    ("fsam", "pytorch_optimizer FriendlySAM"),
+]
+"""pugdft's methods and the rows that do the same."""
 NUM_WARMUP_ROUNDS = 2
 NUM_MEMORY_STEPS = 11
 """Peaks are over this many steps from the first: pugdft takes its evidence at every tenth perturbed one."""
@@ -55,12 +68,13 @@ Step = Callable[[], Any]
 class Clock:
     """Marks and the time between them; on CUDA the device's own, so that no mark waits for it."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, of_processor: bool = False) -> None:
         self._is_cuda = device.type == "cuda"
+        self._now = time.process_time if of_processor else time.perf_counter
 
     def mark(self) -> Any:
         if not self._is_cuda:
-            return time.perf_counter()
+            return self._now()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -123,6 +137,7 @@ def contenders() -> list[Contender]:
         Contender("closure, one pass", lambda model, closure: (closure, None)),
         Contender("closure, two passes added", lambda model, closure: (lambda: (closure(), closure()), None)),
         Contender(REFERENCE, _torch_sgd),
+        Contender(BY_HAND, _sam_by_hand),
         *(_peers() if pytorch_optimizer else []),
         _ours("sgd", {"name": "sgd"}),
     ]
@@ -141,6 +156,28 @@ def contenders() -> list[Contender]:
 def _torch_sgd(model: nn.Module, closure: FabricatedPass) -> tuple[Step, torch.optim.Optimizer]:
     base = torch.optim.SGD(model.parameters(), **BASE, fused=True)
     return lambda: (closure(), base.step()), base
+
+
+def _sam_by_hand(model: nn.Module, closure: FabricatedPass) -> tuple[Step, torch.optim.Optimizer]:
+    """The least that SAM takes, without any check."""
+    base = torch.optim.SGD(model.parameters(), **BASE, fused=True)
+    parameters = closure.parameters
+    weights = [torch.empty_like(parameter) for parameter in parameters]
+
+    @torch.no_grad()
+    def step() -> None:
+        closure()
+        gradients = [parameter.grad for parameter in parameters]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_copy_(weights, parameters)
+        torch._foreach_add_(parameters, gradients, alpha=float(0.05 / (norm + 1e-12)))
+        del gradients
+        base.zero_grad()
+        closure()
+        torch._foreach_copy_(parameters, weights)
+        base.step()
+
+    return step, base
 
 
 def _ours(
@@ -296,13 +333,23 @@ def time_steps(
     return samples
 
 
-def measure(name: str, rows: list[Contender], device: torch.device, num_rounds: int) -> dict[str, Any]:
+def made(name: str) -> nn.Module:
+    """One of timm's models, or as many vectors as the name says, with a norm for the methods that ask."""
+    if not (found := re.fullmatch(r"(\d+)x(\d+)", name)):
+        return timm.create_model(name, pretrained=False)
+    number, size = map(int, found.groups())
+    return nn.ModuleList([nn.ParameterList(map(torch.randn, [size] * (number - 2))), nn.LayerNorm(size)])
+
+
+def measure(
+    name: str, rows: list[Contender], device: torch.device, num_rounds: int, of_processor: bool = False
+) -> dict[str, Any]:
     """All rows on one model's tensors."""
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False).to(device)
+    model = made(name).to(device)
     parameters = list(model.parameters())
     first, second = ([torch.randn_like(p).mul_(1e-3).detach() for p in parameters] for _ in range(2))
-    closure = FabricatedPass(parameters, (first, second), Clock(device))
+    closure = FabricatedPass(parameters, (first, second), Clock(device, of_processor))
     copy_bytes = sum(parameter.nbytes for parameter in parameters)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # bytes do not depend on it, and one thread waits for nobody
@@ -358,19 +405,31 @@ def print_table(machine: dict[str, Any], measured: dict[str, Any]) -> None:
     )
     for row in measured["results"]:
         print(
-            f"| {row['optimizer']} | {row['milliseconds']:.1f} | {row['ratio_to_sgd']:.2f} "
-            f"| {row['closure_milliseconds']:.1f} | {row['extra_copies']:.2f} |"
+            f"| {row['optimizer']} | {row['milliseconds']:.2f} | {row['ratio_to_sgd']:.2f} "
+            f"| {row['closure_milliseconds']:.2f} | {row['extra_copies']:.2f} |"
         )
+
+
+def print_peers(measured: dict[str, Any]) -> None:
+    """Each method divided by its peer of the same run."""
+    found = {row["optimizer"]: row for row in measured["results"]}
+    print("\n| method | its peer | time, ours / peer's | peak, ours / peer's |\n|---|---|--:|--:|")
+    for method, peer in PEERS:
+        if peer in found and (ours := found.get(f"pugdft {method}")):
+            times = ours["milliseconds"] / found[peer]["milliseconds"]
+            peaks = (ours["extra_copies"] + 1) / (found[peer]["extra_copies"] + 1)
+            print(f"| {method} | {peer} | {times:.2f} | {peaks:.2f} |")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--models", nargs="+", default=list(ROUNDS), help="any of timm's names")
+    parser.add_argument("--models", nargs="+", default=list(ROUNDS), help="timm's names, or such as 400x8")
     parser.add_argument("--methods", nargs="+", help="rows to keep, such as: sam pugd closure")
     parser.add_argument("--rounds", type=int, help="default: 30 for resnet18, 8 for larger models")
     parser.add_argument("--threads", type=int, help="default: torch's own")
+    parser.add_argument("--processor-time", action="store_true", help="of all threads, beside other programs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also every sample, as JSON")
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
@@ -396,8 +455,9 @@ def main() -> None:
     measured = []
     for name in options.models:
         num_rounds = options.rounds or ROUNDS.get(name, 8)
-        measured.append(measure(name, rows, device, num_rounds))
+        measured.append(measure(name, rows, device, num_rounds, options.processor_time))
         print_table(machine, measured[-1])
+        print_peers(measured[-1])
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "base": BASE, "models": measured}, indent=1))
 

@@ -246,9 +246,11 @@ def fill_momentum(base: torch.optim.Optimizer) -> None:
     gets its first gradient later than others.
     """
     groups = base.param_groups if isinstance(base, torch.optim.SGD) else []
-    for parameter in tensors_of([group for group in groups if group["fused"] and group["momentum"]]):
-        if parameter.grad is not None and base.state[parameter].get("momentum_buffer") is None:
-            base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for group in groups:
+        if group["fused"] and group["momentum"]:
+            for parameter in group["params"]:
+                if parameter.grad is not None and base.state[parameter].get("momentum_buffer") is None:
+                    base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def align_layouts(base: torch.optim.Optimizer) -> None:

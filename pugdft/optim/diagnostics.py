@@ -10,6 +10,7 @@ memory read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,8 +21,6 @@ from pugdft.optim import foreach
 EVERY = 10
 STRIDE = 16
 BLOCK = 64
-_SMALL = 4096
-
 
 Quantity = Literal["norm", "cosine", "gradient"]
 _QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
@@ -62,13 +61,18 @@ class Diagnostics:
 
     def after_second_pass(self, share: float) -> None:
         """See the gradients after the second pass: g* + share·g."""
+        seen = [
+            (p, clean, p.grad) for p, clean in self._clean.items() if p.grad is not None and clean.numel()
+        ]
+        whole = [(clean, gradient) for p, clean, gradient in seen if clean.numel() == p.numel()]
+        before, after = (foreach.joined([row[column] for row in whole]) for column in range(2))
+        samples = [(c, _sample(g), p.numel() / c.numel()) for p, c, g in seen if c.numel() < p.numel()]
         products: list[Tensor] = []
-        for parameter, clean in self._clean.items():
-            if parameter.grad is not None and clean.numel():
-                g, both = _wide(clean), _wide(_sample(parameter.grad))
-                g_star = both - share * g
-                each = torch.stack([(g * g_star).sum(), g.square().sum(), g_star.square().sum()])
-                products.append(each * (parameter.numel() / clean.numel()))
+        for clean, both, weight in chain(zip(before, after, repeat(1.0)), samples):
+            g = _wide(clean)
+            g_star = _wide(both) - share * g
+            sums = [(g * g_star).sum(), g.square().sum(), g_star.square().sum()]
+            products.append(weight * torch.stack(sums))
         self._clean = {}
         if products:
             dot, clean_square, perturbed_square = torch.stack(products).sum(0)
@@ -129,7 +133,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _sample(tensor: Tensor) -> Tensor:
     """A view of BLOCK elements of every BLOCK·STRIDE in memory order; gradients lie like parameters."""
-    if tensor.numel() <= _SMALL:
+    if tensor.numel() <= foreach.SMALL:
         return tensor
     rows = tensor.numel() // (BLOCK * STRIDE)
     return torch.as_strided(tensor, (rows, BLOCK), (BLOCK * STRIDE, 1))

@@ -295,11 +295,13 @@ def _update_averages(averages: dict[Tensor, Tensor], at: Ascent, decay: float) -
     if on_cpu and not finite:
         return
     for parameter, gradient in zip(at.parameters, at.gradients, strict=True):
-        old = averages.get(parameter)
-        if old is None:
-            if bool(finite):  # waits for the device, once a parameter
-                averages[parameter] = gradient.clone()
-        elif on_cpu:
-            old.lerp_(gradient, 1 - decay)
-        else:  # chosen on the device, so that nothing waits for it
-            averages[parameter] = torch.where(finite, torch.lerp(old, gradient, 1 - decay), old)
+        if parameter not in averages and bool(finite):  # waits for the device, once a parameter
+            averages[parameter] = gradient.clone()
+    known = [row for row in zip(at.parameters, at.gradients, strict=True) if row[0] in averages]
+    means, gradients = [averages[parameter] for parameter, _ in known], [gradient for _, gradient in known]
+    if on_cpu:
+        foreach.average_(means, gradients, 1 - decay)
+    else:  # chosen on the device, so that nothing waits for it
+        for parameter, gradient in known:
+            new = torch.lerp(averages[parameter], gradient, 1 - decay)
+            averages[parameter] = torch.where(finite, new, averages[parameter])

@@ -7,12 +7,14 @@ device. On a CPU there is nothing to wait for: a Python number is free and lets 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 _BLOCK = 1 << 20
+SMALL = 1 << 12  # elements
+_MANY = 64
 Tensors = Sequence[Tensor]
 
 EPSILON = 1e-12
@@ -21,14 +23,15 @@ EPSILON = 1e-12
 
 def gradients_of(parameters: Tensors) -> list[Tensor]:
     """The gradients of those parameters that have one."""
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
 
 
 def global_norm(tensors: Tensors) -> Tensor:
     """L2 norm over all elements, a 0-dim tensor on the first one's device, in fp64 for fp64, else in fp32."""
-    if _on_cpu(tensors) and all(_is_flat(tensor, tensors[0].dtype) for tensor in tensors):
-        squares = torch.stack([_square_sum(tensor) for tensor in tensors])
-        norm = squares.sum().sqrt()
+    if _sum_up(tensors):
+        squares = [torch.dot(vector, vector) for vector in joined(tensors)]
+        squares += [_square_sum(tensor) for tensor in tensors if tensor.numel() > SMALL]
+        norm = torch.stack(squares).sum().sqrt()
         if math.isinf(norm):  # the squares of finite numbers may be infinite in fp32
             wide = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
             norm = torch.linalg.vector_norm(torch.stack(wide))
@@ -46,10 +49,13 @@ def tensor_norms(tensors: Tensors) -> list[Tensor]:
 
 def dot(tensors: Tensors, others: Tensors) -> Tensor:
     """The inner product over all elements, a 0-dim tensor of at least fp32."""
-    dtype = _accumulator(tensors)
-    parts = [
+    dtype, rows, parts = _accumulator(tensors), list(zip(tensors, others, strict=True)), list[Tensor]()
+    if _sum_up(tensors) and _sum_up(others):
+        parts = [torch.dot(a, b) for a, b in zip(joined(tensors), joined(others), strict=True)]
+        rows = [(a, b) for a, b in rows if a.numel() > SMALL]
+    parts += [
         torch.sum(a * b, dtype=dtype) if a.numel() else torch.zeros((), dtype=dtype, device=a.device)
-        for a, b in zip(tensors, others, strict=True)
+        for a, b in rows
     ]
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
@@ -74,21 +80,22 @@ def scale_(tensors: Tensors, factor: Tensor | float) -> None:
     """``tensors ← factor · tensors``."""
     if not _on_cpu(tensors):
         torch._foreach_mul_(list(tensors), factor)
-    elif (number := float(factor)) != 1:
-        for tensor in tensors:
-            tensor.mul_(number)
+    elif tensors and float(factor) != 1:  # a tensor, for many products with a number take four times as long
+        torch._foreach_mul_(list(tensors), torch.as_tensor(factor, dtype=_accumulator(tensors)))
 
 
 def add_scaled_(tensors: Tensors, others: Tensors, factor: Tensor | float) -> None:
     """``tensors ← tensors + factor · others``."""
-    if _on_cpu(tensors):
-        number = float(factor)
-        for tensor, other in zip(tensors, others, strict=True):
-            tensor.add_(other, alpha=number)
-    elif isinstance(factor, Tensor):
+    if not _on_cpu(tensors) and isinstance(factor, Tensor):
         torch._foreach_add_(list(tensors), torch._foreach_mul(list(others), factor))
-    else:
-        torch._foreach_add_(list(tensors), list(others), alpha=factor)
+    elif tensors:
+        torch._foreach_add_(list(tensors), list(others), alpha=float(factor))
+
+
+def average_(means: Tensors, tensors: Tensors, share: float) -> None:
+    """``means ← (1 − share) · means + share · tensors``."""
+    if means:
+        torch._foreach_lerp_(list(means), list(tensors), share)
 
 
 def move_(parameters: Tensors, weights: Tensors, steps: Tensors, factor: Tensor | float) -> None:
@@ -101,22 +108,22 @@ def move_(parameters: Tensors, weights: Tensors, steps: Tensors, factor: Tensor 
 
 def set_sum_(targets: Tensors, starts: Tensors, steps: Tensors, factor: Tensor | float) -> None:
     """``targets ← starts + factor · steps`` where ``steps`` may be ``targets``; no further memory."""
-    if _on_cpu(targets):
+    if _are_large(targets):
         number = float(factor)
         for target, start, step in zip(targets, starts, steps, strict=True):
             torch.add(start, step, alpha=number, out=target)
         return
     if steps is not targets:
-        torch._foreach_copy_(list(targets), list(steps))
-    torch._foreach_mul_(list(targets), factor)
-    torch._foreach_add_(list(targets), list(starts))
+        copy_(targets, steps)
+    scale_(targets, factor)
+    add_scaled_(targets, starts, 1.0)
 
 
 def set_weighted_(
     targets: Tensors, weights: Tensors, gradients: Tensors, eta: float = 0.0, power: int = 1
 ) -> None:
     """``targets ← (|weights| + eta)^power ⊙ gradients`` for power 1 or 2; no further memory."""
-    if _on_cpu(targets):
+    if _are_large(targets):
         for target, weight, gradient in zip(targets, weights, gradients, strict=True):
             torch.abs(weight, out=target)
             if eta:
@@ -125,7 +132,9 @@ def set_weighted_(
                 target.mul_(target)
             target.mul_(gradient)
         return
-    torch._foreach_copy_(list(targets), list(weights))
+    if not targets:
+        return
+    copy_(targets, weights)
     torch._foreach_abs_(list(targets))
     if eta:
         torch._foreach_add_(list(targets), eta)
@@ -166,12 +175,31 @@ def clip_norm_(tensors: Tensors, limit: float | Tensor, norm: Tensor) -> None:
     scale_(tensors, torch.clamp(ratio(limit, norm), max=1.0))
 
 
+def joined(tensors: Tensors) -> Iterator[Tensor]:
+    """Yield the elements of the small tensors as vectors.
+
+    To join tensors takes a sixth of a kernel each; in parts, so that it takes no copy of all weights.
+    """
+    small = [tensor for tensor in tensors if tensor.numel() <= SMALL]
+    for start in range(0, len(small), _MANY):
+        part = small[start : start + _MANY]
+        yield torch.cat([tensor if tensor.dim() == 1 else tensor.flatten() for tensor in part])
+
+
+def _sum_up(tensors: Tensors) -> bool:
+    """Whether they lie on a CPU, in one type that is wide enough for their sums."""
+    return _on_cpu(tensors) and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
+
+
 def _square_sum(tensor: Tensor) -> Tensor:
-    """‖tensor‖² of a tensor whose elements lie side by side.
+    """‖tensor‖², 0-dim.
 
     A product of a vector with itself reads it faster than a norm does. In blocks: one fp32 sum over 25
     million elements is wrong in the fourth digit.
     """
+    is_images = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    if not (is_images or tensor.is_contiguous()):
+        return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
     flat = tensor.as_strided((tensor.numel(),), (1,))
     if flat.numel() <= _BLOCK:
         return torch.dot(flat, flat)
@@ -182,12 +210,13 @@ def _accumulator(tensors: Tensors) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
-def _is_flat(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the elements lie side by side, in whatever order, in a ``dtype`` that accumulates itself."""
-    is_images = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    is_dense = tensor.is_contiguous() or is_images
-    return is_dense and tensor.dtype == dtype and dtype in (torch.float32, torch.float64)
-
-
 def _on_cpu(tensors: Tensors) -> bool:
     return not tensors or tensors[0].device.type == "cpu"
+
+
+def _are_large(tensors: Tensors) -> bool:
+    """Whether one tensor after the other is fastest: on a CPU, whose caches keep one between two kernels.
+
+    Many small ones are not: there it is the calls that take the time.
+    """
+    return _on_cpu(tensors) and sum(map(Tensor.numel, tensors)) > SMALL * len(tensors)

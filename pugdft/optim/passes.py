@@ -110,14 +110,14 @@ class EarlierGradients:
         """The gradients are cleared: what comes is new, also where DDP puts it into the same tensors."""
         self._notes = []
 
-    def check(self, parameters: Sequence[Tensor]) -> None:
+    def check(self, num_gradients: int) -> None:
         """Refuse a closure that made no gradient; warn once of one that added to gradients it found."""
         is_untouched = [
             p.grad._version == version
             for p, ref, version in self._notes
             if p.grad is not None and p.grad is ref()
         ]
-        if sum(is_untouched) == len(foreach.gradients_of(parameters)):
+        if sum(is_untouched) == num_gradients:
             raise RuntimeError("the closure made no gradient: it must call backward() on the loss")
         if not all(is_untouched) and not self._has_warned:
             self._has_warned = True
@@ -133,16 +133,18 @@ class EarlierGradients:
         return {**vars(self), "_notes": []}
 
 
-def align_gradients(parameters: Sequence[Tensor], name: Callable[[Tensor], str] | None) -> None:
+def align_gradients(
+    parameters: Sequence[Tensor], strides: Sequence[tuple[int, ...]], name: Callable[[Tensor], str] | None
+) -> None:
     """Lay each gradient out in memory as its parameter is, for fused kernels pair elements by memory.
 
-    Autograd does so itself, but a closure may assign gradients of its own. ``name`` says which parameter it
-    is, to refuse a sparse gradient; None lets those pass, for a base alone.
+    Autograd does so itself, but a closure may assign gradients of its own. ``strides`` are the parameters'.
+    ``name`` says which parameter it is, to refuse a sparse gradient; None lets those pass, for a base alone.
     """
-    for parameter in parameters:
+    for parameter, stride in zip(parameters, strides, strict=True):
         gradient = parameter.grad
         if gradient is not None and gradient.layout == torch.strided:
-            if gradient.stride() != parameter.stride():
+            if gradient.stride() != stride:
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
         elif gradient is not None and name is not None:
             raise RuntimeError(
@@ -171,21 +173,28 @@ def random_replay(device: torch.device) -> PassContext:
     return replayed
 
 
+class _Copies(dict[Tensor, Tensor]):
+    """Memory for a copy of each parameter, made when it is first asked for."""
+
+    def __missing__(self, parameter: Tensor) -> Tensor:
+        return self.setdefault(parameter, torch.empty_like(parameter))
+
+
 class SavedWeights:
     """Keep bitwise copies of perturbed parameters; ``in_use`` while parameters are perturbed."""
 
     def __init__(self) -> None:
         # From step to step: taking memory costs more than copying into it.
-        self._copies: dict[Tensor, Tensor] = {}
+        self._copies = _Copies()
         self.in_use = False
+
+    def forget(self) -> None:
+        """Give back the copies: parameters were moved or converted."""
+        self._copies.clear()
 
     @contextmanager
     def perturbed(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         """Inside, the parameters are free to be changed; gives a copy of them, and puts it back."""
-        for parameter in parameters:
-            # A model may be moved or converted after its first step.
-            if _layout(self._copies.get(parameter)) != _layout(parameter):
-                self._copies[parameter] = torch.empty_like(parameter)
         weights = [self._copies[parameter] for parameter in parameters]
         foreach.copy_(weights, parameters)
         self.in_use = True
@@ -196,10 +205,6 @@ class SavedWeights:
             foreach.copy_(parameters, weights)
             forget_cached_weights()
             self.in_use = False
-
-
-def _layout(tensor: Tensor | None) -> tuple[Any, ...]:
-    return () if tensor is None else (tensor.dtype, tensor.device, tensor.shape, tensor.stride())
 
 
 class CleanGradients:
@@ -225,17 +230,20 @@ class CleanGradients:
 
     def put_aside(self, differentiated: list[Tensor], share: float, apart: bool) -> None:
         """Make room for g*; ``share`` of g is to be added to it, ``apart`` keeps both for a merge."""
+        if share == 0:
+            clear(differentiated)
+            return
         gradients = foreach.gradients_of(differentiated)
-        if share not in (0, 1):
+        if share != 1:
             foreach.scale_(gradients, share)
-        if share != 0 and self._accumulates and not apart:
+        if self._accumulates and not apart:
             self.lie_in_place = True
             if self._loss_scale is not None:
                 self._loss_scale.scale_(gradients)  # the pass adds scaled gradients to these
             return
         gradients.clear()  # so that each gradient is free as soon as it is copied
         for parameter in differentiated:
-            if share != 0 and parameter.grad is not None:
+            if parameter.grad is not None:
                 # A copy: the closure, or DDP's bucket, may write the next pass into the same memory.
                 self._held.append((parameter, parameter.grad.clone()))
             parameter.grad = None

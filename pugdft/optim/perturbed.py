@@ -94,7 +94,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._weights = passes.SavedWeights()
         self._guard = GuardedStep(base, loss_scale, clip)
         self._earlier = passes.EarlierGradients()
-        self._strides: list[tuple[int, ...]] | None = None
+        self._layouts: tuple[list[Any], ...] = ()
         first = base.param_groups[0]
         self._peak_lr = max(float(first["lr"]), float(first.get("initial_lr", 0.0)))
         super().__init__(base.param_groups, base.defaults)
@@ -164,9 +164,10 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 "build_optimizer(..., loss_scale=LossScale()), call optimizer.backward(loss) in the closure, "
                 "and optimizer.step(closure) without the scaler"
             )
-        every = tensors_of(self.param_groups)
-        passes.clear([p for p in every if not p.requires_grad])  # one that was frozen on the way may have one
-        parameters = [p for p in every if p.requires_grad]
+        every = [parameter for group in self.param_groups for parameter in group["params"]]
+        parameters = [parameter for parameter in every if parameter.requires_grad]
+        if len(parameters) < len(every):  # one that was frozen on the way may have a gradient
+            passes.clear([parameter for parameter in every if not parameter.requires_grad])
         if not parameters:
             with torch.enable_grad():
                 return closure()
@@ -181,18 +182,18 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 self.diagnostics.after_clean_pass(parameters)
                 self.diagnostics.before_second_pass([])
                 self.diagnostics.measure_perturbation(parameters, weights)
-            self._earlier.check(parameters)
+            self._earlier.check(len(foreach.gradients_of(parameters)))
         else:
             replay = passes.random_replay(parameters[0].device) if self._replays else nullcontext
             is_ascent = self.method.direction.follows_gradient
             is_ascent = is_ascent and trigger.is_due(context, self._rule_states["trigger"])
             with self._ascent_pass() if is_ascent else nullcontext():
                 loss = self._pass(closure, parameters)
-            self._earlier.check(parameters)
-            self.diagnostics.after_clean_pass(parameters)
             differentiated = [p for p in parameters if p.grad is not None]
+            self._earlier.check(len(differentiated))
+            self.diagnostics.after_clean_pass(parameters)
             if differentiated and trigger.fires(context, differentiated, self._rule_states["trigger"]):
-                correction = self._second_pass(closure, parameters, context, replay)
+                correction = self._second_pass(closure, parameters, differentiated, context, replay)
                 self.num_two_pass_steps += 1
             else:
                 rule = trigger.one_pass_rule() or rule
@@ -203,22 +204,27 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _second_pass(
-        self, closure: Closure, parameters: list[Tensor], context: StepContext, replay: PassContext
+        self,
+        closure: Closure,
+        parameters: list[Tensor],
+        differentiated: list[Tensor],
+        context: StepContext,
+        replay: PassContext,
     ) -> Correction | None:
         """Leave h in the gradients, and the weights as they were."""
-        differentiated = [p for p in parameters if p.grad is not None]
         combine, direction = self.method.combine, self.method.direction
         clean, factor = combine.coefficients(context)
         perturbed = direction.chosen(differentiated, self._info)
-        radius = self.method.radius
-        rho = radius.radius(context, foreach.gradients_of(perturbed)) if perturbed else 0.0
+        gradients = foreach.gradients_of(perturbed)
+        rho = self.method.radius.radius(context, gradients) if perturbed else 0.0
         self.diagnostics.before_second_pass(differentiated)
         combine.release(self._rule_states["combine"])
         # A further ascent needs the place where the gradients lie.
         apart = combine.needs_both_gradients or direction.num_ascents > 1
         with self._weights.perturbed(perturbed) as weights, self._clean.kept():
             for number in range(direction.num_ascents):
-                gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in perturbed]
+                if number:
+                    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in perturbed]
                 self._perturb(perturbed, weights, gradients, rho, number)
                 del gradients  # a list of them would keep them alive through the pass
                 if number == 0:
@@ -258,7 +264,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             self.loss_scale.is_used = False
         with torch.enable_grad():
             loss = closure()
-        passes.align_gradients(parameters, None if self.method == _PLAIN else self._name)
+        passes.align_gradients(parameters, self._layouts[0], None if self.method == _PLAIN else self._name)
         if self.loss_scale is not None:
             if not self.loss_scale.is_used:
                 raise RuntimeError("with a loss scale the closure must call optimizer.backward(loss)")
@@ -275,12 +281,15 @@ class PerturbedOptimizer(torch.optim.Optimizer):
 
     def _check_layouts(self, parameters: list[Tensor]) -> None:
         """At the first step, and after a model or a state was moved: nothing sharded, nothing misaligned."""
-        strides = [parameter.stride() for parameter in parameters]
-        if strides != self._strides:
-            self._strides = strides
+        strides = list(map(Tensor.stride, parameters))
+        sizes, types = list(map(Tensor.numel, parameters)), [parameter.dtype for parameter in parameters]
+        layouts = strides, sizes, types, [parameter.device for parameter in parameters]
+        if layouts != self._layouts:
+            self._layouts = layouts
             for parameter in filter(is_sharded, parameters):
                 raise RuntimeError(f"{self._name(parameter)}: {SHARDED}")
             align_layouts(self.base)
+            self._weights.forget()
 
     def _name(self, parameter: Tensor) -> str:
         for group in self.param_groups:
@@ -325,7 +334,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         saved = "a base optimizer alone" if own is None else own["method"]
         if own is not None and _rules(saved) != _rules(mine):
             raise ValueError(f"the saved state is that of {saved}, not of {mine}")
-        self._strides = None
+        self._layouts = ()
         self.base.load_state_dict(base)
         if saved != mine and (own is not None or self.method != _PLAIN):
             follows = "the method's own state starts anew" if own is None else f"it goes on as {mine}"

@@ -94,8 +94,10 @@ class GuardedStep:
             return
         base = self._base
         fill_momentum(base)
-        if all(gradient.layout == torch.strided for gradient in gradients):
-            real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
+        if {gradient.layout for gradient in gradients} == {torch.strided}:
+            real = gradients
+            if any(map(Tensor.is_complex, gradients)):
+                real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
             norm = rule.normalize_(real)
             finite = torch.isfinite(norm)
             if self._clip is not None:
@@ -123,8 +125,10 @@ class GuardedStep:
                 base.grad_scale, base.found_inf = None, None  # type: ignore[attr-defined]
             base.step()
             if correction is not None:
-                lrs = {p: float(group["lr"]) for group in base.param_groups for p in group["params"]}
-                for parameter, direction in zip(correction.parameters, correction.directions, strict=True):
-                    parameter.add_(direction, alpha=-lrs[parameter] * correction.factor)
+                directions = dict(zip(correction.parameters, correction.directions, strict=True))
+                for group in base.param_groups:
+                    moved = [parameter for parameter in group["params"] if parameter in directions]
+                    steps = [directions[parameter] for parameter in moved]
+                    foreach.add_scaled_(moved, steps, -float(group["lr"]) * correction.factor)
         else:
             self.num_skipped = self.num_skipped + 1

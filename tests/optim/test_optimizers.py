@@ -29,7 +29,15 @@ from reference import REFERENCES, SGD, AdamW, Plain, PugdT, reference_run
 from torch import Tensor, nn
 
 from pugdft.errors import FaultsError, UserError
-from pugdft.optim import build_optimizer, describe, optimizer_names, resolve_spec, spec_faults, summary
+from pugdft.optim import (
+    build_optimizer,
+    describe,
+    foreach,
+    optimizer_names,
+    resolve_spec,
+    spec_faults,
+    summary,
+)
 from pugdft.optim.base import BASES
 from pugdft.optim.context import StepContext
 from pugdft.optim.methods import METHODS
@@ -55,6 +63,18 @@ def test_method_equals_its_float64_reference_on_two_groups(
     if isinstance(written, PugdT) and base == "sgd":
         assert written.fired
         assert 0 < optimizer.num_two_pass_steps < steps
+
+
+@pytest.mark.parametrize(("small", "many"), [(0, 64), (4096, 2)])
+@pytest.mark.parametrize("name", ALL)
+def test_small_tensors_together_equal_one_after_the_other(
+    name: str, small: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, _ = run(spec_of(name))
+    monkeypatch.setattr(foreach, "SMALL", small)
+    monkeypatch.setattr(foreach, "_MANY", many)
+    apart, _ = run(spec_of(name))
+    assert deviation(together, apart) < 1e-12
 
 
 def test_every_registered_method_has_a_reference() -> None:
