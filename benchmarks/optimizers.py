@@ -167,7 +167,7 @@ def _sam_by_hand(model: nn.Module, closure: FabricatedPass) -> tuple[Step, torch
     @torch.no_grad()
     def step() -> None:
         closure()
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         torch._foreach_copy_(weights, parameters)
         torch._foreach_add_(parameters, gradients, alpha=float(0.05 / (norm + 1e-12)))
@@ -347,7 +347,7 @@ def measure(
     """All rows on one model's tensors."""
     torch.manual_seed(0)
     model = made(name).to(device)
-    parameters = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
     first, second = ([torch.randn_like(p).mul_(1e-3).detach() for p in parameters] for _ in range(2))
     closure = FabricatedPass(parameters, (first, second), Clock(device, of_processor))
     copy_bytes = sum(parameter.nbytes for parameter in parameters)
