@@ -14,12 +14,12 @@ import pytest
 import typer
 
 from pugdft.cli.help import command_line, commands, dataset_names, examples_of, optimizer_names
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 from pugdft.config.load import bundled_recipes, recipe_keys
 from pugdft.data.datasets import DATASETS
 from pugdft.optim import build
 
-ROOT = command_line(app)
+ROOT = command_line(application())
 COMMANDS = dict(commands(ROOT))
 LEAVES = {name: command for name, command in COMMANDS.items() if not getattr(command, "commands", None)}
 
