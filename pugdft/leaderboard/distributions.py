@@ -1,7 +1,8 @@
 """Probabilities and quantiles of the distributions that the statistics need, to about 13 digits.
 
 The import of ``scipy.special``, which has all of them, takes longer than a table of 25 records does. A test
-compares both. ``freedom`` is degrees of freedom, whole numbers; below 1 everything of t is NaN.
+compares both. ``freedom`` is degrees of freedom: of t any number (below 1 the result is NaN), of χ² a whole
+one.
 """
 
 from __future__ import annotations
