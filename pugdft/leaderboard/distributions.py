@@ -35,8 +35,9 @@ def normal_cdf(values: Any) -> Any:
 
 def t_tail(freedom: np.ndarray, values: Any) -> np.ndarray:
     """Compute the probability that t exceeds each value, which is at least 0: arrays of one shape."""
-    freedom, values = np.broadcast_arrays(np.where(freedom < 1, np.nan, freedom), np.asarray(values, float))
-    return _tail(freedom, np.sqrt(freedom * np.log1p(values**2 / freedom)))
+    known = np.maximum(freedom, 1.0)
+    found = _tail(known, np.sqrt(known * np.log1p(np.asarray(values, float) ** 2 / known)))
+    return np.where(freedom < 1, np.nan, found)
 
 
 def t_quantile(freedom: Any, level: float) -> Any:
@@ -64,7 +65,7 @@ def t_tail_quantiles(freedom: float, tails: np.ndarray) -> np.ndarray:
         return np.asarray(np.log(found / tails) * found / (scale * _t_density(freedom, places)))
 
     places = _newton(guess, step)
-    return np.sqrt(freedom * np.expm1(places**2 / freedom))
+    return np.asarray(np.sqrt(freedom * np.expm1(places**2 / freedom)))
 
 
 def _tail(freedom: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -74,7 +75,7 @@ def _tail(freedom: np.ndarray, places: np.ndarray) -> np.ndarray:
     """
     length = np.sqrt(places**2 + 78) - places
     inside = places[..., None] + length[..., None] * _SHARES
-    return length * _t_scale(freedom) * (_t_density(freedom[..., None], inside) @ _WEIGHTS)
+    return np.asarray(length * _t_scale(freedom) * (_t_density(freedom[..., None], inside) @ _WEIGHTS))
 
 
 def _t_density(freedom: Any, places: np.ndarray) -> np.ndarray:
@@ -118,7 +119,7 @@ def chi_square_quantiles(freedom: int, levels: tuple[float, ...]) -> np.ndarray:
         density = np.exp(half * logs - values - math.lgamma(half))  # of the logarithm
         return np.asarray((logits - np.log(below / above)) * below * above / density)
 
-    return 2 * np.exp(_newton(guess, step))
+    return np.asarray(2 * np.exp(_newton(guess, step)))
 
 
 def _gamma_tail(half: float, values: np.ndarray) -> np.ndarray:
