@@ -20,7 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from pugdft.cli.help import command_line, commands, examples_of
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 from pugdft.config.schema import Recipe
 from pugdft.leaderboard import Group, as_markdown, build_leaderboard, collect
 from pugdft.leaderboard.across import AcrossVerdict, build_across
@@ -320,7 +320,7 @@ def measured_page() -> str:
 def command_page() -> str:
     """Every command's help, as the terminal shows it."""
     sections = []
-    for name, command in commands(command_line(app)):
+    for name, command in commands(command_line(application())):
         text = command.get_help(typer.Context(command, info_name=name))
         text = text.partition("\n  Examples:")[0].rstrip()
         examples = "\n".join(examples_of(command))

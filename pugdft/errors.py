@@ -97,6 +97,12 @@ def shortened(text: object, limit: int = 80) -> str:
     return line if len(line) <= limit else f"{line[:limit]}…"
 
 
+def cut(text: object, most: int = 80) -> str:
+    """Return ``text`` on one line with at most so many characters, cut at its end."""
+    shown = printable(text)
+    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"
+
+
 def close_match(name: object, known: Iterable[str]) -> str:
     """``' Did you mean "sam"?'`` if a known name is nearly ``name``, else the empty string."""
     matches = get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.6)

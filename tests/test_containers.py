@@ -14,10 +14,10 @@ import yaml
 
 from pugdft.bench.executors import parse_executor
 from pugdft.cli.help import command_line, commands
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = dict(commands(command_line(app)))
+COMMANDS = dict(commands(command_line(application())))
 IMAGE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").replace("\\\n", " ")
 COMPOSE = (ROOT / "compose.yaml").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from cifar_networks import NETWORKS, SIZES
 
 from pugdft.bench.grid import build_matrix
 from pugdft.cli.help import command_line, commands, examples_of
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 from pugdft.config.load import _places, bundled_tables
 from pugdft.config.schema import Recipe
 from pugdft.optim import describe, optimizer_names
@@ -109,7 +109,7 @@ def test_references_know_every_key_and_every_command(site: Path, pages: dict[Pat
     recipe = pages[site / "recipe-reference.html"].text
     assert [place for place in _places(Recipe) if place not in recipe] == []
     text = " ".join(pages[site / "command-reference.html"].text.split())
-    for name, command in commands(command_line(app)):
+    for name, command in commands(command_line(application())):
         assert f"Usage: {name} " in text
         assert all(example in text for example in examples_of(command))
         options = (each for each in command.params if each.param_type_name == "option" and not each.hidden)

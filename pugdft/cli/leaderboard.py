@@ -181,11 +181,12 @@ def _groups(
     Without a filter, papers' tables are shown where something was measured, or with ``full``.
     """
     from pugdft.leaderboard import build_leaderboard
-    from pugdft.leaderboard.grouping import NothingMatches
-    from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
 
     if not reported:
         return build_leaderboard(records, dataset, model, **design)
+    from pugdft.leaderboard.grouping import NothingMatches
+    from pugdft.leaderboard.published import reported_folder, reported_rows, select_rows, with_reported
+
     groups: list[Group] = []
     unmatched = ""
     try:

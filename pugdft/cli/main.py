@@ -11,34 +11,15 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from importlib import import_module
 from io import TextIOWrapper
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from pugdft import __version__
-from pugdft.cli import (
-    bench,
-    compare,
-    data,
-    doctor,
-    evaluate,
-    export,
-    finetune,
-    landscape,
-    leaderboard,
-    optimizers,
-    plot,
-    predict,
-    recipes,
-    report,
-    runs,
-    sharpness,
-    terrain,
-    trajectory,
-    tune,
-    verify,
-)
 from pugdft.cli.help import command_line
 from pugdft.cli.launch import end_one_of_several, end_with_the_launcher, is_first_here, is_main_process
 from pugdft.cli.output import JsonLines, LossyStream, emit, say
@@ -46,36 +27,54 @@ from pugdft.errors import RunFailed, UserError, undriven
 from pugdft.paths import check_locks
 from pugdft.training.launchers import check_alone, check_first_task, shared_by_tasks
 
-app = typer.Typer(
-    help="Fine-tune pretrained timm backbones with sharpness-aware and unit-gradient optimizers, "
-    "and compare them honestly.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+# Each command, or group of commands, and where it is in this package, in the order of the help.
+_COMMANDS = {
+    "finetune": "finetune.command",
+    "bench": "bench.command",
+    "tune": "tune.command",
+    "leaderboard": "leaderboard.show",
+    "plot": "plot.command",
+    "compare": "compare.command",
+    "predict": "predict.command",
+    "evaluate": "evaluate.command",
+    "report": "report.command",
+    "sharpness": "sharpness.command",
+    "landscape": "landscape.command",
+    "trajectory": "trajectory.command",
+    "terrain": "terrain.command",
+    "export": "export.command",
+    "verify": "verify.verify_command",
+    "rerun": "verify.rerun_command",
+    "doctor": "doctor.command",
+    "recipes": "recipes.app",
+    "optimizers": "optimizers.app",
+    "data": "data.app",
+    "runs": "runs.app",
+}
 
-app.command("finetune")(finetune.command)
-app.command("bench")(bench.command)
-app.command("tune")(tune.command)
-app.command("leaderboard", cls=leaderboard.Command)(leaderboard.show)
-app.command("plot")(plot.command)
-app.command("compare")(compare.command)
-app.command("predict")(predict.command)
-app.command("evaluate")(evaluate.command)
-app.command("report")(report.command)
-app.command("sharpness")(sharpness.command)
-app.command("landscape")(landscape.command)
-app.command("trajectory")(trajectory.command)
-app.command("terrain")(terrain.command)
-app.command("export")(export.command)
-app.command("verify")(verify.verify_command)
-app.command("rerun")(verify.rerun_command)
-app.command("doctor")(doctor.command)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(optimizers.app, name="optimizers")
-app.add_typer(data.app, name="data")
-app.add_typer(runs.app, name="runs")
+
+def application(words: Sequence[str] = ()) -> typer.Typer:
+    """Return ``pugdft`` with all commands, or with the one that the first word names.
+
+    To import and build the other twenty takes longer than many a command does.
+    """
+    app = typer.Typer(
+        help="Fine-tune pretrained timm backbones with sharpness-aware and unit-gradient optimizers, "
+        "and compare them honestly.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in words[:1] if set(words[:1]) & _COMMANDS.keys() else _COMMANDS:
+        module_name, _, attribute = _COMMANDS[name].partition(".")
+        module = import_module(f"pugdft.cli.{module_name}")
+        if isinstance(found := getattr(module, attribute), typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name, cls=getattr(module, "Command", TyperCommand))(found)
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -84,7 +83,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     context: typer.Context,
     version: bool = typer.Option(
@@ -138,7 +136,7 @@ def main() -> None:
 def _run() -> tuple[int, str]:
     """Run the command; return its exit code and the message to print, if it failed."""
     try:
-        code = command_line(app)(prog_name="pugdft", standalone_mode=False)
+        code = command_line(application(sys.argv[1:]))(prog_name="pugdft", standalone_mode=False)
         sys.stdout.flush()
         told = "interrupted" if code == _INTERRUPTED and is_main_process() else ""  # typer ends by Ctrl-C
         return code if isinstance(code, int) else 0, told

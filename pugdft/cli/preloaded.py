@@ -8,6 +8,7 @@ from pugdft.machine import share_cores
 
 share_cores()  # read by torch's threads when it is imported
 
+import pugdft.cli.finetune  # noqa: E402
 import pugdft.cli.main  # noqa: E402
 import pugdft.training.run  # noqa: E402
 import pugdft.training.tracking  # noqa: E402, F401

@@ -31,7 +31,8 @@ PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 class Section(BaseModel):
     """A mapping of known keys with strict types: ``1`` is not text, ``yes`` is not true."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # Validators are built at first use: a table reads defaults alone, and building them takes longer than it.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 def _rising(pair: list[float]) -> list[float]:

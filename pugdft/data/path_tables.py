@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from pugdft.data.source import class_name, visible
 from pugdft.errors import UserError, reason, refuse, shortened
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 _PATH_COLUMNS = ("file_name", "path", "file", "filename", "filepath", "file_path", "image_path", "image")
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
@@ -117,6 +117,9 @@ def annotated(annotations: Path) -> Labelled:
 @contextmanager
 def opened_parquet(file: Path) -> Iterator[pq.ParquetFile]:
     """A parquet file to read from; damage that shows only later, inside the ``with``, is explained too."""
+    import pyarrow as pa  # a tenth of a second that folders of images need not wait for
+    import pyarrow.parquet as pq
+
     kinds = (OSError, pa.ArrowException, UnicodeDecodeError)
     with (
         refuse(kinds, lambda error: f"{file}: not readable as parquet: {reason(error)}"),

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from pugdft.data.image_folders import is_accidental
 from pugdft.data.path_tables import opened_parquet, path_columns
@@ -31,16 +29,13 @@ from pugdft.data.source import (
 from pugdft.errors import UserError, reason, refuse
 from pugdft.paths import stay_offline_without_network
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")
-_LABEL_KINDS = (
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_boolean,
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_null,  # every cell is empty, which has a message of its own
-)
+# An empty column is of the type null, which has a message of its own.
+_LABEL_KINDS = ("integer", "floating", "boolean", "string", "large_string", "null")
 _WORDS = sorted((word for words in SPLIT_NAMES.values() for word in words), key=len, reverse=True)
 
 
@@ -197,6 +192,8 @@ def _contents(parts: Mapping[str, Any], where: str, choice: SplitChoice) -> Cont
 
 def _read_files(parts: Mapping[str, list[Path]], origins: Mapping[str, str]) -> Contents:
     """Read the schemas of parquet files; the images are read when they are asked for."""
+    from pyarrow import types
+
     schemas, num_rows = {}, {}
     files = [file for each in parts.values() for file in each]
     for file in files:
@@ -214,8 +211,8 @@ def _read_files(parts: Mapping[str, list[Path]], origins: Mapping[str, str]) -> 
             if (count := schema.names.count(name)) > 1:
                 raise UserError(f'{file}: has {count} columns "{name}"; one is needed')
         kind = schema.field(label).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(is_kind(kind) for is_kind in _LABEL_KINDS):
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if not any(getattr(types, f"is_{each}")(kind) for each in _LABEL_KINDS):
             raise UserError(f'{file}: column "{label}" holds {kind}; labels are whole numbers or words')
     names, numbers = features.get(label, {}).get("names"), None
     if not isinstance(names, list):

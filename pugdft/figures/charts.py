@@ -16,7 +16,7 @@ from statistics import median, median_low
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from pugdft.errors import printable
+from pugdft.errors import cut, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +134,7 @@ class _Chart:
         """Write at most so many characters of a label."""
         look: Any = {"color": self.theme["text"], "weight": "bold" if series.filled else "normal"}
         look |= {"ha": side, "va": "center_baseline", "gid": f"label {series.key}", "parse_math": False}
-        return self.axes.text(x, y, shortened(series.label, most), transform=self.points, **look)
+        return self.axes.text(x, y, cut(series.label, most), transform=self.points, **look)
 
 
 def _marker(series: Series, theme: Theme) -> dict[str, Any]:
@@ -427,9 +427,3 @@ def padded(low: float, high: float, possible: Span) -> Span:
     room = 0.06 * (high - low) or 0.02 * abs(high) or 1.0
     lower, upper = max(low - room, possible[0]), min(high + room, possible[1])
     return lower, upper if upper > lower else lower + room
-
-
-def shortened(text: object, most: int = 80) -> str:
-    """Return ``text`` on one line with at most so many characters, cut at its end."""
-    shown = printable(text)
-    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"

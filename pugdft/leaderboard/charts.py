@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pugdft.errors import cut
 from pugdft.figures import charts
-from pugdft.figures.charts import shortened
 from pugdft.leaderboard import columns, stats
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
 from pugdft.leaderboard.warnings import listed
@@ -152,7 +152,7 @@ def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: 
         "style": styles.get(index),
         "filled": entry.rank_low == 1,
         "key": f"{id}e{index}",
-        "tip": f"{shortened(entry.label)}: {said}",
+        "tip": f"{cut(entry.label)}: {said}",
     }
 
 

@@ -181,10 +181,8 @@ def compare_selections(
     if margin is not None and not 0 <= margin < math.inf:
         raise UserError(f"--margin {margin}: must be a number of at least 0, such as 0.002")
     # Two people's runs of one recipe and seed have one id; a run and its copy have one content.
-    contents = [
-        {(run.record.id, run.record.to_yaml()) for run in each.runs.completed} for each in (first, second)
-    ]
-    if contents[0] & contents[1]:
+    completed = [[run.record for run in each.runs.completed] for each in (first, second)]
+    if any(one.id == two.id and one.to_yaml() == two.to_yaml() for one, two in product(*completed)):
         raise UserError("A and B share runs: two different optimizers are to be compared")
     measured = measure([each.runs for each in (first, second)], metric)
     runs = [each.runs for each in measured]

@@ -357,8 +357,8 @@ def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[Ch
             if first != value and where not in (fault.where for fault in each.faults):
                 each.faults.append(ConfigIssue(where, said.format(path)))
         # Two people may run one recipe and seed.
-        path, first = firsts.setdefault(("id", record.id), (each.path, record.to_yaml()))
-        if first != record.to_yaml():
+        path, first = firsts.setdefault(("id", record.id), (each.path, record))
+        if first is not record and first.to_yaml() != record.to_yaml():  # a slow text, so only where needed
             each.remarks.append(f"its id stands in {path} too, with other contents: one seed counts once")
     return checked
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from pugdft.config import yaml
@@ -213,6 +212,8 @@ def _caveats(record: RunRecord, library: str | None) -> list[str]:
 
 def _front_matter(record: RunRecord, library: str | None) -> str:
     """The metadata that the Hub reads; no licence is stated, because none is known."""
+    from huggingface_hub import EvalResult, ModelCardData
+
     assert record.data
     assert record.metrics
     assert record.metrics.test

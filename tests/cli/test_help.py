@@ -14,12 +14,12 @@ import pytest
 import typer
 
 from pugdft.cli.help import command_line, commands, dataset_names, examples_of, optimizer_names
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 from pugdft.config.load import bundled_recipes, recipe_keys
 from pugdft.data.datasets import DATASETS
 from pugdft.optim import build
 
-ROOT = command_line(app)
+ROOT = command_line(application())
 COMMANDS = dict(commands(ROOT))
 LEAVES = {name: command for name, command in COMMANDS.items() if not getattr(command, "commands", None)}
 
@@ -46,6 +46,21 @@ def test_every_value_has_a_name_that_says_something(name: str) -> None:
         if parameter.metavar is not None:
             assert re.fullmatch(r"[A-Z][\w.]*([|=_/][A-Z][\w.]*)*", parameter.metavar), parameter.metavar
         assert parameter.hidden or parameter.help, f"{parameter.name} has no help"
+
+
+def test_a_command_imports_no_other_and_is_the_same_alone() -> None:
+    code = (
+        "import sys; from pugdft.cli.main import application; application(['runs', 'ls']); "
+        "print(sorted(name for name in sys.modules if name.startswith('pugdft.cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    started = ["help", "launch", "main", "output", "runs"]
+    assert done.stdout.strip() == str([f"pugdft.cli.{name}" for name in started])
+    alone = dict(commands(command_line(application(["leaderboard", "--full"]))))
+    assert set(alone) == {"pugdft", "pugdft leaderboard", "pugdft leaderboard check"}
+    own = alone["pugdft leaderboard"]
+    context = typer.Context(own, info_name="pugdft leaderboard")
+    assert own.get_help(context) == help_of("pugdft leaderboard")
 
 
 def parse(line: str) -> None:

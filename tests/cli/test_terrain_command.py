@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pugdft.analysis.files import read_analysis
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 from pugdft.errors import UserError
 
 runner = CliRunner()
@@ -17,7 +17,7 @@ SMALL = ["--passes", "20", "--images", "20", "--slice", "output", "--rest", "ran
 
 def test_paths_on_stdout_and_a_table_on_stderr(tmp_path: Path) -> None:
     given = ["terrain", *SMALL, "--optimizers", "sgd,sam[rho=0.1]", "--format", "png", "--width", "column"]
-    done = runner.invoke(app, [*given, "--output", str(tmp_path)])
+    done = runner.invoke(application(), [*given, "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
     files = [Path(line) for line in done.stdout.split()]
     assert [file.suffix for file in files] == [".yaml", ".png", ".png", ".gif"]
@@ -33,7 +33,7 @@ def test_paths_on_stdout_and_a_table_on_stderr(tmp_path: Path) -> None:
 def test_a_plan_computes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     done = runner.invoke(
-        app, ["terrain", *SMALL, "--optimizers", "sgd,sam", "--plan", "--output", str(folder)]
+        application(), ["terrain", *SMALL, "--optimizers", "sgd,sam", "--plan", "--output", str(folder)]
     )
     assert done.exit_code == 0, done.output
     assert "candidate 1 of the slices; 2 optimizers × 20 passes; 2 surfaces of 11 × 11" in done.stdout
@@ -57,7 +57,7 @@ def test_a_plan_computes_nothing(tmp_path: Path) -> None:
 )
 def test_bad_input_is_one_message_and_leaves_nothing(given: list[str], message: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    done = runner.invoke(app, ["terrain", *SMALL, *given, "--output", str(folder)])
+    done = runner.invoke(application(), ["terrain", *SMALL, *given, "--output", str(folder)])
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
     assert not folder.exists()

@@ -16,7 +16,7 @@ from image_layouts import as_parquet
 from PIL import Image
 from typer.testing import CliRunner
 
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 from pugdft.data.datasets import open_source
 from pugdft.data.overview import contact_sheet, overview, overview_text
 from pugdft.data.source import Source
@@ -80,9 +80,11 @@ def test_a_prepared_data_set_shows_the_digest_of_its_record(insects: Path, own_c
     for form in ("decoded", "files"):
         shutil.rmtree(own_cache, ignore_errors=True)
         prepared = runner.invoke(
-            app, ["data", "prepare", str(insects), "--image-size", "32", "--storage", form]
+            application(), ["data", "prepare", str(insects), "--image-size", "32", "--storage", form]
         )
-        shown = runner.invoke(app, ["data", "show", str(insects), "--image-size", "32", "--format", "json"])
+        shown = runner.invoke(
+            application(), ["data", "show", str(insects), "--image-size", "32", "--format", "json"]
+        )
         sha256 = json.loads(shown.stdout)["sha256"]
         assert len(sha256) == 64
         assert sha256 in prepared.stderr
@@ -176,7 +178,7 @@ def test_what_cannot_be_shown_is_one_message(
 ) -> None:
     monkeypatch.setenv("PUGDFT_DATA", str(tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    found = CliRunner().invoke(app, ["data", "show", *arguments])
+    found = CliRunner().invoke(application(), ["data", "show", *arguments])
     assert isinstance(found.exception, UserError)
     assert said in str(found.exception)
     assert not own_cache.exists()

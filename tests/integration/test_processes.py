@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pugdft.cli.launch import launch
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 from pugdft.errors import UserError
 from pugdft.training.launchers import (
     check_first_task,
@@ -284,7 +284,7 @@ def test_of_several_tasks_the_first_works_or_all_share_the_runs(
     ):
         check_first_task("pugdft leaderboard")
     with pytest.raises(UserError, match="has started 2 tasks"):
-        app(["leaderboard", "nowhere"], standalone_mode=False)
+        application()(["leaderboard", "nowhere"], standalone_mode=False)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun of one process, and no scheduler
     for each in given.split():

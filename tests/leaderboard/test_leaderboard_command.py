@@ -133,6 +133,23 @@ def test_each_metric_can_rank() -> None:
     assert [each.value for each in RankedBy] == list(METRICS)
 
 
+def test_a_table_loads_no_more_than_it_needs(tmp_path: Path) -> None:
+    """Each of these takes as long to import as the rest of a small table takes."""
+    records = [*seeds(SGD, 0.8, 0.81, 0.83), *seeds({**SGD, "lr": 0.5}, 0.82, 0.8, 0.81)]
+    for number, each in enumerate(records):
+        write_record(each, tmp_path / str(number))
+    heavy = ("torch", "scipy", "yaml", "urllib.request", "matplotlib", "jinja2", "pandas", "pugdft.cli.bench")
+    code = (
+        "import sys; from pugdft.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "leaderboard", str(tmp_path)], capture_output=True, text=True
+    )
+    assert "would have been found" in " ".join(done.stdout.split()), "so the statistics were needed"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_import_needs_neither_torch_nor_scipy_nor_rich_nor_jinja() -> None:
     heavy = ("torch", "scipy", "rich", "jinja2")
     code = f"import sys, pugdft.leaderboard; print([name for name in {heavy} if name in sys.modules])"

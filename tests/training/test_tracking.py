@@ -14,7 +14,7 @@ from accelerate import tracking as accelerate_tracking
 from conftest import write_image_folder
 from small_runs import IMAGES, SGD, Messages, cut_run, differences, outcome_of, tiny_recipe, whole_run
 
-from pugdft.cli.main import app
+from pugdft.cli.main import application
 from pugdft.config import plugins
 from pugdft.errors import UserError
 from pugdft.training import tracking
@@ -183,5 +183,5 @@ def test_an_unknown_tracker_or_one_that_is_not_installed_is_refused_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"--track: {words}"):
-        app(["finetune", "quickstart", "--track", given], standalone_mode=False)
+        application()(["finetune", "quickstart", "--track", given], standalone_mode=False)
     assert list(tmp_path.iterdir()) == []
