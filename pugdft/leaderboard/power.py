@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from pugdft.leaderboard.distributions import chi_square_quantiles, normal_cdf, normal_quantile, t_quantile
 from pugdft.leaderboard.stats import LEVEL, MeanDifference
 
 MOST_SEEDS = 1000  # nobody runs more
@@ -41,12 +40,14 @@ class Plan:
             return 0.0
         if self.std <= 0 and self.image_variance <= 0:
             return float(difference != 0)
+        from scipy.special import ndtr
+
         estimates, weights = _variance_estimates(num_seeds - 1)
         quantile, normal = _quantiles(num_seeds - 1, self.level / self.num_pairs)
         seeds = self.std**2 / num_seeds
         threshold = np.sqrt(seeds * estimates * quantile**2 + self.image_variance * normal**2)
         error = math.sqrt(seeds + self.image_variance)
-        beyond = normal_cdf((difference - threshold) / error) + normal_cdf((-difference - threshold) / error)
+        beyond = ndtr((difference - threshold) / error) + ndtr((-difference - threshold) / error)
         return float(weights @ beyond)
 
     def detectable_difference(self, num_seeds: int) -> float:
@@ -62,7 +63,7 @@ class Plan:
 
         while not is_found(high):
             high *= 2
-        # scipy.optimize does the same, and its import takes longer than to rank a whole leaderboard.
+        # scipy.optimize does the same, and takes longer to import than a whole leaderboard to rank.
         return (
             high * bisect_left(range(_STEPS), True, key=lambda step: is_found(high * step / _STEPS)) / _STEPS
         )
@@ -77,8 +78,10 @@ class Plan:
 
     def needs_more_images(self, difference: float) -> bool:
         """Tell whether no number of seeds finds ``difference`` on so few test images."""
+        from scipy.special import ndtri
+
         # In standard errors that are known exactly, as after very many seeds.
-        detectable = normal_quantile(self.target) - normal_quantile(self.level / self.num_pairs / 2)
+        detectable = float(ndtri(self.target) - ndtri(self.level / self.num_pairs / 2))
         return (difference / detectable) ** 2 <= self.image_variance
 
 
@@ -94,6 +97,8 @@ class Outlook:
 
 def outlook(pair: MeanDifference, p_value: float | None, num_pairs: int = 1) -> Outlook:
     """Estimate how many more seeds show that a difference is real; nothing where it is shown already."""
+    from scipy.special import gammaincinv
+
     difference = pair.difference
     if p_value is None or p_value <= LEVEL or difference == 0:
         return Outlook()
@@ -104,8 +109,8 @@ def outlook(pair: MeanDifference, p_value: float | None, num_pairs: int = 1) -> 
         return None if needed is None else max(1, needed - pair.num_seeds)
 
     # A variance that was estimated with f degrees of freedom is χ²(f)/f of the true one.
-    freedom = pair.spread.freedom
-    ends = [plan.std * math.sqrt(freedom / each) for each in chi_square_quantiles(freedom, (0.9, 0.1))]
+    half = pair.spread.freedom / 2
+    ends = [plan.std * math.sqrt(half / float(gammaincinv(half, level))) for level in (0.9, 0.1)]
     low, high = map(more, ends)
     return Outlook(more(plan.std), None if low is None else (low, high), plan.needs_more_images(difference))
 
@@ -113,13 +118,17 @@ def outlook(pair: MeanDifference, p_value: float | None, num_pairs: int = 1) -> 
 @lru_cache(maxsize=4096)
 def _quantiles(freedom: int, level: float) -> tuple[float, float]:
     """Two-sided quantiles of t and of the normal distribution."""
-    return float(t_quantile(freedom, 1 - level / 2)), -normal_quantile(level / 2)
+    from scipy.special import ndtri, stdtrit
+
+    return float(stdtrit(freedom, 1 - level / 2)), float(-ndtri(level / 2))
 
 
 @lru_cache(maxsize=1024)
 def _variance_estimates(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     """Estimates of a variance of 1 with ``freedom`` degrees of freedom, and the probability of each."""
+    from scipy.special import gammaincinv
+
     # Even steps in the logit, because small estimates decide at strict levels; each tail left out has 3e-7.
     below = 1 / (1 + np.exp(-np.linspace(-15, 15, 241)))
     weights = below * (1 - below)
-    return chi_square_quantiles(freedom, tuple(below.tolist())) / freedom, weights / weights.sum()
+    return 2 * gammaincinv(freedom / 2, below) / freedom, weights / weights.sum()

@@ -29,22 +29,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from pugdft.leaderboard.distributions import (
-    coin_cdf,
-    normal_cdf,
-    normal_quantile,
-    t_quantile,
-    t_tail,
-    t_tail_quantiles,
-)
 from pugdft.leaderboard.entry import Summary
 
 LEVEL = 0.05  # largest probability of any wrong separation in one group; intervals cover with 1 − LEVEL
@@ -80,13 +72,17 @@ class Spread:
         """Compute half the width of the interval with at least the coverage 1 − ``level``."""
         return np.sqrt(sum(self._squares(1 - level / 2)))
 
-    def _squares(self, level: float) -> tuple[Any, Any]:
+    def _squares(self, level: Any) -> tuple[Any, Any]:
         """Compute the parts of the squared half width, due to seeds and to images, at a one-sided level."""
+        from scipy.special import stdtrit
+
         # Without per-image scores the image quantile is of no matter: it is multiplied by 0.
-        return self._parts(lambda freedom: t_quantile(freedom, level), max(1, self.image_freedom))
+        return self._parts(level, stdtrit(max(1, self.image_freedom), level))
 
     def p_values(self, differences: Any) -> np.ndarray:
         """Compute two-sided p-values of "no difference": the level at which the interval just reaches 0."""
+        from scipy.special import stdtr
+
         sizes = np.abs(np.asarray(differences, dtype=float))
         parts = [(self.seeds, self.freedom), *self.others]
         flat = [each for part in parts for each in part]
@@ -97,7 +93,7 @@ class Spread:
         further = sum(flat[2::2], np.zeros(sizes.shape))
         searched = (images > 0) | (residual > 0) | (further > 0)
         plain = (flat[0] > 0) & ~searched
-        p_values[plain] = 2 * t_tail(flat[1][plain], sizes[plain] / np.sqrt(flat[0][plain]))
+        p_values[plain] = 2 * stdtr(flat[1][plain], -sizes[plain] / np.sqrt(flat[0][plain]))
         if searched.any():
             variances = [each[searched] for each in flat[::2]]
             freedoms = [np.minimum(each[searched], _MOST_FREEDOM).astype(float) for each in flat[1::2]]
@@ -109,18 +105,22 @@ class Spread:
             p_values[searched] = part._search_p_values(sizes[searched])
         return p_values
 
-    def _parts(self, quantile: Callable[[Any], Any], image_freedom: int) -> tuple[Any, Any]:
-        by_seeds = self.seeds * quantile(self.freedom) ** 2
+    def _parts(self, level: Any, image_quantile: Any) -> tuple[Any, Any]:
+        from scipy.special import stdtrit
+
+        by_seeds = self.seeds * stdtrit(self.freedom, level) ** 2
         for variance, freedom in self.others:
-            by_seeds = by_seeds + variance * quantile(freedom) ** 2
-        of_images = quantile(image_freedom) ** 2
-        return np.maximum(by_seeds, self.residual * of_images), self.images * of_images
+            by_seeds = by_seeds + variance * stdtrit(freedom, level) ** 2
+        return np.maximum(by_seeds, self.residual * image_quantile**2), self.images * image_quantile**2
 
     def _search_p_values(self, sizes: np.ndarray) -> np.ndarray:
         """Find p-values by bisection over the grid, for all comparisons at once."""
+        from scipy.special import ndtr
+
+        levels, image_quantiles = _grid(max(1, self.image_freedom))
 
         def half_width(steps: np.ndarray) -> Any:
-            return np.sqrt(sum(self._parts(partial(_quantiles, steps=steps), max(1, self.image_freedom))))
+            return np.sqrt(sum(self._parts(levels[steps], image_quantiles[steps])))
 
         low, high = np.zeros(sizes.shape, dtype=int), np.full(sizes.shape, _NUM_STEPS)
         while np.any(high - low > 1):
@@ -134,26 +134,16 @@ class Spread:
             geometric = np.log(sizes / below) / np.log(above / below)
             fraction = np.where(below > 0, geometric, (sizes - below) / (above - below))
         fraction = np.clip(np.nan_to_num(fraction), 0.0, 1.0)
-        return 2 * np.asarray(normal_cdf(-_STEP * (low + fraction)))
+        return 2 * np.asarray(ndtr(-_STEP * (low + fraction)))
 
 
-def _quantiles(freedom: Any, steps: np.ndarray) -> np.ndarray:
-    """Look the quantiles of t up at steps of the grid, which are computed when they are first needed."""
-    freedom = np.broadcast_to(freedom, steps.shape)
-    found = np.empty(steps.shape)
-    for kind in np.unique(freedom):
-        chosen = freedom == kind
-        known, wanted = _known_quantiles(float(kind)), np.unique(steps[chosen])
-        new = wanted[np.isnan(known[wanted])]
-        known[new] = t_tail_quantiles(float(kind), normal_cdf(-_STEP * new))
-        found[chosen] = known[steps[chosen]]
-    return found
+@lru_cache(maxsize=16)
+def _grid(image_freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the one-sided level Φ(−x) at each step of the grid, and its quantile for test images."""
+    from scipy.special import ndtr, stdtrit
 
-
-@lru_cache(maxsize=256)
-def _known_quantiles(freedom: float) -> np.ndarray:
-    """The quantiles of t at each step of the grid, NaN where none was needed yet."""
-    return np.full(_NUM_STEPS + 1, np.nan)
+    levels = ndtr(-_STEP * np.arange(_NUM_STEPS + 1))
+    return levels, stdtrit(float(image_freedom), levels)
 
 
 def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
@@ -218,12 +208,14 @@ def share_interval(share: float, spread: Spread, level: float = LEVEL) -> tuple[
     images as carry the same variance. Where fewer than ten images are right, or wrong, that number cannot be
     told: w is 1, and the interval is one network's. With more of them, w falls as ten over their number.
     """
+    from scipy.special import stdtrit
+
     num_images = spread.image_freedom + 1
     by_seeds, by_images = map(float, spread._squares(1 - level / 2))
     odds = share * (1 - share)
     rarer = num_images * min(share, 1 - share)
     known = min(1.0, _FEW_IMAGES / rarer) if rarer > 0 else 1.0
-    least = known * float(t_quantile(spread.image_freedom, 1 - level / 2)) ** 2 / num_images
+    least = known * float(stdtrit(spread.image_freedom, 1 - level / 2)) ** 2 / num_images
     factor = max(by_images / odds, least) if odds > 0 else least
 
     def lower(found: float) -> float:
@@ -364,11 +356,12 @@ def _paired_share(num_common: np.ndarray, num_first: np.ndarray, num_second: np.
     It is the shortest if all seeds spread alike and the level is the one that Holm asks for among ten pairs.
     Numbers below two give no estimate of a variance, and no weight.
     """
+    from scipy.special import stdtrit
 
     def square(count: np.ndarray) -> np.ndarray:
         """The squared half width of a mean of so many seeds that spread by one."""
         known = np.maximum(count, 2)
-        return np.where(count > 1, t_quantile(known - 1, 1 - LEVEL / 20) ** 2 / known, np.inf)
+        return np.where(count > 1, stdtrit(known - 1, 1 - LEVEL / 20) ** 2 / known, np.inf)
 
     paired, alone = 2 * square(num_common), square(num_first) + square(num_second)
     with np.errstate(invalid="ignore"):
@@ -530,23 +523,26 @@ def looks_factor(looks: int, level: float = LEVEL) -> float:
     if looks <= 1:
         return 1.0
     from scipy.optimize import brentq
+    from scipy.special import ndtr, ndtri
 
-    low, high = -normal_quantile(level / 2), -normal_quantile(level / 2 / looks)
+    low, high = -float(ndtri(level / 2)), -float(ndtri(level / 2 / looks))
     bound = brentq(lambda bound: _crossing(bound, looks) - level, low, high, xtol=1e-6)
-    return level / (2 * float(normal_cdf(-bound)))
+    return level / (2 * float(ndtr(-bound)))
 
 
 def _crossing(bound: float, looks: int) -> float:
     """The probability that a sum of k standard normal steps leaves ±bound·√k at one of the first looks."""
+    from scipy.special import ndtr
+
     steps = np.linspace(-1, 1, 401)
     places = bound * steps
     weights = np.gradient(places)
     weights[[0, -1]] /= 2
     inside = np.exp(-(places**2) / 2) / math.sqrt(2 * math.pi)
-    crossed = 2 * float(normal_cdf(-bound))
+    crossed = 2 * float(ndtr(-bound))
     for number in range(2, looks + 1):
         limit = bound * math.sqrt(number)
-        crossed += float((weights * inside) @ (normal_cdf(places - limit) + normal_cdf(-places - limit)))
+        crossed += float((weights * inside) @ (ndtr(places - limit) + ndtr(-places - limit)))
         further = limit * steps
         kernel = np.exp(-((further[:, None] - places) ** 2) / 2) / math.sqrt(2 * math.pi)
         inside, places = kernel @ (weights * inside), further
@@ -570,5 +566,7 @@ def rank_ranges(better: np.ndarray, worse: np.ndarray, size: int) -> list[tuple[
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Compute McNemar's exact two-sided p-value from the images that only one of two models gets right."""
+    from scipy.special import bdtr
+
     total = only_first + only_second
-    return min(1.0, 2 * coin_cdf(min(only_first, only_second), total)) if total else 1.0
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), total, 0.5))) if total else 1.0

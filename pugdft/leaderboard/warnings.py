@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pugdft.errors import counted, printable
-from pugdft.leaderboard.distributions import f_tail
 from pugdft.leaderboard.entry import TuningBudget
 from pugdft.leaderboard.grouping import RunEntry, shown
 from pugdft.leaderboard.stats import LEVEL, MeanDifference
@@ -209,6 +208,8 @@ _WIDER = 3.0  # beyond this ratio of spreads, equal optimizers are told apart in
 
 def spread_notes(measured: Sequence[Measured], metric: str) -> list[str]:
     """Name entries of three seeds or more that spread much more than the others do, and not by chance."""
+    from scipy.special import fdtrc
+
     known = {each.runs.label: list(each.scores(metric).values()) for each in measured}
     variances = {label: float(np.var(values, ddof=1)) for label, values in known.items() if len(values) > 2}
     freedoms = {label: len(known[label]) - 1 for label in variances}
@@ -219,7 +220,7 @@ def spread_notes(measured: Sequence[Measured], metric: str) -> list[str]:
         if not rest:
             continue
         ratio = variance * freedom / rest
-        if ratio > _WIDER**2 and f_tail(freedoms[label], freedom, ratio) <= LEVEL:
+        if ratio > _WIDER**2 and fdtrc(freedoms[label], freedom, ratio) <= LEVEL:
             wide.append(f"{label} ({math.sqrt(ratio):.1f} times)")
     if not wide:
         return []

@@ -138,7 +138,17 @@ def test_a_table_loads_no_more_than_it_needs(tmp_path: Path) -> None:
     records = [*seeds(SGD, 0.8, 0.81, 0.83), *seeds({**SGD, "lr": 0.5}, 0.82, 0.8, 0.81)]
     for number, each in enumerate(records):
         write_record(each, tmp_path / str(number))
-    heavy = ("torch", "scipy", "yaml", "urllib.request", "matplotlib", "jinja2", "pandas", "pugdft.cli.bench")
+    heavy = (
+        "torch",
+        "scipy.optimize",
+        "scipy.stats",
+        "yaml",
+        "urllib.request",
+        "matplotlib",
+        "jinja2",
+        "pandas",
+        "pugdft.cli.bench",
+    )
     code = (
         "import sys; from pugdft.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
         f"print([name for name in {heavy} if name in sys.modules])"
