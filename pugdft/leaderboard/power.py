@@ -12,7 +12,7 @@ import numpy as np
 from pugdft.leaderboard.stats import LEVEL, MeanDifference
 
 MOST_SEEDS = 1000  # nobody runs more
-_STEPS = 1 << 50
+_STEPS = 1 << 30  # nine digits
 
 
 @dataclass(frozen=True)
