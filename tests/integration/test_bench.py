@@ -357,7 +357,7 @@ def test_finetune_bench_and_leaderboard_from_recipe_to_ranks(
     groups = json.loads(board.out)["groups"]
     assert sorted(len(group["entries"]) for group in groups) == [1, 2], "other epochs are another protocol"
     for group in groups:
-        assert (group["dataset"], group["model"]) == ("insects", "test_vit")
+        assert (group["dataset"], group["model"]) == ("insects", "test_vit[depth=2]")
         for entry in group["entries"]:
             records = [read_record(path) for path in tmp_path.glob("runs/*/record.yaml")]
             top1 = [r.metrics.test.top1 for r in records if r.metrics and r.id in entry["records"]]

@@ -157,9 +157,12 @@ def test_one_base_for_each_task_is_an_option_that_differs() -> None:
     """SAM over SGD for four data sets, over AdamW for two; radii that differ everywhere name no variants."""
     runs = []
     for number, (name, level) in enumerate(zip(DATA, LEVELS, strict=True)):
-        base = ADAMW if number < 2 else SGD
+        base = {**ADAMW, "betas": [0.9, 0.999], "eps": 1e-8, "amsgrad": False} if number < 2 else SGD
         sam = {"name": "sam", "rho": 0.01 * (number + 1), "trigger": None, "base": base}
-        adaptive = sam | {"rho": 0.5 - 0.01 * number, "trigger": {"name": "adaptive"}}
+        adaptive = sam | {
+            "rho": 0.5 - 0.01 * number,
+            "trigger": {"name": "adaptive", "before": "plain", "delta": 0.9},
+        }
         runs += task(name, (SGD, level), (sam, level + 0.02), (adaptive, level + 0.01))
     verdict = verdict_of(runs)
     assert [each.label for each in verdict.standings] == ["sam", "sam[trigger=adaptive]", "sgd"]

@@ -18,7 +18,7 @@ from pugdft.errors import UserError, counted, printable
 from pugdft.leaderboard.grouping import RunEntry, RunGroup, by_key, canonical, differing, entry_labels, shown
 from pugdft.leaderboard.warnings import listed, tuning_budget
 
-_MOST_OPTIONS = 8  # that are searched for the fewest that name variants; of more, all do
+_MOST_OPTIONS = 10  # that are searched for the fewest that name variants; if these do not, all do
 _MOST_PROTOCOLS = 3  # in a message
 
 _BASE = "base.name"
@@ -125,22 +125,17 @@ def _naming_options(tasks: Sequence[int], flats: Sequence[_Flat]) -> tuple[str, 
     if not several:
         return ()
     found_keys = dict.fromkeys(key for flat in flats for key in flat)
-    keys = [
-        key for key in found_keys if f"{key}.name" not in found_keys
-    ]  # ``trigger: null`` beside a trigger
-    if len(keys) <= _MOST_OPTIONS:
-        for size in range(1, len(keys)):
-            found = [
-                chosen
-                for chosen in combinations(keys, size)
-                if all(
-                    len({_values(flats[place], chosen) for place in each}) == len(each) for each in several
-                )
-            ]
-            if (
-                found
-            ):  # the set with the fewest values: a tuned radius differs from task to task, a trigger does not
-                return min(found, key=lambda chosen: len({_values(flat, chosen) for flat in flats}))
+    # A part's name says more than one of its options; ``trigger: null`` beside a trigger says nothing.
+    keys = [key for key in found_keys if f"{key}.name" not in found_keys]
+    keys.sort(key=lambda key: not key.endswith(".name"))
+    for size in range(1, len(keys)):
+        found = [
+            chosen
+            for chosen in combinations(keys[:_MOST_OPTIONS], size)
+            if all(len({_values(flats[place], chosen) for place in each}) == len(each) for each in several)
+        ]
+        if found:  # the one with the fewest values: a trigger rather than a radius tuned in each task
+            return min(found, key=lambda chosen: len({_values(flat, chosen) for flat in flats}))
     return tuple(keys)
 
 
