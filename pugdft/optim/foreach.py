@@ -107,11 +107,14 @@ def move_(parameters: Tensors, weights: Tensors, steps: Tensors, factor: Tensor 
 
 
 def set_sum_(targets: Tensors, starts: Tensors, steps: Tensors, factor: Tensor | float) -> None:
-    """``targets ← starts + factor · steps`` where ``steps`` may be ``targets``; no further memory."""
-    if _are_large(targets):
+    """``targets ← starts + factor · steps``; ``steps`` may be ``targets``, large ones take no more memory."""
+    if _on_cpu(targets) and targets:
         number = float(factor)
-        for target, start, step in zip(targets, starts, steps, strict=True):
-            torch.add(start, step, alpha=number, out=target)
+        if _are_large(targets):
+            for target, start, step in zip(targets, starts, steps, strict=True):
+                torch.add(start, step, alpha=number, out=target)
+        else:
+            copy_(targets, torch._foreach_add(list(starts), list(steps), alpha=number))
         return
     if steps is not targets:
         copy_(targets, steps)
