@@ -285,6 +285,16 @@ def test_shared_test_images_are_not_averaged_over_models() -> None:
     assert apart.spread.images[0] == 0
 
 
+def test_a_data_set_is_one_in_whatever_size_its_images_are_stored() -> None:
+    runs = []
+    for model, sha256 in (("resnet18", "1" * 64), ("vit", "2" * 64)):  # the digest is of the stored pixels
+        runs += task("pets", (SGD, 0.8), (SAM, 0.82), model=model)
+        for each in runs[-2 * len(WOBBLE) :]:
+            assert each.data
+            object.__setattr__(each, "data", each.data.model_copy(update={"sha256": sha256}))
+    assert any("the 2 tasks have 1 data set" in note for note in verdict_of(runs).notes)
+
+
 def test_per_image_scores_count_within_tasks(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((2, 3, 200))
     runs = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from statistics import fmean
 from typing import Literal
@@ -15,7 +15,7 @@ from pugdft.errors import UserError, counted
 from pugdft.leaderboard import stats, warnings
 from pugdft.leaderboard.across import pooling
 from pugdft.leaderboard.across.board import AcrossStanding, AcrossVerdict, PairVerdict, TaskResult
-from pugdft.leaderboard.across.tasks import Contender, check_tasks, contenders, task_name
+from pugdft.leaderboard.across.tasks import Contender, check_tasks, contenders, data_sets, task_name
 from pugdft.leaderboard.entry import Summary
 from pugdft.leaderboard.grouping import RunGroup, group_runs
 from pugdft.leaderboard.load import Loaded, without_garbage_collection
@@ -141,6 +141,10 @@ class _Comparison:
         )
         return self._described(verdict, shared) if len(shared) > 1 else verdict
 
+    @cached_property
+    def _data_sets(self) -> list[int]:
+        return data_sets([task.group for task in self.tasks])
+
     @property
     def _higher_is_better(self) -> bool:
         return METRICS[self.metric].higher_is_better
@@ -149,7 +153,7 @@ class _Comparison:
         """Test all pairs; also count, in a matrix, the tasks that each entry wins against each other one."""
         size, sign = len(self.entries), 1.0 if self._higher_is_better else -1.0
         differences = pooling.TaskDifferences.of([task.compare() for task in self.tasks], size)
-        pooled = differences.pooled([task.group.data_sha256 or task.group.dataset for task in self.tasks])
+        pooled = differences.pooled(self._data_sets)
         lacking = np.array([[task.has_lost(number) for number in range(size)] for task in self.tasks])
         p_alone, testable = np.asarray(pooled.p_value), np.asarray(pooled.testable)
         adjusted = pooling.shaffer_adjusted(p_alone, size)
@@ -325,10 +329,9 @@ class _Comparison:
                 f"{num_tasks} tasks are few: t with {counted(num_tasks - 1, 'degree')} of freedom finds only "
                 "differences that are large and alike in all of them"
             )
-        by_data = Counter(task.group.data_sha256 or task.group.dataset for task in self.tasks)
-        if len(by_data) < num_tasks:
+        if (num_sets := len(set(self._data_sets))) < num_tasks:
             yield (
-                f"the {num_tasks} tasks have {counted(len(by_data), 'data set')}: those of one data set "
+                f"the {num_tasks} tasks have {counted(num_sets, 'data set')}: those of one data set "
                 "resemble each other, so the verdict reaches less far than as many data sets would carry it"
             )
         single = sum(all(len(each.records) == 1 for each in task.measured.values()) for task in self.tasks)

@@ -39,6 +39,19 @@ def task_name(group: RunGroup) -> str:
     return f"{group.dataset} × {group.model}"
 
 
+def data_sets(tasks: Sequence[RunGroup]) -> list[int]:
+    """Number the data sets of tasks: equal in name or content is one, however large its images are stored."""
+    found: list[int] = []
+    for place, task in enumerate(tasks):
+        same = (
+            number
+            for number, other in zip(found, tasks, strict=False)
+            if other.dataset == task.dataset or (task.data_sha256 and other.data_sha256 == task.data_sha256)
+        )
+        found.append(next(same, place))
+    return found
+
+
 def check_tasks(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return the groups that have a completed run; refuse them unless they are two tasks or more.
 
