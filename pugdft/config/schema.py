@@ -536,9 +536,11 @@ class Recipe(Section):
         """Plain data in the order of the schema: what ``--dry-run`` prints and the record keeps."""
         # What came later is left out where it is not used: digests of older recipes stay.
         exclude: dict[str, Any] = {
-            name: {key for key in keys if not _is_used(getattr(self, name), key)}
+            name: {key: True for key in keys if not _is_used(getattr(self, name), key)}
             for name, keys in _LATER_KEYS.items()
         }
+        if not _is_used(self.train.performance, "gemm_convolution"):
+            exclude["train"]["performance"] = {"gemm_convolution"}
         return self.model_dump(mode="json", exclude=exclude | ({} if self.tuning else {"tuning": True}))
 
     def digest(self) -> str:
