@@ -110,6 +110,18 @@ def test_no_class_name_stands_twice() -> None:
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
+def test_the_check_of_a_spec_does_not_import_torchs_compiler() -> None:
+    specs = [{"name": "sgd", "lr": 0.1}, {"name": "sam", "base": {"name": "adamw", "lr": 0.1}}]
+    code = (
+        "import sys, torch; from pugdft.optim.build import spec_faults; "
+        "add = torch.optim.Optimizer.add_param_group; "
+        f"print([spec_faults(each, 'optimizer') for each in {specs}], 'torch._dynamo' in sys.modules, "
+        "add is torch.optim.Optimizer.add_param_group)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("]")[-1].split() == ["False", "True"]
+
+
 def test_light_modules_do_not_import_torch() -> None:
     imports = f"import sys, {', '.join(WITHOUT_TORCH)}; "
     code = imports + "sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"

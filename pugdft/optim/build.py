@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -274,7 +274,7 @@ def _check_base(spec: Mapping[str, Any], where: str) -> None:
         faults.append(ConfigIssue(f"{where}.lr", "is required"))
     with collect(faults):
         construct(GroupOptions, shape, where)
-    with collect(faults):
+    with _compiler_left_out(), collect(faults):
         # Empty: reading a recipe must not decide how tensors are allocated.
         groups = [{"params": [torch.nn.Parameter(torch.empty(0))]}]
         elsewhere = f" A method's options, such as rho, go beside its name, not under {where}."
@@ -283,6 +283,17 @@ def _check_base(spec: Mapping[str, Any], where: str) -> None:
         )
     if faults:
         raise FaultsError("", faults)
+
+
+@contextmanager
+def _compiler_left_out() -> Iterator[None]:
+    """Within the context, torch adds groups of parameters without the import of its compiler: two seconds."""
+    wrapped = torch.optim.Optimizer.add_param_group
+    torch.optim.Optimizer.add_param_group = getattr(wrapped, "__wrapped__", wrapped)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.optim.Optimizer.add_param_group = wrapped  # type: ignore[method-assign]
 
 
 def build_optimizer(
