@@ -71,7 +71,7 @@ def ranks_figure(
     ranks = [each.rank for each in series if each.rank]
     best = min(rank for rank, *_ in ranks)
     axes.axvspan(best, best + critical_difference, color=colours["faint"], lw=0, zorder=0)
-    axes.set(xlabel=f"mean rank; grey: within {critical_difference:.2f} of the best (Nemenyi)")
+    axes.set(xlabel=f"mean rank; grey: within {critical_difference:.2f} (Nemenyi)")
     axes.set_xlim(1 - 0.03 * size, size + 0.03 * size)
     axes.locator_params(axis="x", integer=True)
     for row, each in enumerate(series):
