@@ -33,6 +33,7 @@ from pugdft.training.trainer import Position, Totals, Trainer
 
 SWITCHES = Switches(True, True, "ieee", False, False, False, False)
 CONVOLUTIONS = {"name": "test_resnet", "pretrained": False}
+EAGER = {"compile": False, "onednn_linear": False, "gemm_convolution": False}  # torch's own kernels
 
 
 def picked(small: dict[str, Any], device: str = "cpu", precision: str = "fp32", **given: Any) -> Switches:
@@ -357,7 +358,7 @@ def test_two_graphs_serve_clean_and_perturbed_passes_and_evaluation_compiles_non
 ) -> None:
     small_recipe["model"] = CONVOLUTIONS
     torch._dynamo.utils.counters.clear()
-    expected = trained(parts_of(small_recipe, compile=False, onednn_linear=False), epochs=2)
+    expected = trained(parts_of(small_recipe, **EAGER), epochs=2)
     assert num_graphs() == 0
     parts = parts_of(small_recipe, compile=True)
     found = trained(parts, epochs=2)
