@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from pugdft.data.loader import free_device_bytes
-from pugdft.training.performance import OneDnnLinear
+from pugdft.training.cpu_layers import TORCHS_OWN
 
 _SHARE_OF_MEMORY = 0.35  # of what is free, for graphs that are kept
 _UNKNOWN_MEMORY = 2 << 30  # bytes, where the system does not tell
@@ -140,8 +140,7 @@ def twice_differentiable(model: nn.Module) -> nn.Module:
     """A copy of a model in evaluation mode, without layers whose gradient cannot be differentiated again."""
     twin = copy.deepcopy(model).eval()
     for module in twin.modules():
-        if type(module) is OneDnnLinear:
-            module.__class__ = nn.Linear  # type: ignore[assignment]
+        module.__class__ = TORCHS_OWN.get(type(module), type(module))
     return twin
 
 

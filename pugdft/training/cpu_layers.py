@@ -1,7 +1,7 @@
 """Layers that compute what torch's do, on a CPU, by other kernels: the same values but for rounding.
 
-A layer changes its class alone, so its tensors and their names stay. No gradient here can be differentiated
-again.
+A layer changes its class alone, so its tensors and their names stay. Gradients of the last two cannot be
+differentiated again.
 """
 
 from __future__ import annotations
@@ -100,15 +100,15 @@ def _weight_gradient(
     )
     found = input.new_zeros(kernel_rows, num_out, kernel_columns * num_in)
     together = -(-_FEWEST_PIXELS // (rows * columns))
-    padded = input.new_empty(0, 0, 0, 0)
+    known = -1
     for images, changes in zip(
         input.permute(2, 0, 3, 1).split(together, 1),
         gradient.permute(2, 0, 3, 1).split(together, 1),
         strict=True,
     ):
-        if padded.shape[1] != (
-            number := images.shape[1]
-        ):  # at the first images, and at the last if they are fewer
+        number = images.shape[1]
+        if number != known:  # at the first images, and at the last if they are fewer
+            known = number
             padded = input.new_zeros(padded_shape[0], number, padded_shape[1], num_in)
             line, image, pixel, channel = padded.stride()
             strips = padded.as_strided(
@@ -167,3 +167,7 @@ class _OneDnnProduct(torch.autograd.Function):
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return output
+
+
+TORCHS_OWN: dict[type[nn.Module], type[nn.Module]] = {OneDnnLinear: nn.Linear, GemmConv2d: nn.Conv2d}
+"""The layers whose gradient cannot be differentiated again, and what they replace."""

@@ -73,10 +73,16 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
     compiles = given.compile is True
     has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     is_exact = on_cpu and is_fp32 and matmul == "ieee" and not compiles
-    own_layers = {"onednn_linear": is_exact and has_onednn, "gemm_convolution": is_exact}
+    own_layers = {
+        "onednn_linear": is_exact and has_onednn,
+        "gemm_convolution": is_exact and given.channels_last is not False,
+    }
     for name, is_possible in own_layers.items():
         if getattr(given, name) is True and not is_possible:
-            raise UserError(f"{where}.{name}: is for fp32 on a CPU, with matmul ieee and without compile")
+            also = ", channels_last" if name == "gemm_convolution" else ""
+            raise UserError(
+                f"{where}.{name}: is for fp32 on a CPU, with matmul ieee{also} and without compile"
+            )
     if given.retain_memory is True and not on_cpu:
         raise UserError(f"{where}.retain_memory: is for a CPU; torch does so by itself on others")
     is_avx2 = instruction_set() == "AVX2"
@@ -90,7 +96,7 @@ def pick(recipe: Recipe, device_type: str) -> Switches:
         fused_attention=decide(given.fused_attention, not on_cpu or is_fp32 or not few_tokens),
         matmul=matmul,
         onednn_linear=own_layers["onednn_linear"] and decide(given.onednn_linear, _blas_is_slow()),
-        gemm_convolution=is_exact and decide(given.gemm_convolution, is_avx2),
+        gemm_convolution=own_layers["gemm_convolution"] and decide(given.gemm_convolution, is_avx2),
         compile=compiles,
         retain_memory=on_cpu and decide(given.retain_memory, not is_avx2),
     )

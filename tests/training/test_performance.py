@@ -21,6 +21,7 @@ from conftest import pugdft
 from small_runs import Messages
 from torch import nn
 
+from pugdft.analysis.objective import twice_differentiable
 from pugdft.errors import FaultsError, UserError
 from pugdft.optim.passes import KeptBuffers
 from pugdft.training import performance
@@ -111,6 +112,10 @@ def test_layers_change_hands_only_where_it_is_exact(
     for others in ({"device": "cuda"}, {"precision": "bf16"}, {"matmul": "bf16"}, {"compile": True}):
         with pytest.raises(UserError, match=switch):
             is_on(**others, **{switch: True})
+    if switch == "gemm_convolution":
+        assert not is_on(channels_last=False), "the record says what is used"
+        with pytest.raises(UserError, match="channels_last"):
+            is_on(channels_last=False, gemm_convolution=True)
     monkeypatch.setattr(performance, "_blas_is_slow", lambda: False)
     monkeypatch.setattr(performance, "instruction_set", lambda: "AVX512")
     assert not is_on()
@@ -235,6 +240,16 @@ def test_other_convolutions_stay_torchs(options: dict[str, Any]) -> None:
     layer = nn.Conv2d(**{"in_channels": 32, "out_channels": 32, "kernel_size": 3, "padding": 1, **options})
     arrange(nn.Sequential(layer), replace(SWITCHES, gemm_convolution=True))
     assert type(layer) is nn.Conv2d
+
+
+def test_layers_whose_gradient_cannot_be_differentiated_again_are_torchs_in_an_analysis() -> None:
+    model = nn.Sequential(nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(32 * 4, 2))
+    arrange(model, replace(SWITCHES, onednn_linear=True, gemm_convolution=True))
+    twin = twice_differentiable(model)
+    loss = twin(torch.randn(2, 32, 4, 4)).square().sum()
+    gradients = torch.autograd.grad(loss, list(twin.parameters()), create_graph=True)
+    again = torch.autograd.grad(sum(each.square().sum() for each in gradients), list(twin.parameters()))
+    assert all(each.abs().sum() > 0 for each in again)
 
 
 def test_a_frozen_convolution_by_products_passes_the_gradient_on() -> None:
