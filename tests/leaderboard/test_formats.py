@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -490,12 +490,17 @@ def shown_by_markdown(text: str) -> str:
 
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st.just(" ")))
+@example("0.0")
+@example("9.5 points ahead")
+@example("7. a list")
+@example("12) a list")
+@example("3.")
 def test_escaped_markdown_shows_the_text_itself(text: str) -> None:
     text = " ".join(text.split())
     escaped = escape_markdown(text)
     assert shown_by_markdown(escaped) == text
     assert "://" not in escaped
-    assert not re.match(r"[-+=]|\d[.)]", escaped)
+    assert not re.match(r"[-+=]|\d+[.)](\s|$)", escaped)
 
 
 # --- LaTeX -------------------------------------------------------------------------------------------------

@@ -145,8 +145,9 @@ def _reported_table(group: Group) -> Table:
 
 # --- Markdown ---
 
-# What Markdown reads anywhere, and what it reads at the beginning: a list, a heading's underline.
-_MARKUP = re.compile(r"([\\`*_\[\]#|~$]|^[-+=]|(?<=^\d)[.)](?=\s|$))")
+# What Markdown reads anywhere, and what it reads at the beginning: a list, a heading's underline, a number.
+_MARKUP = re.compile(r"([\\`*_\[\]#|~$]|^[-+=])")
+_NUMBER_OF_A_LIST = re.compile(r"^(\d+)([.)])(?=\s|$)")
 
 
 def as_markdown(groups: Sequence[Group], full: bool = False) -> str:
@@ -157,7 +158,7 @@ def as_markdown(groups: Sequence[Group], full: bool = False) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return Markdown that shows ``text`` as it is: no markup, no HTML, no link, no end of a cell."""
-    escaped = _MARKUP.sub(r"\\\1", printable(text))
+    escaped = _NUMBER_OF_A_LIST.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", printable(text)))
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("://", "&#58;//"), ("@", "&#64;")):
         escaped = escaped.replace(sign, entity)
     return escaped
