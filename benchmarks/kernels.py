@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pugdft.training.cpu_layers import GemmConv2d, OneDnnLinear, instruction_set
+from pugdft.training.fast_layers import GemmConv2d, OneDnnLinear, instruction_set
 from pugdft.training.performance import device_name
 
 # In and out channels, kernel, stride, side of the input in pixels, and how many of them resnet18 has.

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from pugdft.data.loader import free_device_bytes
-from pugdft.training.cpu_layers import TORCHS_OWN
+from pugdft.training.fast_layers import TORCHS_OWN
 
 _SHARE_OF_MEMORY = 0.35  # of what is free, for graphs that are kept
 _UNKNOWN_MEMORY = 2 << 30  # bytes, where the system does not tell

@@ -18,7 +18,7 @@ from torch import nn
 
 from pugdft.config.schema import Recipe
 from pugdft.errors import UserError
-from pugdft.training.cpu_layers import GemmConv2d, OneDnnLinear, SlicedConv2d, instruction_set
+from pugdft.training.fast_layers import GemmConv2d, LastBlock, OneDnnLinear, SlicedConv2d, instruction_set
 
 # glibc's mallopt parameters (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
@@ -112,8 +112,13 @@ def attention_of(switches: Switches) -> Iterator[None]:
         yield
 
 
-def arrange(model: nn.Module, switches: Switches) -> None:
-    """Set a new model's memory format and linear layers in place; its tensors keep their names."""
+def arrange(model: nn.Module, switches: Switches, only_logits: bool = False) -> None:
+    """Set a new model's memory format and faster layers in place; its tensors keep their names.
+
+    With ``only_logits``, nobody looks at the model's features, and it need not compute all of them.
+    """
+    if only_logits:
+        LastBlock.replace(model)
     if switches.channels_last:
         model.to(memory_format=torch.channels_last)
     for module in model.modules():
@@ -206,6 +211,6 @@ def precision_note(precision: str, device_type: str) -> str:
 
 @cache
 def _blas_is_slow() -> bool:
-    """Whether torch's BLAS is MKL on a processor that is not Intel's: it takes its slow kernels there."""
+    """Whether torch's BLAS is MKL on another's processor with AVX-512, for which it has no fast kernels."""
     vendor = proc_field("cpuinfo", "vendor_id") or platform.processor()
-    return torch.backends.mkl.is_available() and "GenuineIntel" not in vendor
+    return torch.backends.mkl.is_available() and "GenuineIntel" not in vendor and instruction_set() != "AVX2"

@@ -242,7 +242,7 @@ def assemble(
     freezing.begin_last()  # the optimizer sees all that is ever trained
     if freezing.reuses_features and not switches.compile:
         cache_features(backbone.model)
-    arrange(backbone.model, switches)
+    arrange(backbone.model, switches, only_logits=True)
     model = compiled(accelerator.prepare_model(backbone.model), switches)
     optimizer = build_optimizer(
         recipe.optimizer,
@@ -322,7 +322,7 @@ def evaluation_parts(
 ) -> tuple[nn.Module, dict[str, loader.EvaluationBatches]]:
     """Build what a run evaluates; ``shrunk`` is the fraction of a pass that fitted into memory."""
     evaluations = _inputs(recipe, accelerator, store, backbone, shrunk).evaluations
-    arrange(backbone.model, pick(recipe, accelerator.device.type))
+    arrange(backbone.model, pick(recipe, accelerator.device.type), only_logits=True)
     model = accelerator.unwrap_model(accelerator.prepare_model(backbone.model), keep_fp32_wrapper=True)
     return model, evaluations
 

@@ -25,7 +25,7 @@ from pugdft.analysis.objective import twice_differentiable
 from pugdft.errors import FaultsError, UserError
 from pugdft.optim.passes import KeptBuffers
 from pugdft.training import performance
-from pugdft.training.cpu_layers import GemmConv2d, OneDnnLinear
+from pugdft.training.fast_layers import GemmConv2d, LastBlock, OneDnnLinear
 from pugdft.training.performance import Switches, arrange, attention_of, compiled, pick, rounding_of
 from pugdft.training.profiler import PARTS, TRACE_NAME, Profile
 from pugdft.training.run import finetune, read_recipe
@@ -240,6 +240,65 @@ def test_other_convolutions_stay_torchs(options: dict[str, Any]) -> None:
     layer = nn.Conv2d(**{"in_channels": 32, "out_channels": 32, "kernel_size": 3, "padding": 1, **options})
     arrange(nn.Sequential(layer), replace(SWITCHES, gemm_convolution=True))
     assert type(layer) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("vit_tiny_patch16_224", {"init_values": 0.5, "qkv_bias": False, "reg_tokens": 2}),
+        ("vit_tiny_patch16_224", {"drop_path_rate": 0.9, "fc_norm": True, "patch_drop_rate": 0.5}),
+    ],
+    ids=["class token", "distilled", "registers", "random depth"],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_last_block_for_the_tokens_read_has_the_logits_and_gradients_of_the_whole(
+    name: str, options: dict[str, Any], fused: bool
+) -> None:
+    with attention_of(replace(SWITCHES, fused_attention=fused)):
+        torch.manual_seed(0)
+        whole = timm.create_model(name, img_size=48, num_classes=3, depth=2, **options).double()
+    part = copy.deepcopy(whole)
+    arrange(part, replace(SWITCHES, channels_last=False), only_logits=True)
+    assert type(part.blocks[-1]) is LastBlock
+    assert part.state_dict().keys() == whole.state_dict().keys()
+    x = torch.randn(4, 3, 48, 48, dtype=torch.double)
+    for model in whole, part:
+        torch.manual_seed(1)
+        model(x).logsumexp(1).sum().backward()
+        model.gradients = [each.grad for each in model.parameters()]
+    assert all(each is not None for each in whole.gradients)
+    torch.testing.assert_close(part.gradients, whole.gradients, rtol=1e-9, atol=1e-12)
+    assert part.forward_features(x).shape[1] == whole.num_prefix_tokens
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"global_pool": "avg"},
+        {"proj_drop_rate": 0.1},
+        {"attn_drop_rate": 0.1},
+        {"qk_norm": True},
+        {"mlp_layer": timm.layers.SwiGLU},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_last_block_that_is_read_whole_or_computes_something_else_stays(options: dict[str, Any]) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, **options)
+    arrange(model, SWITCHES, only_logits=True)
+    assert type(model.blocks[-1]) is not LastBlock
+
+
+def test_a_last_block_is_as_it_was_where_features_are_read_or_timms_layer_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1)
+    arrange(model, SWITCHES)
+    assert type(model.blocks[-1]) is not LastBlock
+    monkeypatch.setattr(timm.layers.Attention, "forward", lambda self, x, **_: x)
+    arrange(model, SWITCHES, only_logits=True)
+    assert type(model.blocks[-1]) is not LastBlock
 
 
 def test_layers_whose_gradient_cannot_be_differentiated_again_are_torchs_in_an_analysis() -> None:

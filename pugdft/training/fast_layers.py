@@ -1,7 +1,7 @@
-"""Layers that compute what torch's do, on a CPU, by other kernels: the same values but for rounding.
+"""Layers that compute what torch's and timm's do by less work or faster kernels: the same but for rounding.
 
-A layer changes its class alone, so its tensors and their names stay. Gradients of the last two cannot be
-differentiated again.
+A layer changes its class alone, so its tensors and their names stay. Gradients of `GemmConv2d` and
+`OneDnnLinear`, which are for a CPU, cannot be differentiated again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers import Attention, Mlp
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -20,6 +23,59 @@ _FEWEST_PIXELS = 256  # in one product, of as many images as that takes
 def instruction_set() -> str:
     """The widest instructions that torch uses on this CPU: ``AVX2``, ``AVX512``, ``DEFAULT``, …"""
     return torch.backends.cpu.get_cpu_capability()
+
+
+class LastBlock(Block):
+    """A Vision Transformer's last block, for the tokens that the head reads: class, distillation, registers.
+
+    Nobody reads what it makes of the others, whose gradients there are zero. It only attends to them.
+    """
+
+    tokens: int
+    """How many tokens, the first ones, come out."""
+
+    @classmethod
+    def replace(cls, model: Any) -> None:
+        """Give a model this block in place of its last, where that computes the same."""
+        if type(model) not in (VisionTransformer, VisionTransformerDistilled) or model.global_pool != "token":
+            return
+        block, tokens = model.blocks[-1], model.num_prefix_tokens
+        if [type(block), type(block.attn), type(block.mlp)] != [Block, Attention, Mlp]:
+            return
+        if type(block.attn.k_norm) is not nn.Identity:
+            return
+        if any(isinstance(each, nn.Dropout) and each.p > 0 for each in block.modules()):
+            return  # it would draw fewer random numbers
+        with torch.no_grad():  # timm's layer may come to compute something else
+            probe = block.norm1(block.attn.qkv.weight[: tokens + 2].unsqueeze(0))
+            whole, part = block.attn(probe)[:, :tokens], _attend(block.attn, probe, tokens)
+        if torch.allclose(whole, part, rtol=0.02, atol=0.02 * float(whole.abs().max())):
+            block.__class__, block.tokens = cls, tokens
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Tokens (images, all, channels) in, (images, `tokens`, channels) out."""
+        attended = _attend(self.attn, self.norm1(x), self.tokens)
+        x = x[:, : self.tokens] + self.drop_path1(self.ls1(attended))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def _attend(layer: Attention, input: Tensor, tokens: int) -> Tensor:
+    """What the first tokens take from all, (images, all, channels) → (images, tokens, channels).
+
+    Keys and values of all tokens are not computed: qᵀ(Kx) = (Kᵀq)ᵀx, and Σ pᵢ(Vxᵢ + b) = V(Σ pᵢxᵢ) + b, for
+    shares p that sum to 1. A bias of the keys changes no share.
+    """
+    heads = layer.num_heads
+    to_query, to_key, to_value = layer.qkv.weight.unflatten(0, (3, heads, -1))
+    query = torch.einsum("itc,hdc->ithd", input[:, :tokens], to_query)
+    biases = None if layer.qkv.bias is None else layer.qkv.bias.unflatten(0, (3, heads, -1))
+    query = layer.q_norm(query if biases is None else query + biases[0]) * layer.scale
+    sought = torch.einsum("ithd,hdc->ithc", query, to_key).flatten(1, 2)
+    taken = (sought @ input.transpose(1, 2)).softmax(-1) @ input
+    output = torch.einsum("ithc,hdc->ithd", taken.unflatten(1, (tokens, heads)), to_value)
+    output = layer.norm((output if biases is None else output + biases[2]).flatten(2))
+    projected: Tensor = layer.proj(output)
+    return projected
 
 
 class SlicedConv2d(nn.Conv2d):
@@ -153,13 +209,9 @@ class _OneDnnProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
-        to_weight = None
-        if needs_weight:  # the BLAS is faster at this one with AVX2, oneDNN with AVX-512
-            is_wide = instruction_set() == "AVX512"
-            to_weight = _product(gradient.t(), input.t()) if is_wide else gradient.t() @ input
         return (
             _product(gradient, weight.t()) if needs_input else None,
-            to_weight,
+            _product(gradient.t(), input.t()) if needs_weight else None,
             gradient.sum(0) if needs_bias else None,
         )
 
