@@ -10,6 +10,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Modules are compiled, and kept so, when they are first imported: most of those installed never are.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test test-slow docs clean
 .DELETE_ON_ERROR:
@@ -35,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { echo 'pugdft needs Python 3.11 or newer: make PYTHON=python3.12 …'; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo 'Python has no venv module; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[quickstart,test]'
 	@touch $@
 
 clean:
