@@ -75,7 +75,7 @@ def test_a_process_that_has_not_started_this_one_is_not_waited_for(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_all(monkeypatch, f"TORCHELASTIC_RUN_ID=x {name}={value}")
-    with pytest.raises(UserError, match=f"^{name}: '{value[:80]}.* is not the process .* unset it") as error:
+    with pytest.raises(UserError, match=f"^{name}: '{value[:79]}.* is not the process .* unset it") as error:
         end_with_the_launcher()
     assert len(str(error.value)) < 400
     result = CliRunner().invoke(application(["finetune"]), ["finetune", "quickstart", "--dry-run"])
