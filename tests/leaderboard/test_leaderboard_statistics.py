@@ -143,8 +143,15 @@ def simulated(
     return [scores(*(0.9 + shared + rng.normal(0, 0.003, num_seeds)), start=start) for start in starts]
 
 
-@pytest.mark.parametrize("common", [True, False], ids=["paired", "welch"])
-@pytest.mark.parametrize("num_seeds", [2, 5])
+@pytest.mark.parametrize(
+    ("num_seeds", "common"),
+    [
+        pytest.param(2, True, id="2-paired"),
+        pytest.param(5, False, id="5-welch"),
+        pytest.param(2, False, id="2-welch", marks=pytest.mark.slow),
+        pytest.param(5, True, id="5-paired", marks=pytest.mark.slow),
+    ],
+)
 def test_equal_optimizers_are_separated_in_at_most_one_group_of_twenty(num_seeds: int, common: bool) -> None:
     rng = np.random.default_rng(num_seeds)
     groups = [simulated(rng, 4, num_seeds, common) for _ in range(1500)]
