@@ -45,7 +45,7 @@ def test_parameters_and_multiply_adds_are_the_published_ones(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name).eval()
         counts = [sum(each.numel() for each in model.parameters())]
-        with FlopCounterMode(display=False) as counter:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
         model.reset_classifier(100)
         counts.append(sum(each.numel() for each in model.parameters()))
