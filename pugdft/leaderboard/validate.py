@@ -183,7 +183,7 @@ def _history(record: RunRecord, most: float) -> Iterator[ConfigIssue]:
 
 
 def _passes(where: str, steps: Any, passes: Any, most: float) -> Iterator[ConfigIssue]:
-    """An update takes one gradient pass, and at ``most`` as many more as the method has ascents."""
+    """An update takes one gradient pass, and one more for each ascent: ``most`` of them together."""
     if is_number(steps) and is_number(passes):
         highest = steps * most if steps else 0
         if not steps <= passes <= highest:
