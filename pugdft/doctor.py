@@ -28,7 +28,7 @@ import psutil
 
 import pugdft
 from pugdft.data import health
-from pugdft.errors import ConfigIssue, UserError, collect, counted, human_bytes, refuse
+from pugdft.errors import ConfigIssue, UserError, collect, counted, human_bytes, refuse, shortened
 from pugdft.machine import git_revision, usable_cores
 from pugdft.paths import (
     cache_folder,
@@ -392,7 +392,7 @@ def check_variables() -> Iterator[Check]:
     plain = []
     for name in sorted(filter(_WATCHED.fullmatch, os.environ)):
         value = os.environ[name]
-        text = "set" if _SECRET.search(name) else value if len(value) <= 120 else f"{value[:120]}…"
+        text = "set" if _SECRET.search(name) else shortened(value, 120)
         for pattern, is_caught, state, why, remedy in _CATCHES:
             if re.fullmatch(pattern, name) and is_caught(value):
                 yield Check(state, name, f"{text}: {why}" if text else why, remedy)

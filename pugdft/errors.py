@@ -92,15 +92,9 @@ def reason(error: BaseException) -> str:
 
 
 def shortened(text: object, limit: int = 80) -> str:
-    """``text`` on one line of at most ``limit`` characters and a mark."""
+    """``text`` on one line of at most ``limit`` characters, with a mark at the end of what is cut."""
     line = " ".join(str(text).split())
-    return line if len(line) <= limit else f"{line[:limit]}…"
-
-
-def cut(text: object, most: int = 80) -> str:
-    """Return ``text`` on one line with at most so many characters, cut at its end."""
-    shown = printable(text)
-    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def close_match(name: object, known: Iterable[str]) -> str:

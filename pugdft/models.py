@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
@@ -189,12 +189,22 @@ def model_faults(section: Mapping[str, Any]) -> list[ConfigIssue]:
         faults.append(ConfigIssue("model.head", "keep needs weights, and model.pretrained is false"))
     with suppress(ValidationError, UserError):  # these are told already
         if options := ModelSection.model_validate(section).options:
-            faults += _option_faults(resolve_model(section["name"]), dict(options))
+            faults += _option_faults(section["name"], _Options(repr(options), options))
     return faults
 
 
-def _option_faults(named: TimmModel, options: dict[str, Any]) -> list[ConfigIssue]:
+@dataclass(frozen=True)
+class _Options:
+    """Options by their text, as a cache knows them: 1, 1.0 and true are equal, but not the same options."""
+
+    text: str
+    values: Mapping[str, Any] = field(compare=False)
+
+
+@functools.lru_cache(maxsize=64)  # every cell of a comparison asks the same
+def _option_faults(model: str, given: _Options) -> Sequence[ConfigIssue]:
     """List what timm does not take of ``model.args`` and the drop rates, by building the model."""
+    named, options = resolve_model(model), dict(given.values)
 
     def refusal(**given: Any) -> Exception | None:
         try:

@@ -25,7 +25,7 @@ from pugdft.config.load import load_recipe
 from pugdft.config.schema import Recipe
 from pugdft.data.cache import prepare
 from pugdft.data.datasets import open_source
-from pugdft.errors import ConfigIssue, UserError, collect, counted, reason, refuse
+from pugdft.errors import ConfigIssue, UserError, collect, counted, reason, refuse, shortened
 from pugdft.leaderboard.stats import mcnemar
 from pugdft.models import build_model, model_faults
 from pugdft.paths import file_sha256
@@ -44,7 +44,7 @@ _DECIDES_BITS = (
 )  # fmt: skip
 
 LEVEL = 0.01  # a difference that chance makes less often than this counts as one
-_LONGEST_SHOWN, _LONGEST_NAME = 80, 150
+_LONGEST_NAME = 150
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ _SUMMATION = Tolerance({"loss": 1e-6, "ece": 1e-6, "balanced_top1": 1e-9})
 
 def _compare_hashes(name: str, recorded: str, found: str, what: str = "") -> ValueCheck:
     """Compare two sha256; show their first digits after ``what``."""
-    return ValueCheck(name, recorded == found, f"{what}sha256 {_pair(recorded, found, 12)}")
+    return ValueCheck(name, recorded == found, f"{what}sha256 {_pair(recorded, found, 13)}")
 
 
 def _compare_metrics(
@@ -166,15 +166,10 @@ def _same(first: object, second: object) -> bool:
     return first == second or (first != first and second != second)
 
 
-def _shown(value: object, length: int = _LONGEST_SHOWN) -> str:
-    text = str(value)
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
-def _pair(recorded: object, found: object, length: int = _LONGEST_SHOWN) -> str:
+def _pair(recorded: object, found: object, length: int = 80) -> str:
     """Show a value, or both values if they differ."""
     same = _same(recorded, found)
-    return f"{'' if same else f'recorded {_shown(recorded, length)}, found '}{_shown(found, length)}"
+    return f"{'' if same else f'recorded {shortened(recorded, length)}, found '}{shortened(found, length)}"
 
 
 def _environment_differences(
@@ -200,12 +195,12 @@ def changes_on_the_way(record: RunRecord, label: str) -> list[str]:
         course.append((step, entry))
     changes = []
     for (_, before), (step, after) in pairwise(course):
-        prefix = f"{label}: from update {_shown(step)} on "
+        prefix = f"{label}: from update {shortened(step)} on "
         if processes := _positive(after, "processes"):  # noted only where they are not those before
-            changes.append(prefix + _shown(counted(processes, "process")))
+            changes.append(prefix + shortened(counted(processes, "process")))
         size = _positive(after, "micro_batch_size")
         if size is not None and size != _positive(before, "micro_batch_size"):
-            changes.append(f"{prefix}{_shown(counted(size, 'image'))} a pass")
+            changes.append(f"{prefix}{shortened(counted(size, 'image'))} a pass")
     return changes
 
 

@@ -71,6 +71,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path) for path in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
     dead = []
     for path, page in pages.items():
@@ -90,6 +91,7 @@ def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(site: Path, pages:
     assert len(pages) > 12
 
 
+@pytest.mark.slow
 def test_every_optimizer_has_a_card_with_its_starting_values(site: Path, pages: dict[Path, Page]) -> None:
     page = pages[site / "optimizers.html"]
     for name in optimizer_names():
@@ -105,6 +107,7 @@ def test_every_method_says_when_to_use_it(name: str) -> None:
     assert re.search(r"^Use: [a-z].*\.$", describe(name), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_references_know_every_key_and_every_command(site: Path, pages: dict[Path, Page]) -> None:
     recipe = pages[site / "recipe-reference.html"].text
     assert [place for place in _places(Recipe) if place not in recipe] == []
@@ -116,6 +119,7 @@ def test_references_know_every_key_and_every_command(site: Path, pages: dict[Pat
         assert [name for each in options for name in each.opts if name not in text] == []
 
 
+@pytest.mark.slow
 def test_every_document_is_in_the_navigation(site: Path, pages: dict[Path, Page]) -> None:
     linked = set(pages[site / "index.html"].links)
     for path in (ROOT / "docs").glob("*.md"):

@@ -95,7 +95,7 @@ def test_parts_for_which_there_is_no_time_are_named(log: Path, tmp_path: Path) -
 
 def test_a_part_that_takes_too_long_ends_with_all_of_its_processes(log: Path) -> None:
     place, begin = Path(f"{log}.pid"), time.monotonic()
-    found = gpu.run_part("input", replace(JOB, seconds=6))
+    found = gpu.run_part("input", replace(JOB, seconds=3))
     assert found["status"] == "out of time"
     assert time.monotonic() - begin < 60
     with suppress(psutil.NoSuchProcess, FileNotFoundError):  # gone, or not yet begun on a busy machine

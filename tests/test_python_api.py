@@ -232,6 +232,7 @@ def test_other_packages_add_methods_bases_and_data_sets(package: Path, tmp_path:
     )
     assert again.record.metrics == run.record.metrics
     assert again.record.environment["extensions"]["acme_opt:half_sam"]["version"] == "1.2"
+    assert call(("leaderboard", "check", str(tmp_path))).out.count(": OK\n") == 2
     listed = call(("optimizers", "ls")).out
     assert "\nhalf_sam " in listed
     assert "broken" not in listed

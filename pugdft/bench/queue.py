@@ -191,6 +191,18 @@ class FolderLedger:
                 (self._settled / f"{name}.{status}").unlink(missing_ok=True)
                 attempts_file(self.folder, name).unlink(missing_ok=True)
 
+    def deleted(self) -> set[str]:
+        """The cells with a result whose folders have been deleted since."""
+        there = set(_listed(self.folder))
+        found = self.settled().items()
+        return {name for name, status in found if status not in _TRIED_AGAIN and name not in there}
+
+    def forget_deleted(self) -> None:
+        """Forget the end of cells whose folders have been deleted, so that they run again."""
+        for name in self.deleted():
+            for status in set(STATUSES) - _TRIED_AGAIN:
+                (self._settled / f"{name}.{status}").unlink(missing_ok=True)
+
     def begin(self, name: str, claim: Claim) -> bool:
         """Note an attempt at a cell; False if too many have ended their workers at the same place."""
         place = ""  # the time of the checkpoint from which it goes on

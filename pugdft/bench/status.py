@@ -68,7 +68,8 @@ def standing(runs: Path) -> Standing:
     agreement = Agreement.read(runs) or Agreement("flock", 60.0, "")
     ledger = FolderLedger(runs, agreement.kind, agreement.lease_seconds)
     now = server_time(runs / CLAIMS)
-    settled = {name: status for name, status in ledger.settled().items() if name in cells}
+    known = cells.keys() - ledger.deleted()
+    settled = {name: status for name, status in ledger.settled().items() if name in known}
     numbers = Counter(settled.values())
     counts = {status: numbers[status] for status in STATUSES if numbers[status]}
     found = Standing(len(cells), counts, claims=agreement.kind)

@@ -56,8 +56,8 @@ def run(cells: Sequence[BenchCell], runs: Path, wanted: Wanted, watcher: Watcher
     lease = wanted.lease or (60.0 if wanted.engine != "local" else None)
     ledger = ledger_of(runs, lease)
     named = {cell.folder.name: cell for cell in cells}
-    write_plan(runs, cells)
     ledger.reopen(named, retry)
+    write_plan(runs, cells)
     forget_stop(runs)
     queue = Queue(CellNames(named), ledger)
     if is_alone:
@@ -125,6 +125,7 @@ def join(runs: Path, side_by_side: int, is_warm: bool, retry: bool = False) -> i
         return _join_several(runs, count, side_by_side, is_warm, retry)
     agreement = Agreement.read(runs)
     ledger = ledger_of(runs, agreement.lease_seconds if agreement and agreement.kind == "lease" else None)
+    ledger.forget_deleted()
     cells, refused = plans.new_cells(ledger.settled())
     if refused and not cells:
         raise UserError(refused[0])

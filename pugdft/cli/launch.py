@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 
+from pugdft.errors import UserError, shortened
 from pugdft.machine import usable_cores
 from pugdft.training.launchers import WORKER, check_alone
 
@@ -64,16 +65,27 @@ def launch(num_processes: int, arguments: list[str]) -> int:
 
 
 def end_with_the_launcher() -> None:
-    """End this process, a part of another one's work, when that is gone; it would go on unnoticed."""
-    launcher = int(os.environ.get(_LAUNCHER) or os.environ.get(WORKER) or os.getppid())
+    """End this process, a part of another one's work, when that is gone; it would go on unnoticed.
+
+    Raises:
+        UserError: the variable that names the other process names one that has not started this one.
+    """
+    if not {"TORCHELASTIC_RUN_ID", WORKER} & set(os.environ):
+        return
+    launcher = os.getppid()
+    name = next((each for each in (_LAUNCHER, WORKER) if os.environ.get(each)), None)
+    if name is not None and os.environ[name] != str(launcher):
+        raise UserError(
+            f"{name}: {shortened(os.environ[name])!r} is not the process that has started this one, "
+            f"{launcher}. Only pugdft sets it, for processes that it starts and that end with it; unset it"
+        )
 
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(0.5)
         os._exit(1)
 
-    if {"TORCHELASTIC_RUN_ID", WORKER} & set(os.environ):
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_one_of_several(code: int) -> None:

@@ -67,7 +67,6 @@ DATASETS: MutableMapping[str, KnownDataset] = plugins.OpenRegistry(
 """Name in a recipe to where it is found; other packages' too."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_SHOWN_LENGTH = 200
 _TABLES = (".csv", ".tsv", ".jsonl")
 
 LAYOUTS = (
@@ -138,8 +137,7 @@ def _by_path(name: str, choice: SplitChoice) -> Source:
         raise UserError(
             f"data.name: {path} is a file; of files, only {', '.join(_TABLES)} are read. Give its folder"
         )
-    shown_name = name if len(name) <= _SHOWN_LENGTH else name[:_SHOWN_LENGTH] + "…"
-    problem = f"data.name: no such folder, and {unknown('data set', shown_name, DATASETS)}"
+    problem = f"data.name: no such folder, and {unknown('data set', name, DATASETS)}"
     if not _HUB_ID.fullmatch(name):
         raise UserError(problem)
     fetched = f"; with a network, `pugdft data prepare {name}` fetches it" if choice.only_looks else ""

@@ -16,7 +16,7 @@ from statistics import median, median_low
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from pugdft.errors import cut, printable
+from pugdft.errors import printable, shortened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +134,7 @@ class _Chart:
         """Write at most so many characters of a label."""
         look: Any = {"color": self.theme["text"], "weight": "bold" if series.filled else "normal"}
         look |= {"ha": side, "va": "center_baseline", "gid": f"label {series.key}", "parse_math": False}
-        return self.axes.text(x, y, cut(series.label, most), transform=self.points, **look)
+        return self.axes.text(x, y, shortened(printable(series.label), most), transform=self.points, **look)
 
 
 def _marker(series: Series, theme: Theme) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pugdft.errors import UserError, cut, known_names
+from pugdft.errors import UserError, known_names, printable, shortened
 from pugdft.figures import paper
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def lattice_done(values: np.ndarray, axes: Sequence[int], centre: int) -> np.nda
 
 def labels_of(facts: Facts) -> list[str]:
     """The runs' names, which anybody may have written, as short text of one line."""
-    return [cut(record["label"], _LONGEST_LABEL) for record in facts["records"]]
+    return [shortened(printable(record["label"]), _LONGEST_LABEL) for record in facts["records"]]
 
 
 def _caption(facts: Facts, width: str | float, *first: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pugdft.errors import cut
+from pugdft.errors import shortened
 from pugdft.figures import charts
 from pugdft.leaderboard import columns, stats
 from pugdft.leaderboard.entry import CurvePoint, Entry, Group, Summary, finite
@@ -152,7 +152,7 @@ def _series(group: Group, index: int, styles: Mapping[int, int], id: str, said: 
         "style": styles.get(index),
         "filled": entry.rank_low == 1,
         "key": f"{id}e{index}",
-        "tip": f"{cut(entry.label)}: {said}",
+        "tip": f"{shortened(entry.label)}: {said}",
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from pugdft.records import (
     rule_faults,
 )
 
+if TYPE_CHECKING:
+    from pugdft.optim import Method
+
 _EVALUATED = ("test", "validation", "plain_test", "plain_validation")
 _SPLITS = {artifact_name(split): split for split in _EVALUATED}
 
@@ -50,6 +53,8 @@ _LEAST_WORK, _IDLE_SECONDS = 0.25, 30.0  # share of a run's time; our own runs h
 _CLOCK_SECONDS = 5.0  # clocks are read to the second, and may be set while a run goes on
 _LOSS_TOLERANCE = 1e-3  # confidence and loss are two roundings of one softmax to float32
 _NO_SNAPSHOTS = "not all snapshots are stored here: its trajectory cannot be drawn"
+_ORIGIN = {"module", "distribution", "version"}  # what a run keeps of what another package provides
+_ANY_BASE = {"name": "sgd", "lr": 0.1, "momentum": 0.9}  # fits every method, in the place of a foreign one
 _is_close = partial(math.isclose, rel_tol=_SAME, abs_tol=_SAME)
 
 
@@ -61,6 +66,11 @@ def record_faults(record: RunRecord) -> Iterator[ConfigIssue]:
     with collect(unread), refuse(not_loaded, lambda error: f"is not readable: {error}"):
         recipe = load_recipe(record.recipe)
     yield from (ConfigIssue(f"recipe.{each.where}".rstrip("."), each.message) for each in unread)
+    method, no_method = None, list[ConfigIssue]()
+    with collect(no_method):
+        method = _method(record, recipe.optimizer) if recipe else None
+    # Of a method that is not known here, nobody knows the most.
+    most = 1 + method.direction.num_ascents if method else math.inf
     if record.status == "completed":
         split = "validation" if recipe and recipe.train.evaluate != "all" else "test"
         required = {
@@ -85,11 +95,13 @@ def record_faults(record: RunRecord) -> Iterator[ConfigIssue]:
             yield ConfigIssue("metrics.weights", said)
     if kept and kept.rule == "best":
         yield from _best_validation(record, kept.epoch)
-    yield from _history(record)
-    yield from _cost(record, last)
+    yield from _history(record, most)
+    yield from _cost(record, last, most)
+    yield from no_method
     if recipe:
-        yield from _as_in_recipe(record, recipe)
-        yield from _optimizer(record, recipe)
+        yield from _as_in_recipe(record, recipe, most)
+        if not no_method:
+            yield from _two_passes(record, recipe, method, most)
     yield from _times(record)
 
 
@@ -144,7 +156,7 @@ def _best_validation(record: RunRecord, epoch: int) -> Iterator[ConfigIssue]:
         yield ConfigIssue("metrics.kept.epoch", said)
 
 
-def _history(record: RunRecord) -> Iterator[ConfigIssue]:
+def _history(record: RunRecord, most: float) -> Iterator[ConfigIssue]:
     """Every row possible; epochs rise; what is counted from the start never falls."""
     before: Mapping[str, Any] = {"epoch": -1}  # a row of epoch 0 is the state before the first update
     for number, row in enumerate(record.history):
@@ -164,24 +176,24 @@ def _history(record: RunRecord) -> Iterator[ConfigIssue]:
                 continue
             if now < earlier or (key == "epoch" and now == earlier):
                 yield ConfigIssue(f"{where}.{key}", f"{now} does not come after {earlier}")
-        yield from _passes(where, row.get("steps"), row.get("gradient_passes"), record)
+        yield from _passes(where, row.get("steps"), row.get("gradient_passes"), most)
         if not is_number(row.get("epoch")):
             yield ConfigIssue(f"{where}.epoch", "is missing")
         before = row
 
 
-def _passes(where: str, steps: Any, passes: Any, record: RunRecord) -> Iterator[ConfigIssue]:
-    """An update takes one gradient pass, and as many more as the method has ascents."""
+def _passes(where: str, steps: Any, passes: Any, most: float) -> Iterator[ConfigIssue]:
+    """An update takes one gradient pass, and one more for each ascent: ``most`` of them together."""
     if is_number(steps) and is_number(passes):
-        most = steps * (1 + _num_ascents(record.recipe.get("optimizer")))
-        if not steps <= passes <= most:
-            said = f"{passes:g}, but {steps} updates take {steps} to {most}"
-            yield ConfigIssue(f"{where}.gradient_passes", said)
+        highest = steps * most if steps else 0
+        if not steps <= passes <= highest:
+            expected = f"{steps} to {highest}" if highest < math.inf else f"at least {steps}"
+            yield ConfigIssue(f"{where}.gradient_passes", f"{passes:g}, but {steps} updates take {expected}")
 
 
-def _cost(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue]:
+def _cost(record: RunRecord, last: Mapping[str, Any], most: float) -> Iterator[ConfigIssue]:
     cost = record.cost
-    yield from _passes("cost", cost.steps, cost.gradient_passes, record)
+    yield from _passes("cost", cost.steps, cost.gradient_passes, most)
     is_completed = record.status == "completed"
     for key, slack in (("steps", 0.0), ("gradient_passes", 0.0), ("train_seconds", _ROUNDING_SECONDS)):
         value, total = last.get(key), getattr(cost, key)
@@ -190,7 +202,7 @@ def _cost(record: RunRecord, last: Mapping[str, Any]) -> Iterator[ConfigIssue]:
     yield from between(0, max(0, cost.steps)).faults("method.skipped_steps", record.method.skipped_steps)
 
 
-def _as_in_recipe(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
+def _as_in_recipe(record: RunRecord, recipe: Recipe, most: float) -> Iterator[ConfigIssue]:
     """Seed, model, speed and length; a completed run is as long as its recipe says, and no other run is."""
     cost, train, tuning = record.cost, recipe.train, recipe.tuning
     if tuning and not tuning.trials and tuning.gradient_passes:
@@ -217,7 +229,7 @@ def _as_in_recipe(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
             yield ConfigIssue("status", said)
         return
     # In passes, the last update may go beyond the end.
-    beyond = _num_ascents(record.recipe.get("optimizer")) if in_passes else 0
+    beyond = most - 1 if in_passes else 0
     kept = record.metrics.kept if record.metrics else None
     if kept and kept.stopped_early and train.patience is not None:
         length = min(length, math.ceil(spent))
@@ -229,51 +241,78 @@ def _as_in_recipe(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
         yield ConfigIssue("cost.epochs", f"{cost.epochs}, but {cost.steps} updates are {epochs} whole epochs")
 
 
-def _optimizer(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
-    """The optimizer exists, has these options, and took the passes that its updates need.
+def _method(record: RunRecord, spec: Mapping[str, Any]) -> Method | None:
+    """The method of a recipe's optimizer; None if another package provides it.
 
     What another package provides is not looked up: to read a record imports nothing that the record names.
+    The rest is checked, and so is that the record says where it came from.
+
+    Raises:
+        FaultsError: the optimizer does not exist, or has no such options.
     """
     from pugdft.optim.build import method_of, spec_faults
+
+    base = spec.get("base")
+    names: list[Any] = [spec.get("name"), base.get("name") if isinstance(base, Mapping) else None]
+    if odd := [name for name in names if isinstance(name, str) and not name.isascii()]:
+        said = f"{odd[0]!a} has letters that no optimizer's name has, however they look"
+        raise FaultsError("", [ConfigIssue("recipe.optimizer.name", said)])
+    foreign = [name for name in names if _is_foreign(name, record)]
+    if names[0] in foreign:
+        own = base if base and names[1] not in foreign else None
+        faults = spec_faults(own, "recipe.optimizer.base") if own else []
+    else:
+        faults = spec_faults({**spec, "base": _ANY_BASE} if foreign else spec, "recipe.optimizer")
+    origins = _extensions(record)
+    for name in foreign:
+        if not (isinstance(told := origins.get(name), Mapping) and told.keys() >= _ORIGIN):
+            said = f"does not say which package provides {name}: its {', '.join(sorted(_ORIGIN))}"
+            faults.append(ConfigIssue("environment.extensions", said))
+    if faults:
+        raise FaultsError("", faults)
+    return None if names[0] in foreign else method_of(spec)
+
+
+def _is_foreign(name: Any, record: RunRecord) -> bool:
+    """Whether another package provides an optimizer, as its name or the record says; ours come first."""
+    from pugdft.optim.base import BASES
+    from pugdft.optim.methods import METHODS
+
+    if not isinstance(name, str) or name in BASES or name in METHODS.data:
+        return False
+    return ":" in name or name in plugins.provided(plugins.OPTIMIZERS) or name in _extensions(record)
+
+
+def _extensions(record: RunRecord) -> Mapping[str, Any]:
+    found = record.environment.get("extensions")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _two_passes(
+    record: RunRecord, recipe: Recipe, method: Method | None, most: float
+) -> Iterator[ConfigIssue]:
+    """The share of updates with two passes is that of the passes, and the one that the method asks for."""
     from pugdft.optim.triggers import Always
 
-    spec = recipe.optimizer
-    names = [spec.get("name"), *([base.get("name")] if isinstance(base := spec.get("base"), Mapping) else [])]
-    if any(_is_foreign(name, record) for name in names):
-        return
-    if foreign := [name for name in names if isinstance(name, str) and not name.isascii()]:
-        said = f"{foreign[0]!a} has letters that no optimizer's name has, however they look"
-        yield ConfigIssue("recipe.optimizer.name", said)
-        return
-    if faults := spec_faults(spec, "recipe.optimizer"):
-        yield from faults
-        return
     cost, share = record.cost, record.method.two_pass_fraction
     if not cost.steps or not FRACTION.accepts(share) or not is_number(cost.gradient_passes):
         return
     # A step that a gradient without a finite value ended early takes fewer.
-    slack = 1 + max(0, record.method.skipped_steps) * _num_ascents(spec)
-    ascents = share * cost.steps
-    low, high = cost.steps + ascents - slack, cost.steps + ascents * _num_ascents(spec) + slack
-    most = cost.steps * (1 + _num_ascents(spec))  # beyond, `_passes` has said it
-    if cost.steps <= cost.gradient_passes <= most and not low <= cost.gradient_passes <= high:
+    skipped, ascents = max(0, record.method.skipped_steps), share * cost.steps
+    low = cost.steps + ascents * recipe.train.ascent_batch - 1 - skipped
+    high = cost.steps + 1 + (ascents + skipped and (ascents + skipped) * (most - 1))
+    # Beyond the most, `_passes` has said it.
+    if cost.steps <= cost.gradient_passes <= cost.steps * most and not low <= cost.gradient_passes <= high:
         said = f"{share:g}, where {cost.steps} updates took {cost.gradient_passes:g} gradient passes"
         yield ConfigIssue("method.two_pass_fraction", said)
-    method = method_of(spec)
+    if method is None:
+        return
     always = isinstance(method.trigger, Always) and method.perturbs
     expected = 1.0 if always else 0.0 if not method.perturbs else share
-    if record.status == "completed" and abs(share - expected) * cost.steps > slack:
-        said = (
-            f"{share:g}, where every update of {spec['name']} takes {'two passes' if always else 'one pass'}"
-        )
+    if record.status == "completed" and abs(share - expected) * cost.steps > 1 + skipped * (most - 1):
+        each = "two passes" if always else "one pass"
+        said = f"{share:g}, where every update of {recipe.optimizer['name']} takes {each}"
         yield ConfigIssue("method.two_pass_fraction", said)
-
-
-def _is_foreign(name: Any, record: RunRecord) -> bool:
-    """Whether another package provides an optimizer, as its name or the record says."""
-    extensions = record.environment.get("extensions")
-    named = {*plugins.provided(plugins.OPTIMIZERS), *(extensions if isinstance(extensions, Mapping) else ())}
-    return isinstance(name, str) and (":" in name or name in named)
 
 
 def _times(record: RunRecord) -> Iterator[ConfigIssue]:
@@ -299,16 +338,6 @@ def _times(record: RunRecord) -> Iterator[ConfigIssue]:
     elif worked > elapsed + _CLOCK_SECONDS or (is_idle and elapsed > worked + _IDLE_SECONDS):
         said = f"{worked:.0f} s of work in the {elapsed:.0f} s from environment.started to finished"
         yield ConfigIssue("cost", said)
-
-
-def _num_ascents(optimizer: Any) -> int:
-    """The most perturbed passes of an update: one, or what the method's ascent option says."""
-    found = [1]
-    for key, value in optimizer.items() if isinstance(optimizer, Mapping) else ():
-        if key in ("inner_iter", "num_ascents") and isinstance(value, int):
-            found.append(value)
-        found.append(_num_ascents(value))
-    return max(found)
 
 
 # --- the files beside it, and other records ---

@@ -9,7 +9,7 @@ from functools import partial
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from pugdft.errors import counted, cut, printable
+from pugdft.errors import counted, printable, shortened
 from pugdft.leaderboard.columns import NOTHING, duration, number, unit_of
 from pugdft.leaderboard.entry import Entry, Group, PublishedSource
 from pugdft.leaderboard.warnings import listed
@@ -40,7 +40,7 @@ def verdict(group: Group) -> str:
         return f"{by}One seed each: no difference can be claimed."
     if group.baseline:
         return by + _baseline_verdict(group, scored)
-    best = [cut(entry.label, 40) for entry in group.best]
+    best = [shortened(entry.label, 40) for entry in group.best]
     if len(best) >= len(scored):
         return f"{by}No optimizer is shown to be the best here{_detectable(group)}."
     if len(best) == 1:
@@ -65,8 +65,8 @@ def _baseline_verdict(group: Group, scored: Sequence[Entry]) -> str:
     for entry in scored:
         if versus := entry.versus_baseline:
             word = "better" if (versus.difference > 0) == higher else "worse"
-            shown[word if versus.separated else "not told apart"].append(cut(entry.label, 40))
-    name = cut(group.baseline or "", 40)
+            shown[word if versus.separated else "not told apart"].append(shortened(entry.label, 40))
+    name = shortened(group.baseline or "", 40)
     if not shown["better"] and not shown["worse"]:
         return f"No optimizer is shown to be better or worse than {name} here{_detectable(group)}."
     parts = [f"{word}: {listed(labels)}" for word, labels in shown.items() if labels]
@@ -183,7 +183,7 @@ def forest(group: Group) -> list[str]:
     def place(value: float) -> int:
         return half + round(half * max(-1.0, min(1.0, value / reach)))
 
-    names = [printable(cut(entry.label, 30)) for entry, _ in rows]
+    names = [shortened(entry.label, 30) for entry, _ in rows]
     size, unit, lines = max(map(len, names)), unit_of(group.metric), []
     for name, (_, versus) in zip(names, rows, strict=True):
         low, high = map(place, versus.ci95 or (0.0, 0.0))
@@ -195,7 +195,7 @@ def forest(group: Group) -> list[str]:
         lines.append(f"{name:<{size}} {mark} {''.join(axis)}  {unit(versus.difference)} ({bounds})")
     metric = METRICS[group.metric]
     unit_name = f", {metric.unit}" if metric.unit else ""
-    title = f"{metric.name} minus that of {printable(cut(group.baseline, 40))}{unit_name}"
+    title = f"{metric.name} minus that of {shortened(group.baseline, 40)}{unit_name}"
     return [f"{title}; 95 % intervals of each pair, * told apart", *lines]
 
 

@@ -512,7 +512,7 @@ def _as_method(name: str, found: Any) -> Callable[..., Method] | None:
     )
 
 
-METHODS: Mapping[str, Callable[..., Method]] = OpenRegistry(
+METHODS: OpenRegistry[Callable[..., Method]] = OpenRegistry(
     {
         preset.__name__: preset
         for preset in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def test_a_plan_of_another_version_hinders_nobody_once_it_is_done_or_beside_one_
     assert len(fake.started) == 2
     assert "planned with other versions" in capsys.readouterr().err
     for cell in cells:
+        cell.folder.mkdir()
         (runs / ".claims" / "settled" / f"{cell.folder.name}.completed").touch()
     assert bench_workers.join(runs, 1, is_warm=True) == 0
     assert not capsys.readouterr().err
@@ -188,6 +190,23 @@ def test_a_worker_runs_what_diverged_only_if_it_is_told_to_retry(
     done = call(tuple(wanted.command(recipe_file.parent / "runs", retry)[3:]))
     assert done.code == (0 if retry else 4), done.err
     assert fake.started == [cell.folder.name for cell in cells[not retry :]]
+
+
+@pytest.mark.parametrize("status", ["completed", "diverged"])
+def test_a_cell_whose_folder_was_deleted_is_not_done_and_a_worker_runs_it_again(
+    status: str, recipe_file: Path, fake: FakeRuns
+) -> None:
+    cells = planned(recipe_file, "sgd,sam", "0")
+    runs, name = cells[0].folder.parent, cells[0].folder.name
+    write_record(record(status=status, id=name), cells[0].folder)
+    assert bench_workers.join(runs, 1, is_warm=True) == (0 if status == "completed" else 4)
+    assert fake.started == [cells[1].folder.name]
+    shutil.rmtree(cells[0].folder)
+    counts = {"completed": 1, "running": 0, "waiting": 1}
+    assert standing(runs).counts == counts
+    assert bench_workers.join(runs, 1, is_warm=True) == 0
+    assert fake.started == [cells[1].folder.name, name]
+    assert standing(runs).is_complete
 
 
 # --- ends ------------------------------------------------------------------------------------------------
@@ -308,6 +327,7 @@ def test_status_tells_how_a_bench_stands_and_writes_nothing(kind: str, recipe_fi
     Agreement.of(runs, "lease" if kind == "lease" else "flock", 60.0)
     ledger = ledger_of(runs)
     for name in names[:3]:
+        (runs / name).mkdir()
         with ledger.take(name) as claim:
             assert claim is not None
             ledger.settle(name, "completed", claim)

@@ -210,7 +210,7 @@ def test_annotations_that_are_not_utf8_or_name_no_image_are_explained(
     [
         ("", "^data.name: is empty. Give a folder, or one of cifar10"),
         ("~nouser/images", "^data.name: ~nouser is no home folder on this machine; give a full path$"),
-        ("x" * 5000, r'^data.name: no such folder, and unknown data set "x{200}…"\. Known: '),
+        ("x" * 5000, r'^data.name: no such folder, and unknown data set "x{199}…"\. Known: '),
         ("a\0b", "^data.name: no such folder"),
     ],
 )

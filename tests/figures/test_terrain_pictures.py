@@ -37,7 +37,7 @@ def terrain(num_paths: int = 8) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, {"optimizers": rows}
 
 
-@pytest.mark.parametrize("num_paths", [2, 8, 12])
+@pytest.mark.parametrize("num_paths", [2, 12])
 @pytest.mark.parametrize("draw", [draw_contours, draw_surfaces])
 def test_text_lies_on_the_canvas_and_is_large_enough(draw: Any, num_paths: int) -> None:
     with paper.style():

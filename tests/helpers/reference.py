@@ -7,9 +7,11 @@ the one method that has it, what is subtracted from the weights afterwards (time
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import torch
 from optimizer_cases import LRS, gradient_of, lr_share, network, start
 from torch import Tensor
@@ -474,6 +476,25 @@ REFERENCES: list[tuple[str, dict[str, object], type[Plain]]] = [
     ("rules", {"combine": {"name": "decoupled_sharpness", "gamma": 0.9}}, Wsam),
     ("rules", {"direction": {"name": "adaptive_gradient", "bias_rule": "all"}, "rho": 0.5}, AsamAll),
 ]
+
+# Each takes a way of its own through the algorithm; others differ from one of them in their rules alone.
+_WAYS = ("plain", "sam", "pugd", "looksam", "wsam", "multi_step", "msam", "rwp")
+
+
+def cases(closures: Sequence[str]) -> list[Any]:
+    """Every reference with SGD and AdamW and every kind of closure.
+
+    Slow but for SGD with the first kind, AdamW with the last one, and all of a method for each way.
+    """
+    found = []
+    for name, options, reference in REFERENCES:
+        for base, usual in (("sgd", closures[0]), ("adamw", closures[-1])):
+            for closure in closures:
+                is_quick = closure == usual or (base == "sgd" and name in _WAYS and not options)
+                marks = () if is_quick else pytest.mark.slow
+                case = f"{name}{options or ''}-{base}-{closure}"
+                found.append(pytest.param(name, options, reference, base, closure, id=case, marks=marks))
+    return found
 
 
 def reference_run(reference: Plain, base: SGD | AdamW, steps: int) -> list[Tensor]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from pugdft.cli.launch import launch
+from pugdft.cli.launch import end_with_the_launcher, launch
 from pugdft.cli.main import application
 from pugdft.errors import UserError
 from pugdft.training.launchers import (
@@ -66,6 +67,19 @@ def test_what_launchers_and_accelerate_usually_set_is_followed(monkeypatch: pyte
     check_variables()
     assert must_use_cpu()
     assert device_type() == "cpu"
+
+
+@pytest.mark.parametrize("name", ["PUGDFT_WORKER", "PUGDFT_LAUNCHER"])
+@pytest.mark.parametrize("value", ["rubbish", "1.5", "-1", str(os.getpid()), "9" * 5000])
+def test_a_process_that_has_not_started_this_one_is_not_waited_for(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_all(monkeypatch, f"TORCHELASTIC_RUN_ID=x {name}={value}")
+    with pytest.raises(UserError, match=f"^{name}: '{value[:79]}.* is not the process .* unset it") as error:
+        end_with_the_launcher()
+    assert len(str(error.value)) < 400
+    result = CliRunner().invoke(application(["finetune"]), ["finetune", "quickstart", "--dry-run"])
+    assert str(result.exception) == str(error.value), "and the command says it"
 
 
 def test_images_and_weights_are_there_before_processes_meet(

@@ -17,7 +17,9 @@ from pugdft.training.trainer import Observer, Position, Totals
 
 
 @pytest.mark.parametrize(("method", "base", "precision", "stops"), [
-    ("sam", "sgd", "fp32", (1,)), ("sgd", "sgd", "bf16", (3,)), ("pugd", "adamw", "bf16", (2, 5)),
+    ("sam", "sgd", "fp32", (1,)),
+    pytest.param("sgd", "sgd", "bf16", (3,), marks=pytest.mark.slow),
+    pytest.param("pugd", "adamw", "bf16", (2, 5), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     method: str,

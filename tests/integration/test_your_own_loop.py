@@ -121,6 +121,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_ddp_processes_follow_the_reference_of_the_whole_batch(tmp_path: Path) -> None:
     script = tmp_path / "ddp.py"
     script.write_text(DDP)

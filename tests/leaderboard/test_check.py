@@ -185,18 +185,6 @@ def test_every_fault_of_a_record_is_named_at_once(tmp_path: Path) -> None:
     assert wheres(check(tmp_path)[0]) == ["id", "seed", "cost.epochs"]
 
 
-def test_several_ascents_allow_more_passes(tmp_path: Path) -> None:
-    made = predictions()
-    passes = {"cost.gradient_passes": 120.0, "history.2.gradient_passes": 120}
-    amp = {"recipe.optimizer": {"name": "amp", "inner_iter": 3, "base": {"name": "sgd", "lr": 0.1}}}
-    write(tmp_path / "sam", changed(content(made, "sam"), passes), made)
-    write(tmp_path / "amp", changed(content(made, "amp"), passes | amp), made)
-    assert [wheres(each) for each in check(tmp_path)] == [
-        [],
-        ["history.2.gradient_passes", "cost.gradient_passes"],
-    ]
-
-
 def test_a_budget_of_passes_counts_passes(tmp_path: Path) -> None:
     made = predictions()
     half = {
@@ -524,8 +512,76 @@ def test_a_restarted_run_may_have_waited(tmp_path: Path) -> None:
     assert wheres(check(tmp_path)[0]) == []
 
 
-def test_what_another_package_provides_is_not_looked_up(tmp_path: Path) -> None:
+def passes(an_update: float, share: float = 1.0) -> dict[str, Any]:
+    """So many gradient passes of each of the 30 updates, of which ``share`` take two or more."""
+    rows = {f"history.{row}.gradient_passes": 10 * (row + 1) * an_update for row in range(3)}
+    return {**rows, "cost.gradient_passes": 30 * an_update, "method.two_pass_fraction": share}
+
+
+SGD = {"name": "sgd", "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "train", "an_update"),
+    [
+        ({"name": "multi_step", "k": 3}, {}, 4),
+        ({"name": "lookbehind"}, {}, 3),
+        ({"name": "amp", "inner_iter": 2}, {}, 3),
+        ({"name": "sam"}, {"ascent_batch": 0.5}, 1.5),
+    ],
+    ids=str,
+)
+def test_an_update_has_as_many_passes_as_its_method_and_its_ascent_batch_say(
+    optimizer: dict[str, Any], train: dict[str, Any], an_update: float, tmp_path: Path
+) -> None:
     made = predictions()
-    foreign = {"recipe.optimizer.base.name": "nowhere_installed:make"}
-    write(tmp_path, changed(content(made), foreign), made)
-    assert "recipe.optimizer.base.name" not in wheres(check(tmp_path)[0])
+    good = content(made)
+    good["recipe"]["train"] |= train
+    good = changed(good, {"recipe.optimizer": {**optimizer, "base": SGD}})
+    write(tmp_path / "good", changed(good, passes(an_update)), made)
+    write(tmp_path / "more", changed(good, passes(an_update + 2)), made)
+    write(tmp_path / "fewer", changed(good, passes(1.2)), made)
+    faults = [wheres(each) for each in check(tmp_path)]
+    assert faults[1] == []
+    assert faults[0] == ["method.two_pass_fraction"]
+    assert "cost.gradient_passes" in faults[2]
+
+
+# Nowhere installed: nothing that another package provides is looked up.
+FOREIGN_BASE = {"recipe.optimizer.base.name": "acme_opt:Lion2", "recipe.optimizer.base.sharpness": 3}
+FOREIGN_METHOD = {"recipe.optimizer": {"name": "half_sam", "zeal": 3, "base": SGD}}
+ORIGIN = {"module": "acme_opt:anything", "distribution": "acme-opt", "version": "1.2"}
+ORIGINS = {"environment.extensions": {"acme_opt:Lion2": ORIGIN, "half_sam": ORIGIN}}
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (FOREIGN_BASE, None),
+        (FOREIGN_METHOD, None),
+        ({**FOREIGN_METHOD, **passes(5)}, None),
+        ({**FOREIGN_METHOD, **passes(1, 0.0)}, None),
+        ({**FOREIGN_BASE, **passes(1)}, "method.two_pass_fraction"),
+        ({**FOREIGN_METHOD, **passes(1)}, "method.two_pass_fraction"),
+        ({**FOREIGN_METHOD, **passes(2, 0.0)}, "method.two_pass_fraction"),
+        ({**FOREIGN_METHOD, **passes(0.5)}, "cost.gradient_passes"),
+        ({**FOREIGN_BASE, **passes(3)}, "cost.gradient_passes"),
+        ({**FOREIGN_BASE, "environment.finished": "2025-01-31T12:02:00+00:00"}, "cost"),
+        ({**FOREIGN_BASE, "recipe.optimizer.roh": 0.1}, "recipe.optimizer.roh"),
+        ({**FOREIGN_METHOD, "recipe.optimizer.base.rl": 0.1}, "recipe.optimizer.base.rl"),
+        ({"recipe.optimizer.base.name": "acme_opt:Liоn2"}, "recipe.optimizer.name"),
+        ({"recipe.optimizer.name": "hаlf_sam"}, "recipe.optimizer.name"),
+        ({"recipe.optimizer.base.name": "acme_opt:Lion3"}, "environment.extensions"),
+        ({**FOREIGN_METHOD, "environment.extensions": {"half_sam": {}}}, "environment.extensions"),
+        ({**FOREIGN_METHOD, "environment.extensions": None}, "recipe.optimizer.name"),
+        ({**passes(1), "environment.extensions": {"sam": ORIGIN, "sgd": ORIGIN}}, "method.two_pass_fraction"),
+    ],
+    ids=str,
+)
+def test_what_another_package_provides_is_judged_by_all_that_is_known_without_it(
+    change: dict[str, Any], where: str | None, tmp_path: Path
+) -> None:
+    made = predictions()
+    write(tmp_path, changed(content(made), {**ORIGINS, **change}), made)
+    found = wheres(check(tmp_path)[0])
+    assert found == [] if where is None else where in found

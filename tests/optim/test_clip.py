@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from optimizer_cases import ADAMW_BASE, DECAYS, SGD_BASE, deviation, network, run, spec_of
-from reference import REFERENCES, SGD, AdamW, List, Plain, reference_run
+from reference import SGD, AdamW, List, Plain, cases, reference_run
 from torch import Tensor, nn
 
 from pugdft.bench.grid import method_of
@@ -16,7 +16,6 @@ from pugdft.errors import FaultsError
 from pugdft.optim import LossScale, build_optimizer, resolve_spec
 from pugdft.optim.build import explain_options, respec
 
-IDS = [f"{name}{options or ''}" for name, options, _ in REFERENCES]
 LIMIT = 0.05
 
 
@@ -36,16 +35,14 @@ class ClippedAdamW(AdamW):
         return super().step(weights, shortened(direction, LIMIT), lrs)
 
 
-@pytest.mark.parametrize("promised", [False, True], ids=["closure clears", "closure accumulates"])
-@pytest.mark.parametrize("base", ["sgd", "adamw"])
-@pytest.mark.parametrize(("name", "options", "reference"), REFERENCES, ids=IDS)
+@pytest.mark.parametrize(("name", "options", "reference", "base", "clear"), cases(["optimizer", "nothing"]))
 def test_every_method_s_base_takes_the_clipped_gradient(
-    name: str, options: dict[str, Any], reference: type[Plain], base: str, promised: bool
+    name: str, options: dict[str, Any], reference: type[Plain], base: str, clear: str
 ) -> None:
     """Against float64 references, on two groups of unequal rates and decays."""
     steps, decays = 5, [DECAYS[0]] * 3 + [DECAYS[1]] * 3
     spec = spec_of(name, SGD_BASE if base == "sgd" else ADAMW_BASE, **options) | {"clip": LIMIT}
-    net, _ = run(spec, steps, "nothing" if promised else "optimizer", closure_accumulates=promised)
+    net, _ = run(spec, steps, clear, closure_accumulates=clear == "nothing")
     written = ClippedSgd(0.9, decays) if base == "sgd" else ClippedAdamW(decays)
     assert deviation(net, reference_run(reference(), written, steps)) < 1e-10
     # Adam's steps do not depend on a constant factor, SGD's do.

@@ -25,7 +25,7 @@ from optimizer_cases import (
     spec_of,
     start,
 )
-from reference import REFERENCES, SGD, AdamW, Plain, PugdT, reference_run
+from reference import REFERENCES, SGD, AdamW, Plain, PugdT, cases, reference_run
 from torch import Tensor, nn
 
 from pugdft.errors import FaultsError, UserError
@@ -43,12 +43,11 @@ from pugdft.optim.context import StepContext
 from pugdft.optim.methods import METHODS
 from pugdft.optim.schedules import as_schedule
 
-IDS = [f"{name}{options or ''}" for name, options, _ in REFERENCES]
 
-
-@pytest.mark.parametrize("clear", ["optimizer", "in place", "to none", "nothing", "nothing, promised"])
-@pytest.mark.parametrize("base", ["sgd", "adamw"])
-@pytest.mark.parametrize(("name", "options", "reference"), REFERENCES, ids=IDS)
+@pytest.mark.parametrize(
+    ("name", "options", "reference", "base", "clear"),
+    cases(["optimizer", "in place", "to none", "nothing", "nothing, promised"]),
+)
 def test_method_equals_its_float64_reference_on_two_groups(
     name: str, options: dict[str, Any], reference: type[Plain], base: str, clear: str
 ) -> None:

@@ -85,7 +85,14 @@ def equal(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-@pytest.mark.parametrize("name", ["sgd", *(name for name in METHODS if name not in ("looksam", "rules"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("sgd", "sam", "pugd", "vasso", "msam") else pytest.mark.slow)
+        for name in ("sgd", *METHODS)
+        if name not in ("looksam", "rules")
+    ],
+)
 def test_an_update_that_is_left_out_leaves_no_trace(
     name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from pugdft import __version__
 from pugdft.config import yaml
-from pugdft.errors import counted, cut, printable
+from pugdft.errors import counted, printable, shortened
 from pugdft.figures.charts import svg_text, swatch
 from pugdft.leaderboard import charts, columns
 from pugdft.leaderboard.columns import NOTHING, Column, unit_of
@@ -144,7 +144,7 @@ def _explains(column: Column) -> str:
 
 def _row(id: str, entry: Entry, group: Group, style: int | None, badge: str) -> dict[str, Any]:
     """An entry's row and its details; ``id`` is unique on the page, ``badge`` is what marks the best."""
-    asides = [cut(unfinished_text(entry), 60)] if entry.unfinished else []
+    asides = [shortened(unfinished_text(entry), 60)] if entry.unfinished else []
     asides += [counted(len(entry.notes), "note")] if entry.notes else []
     arxiv = (entry.source.arxiv or "") if entry.source else ""
     seeds = sorted(entry.scores)
@@ -270,7 +270,7 @@ def _means(group: Group, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sign = "+" if group.baseline else ""
     texts = ["" if each is None else f"{sign * (each.mean > 0)}{unit(each.mean)}" for each in found]
     what = f"Test {metric.name}"
-    minus = f", minus that of {cut(group.baseline, 40)}" if group.baseline else ""
+    minus = f", minus that of {shortened(group.baseline, 40)}" if group.baseline else ""
     return {
         "title": f"{unit.heading(what)}{minus}",
         "what": what,

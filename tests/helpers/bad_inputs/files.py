@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import os
@@ -54,19 +55,19 @@ def file(name: str, content: str | bytes) -> Build:
 
 def recipe(changes: Mapping[str, Any] | None = None, name: str = "r.yaml") -> Build:
     """The recipe with other values at dotted places."""
-    return file(name, yaml.dump(with_changes(RECIPE, changes or {})))
+    return lambda folder: file(name, yaml.dump(with_changes(RECIPE, changes or {})))(folder)
 
 
 def with_changes(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of nested mappings with other values at dotted places."""
-    copy: dict[str, Any] = yaml.parse(yaml.dump(dict(data)))
+    changed = copy.deepcopy(dict(data))
     for place, value in changes.items():
         *sections, key = place.split(".")
-        node = copy
+        node = changed
         for section in sections:
             node = node.setdefault(section, {})
         node[key] = value
-    return copy
+    return changed
 
 
 def encoded(pixels: np.ndarray, format_: str = "PNG", mode: str | None = None) -> bytes:
