@@ -19,6 +19,7 @@ import numpy as np
 from pugdft.config import plugins
 from pugdft.config.load import load_recipe
 from pugdft.config.schema import Recipe
+from pugdft.config.yaml import Reader
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, printable, refuse
 from pugdft.leaderboard.load import fingerprints, read_checked, record_files
 from pugdft.leaderboard.sharpness import sharpness_faults
@@ -34,6 +35,7 @@ from pugdft.records import (
     StoredRun,
     between,
     is_number,
+    record_reader,
     rule_faults,
 )
 
@@ -330,7 +332,8 @@ class CheckedRecord:
 
 def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[CheckedRecord]:
     """Check every record below ``paths``, at least one; ``note`` is called for folders without any."""
-    checked = [_check(file) for file in record_files(paths, note)]
+    reader = record_reader()
+    checked = [_check(file, reader) for file in record_files(paths, note)]
     if not checked:
         raise UserError(f"no run record in {', '.join(map(str, paths))}")
     # What only several records show.
@@ -363,10 +366,10 @@ def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[Ch
     return checked
 
 
-def _check(file: Path) -> CheckedRecord:
+def _check(file: Path, reader: Reader) -> CheckedRecord:
     checked = CheckedRecord(file)
     with collect(checked.faults), refuse(UserError, lambda error: str(error).removeprefix(f"{file}: ")):
-        checked.record = read_checked(file)
+        checked.record = read_checked(file, reader)
     if checked.record:
         checked.faults += record_faults(checked.record)
         for name in checked.record.artifacts:
