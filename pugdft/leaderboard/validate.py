@@ -236,9 +236,6 @@ def _optimizer(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
 
     What another package provides is not looked up: to read a record imports nothing that the record names.
     """
-    from pugdft.optim.build import method_of, spec_faults
-    from pugdft.optim.triggers import Always
-
     spec = recipe.optimizer
     names = [spec.get("name"), *([base.get("name")] if isinstance(base := spec.get("base"), Mapping) else [])]
     if any(_is_foreign(name, record) for name in names):
@@ -247,8 +244,9 @@ def _optimizer(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
         said = f"{foreign[0]!a} has letters that no optimizer's name has, however they look"
         yield ConfigIssue("recipe.optimizer.name", said)
         return
-    if faults := spec_faults(spec, "recipe.optimizer"):
-        yield from faults
+    faults, passes = _judged(spec)
+    yield from faults
+    if faults:
         return
     cost, share = record.cost, record.method.two_pass_fraction
     if not cost.steps or not FRACTION.accepts(share) or not is_number(cost.gradient_passes):
@@ -261,14 +259,29 @@ def _optimizer(record: RunRecord, recipe: Recipe) -> Iterator[ConfigIssue]:
     if cost.steps <= cost.gradient_passes <= most and not low <= cost.gradient_passes <= high:
         said = f"{share:g}, where {cost.steps} updates took {cost.gradient_passes:g} gradient passes"
         yield ConfigIssue("method.two_pass_fraction", said)
-    method = method_of(spec)
-    always = isinstance(method.trigger, Always) and method.perturbs
-    expected = 1.0 if always else 0.0 if not method.perturbs else share
-    if record.status == "completed" and abs(share - expected) * cost.steps > slack:
-        said = (
-            f"{share:g}, where every update of {spec['name']} takes {'two passes' if always else 'one pass'}"
-        )
+    if record.status == "completed" and passes and abs(share - (passes == 2)) * cost.steps > slack:
+        words = "two passes" if passes == 2 else "one pass"
+        said = f"{share:g}, where every update of {spec['name']} takes {words}"
         yield ConfigIssue("method.two_pass_fraction", said)
+
+
+_judgements: dict[str, tuple[list[ConfigIssue], int]] = {}
+
+
+def _judged(spec: Mapping[str, Any]) -> tuple[list[ConfigIssue], int]:
+    """Faults of an optimizer's options, and the passes of each update: 1, 2, or 0 where updates differ.
+
+    Seeds have one optimizer: each is built once.
+    """
+    from pugdft.optim.build import method_of, spec_faults
+    from pugdft.optim.triggers import Always
+
+    if (written := repr(spec)) not in _judgements:
+        faults, passes = spec_faults(spec, "recipe.optimizer"), 1
+        if not faults and (method := method_of(spec)).perturbs:
+            passes = 2 if isinstance(method.trigger, Always) else 0
+        _judgements[written] = faults, passes
+    return _judgements[written]
 
 
 def _is_foreign(name: Any, record: RunRecord) -> bool:
