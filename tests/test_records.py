@@ -217,6 +217,18 @@ def test_a_refused_text_leaves_nothing_behind() -> None:
         gc.enable()
 
 
+def test_a_reader_parses_once_what_records_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [run(id=f"run-{seed}", seed=seed, train__seed=seed).to_yaml() for seed in range(3)]
+    parse, parsed = yaml.parse, list[str]()
+    monkeypatch.setattr(yaml, "parse", lambda text, *source: parsed.append(text) or parse(text, *source))
+    reader = record_reader()
+    for text in texts:
+        parsed.clear()
+        assert reader.parse(text) == in_full(text)
+    assert "steps: 0" in parsed[-1]
+    assert not any(each in "".join(parsed) for each in ("optimizer:", "parameters:", "NVIDIA", "epoch: 1"))
+
+
 def test_what_a_reader_read_once_is_of_each_document_its_own() -> None:
     reader = record_reader()
     first, second = (reader.parse(RECORD) for _ in range(2))
