@@ -111,10 +111,11 @@ class Predictions:
 
     def _balanced_accuracy(self) -> float:
         """The mean recall of the classes that have images."""
-        classes = self.label
-        if not 0 <= classes.min(initial=0) <= classes.max(initial=0) < len(classes):
-            # Slower; a foreign file may have a label of any size.
-            classes = np.unique(classes, return_inverse=True)[1]
+        label = self.label
+        if 0 <= label.min(initial=0) <= label.max(initial=0) < len(label):
+            classes = label.astype(np.int64)
+        else:  # a foreign file may have a label of any size; this is slower
+            classes = np.unique(label, return_inverse=True)[1]
         counts = np.bincount(classes)
         right = np.bincount(classes[self.prediction == self.label], minlength=len(counts))
         return float((right[counts > 0] / counts[counts > 0]).mean())

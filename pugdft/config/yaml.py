@@ -80,7 +80,7 @@ _NO_NUMBER = re.compile(r"[^a-z0-9_:. \n+-]")
 
 
 class Reader:
-    """Parse many documents that have parts in common, as :func:`parse` would, in a third of its time.
+    """Parse many documents that have parts in common, as :func:`parse` would, in half of its time.
 
     What stands below the keys ``shared`` is parsed part by part, and each text once. A list of mappings of
     numbers, such as a run's history, is read as JSON.

@@ -345,6 +345,7 @@ class CheckedRecord:
 
 def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[CheckedRecord]:
     """Check every record below ``paths``, at least one; ``note`` is called for folders without any."""
+    _judgements.clear()  # an optimizer may have been added since
     reader = record_reader()
     checked = [_check(file, reader) for file in record_files(paths, note)]
     if not checked:
