@@ -7,6 +7,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from statistics import NormalDist
@@ -110,10 +111,14 @@ class Predictions:
 
     def _balanced_accuracy(self) -> float:
         """The mean recall of the classes that have images."""
-        # Not by bincount of the labels: a foreign file may have a label of any size.
-        _, classes, counts = np.unique(self.label, return_inverse=True, return_counts=True)
+        label = self.label
+        if 0 <= label.min(initial=0) <= label.max(initial=0) < len(label):
+            classes = label.astype(np.int64)
+        else:  # a foreign file may have a label of any size; this is slower
+            classes = np.unique(label, return_inverse=True)[1]
+        counts = np.bincount(classes)
         right = np.bincount(classes[self.prediction == self.label], minlength=len(counts))
-        return float((right / counts).mean())
+        return float((right[counts > 0] / counts[counts > 0]).mean())
 
     @property
     def largest_share(self) -> float:
@@ -202,10 +207,12 @@ def _read_array(archive: zipfile.ZipFile, name: str, num_images: int | None) -> 
     is_path = name == _PATH
     kinds = "U" if is_path else _ARRAYS[name]
     with archive.open(f"{name}.npy") as member:
+        magic = member.read(10)
         # In other versions a header alone may unfold to gigabytes.
-        if np.lib.format.read_magic(member) != (1, 0):
+        if np.lib.format.read_magic(BytesIO(magic)) != (1, 0):
             raise UserError(f"{name} is in another version of the format than pugdft writes")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=1_000)
+        size = int.from_bytes(magic[8:], "little")
+        shape, dtype = _header(magic[8:] + member.read(size))
         if dtype.kind not in kinds or (dtype.itemsize > 8 and not is_path):
             raise UserError(f"{name} is of type {printable(dtype)[:40]}, expected {_KINDS[kinds]}")
         if len(shape) != 1 or num_images not in (None, shape[0]):
@@ -215,6 +222,13 @@ def _read_array(archive: zipfile.ZipFile, name: str, num_images: int | None) -> 
             raise UserError(f"{name} is larger than {_MOST_PATH_BYTES:,} bytes")
         content = member.read(shape[0] * dtype.itemsize)
         return np.frombuffer(content, dtype, shape[0]).copy()  # a buffer's own array is read-only
+
+
+@lru_cache(maxsize=64)
+def _header(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type in an array's header, which is Python to parse: hundreds of files have the same."""
+    shape, _, dtype = np.lib.format.read_array_header_1_0(BytesIO(content), max_header_size=1_000)
+    return shape, dtype
 
 
 def wilson_interval(num_right: Any, num_images: Any) -> tuple[Any, Any]:

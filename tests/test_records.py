@@ -17,7 +17,7 @@ from run_records import SGD, record
 from pugdft.config import pyyaml, yaml
 from pugdft.errors import UserError
 from pugdft.leaderboard import build_leaderboard, collect
-from pugdft.records import RunRecord, is_number, read_record, write_record
+from pugdft.records import RunRecord, is_number, read_record, record_reader, write_record
 
 FIRST_VERSION = Path(__file__).parent / "fixtures" / "record_first_version.yaml"
 BOMB = "a0: &a0 [x]\n" + "".join(
@@ -53,6 +53,13 @@ def read_by(parse: Any, text: str) -> str:
         return f"refused: {error}"
 
 
+def read_in_short(text: str) -> str:
+    """The same by the fast parser; a reader of many documents says so too, at first and again."""
+    found, reader = read_by(yaml.parse, text), yaml.Reader({"a", "b", "recipe", "data", "environment"})
+    assert [read_by(reader.parse, text) for _ in range(2)] == [found] * 2
+    return found
+
+
 # --- the fast parser and PyYAML --------------------------------------------------------------------------
 
 
@@ -76,7 +83,7 @@ def read_by(parse: Any, text: str) -> str:
 def test_what_a_run_writes_needs_the_fast_parser_alone(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = repr(in_full(text))
     monkeypatch.setattr(pyyaml, "parse", None)
-    assert repr(yaml.parse(text)) == expected
+    assert repr(yaml.parse(text)) == repr(record_reader().parse(text)) == expected
 
 
 KEYS = ["a", "b", "c", "epoch", "null", "1", "a b", "'a'", "<<", "a.b", "é", "NaN", "? a", "x" * 1100]
@@ -118,7 +125,7 @@ TABLES = ROWS.map(lambda rows: "seed: 1\nhistory:\n" + "\n".join(rows) + "\ncost
 @settings(max_examples=400, deadline=None)
 @given(DOCUMENTS | TABLES)
 def test_any_document_reads_the_same_by_both_parsers(text: str) -> None:
-    assert read_by(yaml.parse, text) == read_by(in_full, text)
+    assert read_in_short(text) == read_by(in_full, text)
 
 
 RECORD = run(
@@ -151,7 +158,7 @@ def damaged(text: str, draw: random.Random) -> str:
 @given(st.randoms(use_true_random=False))
 def test_a_damaged_record_reads_the_same_in_both_ways(draw: random.Random) -> None:
     text = damaged(RECORD, draw)
-    assert read_by(yaml.parse, text) == read_by(in_full, text)
+    assert read_in_short(text) == read_by(in_full, text)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +181,7 @@ def test_a_damaged_record_reads_the_same_in_both_ways(draw: random.Random) -> No
 )
 def test_what_looks_plain_and_is_not_is_left_to_the_long_way(text: str) -> None:
     for document in (text, "plain: 1\nseed: 2\nstatus: completed\nid: run\nerror: null\n" + text):
-        assert read_by(yaml.parse, document) == read_by(in_full, document)
+        assert read_in_short(document) == read_by(in_full, document)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +215,25 @@ def test_a_refused_text_leaves_nothing_behind() -> None:
         assert len(gc.get_objects()) - before < 1000
     finally:
         gc.enable()
+
+
+def test_a_reader_parses_once_what_records_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [run(id=f"run-{seed}", seed=seed, train__seed=seed).to_yaml() for seed in range(3)]
+    parse, parsed = yaml.parse, list[str]()
+    monkeypatch.setattr(yaml, "parse", lambda text, *source: parsed.append(text) or parse(text, *source))
+    reader = record_reader()
+    for text in texts:
+        parsed.clear()
+        assert reader.parse(text) == in_full(text)
+    assert "steps: 0" in parsed[-1]
+    assert not any(each in "".join(parsed) for each in ("optimizer:", "parameters:", "NVIDIA", "epoch: 1"))
+
+
+def test_what_a_reader_read_once_is_of_each_document_its_own() -> None:
+    reader = record_reader()
+    first, second = (reader.parse(RECORD) for _ in range(2))
+    first["recipe"]["optimizer"]["name"] = first["environment"]["device_name"] = "another"
+    assert second == reader.parse(RECORD) == in_full(RECORD)
 
 
 # --- one file --------------------------------------------------------------------------------------------

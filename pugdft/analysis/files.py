@@ -6,10 +6,12 @@ Nothing is unpickled: anybody may have written them.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import io
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -116,8 +118,9 @@ def read_analysis(path: Path) -> Analysis:
 
 def find_analyses(folder: Path, kinds: Iterable[str] = ("*",)) -> list[Path]:
     """The ``.yaml`` files of analyses of these kinds in a folder, by name."""
-    found = {file for kind in kinds for file in folder.glob(f"{kind}-{'[0-9a-f]' * _DIGITS}.yaml")}
-    return sorted(found)
+    patterns = [f"{kind}-{'[0-9a-f]' * _DIGITS}.yaml" for kind in kinds]
+    names = os.listdir(folder) if folder.is_dir() else []  # a table looks at thousands: no glob
+    return sorted({folder / name for each in patterns for name in fnmatch.filter(names, each)})
 
 
 def _with(stem: Path, suffix: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -132,6 +133,7 @@ def show(
             trials = counted(len(collected.records), "record")
             raise UserError(f"nothing to rank: {trials} of a search, judged on held-out images alone")
         write_result(_text(groups, format_, output, full), output)
+        gc.freeze()  # the process ends: nobody searches ten thousand records for cycles
         set_aside = any(
             {CONTRADICTED, COPIED} & entry.unfinished.keys() for group in groups for entry in group.entries
         )

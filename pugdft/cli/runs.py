@@ -98,11 +98,12 @@ def show_run(
 def _rows(paths: list[Path], faults: list[ConfigIssue]) -> Iterator[tuple[str, ...]]:
     """The columns of each run below some folders, and of those that have no record yet."""
     from pugdft.leaderboard.load import record_files
-    from pugdft.records import read_record
+    from pugdft.records import read_record, record_reader
 
+    reader = record_reader()
     for file in record_files(paths, lambda note: None):
         with collect(faults):
-            record = read_record(file)
+            record = read_record(file, reader)
             data, model, optimizer = (_name(record.recipe.get(key)) for key in ("data", "model", "optimizer"))
             base = record.recipe.get("optimizer")
             base = _name(base.get("base")) if isinstance(base, Mapping) else ""

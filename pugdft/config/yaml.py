@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import marshal
+import os
 import re
 import stat
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ryaml
+from pydantic_core import from_json
 
 from pugdft.errors import UserError, reason, refuse
 
@@ -44,12 +48,14 @@ def read_text(path: Path) -> str:
 
     cannot = refuse(OSError, lambda error: f"{path}: cannot be read: {reason(error)}")
     with cannot, refuse(UnicodeDecodeError, undecodable):
-        status = path.stat()
+        status = os.stat(path)
         # A pipe would be waited for, and a device has no end.
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
             raise UserError(f"{path}: is not a file of at most {LARGEST_BYTES >> 20} MiB")
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        # Bytes without a buffer: a text file takes three times as long to open.
+        with open(path, "rb", buffering=0) as file:
+            text = file.read().decode()
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def parse(text: str, source: str = "") -> Any:
@@ -66,6 +72,80 @@ def parse(text: str, source: str = "") -> Any:
     from pugdft.config import pyyaml
 
     return pyyaml.parse(text, source)
+
+
+# Where a section of a document begins, and a part of a section.
+_SECTION, _PART = re.compile(r"\n(?=[a-z])"), re.compile(r"\n  (?=[a-z])")
+_NO_NUMBER = re.compile(r"[^a-z0-9_:. \n+-]")
+
+
+class Reader:
+    """Parse many documents that have parts in common, as :func:`parse` would, in half of its time.
+
+    What stands below the keys ``shared`` is parsed part by part, and each text once. A list of mappings of
+    numbers, such as a run's history, is read as JSON.
+    """
+
+    def __init__(self, shared: Collection[str]) -> None:
+        self._shared = shared
+        self._parts: dict[str, bytes] = {}  # as bytes, so that no document can change the values of another
+
+    def parse(self, text: str, source: str = "") -> Any:
+        """The value of one document; errors are those of :func:`parse`."""
+        with suppress(ValueError):
+            return self._parsed(text)
+        return parse(text, source)
+
+    def _parsed(self, text: str) -> dict[str, Any]:
+        """The value of a mapping in block style; a ValueError where it may be another text."""
+        if "\n---" in text or "\n..." in text or text.count("{") + text.count("[") >= _MOST_BRACKETS:
+            raise ValueError("several documents, or deep brackets")
+        values: dict[str, Any] = {}
+        rest: dict[str, str] = {}
+        sections = _SECTION.split(text.removesuffix("\n"))
+        for section in sections:
+            key, _, content = section.partition(":\n")
+            if key in self._shared and content:
+                values[key] = self._joined(*_PART.split(f"\n{content}"))
+            elif content.startswith("- ") and _is_word(key) and (rows := _rows(content)):
+                values[key] = rows
+            else:
+                key = key.partition(":")[0]
+                values[key] = rest[key] = section
+        parsed = parse("\n".join([*rest.values(), ""]))
+        if len(values) < len(sections) or not isinstance(parsed, dict) or parsed.keys() != rest.keys():
+            raise ValueError("a key is not what it seems, or stands twice")
+        values.update(parsed)
+        return values
+
+    def _joined(self, before: str, *parts: str) -> dict[str, Any]:
+        """The mapping that these parts of a section make, with nothing before them."""
+        values: dict[str, Any] = {}
+        for part in parts:
+            if part not in self._parts:
+                self._parts[part] = marshal.dumps(parse(f"  {part}\n"))
+            values.update(marshal.loads(self._parts[part]))  # noqa: S302 (its own bytes)
+        if before or len(values) != len(parts):
+            raise ValueError("a part is no mapping of one key, or stands twice")
+        return values
+
+
+def _is_word(key: str) -> bool:
+    """Whether YAML and JSON read a key alike; YAML has none of more than 1,024 characters."""
+    return key.isidentifier() and key not in ("null", "true", "false") and len(key) <= 1024
+
+
+def _rows(text: str) -> list[dict[str, Any]] | None:
+    """The rows of a list of mappings of numbers, ``- epoch: 1``; None if there may be anything else."""
+    if _NO_NUMBER.search(text):
+        return None
+    json = '[{"' + text[2:].replace("\n- ", '},{"').replace("\n  ", ',"').replace(": ", '":') + "}]"
+    try:
+        rows = from_json(json) if "\n" not in json else []  # no other line than such a pair
+    except ValueError:
+        return None
+    are_words = all(map(_is_word, set().union(*rows)))
+    return rows if are_words and sum(map(len, rows)) == json.count('":') else None
 
 
 def dump(value: Any) -> str:

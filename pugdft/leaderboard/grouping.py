@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -61,6 +61,7 @@ Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 
 _canonical_texts: dict[str, str] = {}
+_shared_texts: dict[str, str] = {}
 
 
 class NothingMatches(UserError):
@@ -279,7 +280,7 @@ def group_runs(
         if _train_value(record, "evaluate") == "validation":
             num_trials[printable(data), printable(network)] += 1
         else:
-            buckets[data, network, canonical(shared_recipe(recipe))].append(run)
+            buckets[data, network, _shared_key(recipe)].append(run)
     groups = []
     for (data, network, _), runs in buckets.items():
         recipe = shared_recipe(runs[0].record.recipe)
@@ -343,14 +344,31 @@ def _train_value(record: RunRecord, key: str) -> Any:
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the recipes of a group share, with defaults for missing keys and sections."""
-    shared = {}
-    for section, value in {**{name: {} for name in _DEFAULTS}, **recipe}.items():
-        if isinstance(value, Mapping):
-            items = {**_DEFAULTS.get(section, {}), **value}.items()
-            value = {key: item for key, item in items if key not in _NO_PROTOCOL.get(section, ())}
-        if section not in ("optimizer", "tuning"):
-            shared[section] = value
-    return shared
+    return {section: _shared(section, value) for section, value in _sections(recipe)}
+
+
+def _sections(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the sections of the protocol, those that the recipe lacks too."""
+    all_of_them = {**{name: {} for name in _DEFAULTS}, **recipe}
+    return (each for each in all_of_them.items() if each[0] not in ("optimizer", "tuning"))
+
+
+def _shared(section: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    items = {**_DEFAULTS.get(section, {}), **value}.items()
+    return {key: item for key, item in items if key not in _NO_PROTOCOL.get(section, ())}
+
+
+def _shared_key(recipe: Mapping[str, Any]) -> str:
+    """The same text for recipes that share what :func:`shared_recipe` returns."""
+    # Thousands of records have a few dozen different sections.
+    texts = []
+    for section, value in _sections(recipe):
+        if (written := f"{section!r}: {value!r}") not in _shared_texts:
+            _shared_texts[written] = canonical([section, _shared(section, value)])
+        texts.append(_shared_texts[written])
+    return " ".join(sorted(texts))
 
 
 def _entries(loaded: Sequence[Loaded]) -> tuple[RunEntry, ...]:

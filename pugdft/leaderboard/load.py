@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pugdft.config.yaml import Reader
 from pugdft.errors import UserError, printable
 from pugdft.paths import file_inside
 from pugdft.predictions import METRICS, artifact_name, disagreements, labels_sha256, read_predictions
-from pugdft.records import RECORD_NAME, RunRecord, StoredRun, is_number, read_record
+from pugdft.records import RECORD_NAME, RunRecord, StoredRun, is_number, read_record, record_reader
 
 Loaded = StoredRun
 
@@ -48,9 +49,10 @@ def collect(paths: Sequence[Path]) -> Collected:
     notes: list[str] = []
     found: list[Loaded] = []
     places: dict[str, list[int]] = {}  # of each id
+    reader = record_reader()
     for file in record_files(paths, notes.append):
         try:
-            record = read_checked(file)
+            record = read_checked(file, reader)
         except UserError as error:
             left_out.append(f"left out: {error}")
             continue
@@ -81,11 +83,11 @@ def fingerprints(record: RunRecord) -> set[str]:
     return found
 
 
-def read_checked(file: Path) -> RunRecord:
+def read_checked(file: Path, reader: Reader) -> RunRecord:
     """Read a record that can be grouped, or refuse it, see :func:`checked_names`."""
     if not os.path.exists(file):
         raise UserError(f"{file}: a link that leads nowhere")
-    return checked_names(read_record(file), file)
+    return checked_names(read_record(file, reader), file)
 
 
 def checked_names(record: RunRecord, file: Path) -> RunRecord:

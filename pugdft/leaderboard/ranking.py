@@ -93,10 +93,6 @@ def _set_aside(entry: RunEntry, seeds: Collection[int], status: str, note: str) 
     )
 
 
-def _test_value(record: RunRecord, metric: str) -> float | None:
-    return getattr(record.metrics.test if record.metrics else None, metric, None)
-
-
 def measure(entries: Sequence[RunEntry], metric: str) -> list[Measured]:
     """Read the metrics of every entry; per-image scores only of entries with the same images in one order.
 
@@ -170,8 +166,10 @@ def _measure(entry: RunEntry, metric: str) -> Measured:
     kept = {run.record.seed for run in entry.completed}
     images = {seed: each for seed, each in images.items() if seed in kept}
     faults = [each for each in faults if int(each.where) in kept]
+    records = [run.record for run in entry.completed]
+    tests = {each.seed: each.metrics.test if each.metrics else None for each in records}
     values = {
-        name: {run.record.seed: valid(_test_value(run.record, name), name) for run in entry.completed}
+        name: {seed: valid(getattr(test, name, None), name) for seed, test in tests.items()}
         for name in METRICS
     }
     notes = [

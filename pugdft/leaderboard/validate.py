@@ -19,6 +19,7 @@ import numpy as np
 from pugdft.config import plugins
 from pugdft.config.load import load_recipe
 from pugdft.config.schema import Recipe
+from pugdft.config.yaml import Reader
 from pugdft.errors import ConfigIssue, FaultsError, UserError, collect, printable, refuse
 from pugdft.leaderboard.load import fingerprints, read_checked, record_files
 from pugdft.leaderboard.sharpness import sharpness_faults
@@ -34,6 +35,7 @@ from pugdft.records import (
     StoredRun,
     between,
     is_number,
+    record_reader,
     rule_faults,
 )
 
@@ -250,19 +252,18 @@ def _method(record: RunRecord, spec: Mapping[str, Any]) -> Method | None:
     Raises:
         FaultsError: the optimizer does not exist, or has no such options.
     """
-    from pugdft.optim.build import method_of, spec_faults
-
     base = spec.get("base")
     names: list[Any] = [spec.get("name"), base.get("name") if isinstance(base, Mapping) else None]
     if odd := [name for name in names if isinstance(name, str) and not name.isascii()]:
         said = f"{odd[0]!a} has letters that no optimizer's name has, however they look"
         raise FaultsError("", [ConfigIssue("recipe.optimizer.name", said)])
     foreign = [name for name in names if _is_foreign(name, record)]
-    if names[0] in foreign:
-        own = base if base and names[1] not in foreign else None
-        faults = spec_faults(own, "recipe.optimizer.base") if own else []
-    else:
-        faults = spec_faults({**spec, "base": _ANY_BASE} if foreign else spec, "recipe.optimizer")
+    found, method = list[ConfigIssue](), None
+    if names[0] not in foreign:
+        found, method = _judged({**spec, "base": _ANY_BASE} if foreign else spec, "recipe.optimizer")
+    elif base and names[1] not in foreign:
+        found, _ = _judged(base, "recipe.optimizer.base")
+    faults = [*found]
     origins = _extensions(record)
     for name in foreign:
         if not (isinstance(told := origins.get(name), Mapping) and told.keys() >= _ORIGIN):
@@ -270,7 +271,20 @@ def _method(record: RunRecord, spec: Mapping[str, Any]) -> Method | None:
             faults.append(ConfigIssue("environment.extensions", said))
     if faults:
         raise FaultsError("", faults)
-    return None if names[0] in foreign else method_of(spec)
+    return method
+
+
+_judgements: dict[str, tuple[list[ConfigIssue], Method | None]] = {}
+
+
+def _judged(spec: Mapping[str, Any], where: str) -> tuple[list[ConfigIssue], Method | None]:
+    """Faults of an optimizer's options, and its method if there are none; seeds have one, built once."""
+    from pugdft.optim.build import method_of, spec_faults
+
+    if (written := f"{where} {spec!r}") not in _judgements:
+        faults = spec_faults(spec, where)
+        _judgements[written] = faults, None if faults else method_of(spec)
+    return _judgements[written]
 
 
 def _is_foreign(name: Any, record: RunRecord) -> bool:
@@ -359,7 +373,9 @@ class CheckedRecord:
 
 def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[CheckedRecord]:
     """Check every record below ``paths``, at least one; ``note`` is called for folders without any."""
-    checked = [_check(file) for file in record_files(paths, note)]
+    _judgements.clear()  # an optimizer may have been added since
+    reader = record_reader()
+    checked = [_check(file, reader) for file in record_files(paths, note)]
     if not checked:
         raise UserError(f"no run record in {', '.join(map(str, paths))}")
     # What only several records show.
@@ -392,10 +408,10 @@ def check_records(paths: Sequence[Path], note: Callable[[str], None]) -> list[Ch
     return checked
 
 
-def _check(file: Path) -> CheckedRecord:
+def _check(file: Path, reader: Reader) -> CheckedRecord:
     checked = CheckedRecord(file)
     with collect(checked.faults), refuse(UserError, lambda error: str(error).removeprefix(f"{file}: ")):
-        checked.record = read_checked(file)
+        checked.record = read_checked(file, reader)
     if checked.record:
         checked.faults += record_faults(checked.record)
         for name in checked.record.artifacts:

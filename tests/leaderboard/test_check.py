@@ -17,6 +17,7 @@ from bad_inputs.case import call
 
 from pugdft.config import yaml
 from pugdft.leaderboard.validate import CheckedRecord, check_records
+from pugdft.optim import build
 from pugdft.paths import file_sha256
 from pugdft.predictions import Predictions
 
@@ -469,6 +470,17 @@ def test_checking_needs_no_torch() -> None:
         "from pugdft.predictions import Predictions; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_options_of_many_seeds_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, found = build.spec_faults, list[Any]()
+    monkeypatch.setattr(build, "spec_faults", lambda *given: found.append(given) or find(*given))
+    for seed in range(3):
+        made = predictions(seed)
+        wrong = {"id": f"run-{seed}", "seed": seed, "recipe.train.seed": seed, "recipe.optimizer.rho": -0.125}
+        write(tmp_path / str(seed), changed(content(made), wrong), made)
+    assert [wheres(each) for each in check(tmp_path)] == [["recipe.optimizer.rho"]] * 3
+    assert len(found) == 1
 
 
 # --- facts that no run leaves ------------------------------------------------------------------------------

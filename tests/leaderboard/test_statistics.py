@@ -349,6 +349,16 @@ def test_seeds_needed_and_the_detectable_difference_are_each_others_inverse() ->
         assert plan.seeds_needed(found * 1.0001) == num_seeds
 
 
+@pytest.mark.parametrize("image_variance", [0.0, 0.02**2])
+@pytest.mark.parametrize("std", [0.001, 0.05, 0.3])
+def test_the_seeds_needed_are_the_fewest_of_all_numbers(std: float, image_variance: float) -> None:
+    plan = Plan(std, image_variance, num_pairs=10)
+    for difference in (0.03, 0.1, 0.11, -0.4, 2.0):
+        numbers = range(2, MOST_SEEDS + 1)
+        fewest = next((each for each in numbers if plan.power(each, difference) >= plan.target), None)
+        assert plan.seeds_needed(difference) == fewest
+
+
 def test_more_seeds_do_not_help_where_test_images_are_too_few() -> None:
     # z(2.5 %) + z(20 %) = 2.80 standard errors of the images alone.
     plan = Plan(0.05, image_variance=0.01**2)

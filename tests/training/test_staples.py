@@ -308,6 +308,8 @@ def test_balanced_top1_is_the_mean_recall_of_the_classes_that_have_images() -> N
     assert found.largest_share == pytest.approx(1 / 3)
     huge = predictions_of([0, 2**60], [0, 0])  # of a foreign file: takes no memory
     assert huge.metrics().balanced_top1 == 0.5
+    unsigned = dataclasses.replace(found, label=found.label.astype(np.uint64))
+    assert unsigned.metrics() == found.metrics()
     assert not METRICS["balanced_top1"].is_share_of_images
 
 
