@@ -103,9 +103,9 @@ class AdaptiveGradient(Direction):
         return [parameter for parameter in parameters if parameter in info.norm_parameters]
 
     def perturb_(self, at: Ascent) -> None:
-        self._set(at, 1)
-        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
         self._set(at, 2)
+        # ‖T⊙g‖² is the product of T²⊙g with g, so that T⊙g itself is never written.
+        factor = foreach.ratio(at.rho, foreach.dot(at.parameters, at.gradients).sqrt())
         foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
 
     def scales(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
