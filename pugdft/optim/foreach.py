@@ -30,7 +30,7 @@ def global_norm(tensors: Tensors) -> Tensor:
     """L2 norm over all elements, a 0-dim tensor on the first one's device, in fp64 for fp64, else in fp32."""
     if _sum_up(tensors):
         # A product of a vector with itself reads it faster than a norm in fp64 does.
-        return dot(tensors, tensors).sqrt().to(tensors[0].dtype)
+        return _sum_of_products(tensors, tensors).sqrt().to(tensors[0].dtype)
     norms = torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors))
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
@@ -44,19 +44,8 @@ def tensor_norms(tensors: Tensors) -> list[Tensor]:
 
 def dot(tensors: Tensors, others: Tensors) -> Tensor:
     """The inner product over all elements, a 0-dim tensor of at least fp32."""
-    if _sum_up(tensors) and (others is tensors or _sum_up(others)):
-        vectors = ((a, a) for a in joined(tensors))
-        if others is not tensors:
-            vectors = zip(joined(tensors), joined(others), strict=True)
-        parts = [torch.dot(a, b) for a, b in vectors]
-        if max(map(Tensor.numel, tensors)) > SMALL:
-            rows = zip(tensors, others, strict=True)
-            parts += [_product(a, b) for a, b in rows if a.numel() > SMALL]
-        product = torch.stack(parts).sum()
-        if not math.isinf(product):
-            return product
-        # The products of finite numbers may be infinite in fp32.
-        return torch.stack([(a.double() * b).sum() for a, b in zip(tensors, others, strict=True)]).sum()
+    if _sum_up(tensors) and _sum_up(others):
+        return _sum_of_products(tensors, others)
     dtype = _accumulator(tensors)
     parts = [
         torch.sum(a * b, dtype=dtype) if a.numel() else torch.zeros((), dtype=dtype, device=a.device)
@@ -184,13 +173,12 @@ def clip_norm_(tensors: Tensors, limit: float | Tensor, norm: Tensor) -> None:
 
 
 def joined(tensors: Tensors) -> Iterator[Tensor]:
-    """Yield the elements of the small tensors as vectors.
+    """Yield the elements of small tensors as vectors.
 
     To join tensors takes a sixth of a kernel each; in parts, so that it takes no copy of all weights.
     """
-    small = [tensor for tensor in tensors if tensor.numel() <= SMALL]
-    for start in range(0, len(small), _MANY):
-        part = small[start : start + _MANY]
+    for start in range(0, len(tensors), _MANY):
+        part = tensors[start : start + _MANY]
         yield torch.cat([tensor if tensor.dim() == 1 else tensor.flatten() for tensor in part])
 
 
@@ -199,8 +187,27 @@ def _sum_up(tensors: Tensors) -> bool:
     return _on_cpu(tensors) and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
 
 
+def _sum_of_products(tensors: Tensors, others: Tensors) -> Tensor:
+    """The inner product of two lists, which may be one and the same, on a CPU, 0-dim."""
+    small, others_small, parts = tensors, others, list[Tensor]()
+    if max(map(Tensor.numel, tensors)) > SMALL:
+        rows = zip(tensors, others, strict=True)
+        parts = [_product(a, b) for a, b in rows if a.numel() > SMALL]
+        small = [a for a in tensors if a.numel() <= SMALL]
+        others_small = small if others is tensors else [b for b in others if b.numel() <= SMALL]
+    if others_small is small:
+        parts += [torch.dot(a, a) for a in joined(small)]
+    else:
+        parts += [torch.dot(a, b) for a, b in zip(joined(small), joined(others_small), strict=True)]
+    product = torch.stack(parts).sum()
+    if math.isinf(product):  # the products of finite numbers may be infinite in fp32
+        rows = zip(tensors, others, strict=True)
+        product = torch.stack([(a.double() * b).sum() for a, b in rows]).sum()
+    return product
+
+
 def _product(tensor: Tensor, other: Tensor) -> Tensor:
-    """Their inner product, 0-dim; where both lie in memory in one order without gaps, without a copy.
+    """The inner product of two tensors, 0-dim; without a copy if both lie in memory alike, without gaps.
 
     In blocks: one fp32 sum over 25 million elements is wrong in the fourth digit.
     """
