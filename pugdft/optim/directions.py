@@ -160,11 +160,15 @@ class FriendlyGradient(Direction):
 
     def perturb_(self, at: Ascent) -> None:
         averages = at.state.tensors.setdefault("average", {})
-        foreach.copy_(at.parameters, at.gradients)
-        known = [parameter for parameter in at.parameters if parameter in averages]
-        foreach.add_scaled_(known, [averages[parameter] for parameter in known], -self.sigma)
-        _rescale_(at)
-        _update_averages(averages, at, self.decay)
+        rows = list(zip(at.parameters, at.gradients, strict=True))
+        known = [row for row in rows if row[0] in averages]
+        parameters, gradients = [row[0] for row in known], [row[1] for row in known]
+        foreach.set_sum_(parameters, gradients, [averages[p] for p in parameters], -self.sigma)
+        new = [row for row in rows if row[0] not in averages]
+        foreach.copy_([row[0] for row in new], [row[1] for row in new])
+        norm = _rescale_(at)
+        # Averages are finite, so the norm of g − sigma·m is finite exactly if g is.
+        _update_averages(averages, at, self.decay, torch.isfinite(norm))
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class AveragedGradient(Direction):
 
     def perturb_(self, at: Ascent) -> None:
         averages = at.state.tensors.setdefault("average", {})
-        _update_averages(averages, at, 1 - self.theta)
+        _update_averages(averages, at, 1 - self.theta, torch.isfinite(foreach.global_norm(at.gradients)))
         # Before any finite gradient there is no average; the step is going to be skipped.
         direction = [averages.get(p, g) for p, g in zip(at.parameters, at.gradients, strict=True)]
         factor = foreach.ratio(at.rho, foreach.global_norm(direction))
@@ -279,18 +283,18 @@ DIRECTIONS: Registry = {
 }
 
 
-def _rescale_(at: Ascent) -> None:
-    """Make the direction that the parameters hold a perturbation of length ρ, and add the weights."""
-    factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-    foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+def _rescale_(at: Ascent) -> Tensor:
+    """Make the direction that the parameters hold one of length ρ, and add the weights; gives its norm."""
+    norm = foreach.global_norm(at.parameters)
+    foreach.set_sum_(at.parameters, at.weights, at.parameters, foreach.ratio(at.rho, norm))
+    return norm
 
 
-def _update_averages(averages: dict[Tensor, Tensor], at: Ascent, decay: float) -> None:
+def _update_averages(averages: dict[Tensor, Tensor], at: Ascent, decay: float, finite: Tensor) -> None:
     """average ← decay·average + (1 − decay)·g; a parameter's first average is its g.
 
-    A gradient that is not finite changes nothing, for an average would carry it into every later step.
+    A gradient that is not ``finite`` changes nothing, for an average would carry it into every later step.
     """
-    finite = torch.isfinite(foreach.global_norm(at.gradients))
     on_cpu = finite.device.type == "cpu"
     if on_cpu and not finite:
         return
