@@ -102,42 +102,39 @@ def move_(parameters: Tensors, weights: Tensors, steps: Tensors, factor: Tensor 
 
 def set_sum_(targets: Tensors, starts: Tensors, steps: Tensors, factor: Tensor | float) -> None:
     """``targets ← starts + factor · steps``; ``steps`` may be ``targets``, large ones take no more memory."""
-    if _on_cpu(targets) and targets:
-        number = float(factor)
-        if _are_large(targets):
-            for target, start, step in zip(targets, starts, steps, strict=True):
-                torch.add(start, step, alpha=number, out=target)
-        else:
-            copy_(targets, torch._foreach_add(list(starts), list(steps), alpha=number))
+    if not _on_cpu(targets):
+        if steps is not targets:
+            copy_(targets, steps)
+        scale_(targets, factor)
+        add_scaled_(targets, starts, 1.0)
         return
-    if steps is not targets:
-        copy_(targets, steps)
-    scale_(targets, factor)
-    add_scaled_(targets, starts, 1.0)
+    large, (small, starts, steps) = _divided(targets, starts, steps)
+    for target, start, step in large:
+        torch.add(start, step, alpha=float(factor), out=target)
+    if small:
+        copy_(small, torch._foreach_add(list(starts), list(steps), alpha=float(factor)))
 
 
 def set_weighted_(
     targets: Tensors, weights: Tensors, gradients: Tensors, eta: float = 0.0, power: int = 1
 ) -> None:
     """``targets ← (|weights| + eta)^power ⊙ gradients`` for power 1 or 2; no further memory."""
-    if _are_large(targets):
-        for target, weight, gradient in zip(targets, weights, gradients, strict=True):
-            torch.abs(weight, out=target)
-            if eta:
-                target.add_(eta)
-            if power == 2:
-                target.mul_(target)
-            target.mul_(gradient)
-        return
-    if not targets:
-        return
-    copy_(targets, weights)
-    torch._foreach_abs_(list(targets))
-    if eta:
-        torch._foreach_add_(list(targets), eta)
-    if power == 2:
-        torch._foreach_mul_(list(targets), list(targets))
-    torch._foreach_mul_(list(targets), list(gradients))
+    large, (small, weights, gradients) = _divided(targets, weights, gradients)
+    for target, weight, gradient in large:
+        torch.abs(weight, out=target)
+        if eta:
+            target.add_(eta)
+        if power == 2:
+            target.mul_(target)
+        target.mul_(gradient)
+    if small:
+        copy_(small, weights)
+        torch._foreach_abs_(list(small))
+        if eta:
+            torch._foreach_add_(list(small), eta)
+        if power == 2:
+            torch._foreach_mul_(list(small), list(small))
+        torch._foreach_mul_(list(small), list(gradients))
 
 
 def set_noise_(
@@ -189,13 +186,9 @@ def _sum_up(tensors: Tensors) -> bool:
 
 def _sum_of_products(tensors: Tensors, others: Tensors) -> Tensor:
     """The inner product of two lists, which may be one and the same, on a CPU, 0-dim."""
-    small, others_small, parts = tensors, others, list[Tensor]()
-    if max(map(Tensor.numel, tensors)) > SMALL:
-        rows = zip(tensors, others, strict=True)
-        parts = [torch.dot(*pair) for a, b in rows if a.numel() > SMALL for pair in _blocks(a, b)]
-        small = [a for a in tensors if a.numel() <= SMALL]
-        others_small = small if others is tensors else [b for b in others if b.numel() <= SMALL]
-    if others_small is small:
+    large, (small, others_small) = _divided(tensors, others)
+    parts = [torch.dot(*pair) for a, b in large for pair in _blocks(a, b)]
+    if others is tensors:
         parts += [torch.dot(a, a) for a in joined(small)]
     else:
         parts += [torch.dot(a, b) for a, b in zip(joined(small), joined(others_small), strict=True)]
@@ -211,12 +204,13 @@ def _blocks(tensor: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
 
     One fp32 sum over 25 million elements is wrong in the fourth digit.
     """
-    if all(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in (tensor, other)):
-        tensor, other = tensor.permute(0, 2, 3, 1), other.permute(0, 2, 3, 1)
-    tensor, other = tensor.flatten(), other.flatten()
+    both = [tensor] if other is tensor else [tensor, other]
+    if tensor.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in both):
+        both = [each.permute(0, 2, 3, 1) for each in both]
+    both = [each.flatten() for each in both]
     if tensor.numel() <= _BLOCK:
-        return [(tensor, other)]
-    return zip(tensor.split(_BLOCK), other.split(_BLOCK), strict=True)
+        return [(both[0], both[-1])]
+    return zip(both[0].split(_BLOCK), both[-1].split(_BLOCK), strict=True)
 
 
 def _accumulator(tensors: Tensors) -> torch.dtype:
@@ -227,9 +221,15 @@ def _on_cpu(tensors: Tensors) -> bool:
     return not tensors or tensors[0].device.type == "cpu"
 
 
-def _are_large(tensors: Tensors) -> bool:
-    """Whether one tensor after the other is fastest: on a CPU, whose caches keep one between two kernels.
+def _divided(*lists: Tensors) -> tuple[list[tuple[Tensor, ...]], Sequence[Tensors]]:
+    """Rows of large tensors, and lists of the small ones, which are all that an accelerator has.
 
-    Many small ones are not: there it is the calls that take the time.
+    On a CPU, one large tensor after the other is fastest, whose caches keep it between two kernels. Many
+    small ones are not: there it is the calls that take the time.
     """
-    return _on_cpu(tensors) and sum(map(Tensor.numel, tensors)) > SMALL * len(tensors)
+    if not _on_cpu(lists[0]) or max(map(Tensor.numel, lists[0]), default=0) <= SMALL:
+        return [], lists
+    rows = list(zip(*lists, strict=True))
+    small = [row for row in rows if row[0].numel() <= SMALL]
+    large = [row for row in rows if row[0].numel() > SMALL]
+    return large, [[row[column] for row in small] for column in range(len(lists))]

@@ -25,28 +25,27 @@ PassContext = Callable[[], AbstractContextManager[object]]
 class AscentPass:
     """Make the context manager around a pass whose gradient a perturbation follows.
 
-    Each module with a bool attribute ``true_gradient``, such as Shake-Shake, has it set: its gradient is
-    otherwise another than its loss's, at random, which regularises an update but does not climb. ``around``
-    is entered too. A class and no closure, as ``KeptBuffers`` is.
+    Each layer that already has a bool attribute ``true_gradient``, such as Shake-Shake, has it set: its
+    gradient is otherwise another than its loss's, at random, which regularises an update but does not climb.
+    ``around`` is entered too. A class and no closure, as ``KeptBuffers`` is.
     """
 
     def __init__(self, module: nn.Module | None, around: PassContext | None = None) -> None:
-        self.module, self.around = module, around or nullcontext
+        # Once: to ask each layer in each pass takes longer than a kernel on all of a small model's weights.
+        layers: Any = () if module is None else module.modules()
+        self.layers = [each for each in layers if isinstance(getattr(each, "true_gradient", None), bool)]
+        self.around = around or nullcontext
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        layers: list[Any] = [] if self.module is None else list(self.module.modules())
-        name = "true_gradient"
-        # getattr on a module takes ten times as long to find nothing, for each layer of each pass.
-        flags = [vars(each).get(name, getattr(type(each), name, None)) for each in layers]
-        found = [(each, flag) for each, flag in zip(layers, flags, strict=True) if isinstance(flag, bool)]
+        before = [layer.true_gradient for layer in self.layers]
         try:
-            for layer, _ in found:
+            for layer in self.layers:
                 layer.true_gradient = True
             with self.around():
                 yield
         finally:
-            for layer, was_true in found:
+            for layer, was_true in zip(self.layers, before, strict=True):
                 layer.true_gradient = was_true
 
 
