@@ -74,8 +74,8 @@ class WeightedGradient(Direction):
     """
 
     def perturb_(self, at: Ascent) -> None:
-        foreach.set_weighted_(at.parameters, at.weights, at.gradients)
-        _rescale_(at)
+        norm = foreach.set_weighted_(at.parameters, at.weights, at.gradients)
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, foreach.ratio(at.rho, norm))
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,8 @@ class AdaptiveGradient(Direction):
         return [parameter for parameter in parameters if parameter in info.norm_parameters]
 
     def perturb_(self, at: Ascent) -> None:
-        self._set(at, 2)
-        # ‖T⊙g‖² is the product of T²⊙g with g, so that T⊙g itself is never written.
-        factor = foreach.ratio(at.rho, foreach.dot(at.parameters, at.gradients).sqrt())
-        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+        norm = self._set(at, 2)
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, foreach.ratio(at.rho, norm))
 
     def scales(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
         """T of each named tensor: a perturbation of this direction has ‖e / T‖ = ρ."""
@@ -116,22 +114,27 @@ class AdaptiveGradient(Direction):
         self._set(Ascent(tensors, starts, ones, 1.0, info, RuleState(), {}), 1)
         return tensors
 
-    def _set(self, at: Ascent, power: int) -> None:
-        """``at.parameters ← T^power ⊙ at.gradients``."""
+    def _set(self, at: Ascent, power: int) -> Tensor:
+        """``at.parameters ← T^power ⊙ at.gradients``; gives ‖T ⊙ at.gradients‖."""
         every = list(zip(at.parameters, at.weights, at.gradients, strict=True))
         adaptive, others = list(every), []
         if self.bias_rule == "paper":
             names = {p: at.info.names.get(p, "weight" if p.dim() >= 2 else "") for p in at.parameters}
             adaptive = [row for row in every if "weight" in names[row[0]]]
             others = [row for row in every if "weight" not in names[row[0]]]
-        targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
-        self._set_adaptive(targets, starts, slopes, power)
-        foreach.copy_([row[0] for row in others], [row[2] for row in others])
+        norms = list[Tensor]()
+        if adaptive:
+            targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
+            norms.append(self._set_adaptive(targets, starts, slopes, power))
+        if others:
+            foreach.copy_([row[0] for row in others], [row[2] for row in others])
+            norms.append(foreach.global_norm([row[2] for row in others]))
+        return torch.hypot(norms[0], norms[1].to(norms[0])) if len(norms) == 2 else norms[0]
 
-    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> None:
-        """``targets ← T^power ⊙ gradients`` where T is not 1."""
+    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> Tensor:
+        """``targets ← T^power ⊙ gradients`` where T is not 1; gives ‖T ⊙ gradients‖."""
         eta = self.eta if self.bias_rule == "paper" else 0.0
-        foreach.set_weighted_(targets, weights, gradients, eta, power)
+        return foreach.set_weighted_(targets, weights, gradients, eta, power)
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,10 @@ class LayerwiseGradient(AdaptiveGradient):
     ``eta`` has no part in it.
     """
 
-    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> None:
+    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> Tensor:
         for target, gradient, norm in zip(targets, gradients, foreach.tensor_norms(weights), strict=True):
             torch.mul(gradient, norm**power, out=target)
+        return foreach.dot(targets, gradients).sqrt() if power == 2 else foreach.global_norm(targets)
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,15 @@ def set_sum_(targets: Tensors, starts: Tensors, steps: Tensors, factor: Tensor |
 
 def set_weighted_(
     targets: Tensors, weights: Tensors, gradients: Tensors, eta: float = 0.0, power: int = 1
-) -> None:
-    """``targets ← (|weights| + eta)^power ⊙ gradients`` for power 1 or 2; no further memory."""
-    large, (small, weights, gradients) = _divided(targets, weights, gradients)
+) -> Tensor:
+    """``targets ← T^power ⊙ gradients`` with T = |weights| + eta, for power 1 or 2; no further memory.
+
+    Returns ‖T ⊙ gradients‖, 0-dim: for power 2 the root of ⟨targets, gradients⟩.
+    """
+    sums_up, parts, norm = _sum_up(targets) and _sum_up(gradients), list[Tensor](), None
+    if power == 2 and not sums_up:  # an accelerator has a fast norm, but no fast product of lists
+        norm = set_weighted_(targets, weights, gradients, eta)
+    large, (small, starts, slopes) = _divided(targets, weights, gradients)
     for target, weight, gradient in large:
         torch.abs(weight, out=target)
         if eta:
@@ -127,14 +133,19 @@ def set_weighted_(
         if power == 2:
             target.mul_(target)
         target.mul_(gradient)
+        if sums_up:  # while the cache has them
+            parts += [torch.dot(*pair) for pair in _blocks(target, gradient if power == 2 else target)]
     if small:
-        copy_(small, weights)
+        copy_(small, starts)
         torch._foreach_abs_(list(small))
         if eta:
             torch._foreach_add_(list(small), eta)
         if power == 2:
             torch._foreach_mul_(list(small), list(small))
-        torch._foreach_mul_(list(small), list(gradients))
+        torch._foreach_mul_(list(small), list(slopes))
+    if sums_up:
+        return _sum_of_products(targets, gradients if power == 2 else targets, parts).sqrt()
+    return global_norm(targets) if norm is None else norm
 
 
 def set_noise_(
@@ -184,10 +195,15 @@ def _sum_up(tensors: Tensors) -> bool:
     return _on_cpu(tensors) and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
 
 
-def _sum_of_products(tensors: Tensors, others: Tensors) -> Tensor:
-    """The inner product of two lists, which may be one and the same, on a CPU, 0-dim."""
+def _sum_of_products(tensors: Tensors, others: Tensors, parts: list[Tensor] | None = None) -> Tensor:
+    """The inner product of two lists, which may be one and the same, on a CPU, 0-dim.
+
+    ``parts`` are those of the large tensors, if they are known.
+    """
     large, (small, others_small) = _divided(tensors, others)
-    parts = [torch.dot(*pair) for a, b in large for pair in _blocks(a, b)]
+    if parts is None:
+        # The last first: the cache still has them, and has the first where the next kernel begins.
+        parts = [torch.dot(*pair) for a, b in reversed(large) for pair in _blocks(a, b)]
     if others is tensors:
         parts += [torch.dot(a, a) for a in joined(small)]
     else:
