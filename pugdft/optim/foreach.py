@@ -223,7 +223,7 @@ def _blocks(tensor: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     both = [tensor] if other is tensor else [tensor, other]
     if tensor.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in both):
         both = [each.permute(0, 2, 3, 1) for each in both]
-    both = [each.flatten() for each in both]
+    both = [each.contiguous().view(-1) for each in both]  # flatten() may leave gaps, which BLAS sums badly
     if tensor.numel() <= _BLOCK:
         return [(both[0], both[-1])]
     return zip(both[0].split(_BLOCK), both[-1].split(_BLOCK), strict=True)
