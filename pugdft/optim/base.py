@@ -240,7 +240,7 @@ def construct_base(name: Any, params: Groups, options: Mapping[str, Any]) -> tor
 
 
 def fill_momentum(base: torch.optim.Optimizer) -> None:
-    """Give each parameter that is about to be stepped by a fused SGD its momentum buffer, which is zero.
+    """Give each parameter that a fused SGD may step its momentum buffer, which is zero.
 
     torch leaves it uninitialised if the very first step is skipped on the device, and fails where a parameter
     gets its first gradient later than others.
@@ -249,7 +249,7 @@ def fill_momentum(base: torch.optim.Optimizer) -> None:
     for group in groups:
         if group["fused"] and group["momentum"]:
             for parameter in group["params"]:
-                if parameter.grad is not None and base.state[parameter].get("momentum_buffer") is None:
+                if parameter.requires_grad and base.state[parameter].get("momentum_buffer") is None:
                     base.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 

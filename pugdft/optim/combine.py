@@ -154,8 +154,7 @@ class ReuseAscent(Combination):
     def merge_(self, g: Tensors, g_star: Tensors, parameters: Tensors, state: RuleState) -> Correction | None:
         share = foreach.square_ratio(foreach.dot(g, g_star), foreach.global_norm(g))
         # The held clean gradient becomes v, so that remembering v costs no copy.
-        foreach.scale_(g, -share)
-        foreach.add_scaled_(g, g_star, 1.0)
+        foreach.set_sum_(g, g_star, g, -share)
         for tensor in g:  # after an overflow, nothing is remembered instead of NaN
             tensor.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         state.tensors["across"] = dict(zip(parameters, g, strict=True))

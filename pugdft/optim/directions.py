@@ -74,8 +74,8 @@ class WeightedGradient(Direction):
     """
 
     def perturb_(self, at: Ascent) -> None:
-        foreach.set_weighted_(at.parameters, at.weights, at.gradients)
-        _rescale_(at)
+        norm = foreach.set_weighted_(at.parameters, at.weights, at.gradients)
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, foreach.ratio(at.rho, norm))
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,8 @@ class AdaptiveGradient(Direction):
         return [parameter for parameter in parameters if parameter in info.norm_parameters]
 
     def perturb_(self, at: Ascent) -> None:
-        self._set(at, 1)
-        factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-        self._set(at, 2)
-        foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+        norm = self._set(at, 2)
+        foreach.set_sum_(at.parameters, at.weights, at.parameters, foreach.ratio(at.rho, norm))
 
     def scales(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
         """T of each named tensor: a perturbation of this direction has ‖e / T‖ = ρ."""
@@ -116,22 +114,27 @@ class AdaptiveGradient(Direction):
         self._set(Ascent(tensors, starts, ones, 1.0, info, RuleState(), {}), 1)
         return tensors
 
-    def _set(self, at: Ascent, power: int) -> None:
-        """``at.parameters ← T^power ⊙ at.gradients``."""
+    def _set(self, at: Ascent, power: int) -> Tensor:
+        """``at.parameters ← T^power ⊙ at.gradients``; gives ‖T ⊙ at.gradients‖."""
         every = list(zip(at.parameters, at.weights, at.gradients, strict=True))
         adaptive, others = list(every), []
         if self.bias_rule == "paper":
             names = {p: at.info.names.get(p, "weight" if p.dim() >= 2 else "") for p in at.parameters}
             adaptive = [row for row in every if "weight" in names[row[0]]]
             others = [row for row in every if "weight" not in names[row[0]]]
-        targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
-        self._set_adaptive(targets, starts, slopes, power)
-        foreach.copy_([row[0] for row in others], [row[2] for row in others])
+        norms = list[Tensor]()
+        if adaptive:
+            targets, starts, slopes = ([row[column] for row in adaptive] for column in range(3))
+            norms.append(self._set_adaptive(targets, starts, slopes, power))
+        if others:
+            foreach.copy_([row[0] for row in others], [row[2] for row in others])
+            norms.append(foreach.global_norm([row[2] for row in others]))
+        return torch.hypot(norms[0], norms[1].to(norms[0])) if len(norms) == 2 else norms[0]
 
-    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> None:
-        """``targets ← T^power ⊙ gradients`` where T is not 1."""
+    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> Tensor:
+        """``targets ← T^power ⊙ gradients`` where T is not 1; gives ‖T ⊙ gradients‖."""
         eta = self.eta if self.bias_rule == "paper" else 0.0
-        foreach.set_weighted_(targets, weights, gradients, eta, power)
+        return foreach.set_weighted_(targets, weights, gradients, eta, power)
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,10 @@ class LayerwiseGradient(AdaptiveGradient):
     ``eta`` has no part in it.
     """
 
-    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> None:
+    def _set_adaptive(self, targets: Tensors, weights: Tensors, gradients: Tensors, power: int) -> Tensor:
         for target, gradient, norm in zip(targets, gradients, foreach.tensor_norms(weights), strict=True):
             torch.mul(gradient, norm**power, out=target)
+        return foreach.dot(targets, gradients).sqrt() if power == 2 else foreach.global_norm(targets)
 
 
 @dataclass(frozen=True)
@@ -160,11 +164,15 @@ class FriendlyGradient(Direction):
 
     def perturb_(self, at: Ascent) -> None:
         averages = at.state.tensors.setdefault("average", {})
-        foreach.copy_(at.parameters, at.gradients)
-        known = [parameter for parameter in at.parameters if parameter in averages]
-        foreach.add_scaled_(known, [averages[parameter] for parameter in known], -self.sigma)
-        _rescale_(at)
-        _update_averages(averages, at, self.decay)
+        rows = list(zip(at.parameters, at.gradients, strict=True))
+        known = [row for row in rows if row[0] in averages]
+        parameters, gradients = [row[0] for row in known], [row[1] for row in known]
+        foreach.set_sum_(parameters, gradients, [averages[p] for p in parameters], -self.sigma)
+        new = [row for row in rows if row[0] not in averages]
+        foreach.copy_([row[0] for row in new], [row[1] for row in new])
+        norm = _rescale_(at)
+        # Averages are finite, so the norm of g − sigma·m is finite exactly if g is.
+        _update_averages(averages, at, self.decay, torch.isfinite(norm))
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ class AveragedGradient(Direction):
 
     def perturb_(self, at: Ascent) -> None:
         averages = at.state.tensors.setdefault("average", {})
-        _update_averages(averages, at, 1 - self.theta)
+        _update_averages(averages, at, 1 - self.theta, torch.isfinite(foreach.global_norm(at.gradients)))
         # Before any finite gradient there is no average; the step is going to be skipped.
         direction = [averages.get(p, g) for p, g in zip(at.parameters, at.gradients, strict=True)]
         factor = foreach.ratio(at.rho, foreach.global_norm(direction))
@@ -279,18 +287,18 @@ DIRECTIONS: Registry = {
 }
 
 
-def _rescale_(at: Ascent) -> None:
-    """Make the direction that the parameters hold a perturbation of length ρ, and add the weights."""
-    factor = foreach.ratio(at.rho, foreach.global_norm(at.parameters))
-    foreach.set_sum_(at.parameters, at.weights, at.parameters, factor)
+def _rescale_(at: Ascent) -> Tensor:
+    """Make the direction that the parameters hold one of length ρ, and add the weights; gives its norm."""
+    norm = foreach.global_norm(at.parameters)
+    foreach.set_sum_(at.parameters, at.weights, at.parameters, foreach.ratio(at.rho, norm))
+    return norm
 
 
-def _update_averages(averages: dict[Tensor, Tensor], at: Ascent, decay: float) -> None:
+def _update_averages(averages: dict[Tensor, Tensor], at: Ascent, decay: float, finite: Tensor) -> None:
     """average ← decay·average + (1 − decay)·g; a parameter's first average is its g.
 
-    A gradient that is not finite changes nothing, for an average would carry it into every later step.
+    A gradient that is not ``finite`` changes nothing, for an average would carry it into every later step.
     """
-    finite = torch.isfinite(foreach.global_norm(at.gradients))
     on_cpu = finite.device.type == "cpu"
     if on_cpu and not finite:
         return

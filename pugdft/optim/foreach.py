@@ -7,7 +7,7 @@ device. On a CPU there is nothing to wait for: a Python number is free and lets 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,13 +29,8 @@ def gradients_of(parameters: Tensors) -> list[Tensor]:
 def global_norm(tensors: Tensors) -> Tensor:
     """L2 norm over all elements, a 0-dim tensor on the first one's device, in fp64 for fp64, else in fp32."""
     if _sum_up(tensors):
-        squares = [torch.dot(vector, vector) for vector in joined(tensors)]
-        squares += [_square_sum(tensor) for tensor in tensors if tensor.numel() > SMALL]
-        norm = torch.stack(squares).sum().sqrt()
-        if math.isinf(norm):  # the squares of finite numbers may be infinite in fp32
-            wide = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
-            norm = torch.linalg.vector_norm(torch.stack(wide))
-        return norm.to(tensors[0].dtype)
+        # A product of a vector with itself reads it faster than a norm in fp64 does.
+        return _sum_of_products(tensors, tensors).sqrt().to(tensors[0].dtype)
     norms = torch._foreach_norm(list(tensors), 2, dtype=_accumulator(tensors))
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
@@ -49,13 +44,12 @@ def tensor_norms(tensors: Tensors) -> list[Tensor]:
 
 def dot(tensors: Tensors, others: Tensors) -> Tensor:
     """The inner product over all elements, a 0-dim tensor of at least fp32."""
-    dtype, rows, parts = _accumulator(tensors), list(zip(tensors, others, strict=True)), list[Tensor]()
     if _sum_up(tensors) and _sum_up(others):
-        parts = [torch.dot(a, b) for a, b in zip(joined(tensors), joined(others), strict=True)]
-        rows = [(a, b) for a, b in rows if a.numel() > SMALL]
-    parts += [
+        return _sum_of_products(tensors, others)
+    dtype = _accumulator(tensors)
+    parts = [
         torch.sum(a * b, dtype=dtype) if a.numel() else torch.zeros((), dtype=dtype, device=a.device)
-        for a, b in rows
+        for a, b in zip(tensors, others, strict=True)
     ]
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
@@ -108,42 +102,50 @@ def move_(parameters: Tensors, weights: Tensors, steps: Tensors, factor: Tensor 
 
 def set_sum_(targets: Tensors, starts: Tensors, steps: Tensors, factor: Tensor | float) -> None:
     """``targets ← starts + factor · steps``; ``steps`` may be ``targets``, large ones take no more memory."""
-    if _on_cpu(targets) and targets:
-        number = float(factor)
-        if _are_large(targets):
-            for target, start, step in zip(targets, starts, steps, strict=True):
-                torch.add(start, step, alpha=number, out=target)
-        else:
-            copy_(targets, torch._foreach_add(list(starts), list(steps), alpha=number))
+    if not _on_cpu(targets):
+        if steps is not targets:
+            copy_(targets, steps)
+        scale_(targets, factor)
+        add_scaled_(targets, starts, 1.0)
         return
-    if steps is not targets:
-        copy_(targets, steps)
-    scale_(targets, factor)
-    add_scaled_(targets, starts, 1.0)
+    large, (small, starts, steps) = _divided(targets, starts, steps)
+    for target, start, step in large:
+        torch.add(start, step, alpha=float(factor), out=target)
+    if small:
+        copy_(small, torch._foreach_add(list(starts), list(steps), alpha=float(factor)))
 
 
 def set_weighted_(
     targets: Tensors, weights: Tensors, gradients: Tensors, eta: float = 0.0, power: int = 1
-) -> None:
-    """``targets ← (|weights| + eta)^power ⊙ gradients`` for power 1 or 2; no further memory."""
-    if _are_large(targets):
-        for target, weight, gradient in zip(targets, weights, gradients, strict=True):
-            torch.abs(weight, out=target)
-            if eta:
-                target.add_(eta)
-            if power == 2:
-                target.mul_(target)
-            target.mul_(gradient)
-        return
-    if not targets:
-        return
-    copy_(targets, weights)
-    torch._foreach_abs_(list(targets))
-    if eta:
-        torch._foreach_add_(list(targets), eta)
-    if power == 2:
-        torch._foreach_mul_(list(targets), list(targets))
-    torch._foreach_mul_(list(targets), list(gradients))
+) -> Tensor:
+    """``targets ← T^power ⊙ gradients`` with T = |weights| + eta, for power 1 or 2; no further memory.
+
+    Returns ‖T ⊙ gradients‖, 0-dim: for power 2 the root of ⟨targets, gradients⟩.
+    """
+    sums_up, parts, norm = _sum_up(targets) and _sum_up(gradients), list[Tensor](), None
+    if power == 2 and not sums_up:  # an accelerator has a fast norm, but no fast product of lists
+        norm = set_weighted_(targets, weights, gradients, eta)
+    large, (small, starts, slopes) = _divided(targets, weights, gradients)
+    for target, weight, gradient in large:
+        torch.abs(weight, out=target)
+        if eta:
+            target.add_(eta)
+        if power == 2:
+            target.mul_(target)
+        target.mul_(gradient)
+        if sums_up:  # while the cache has them
+            parts += [torch.dot(*pair) for pair in _blocks(target, gradient if power == 2 else target)]
+    if small:
+        copy_(small, starts)
+        torch._foreach_abs_(list(small))
+        if eta:
+            torch._foreach_add_(list(small), eta)
+        if power == 2:
+            torch._foreach_mul_(list(small), list(small))
+        torch._foreach_mul_(list(small), list(slopes))
+    if sums_up:
+        return _sum_of_products(targets, gradients if power == 2 else targets, parts).sqrt()
+    return global_norm(targets) if norm is None else norm
 
 
 def set_noise_(
@@ -179,13 +181,12 @@ def clip_norm_(tensors: Tensors, limit: float | Tensor, norm: Tensor) -> None:
 
 
 def joined(tensors: Tensors) -> Iterator[Tensor]:
-    """Yield the elements of the small tensors as vectors.
+    """Yield the elements of small tensors as vectors.
 
     To join tensors takes a sixth of a kernel each; in parts, so that it takes no copy of all weights.
     """
-    small = [tensor for tensor in tensors if tensor.numel() <= SMALL]
-    for start in range(0, len(small), _MANY):
-        part = small[start : start + _MANY]
+    for start in range(0, len(tensors), _MANY):
+        part = tensors[start : start + _MANY]
         yield torch.cat([tensor if tensor.dim() == 1 else tensor.flatten() for tensor in part])
 
 
@@ -194,19 +195,38 @@ def _sum_up(tensors: Tensors) -> bool:
     return _on_cpu(tensors) and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
 
 
-def _square_sum(tensor: Tensor) -> Tensor:
-    """‖tensor‖², 0-dim.
+def _sum_of_products(tensors: Tensors, others: Tensors, parts: list[Tensor] | None = None) -> Tensor:
+    """The inner product of two lists, which may be one and the same, on a CPU, 0-dim.
 
-    A product of a vector with itself reads it faster than a norm does. In blocks: one fp32 sum over 25
-    million elements is wrong in the fourth digit.
+    ``parts`` are those of the large tensors, if they are known.
     """
-    is_images = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    if not (is_images or tensor.is_contiguous()):
-        return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    if flat.numel() <= _BLOCK:
-        return torch.dot(flat, flat)
-    return torch.stack([torch.dot(block, block) for block in flat.split(_BLOCK)]).sum(dtype=torch.float64)
+    large, (small, others_small) = _divided(tensors, others)
+    if parts is None:
+        # The last first: the cache still has them, and has the first where the next kernel begins.
+        parts = [torch.dot(*pair) for a, b in reversed(large) for pair in _blocks(a, b)]
+    if others is tensors:
+        parts += [torch.dot(a, a) for a in joined(small)]
+    else:
+        parts += [torch.dot(a, b) for a, b in zip(joined(small), joined(others_small), strict=True)]
+    product = torch.stack(parts).sum(dtype=torch.float64)
+    if math.isinf(product):  # the products of finite numbers may be infinite in fp32
+        rows = zip(tensors, others, strict=True)
+        product = torch.stack([(a.double() * b).sum() for a, b in rows]).sum()
+    return product
+
+
+def _blocks(tensor: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Both as vectors, in blocks; without a copy if both lie in memory alike, without gaps.
+
+    One fp32 sum over 25 million elements is wrong in the fourth digit.
+    """
+    both = [tensor] if other is tensor else [tensor, other]
+    if tensor.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in both):
+        both = [each.permute(0, 2, 3, 1) for each in both]
+    both = [each.contiguous().view(-1) for each in both]  # flatten() may leave gaps, which BLAS sums badly
+    if tensor.numel() <= _BLOCK:
+        return [(both[0], both[-1])]
+    return zip(both[0].split(_BLOCK), both[-1].split(_BLOCK), strict=True)
 
 
 def _accumulator(tensors: Tensors) -> torch.dtype:
@@ -217,9 +237,15 @@ def _on_cpu(tensors: Tensors) -> bool:
     return not tensors or tensors[0].device.type == "cpu"
 
 
-def _are_large(tensors: Tensors) -> bool:
-    """Whether one tensor after the other is fastest: on a CPU, whose caches keep one between two kernels.
+def _divided(*lists: Tensors) -> tuple[list[tuple[Tensor, ...]], Sequence[Tensors]]:
+    """Rows of large tensors, and lists of the small ones, which are all that an accelerator has.
 
-    Many small ones are not: there it is the calls that take the time.
+    On a CPU, one large tensor after the other is fastest, whose caches keep it between two kernels. Many
+    small ones are not: there it is the calls that take the time.
     """
-    return _on_cpu(tensors) and sum(map(Tensor.numel, tensors)) > SMALL * len(tensors)
+    if not _on_cpu(lists[0]) or max(map(Tensor.numel, lists[0]), default=0) <= SMALL:
+        return [], lists
+    rows = list(zip(*lists, strict=True))
+    small = [row for row in rows if row[0].numel() <= SMALL]
+    large = [row for row in rows if row[0].numel() > SMALL]
+    return large, [[row[column] for row in small] for column in range(len(lists))]

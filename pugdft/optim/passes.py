@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from operator import is_
 from typing import Any
 
 import torch
@@ -24,30 +25,28 @@ PassContext = Callable[[], AbstractContextManager[object]]
 class AscentPass:
     """Make the context manager around a pass whose gradient a perturbation follows.
 
-    Each module with a bool attribute ``true_gradient``, such as Shake-Shake, has it set: its gradient is
-    otherwise another than its loss's, at random, which regularises an update but does not climb. ``around``
-    is entered too. A class and no closure, as ``KeptBuffers`` is.
+    Each layer that already has a bool attribute ``true_gradient``, such as Shake-Shake, has it set: its
+    gradient is otherwise another than its loss's, at random, which regularises an update but does not climb.
+    ``around`` is entered too. A class and no closure, as ``KeptBuffers`` is.
     """
 
     def __init__(self, module: nn.Module | None, around: PassContext | None = None) -> None:
-        self.module, self.around = module, around or nullcontext
+        # Once: to ask each layer in each pass takes longer than a kernel on all of a small model's weights.
+        layers: Any = () if module is None else module.modules()
+        self.layers = [each for each in layers if isinstance(getattr(each, "true_gradient", None), bool)]
+        self.around = around or nullcontext
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        layers: Any = () if self.module is None else self.module.modules()
-        found = [(each, each.true_gradient) for each in layers if _is_bool(each, "true_gradient")]
+        before = [layer.true_gradient for layer in self.layers]
         try:
-            for layer, _ in found:
+            for layer in self.layers:
                 layer.true_gradient = True
             with self.around():
                 yield
         finally:
-            for layer, was_true in found:
+            for layer, was_true in zip(self.layers, before, strict=True):
                 layer.true_gradient = was_true
-
-
-def _is_bool(module: nn.Module, name: str) -> bool:
-    return isinstance(getattr(module, name, None), bool)
 
 
 class KeptBuffers:
@@ -135,22 +134,31 @@ class EarlierGradients:
 
 def align_gradients(
     parameters: Sequence[Tensor], strides: Sequence[tuple[int, ...]], name: Callable[[Tensor], str] | None
-) -> None:
+) -> list[Tensor]:
     """Lay each gradient out in memory as its parameter is, for fused kernels pair elements by memory.
 
     Autograd does so itself, but a closure may assign gradients of its own. ``strides`` are the parameters'.
     ``name`` says which parameter it is, to refuse a sparse gradient; None lets those pass, for a base alone.
+    Returns the parameters that have a gradient.
     """
-    for parameter, stride in zip(parameters, strides, strict=True):
-        gradient = parameter.grad
-        if gradient is not None and gradient.layout == torch.strided:
+    gradients, found = foreach.gradients_of(parameters), list(parameters)
+    if len(gradients) < len(found):
+        rows = [row for row in zip(parameters, strides, strict=True) if row[0].grad is not None]
+        found, strides = [row[0] for row in rows], [row[1] for row in rows]
+    # All at once: one after the other would take as long as a kernel does for many small tensors.
+    with suppress(RuntimeError):  # a sparse gradient has no strides
+        if list(map(Tensor.stride, gradients)) == list(strides):
+            return found
+    for parameter, gradient, stride in zip(found, gradients, strides, strict=True):
+        if gradient.layout == torch.strided:
             if gradient.stride() != stride:
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        elif gradient is not None and name is not None:
+        elif name is not None:
             raise RuntimeError(
                 f"{name(parameter)} has a sparse gradient, which only a base optimizer alone can take: "
                 "construct the embedding with sparse=False"
             )
+    return found
 
 
 def random_replay(device: torch.device) -> PassContext:
@@ -186,16 +194,20 @@ class SavedWeights:
     def __init__(self) -> None:
         # From step to step: taking memory costs more than copying into it.
         self._copies = _Copies()
+        self._last: tuple[list[Tensor], list[Tensor]] = [], []
         self.in_use = False
 
     def forget(self) -> None:
         """Give back the copies: parameters were moved or converted."""
         self._copies.clear()
+        self._last = [], []
 
     @contextmanager
     def perturbed(self, parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         """Inside, the parameters are free to be changed; gives a copy of them, and puts it back."""
-        weights = [self._copies[parameter] for parameter in parameters]
+        if not (len(parameters) == len(self._last[0]) and all(map(is_, parameters, self._last[0]))):
+            self._last = parameters, [self._copies[parameter] for parameter in parameters]
+        weights = self._last[1]
         foreach.copy_(weights, parameters)
         self.in_use = True
         try:

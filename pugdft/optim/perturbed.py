@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pugdft.errors import UserError
 from pugdft.optim import foreach, passes
-from pugdft.optim.base import SHARDED, align_layouts, is_sharded, listed, tensors_of
+from pugdft.optim.base import SHARDED, align_layouts, fill_momentum, is_sharded, listed, tensors_of
 from pugdft.optim.combine import Correction
 from pugdft.optim.context import Draws, ParameterInfo, RuleState, StepContext
 from pugdft.optim.diagnostics import Diagnostics
@@ -30,7 +30,6 @@ Closure = Callable[[], Tensor]
 
 _STATE_KEY = "pugdft"
 _SLOTS = ("direction", "trigger", "combine")
-_PLAIN = plain()
 
 
 class PerturbedOptimizer(torch.optim.Optimizer):
@@ -71,7 +70,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         clip: float | None = None,
         seed: int = 0,
     ) -> None:
-        if method != _PLAIN and any(group.get("maximize") for group in base.param_groups):
+        is_alone = method == plain()
+        if not is_alone and any(group.get("maximize") for group in base.param_groups):
             raise UserError("base: maximize=True: a method perturbs and descends; negate the loss instead")
         keeps_momentum = any(group.get("momentum") or "betas" in group for group in base.param_groups)
         if method.direction.requires_momentum and not keeps_momentum:
@@ -92,7 +92,8 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self._clean = passes.CleanGradients(closure_accumulates, loss_scale)
         self._rule_states = {slot: RuleState() for slot in _SLOTS}
         self._weights = passes.SavedWeights()
-        self._guard = GuardedStep(base, loss_scale, clip)
+        self._is_alone = is_alone
+        self._guard = GuardedStep(base, loss_scale, clip, is_alone=is_alone)
         self._earlier = passes.EarlierGradients()
         self._layouts: tuple[list[Any], ...] = ()
         first = base.param_groups[0]
@@ -164,10 +165,10 @@ class PerturbedOptimizer(torch.optim.Optimizer):
                 "build_optimizer(..., loss_scale=LossScale()), call optimizer.backward(loss) in the closure, "
                 "and optimizer.step(closure) without the scaler"
             )
-        every = [parameter for group in self.param_groups for parameter in group["params"]]
-        parameters = [parameter for parameter in every if parameter.requires_grad]
-        if len(parameters) < len(every):  # one that was frozen on the way may have a gradient
-            passes.clear([parameter for parameter in every if not parameter.requires_grad])
+        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        if len(parameters) < sum(len(group["params"]) for group in self.param_groups):
+            # One that was frozen on the way may have a gradient.
+            passes.clear([p for group in self.param_groups for p in group["params"] if not p.requires_grad])
         if not parameters:
             with torch.enable_grad():
                 return closure()
@@ -178,20 +179,19 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         if trigger.passes_ahead:
             with self._weights.perturbed(parameters) as weights:
                 self._perturb(parameters, weights, weights, self.method.radius(context))
-                loss = self._pass(closure, parameters)
-                self.diagnostics.after_clean_pass(parameters)
+                loss, differentiated = self._pass(closure, parameters)
+                self.diagnostics.after_clean_pass(differentiated)
                 self.diagnostics.before_second_pass([])
                 self.diagnostics.measure_perturbation(parameters, weights)
-            self._earlier.check(len(foreach.gradients_of(parameters)))
+            self._earlier.check(len(differentiated))
         else:
             replay = passes.random_replay(parameters[0].device) if self._replays else nullcontext
             is_ascent = self.method.direction.follows_gradient
             is_ascent = is_ascent and trigger.is_due(context, self._rule_states["trigger"])
             with self._ascent_pass() if is_ascent else nullcontext():
-                loss = self._pass(closure, parameters)
-            differentiated = [p for p in parameters if p.grad is not None]
+                loss, differentiated = self._pass(closure, parameters)
             self._earlier.check(len(differentiated))
-            self.diagnostics.after_clean_pass(parameters)
+            self.diagnostics.after_clean_pass(differentiated)
             if differentiated and trigger.fires(context, differentiated, self._rule_states["trigger"]):
                 correction = self._second_pass(closure, parameters, differentiated, context, replay)
                 self.num_two_pass_steps += 1
@@ -258,18 +258,19 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         self.method.direction.perturb_(ascent)
         passes.forget_cached_weights()
 
-    def _pass(self, closure: Closure, parameters: list[Tensor]) -> Tensor:
-        """Leave true gradients, laid out as their parameters are; return the loss."""
+    def _pass(self, closure: Closure, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Leave true gradients, laid out as their parameters are; return the loss and who has a gradient."""
         if self.loss_scale is not None:
             self.loss_scale.is_used = False
         with torch.enable_grad():
             loss = closure()
-        passes.align_gradients(parameters, self._layouts[0], None if self.method == _PLAIN else self._name)
+        name = None if self._is_alone else self._name
+        differentiated = passes.align_gradients(parameters, self._layouts[0], name)
         if self.loss_scale is not None:
             if not self.loss_scale.is_used:
                 raise RuntimeError("with a loss scale the closure must call optimizer.backward(loss)")
-            self.loss_scale.unscale_(foreach.gradients_of(parameters))
-        return loss
+            self.loss_scale.unscale_(foreach.gradients_of(differentiated))
+        return loss, differentiated
 
     def _context(self) -> StepContext:
         first = self.param_groups[0]
@@ -280,15 +281,21 @@ class PerturbedOptimizer(torch.optim.Optimizer):
         return StepContext(self.num_steps, self._told_progress(), lr, peak, least)
 
     def _check_layouts(self, parameters: list[Tensor]) -> None:
-        """At the first step, and after a model or a state was moved: nothing sharded, nothing misaligned."""
+        """At the first step, and after a model or a state was moved: nothing sharded, nothing misaligned.
+
+        Others may be trained than before, or with momentum: then the base's state is completed.
+        """
         strides = list(map(Tensor.stride, parameters))
         sizes, types = list(map(Tensor.numel, parameters)), [parameter.dtype for parameter in parameters]
-        layouts = strides, sizes, types, [parameter.device for parameter in parameters]
+        momenta = [group.get("momentum") for group in self.param_groups]
+        devices = [parameter.device for parameter in parameters]
+        layouts = strides, sizes, types, devices, momenta, list(map(id, parameters))
         if layouts != self._layouts:
             self._layouts = layouts
             for parameter in filter(is_sharded, parameters):
                 raise RuntimeError(f"{self._name(parameter)}: {SHARDED}")
             align_layouts(self.base)
+            fill_momentum(self.base)
             self._weights.forget()
 
     def _name(self, parameter: Tensor) -> str:
@@ -336,7 +343,7 @@ class PerturbedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"the saved state is that of {saved}, not of {mine}")
         self._layouts = ()
         self.base.load_state_dict(base)
-        if saved != mine and (own is not None or self.method != _PLAIN):
+        if saved != mine and (own is not None or not self._is_alone):
             follows = "the method's own state starts anew" if own is None else f"it goes on as {mine}"
             warnings.warn(f"the saved state is that of {saved}: {follows}", stacklevel=2)
         if own is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pugdft.optim import foreach
-from pugdft.optim.base import fill_momentum, unfuse
+from pugdft.optim.base import unfuse
 from pugdft.optim.combine import Correction, Identity, Normalize
 
 # At 0, where halving for ever would lead, no gradient is finite again.
@@ -80,12 +80,18 @@ class GuardedStep:
     Args:
         clip: h ← h · min(1, clip / (‖h‖ + 1e-12)) for the normalised gradient h over all groups; None leaves
             it. A correction (``wsam``) is subtracted after the base's step, and is not clipped.
+        is_alone: the base has no method, so its gradients may be sparse or complex.
     """
 
     def __init__(
-        self, base: torch.optim.Optimizer, loss_scale: LossScale | None, clip: float | None = None
+        self,
+        base: torch.optim.Optimizer,
+        loss_scale: LossScale | None,
+        clip: float | None = None,
+        *,
+        is_alone: bool = False,
     ) -> None:
-        self._base, self._loss_scale, self._clip = base, loss_scale, clip
+        self._base, self._loss_scale, self._clip, self._is_alone = base, loss_scale, clip, is_alone
         self.num_skipped: Tensor | int = 0
 
     def step(self, gradients: list[Tensor], rule: Normalize, correction: Correction | None) -> None:
@@ -93,10 +99,9 @@ class GuardedStep:
         if not gradients:
             return
         base = self._base
-        fill_momentum(base)
-        if {gradient.layout for gradient in gradients} == {torch.strided}:
+        if not self._is_alone or {gradient.layout for gradient in gradients} == {torch.strided}:
             real = gradients
-            if any(map(Tensor.is_complex, gradients)):
+            if self._is_alone and any(map(Tensor.is_complex, gradients)):
                 real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
             norm = rule.normalize_(real)
             finite = torch.isfinite(norm)

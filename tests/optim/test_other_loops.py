@@ -152,6 +152,34 @@ def test_layouts_that_differ_pair_the_right_elements(
     assert deviation(run(torch.float32, False), run(torch.float32, True)) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["sam", "pugd", "fsam"])
+def test_who_is_trained_may_change_between_steps(name: str) -> None:
+    """Two layers of one shape change places: momentum and saved weights follow the parameters."""
+
+    def run(fused: bool) -> nn.Module:
+        torch.manual_seed(3)
+        net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))).double()
+        base = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=fused)
+        optimizer = build_optimizer(spec(name, base), net)
+        for frozen in (0, 1, 0, 2):
+            for number, layer in enumerate(net):
+                layer.requires_grad_(number != frozen)
+            closure = closure_of(optimizer, net)
+            optimizer.step(closure)
+        return net
+
+    def closure_of(optimizer: Any, net: nn.Module) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = net(torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 4)).square().sum()
+            loss.backward()
+            return loss
+
+        return closure
+
+    assert deviation(run(True), run(False)) < 1e-12
+
+
 # --- gradients that the loop owns ----------------------------------------------------------------
 
 
@@ -716,6 +744,64 @@ def test_norms_of_many_elements_are_right_to_five_digits() -> None:
     exact = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
     assert float(foreach.global_norm([tensor])) == pytest.approx(exact, rel=1e-5)
     assert float(foreach.tensor_norms([tensor])[0]) == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layouts", ["alike", "differing", "sliced", "of images"])
+def test_sums_over_lists_are_right_in_every_layout(layouts: str, dtype: torch.dtype) -> None:
+    from pugdft.optim import foreach
+
+    torch.manual_seed(0)
+    shapes = [(3,), (), (70, 64, 3, 3), (1 << 20, 2), (5, 4)]  # small, large, larger than a block
+    first, second = ([torch.randn(shape, dtype=dtype) for shape in shapes] for _ in range(2))
+    if layouts != "alike":
+        first[2] = first[2].to(memory_format=torch.channels_last)
+    if layouts == "of images":
+        second[2] = second[2].to(memory_format=torch.channels_last)
+    if layouts == "sliced":
+        first[3], second[3] = first[3][:, :1], second[3][:, :1]
+    pairs = [(a.double(), b.double()) for a, b in zip(first, second, strict=True)]
+    product, square = sum((a * b).sum() for a, b in pairs), sum((a * a).sum() for a, _ in pairs)
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 1e-3
+    assert float(foreach.dot(first, second)) == pytest.approx(float(product), abs=tolerance * float(square))
+    assert float(foreach.global_norm(first)) == pytest.approx(float(square) ** 0.5, rel=tolerance)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_weighted_gradient_comes_with_its_norm(dtype: torch.dtype, power: int) -> None:
+    from pugdft.optim import foreach
+
+    torch.manual_seed(0)
+    shapes = [(7,), (70, 64, 3, 3), (2, 3)]
+    weights, gradients = ([torch.randn(shape, dtype=dtype) for shape in shapes] for _ in range(2))
+    targets = list(map(torch.empty_like, weights))
+    norm = foreach.set_weighted_(targets, weights, gradients, 0.01, power)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 2e-2
+    rows = [(w.double().abs() + 0.01, g.double()) for w, g in zip(weights, gradients, strict=True)]
+    for target, (t, g) in zip(targets, rows, strict=True):
+        torch.testing.assert_close(target.double(), t**power * g, rtol=tolerance, atol=tolerance)
+    exact = float(torch.cat([(t * g).flatten() for t, g in rows]).norm())
+    assert float(norm) == pytest.approx(exact, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", ["sam", "pugd", "asam"])
+def test_products_that_overflow_in_fp32_are_summed_in_fp64(name: str) -> None:
+    w = nn.Parameter(torch.full((5000,), 2.0))
+    start = w.detach().clone()
+    optimizer = build_optimizer({"name": name, "rho": 1.0, "base": {"name": "sgd", "lr": 1e-21}}, [w])
+    seen: list[Tensor] = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        seen.append(w.detach() - start)
+        loss = (w * 1e20).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.num_skipped_steps == 0
+    assert float(seen[1].norm()) > 0.9  # the perturbation is not lost
 
 
 def test_finite_gradients_whose_squares_overflow_are_used() -> None:
