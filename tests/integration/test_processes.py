@@ -70,10 +70,11 @@ def test_what_launchers_and_accelerate_usually_set_is_followed(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", ["PUGDFT_WORKER", "PUGDFT_LAUNCHER"])
-@pytest.mark.parametrize("value", ["rubbish", "1.5", "-1", str(os.getpid()), "9" * 5000])
+@pytest.mark.parametrize("value", ["rubbish", "1.5", "-1", "{own}", "9" * 5000])
 def test_a_process_that_has_not_started_this_one_is_not_waited_for(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    value = value.format(own=os.getpid())
     set_all(monkeypatch, f"TORCHELASTIC_RUN_ID=x {name}={value}")
     with pytest.raises(UserError, match=f"^{name}: '{value[:79]}.* is not the process .* unset it") as error:
         end_with_the_launcher()
