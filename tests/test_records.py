@@ -238,7 +238,12 @@ def test_what_a_reader_read_once_is_of_each_document_its_own() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["id: x\nrecipe:\n  null\n", "id: x\nrecipe:\n  true\n", "id: x\nrecipe:\n  a: 1\n  'b': 2\n  b: 3\n", "a: |\n  a text"],
+    [
+        "id: x\nrecipe:\n  null\n",
+        "id: x\nrecipe:\n  true\n",
+        "id: x\nrecipe:\n  a: 1\n  'b': 2\n  b: 3\n",
+        "a: |\n  a text",
+    ],
     ids=[
         "a part that is null",
         "a part that is true",
