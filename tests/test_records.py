@@ -236,6 +236,25 @@ def test_what_a_reader_read_once_is_of_each_document_its_own() -> None:
     assert second == reader.parse(RECORD) == in_full(RECORD)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id: x\nrecipe:\n  null\n",
+        "id: x\nrecipe:\n  true\n",
+        "id: x\nrecipe:\n  a: 1\n  'b': 2\n  b: 3\n",
+        "a: |\n  a text",
+    ],
+    ids=[
+        "a part that is null",
+        "a part that is true",
+        "a key twice, once in quotes",
+        "no end of the last line",
+    ],
+)
+def test_a_reader_takes_for_a_part_only_a_mapping_of_one_key(text: str) -> None:
+    read_in_short(text)
+
+
 # --- one file --------------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,8 @@ class Reader:
         """The value of a mapping in block style; a ValueError where it may be another text."""
         if "\n---" in text or "\n..." in text or text.count("{") + text.count("[") >= _MOST_BRACKETS:
             raise ValueError("several documents, or deep brackets")
+        if text[-1:] != "\n":
+            raise ValueError("a last line without an end, which it would get here")
         values: dict[str, Any] = {}
         rest: dict[str, str] = {}
         sections = _SECTION.split(text.removesuffix("\n"))
@@ -124,9 +126,12 @@ class Reader:
         for part in parts:
             if part not in self._parts:
                 self._parts[part] = marshal.dumps(parse(f"  {part}\n"))
-            values.update(marshal.loads(self._parts[part]))  # noqa: S302 (its own bytes)
+            value = marshal.loads(self._parts[part])  # noqa: S302 (its own bytes)
+            if not isinstance(value, dict) or len(value) != 1:
+                raise ValueError("a part is no mapping of one key")
+            values.update(value)
         if before or len(values) != len(parts):
-            raise ValueError("a part is no mapping of one key, or stands twice")
+            raise ValueError("something stands before the first part, or a part stands twice")
         return values
 
 
