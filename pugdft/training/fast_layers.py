@@ -42,7 +42,7 @@ class LastBlock(Block):
         block, tokens = model.blocks[-1], model.num_prefix_tokens
         if [type(block), type(block.attn), type(block.mlp)] != [Block, Attention, Mlp]:
             return
-        if type(block.attn.k_norm) is not nn.Identity:
+        if type(block.attn.k_norm) is not nn.Identity or block.attn.gate is not None:
             return
         if any(isinstance(each, nn.Dropout) and each.p > 0 for each in block.modules()):
             return  # it would draw fewer random numbers
