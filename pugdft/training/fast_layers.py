@@ -37,8 +37,12 @@ class LastBlock(Block):
     @classmethod
     def replace(cls, model: Any) -> None:
         """Give a model this block in place of its last, where that computes the same."""
-        if type(model) not in (VisionTransformer, VisionTransformerDistilled) or model.global_pool != "token":
+        if not isinstance(model, VisionTransformer) or model.global_pool != "token" or not len(model.blocks):
             return
+        for name in ("forward", "forward_features", "pool", "forward_head"):
+            own = getattr(type(model), name)
+            if own not in (getattr(VisionTransformer, name), getattr(VisionTransformerDistilled, name)):
+                return
         block, tokens = model.blocks[-1], model.num_prefix_tokens
         if [type(block), type(block.attn), type(block.mlp)] != [Block, Attention, Mlp]:
             return

@@ -22,6 +22,7 @@ from small_runs import Messages
 from torch import nn
 
 from pugdft.analysis.objective import twice_differentiable
+from pugdft.architectures.cifar_vit import CifarVit
 from pugdft.errors import FaultsError, UserError
 from pugdft.optim.passes import KeptBuffers
 from pugdft.training import performance
@@ -247,10 +248,11 @@ def test_other_convolutions_stay_torchs(options: dict[str, Any]) -> None:
     [
         ("vit_tiny_patch16_224", {}),
         ("deit_tiny_distilled_patch16_224", {}),
+        ("cifar_vit_tiny_patch4", {"img_size": 16}),
         ("vit_tiny_patch16_224", {"init_values": 0.5, "qkv_bias": False, "reg_tokens": 2}),
         ("vit_tiny_patch16_224", {"drop_path_rate": 0.9, "fc_norm": True, "patch_drop_rate": 0.5}),
     ],
-    ids=["class token", "distilled", "registers", "random depth"],
+    ids=["class token", "distilled", "ours", "registers", "random depth"],
 )
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_last_block_for_the_tokens_read_has_the_logits_and_gradients_of_the_whole(
@@ -258,12 +260,12 @@ def test_a_last_block_for_the_tokens_read_has_the_logits_and_gradients_of_the_wh
 ) -> None:
     with attention_of(replace(SWITCHES, fused_attention=fused)):
         torch.manual_seed(0)
-        whole = timm.create_model(name, img_size=48, num_classes=3, depth=2, **options).double()
+        whole = timm.create_model(name, **{"img_size": 48, "num_classes": 3, "depth": 2, **options}).double()
     part = copy.deepcopy(whole)
     arrange(part, replace(SWITCHES, channels_last=False), only_logits=True)
     assert type(part.blocks[-1]) is LastBlock
     assert part.state_dict().keys() == whole.state_dict().keys()
-    x = torch.randn(4, 3, 48, 48, dtype=torch.double)
+    x = torch.randn(4, 3, *whole.patch_embed.img_size, dtype=torch.double)
     for model in whole, part:
         torch.manual_seed(1)
         model(x).logsumexp(1).sum().backward()
@@ -280,14 +282,27 @@ def test_a_last_block_for_the_tokens_read_has_the_logits_and_gradients_of_the_wh
         {"proj_drop_rate": 0.1},
         {"attn_drop_rate": 0.1},
         {"qk_norm": True},
+        {"depth": 0},
         {"mlp_layer": timm.layers.SwiGLU},
     ],
     ids=lambda options: next(iter(options)),
 )
 def test_a_last_block_that_is_read_whole_or_computes_something_else_stays(options: dict[str, Any]) -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, **options)
+    model = timm.create_model("vit_tiny_patch16_224", **{"img_size": 48, "depth": 1, **options})
     arrange(model, SWITCHES, only_logits=True)
-    assert type(model.blocks[-1]) is not LastBlock
+    assert LastBlock not in map(type, model.modules())
+
+
+class Averaging(CifarVit):
+    """A head of its own, which reads all tokens."""
+
+    def pool(self, x: torch.Tensor, pool_type: str | None = None) -> torch.Tensor:
+        return x.mean(1)
+
+
+def test_a_last_block_that_another_head_reads_stays() -> None:
+    arrange(model := Averaging(depth=1, embed_dim=12, num_heads=3), SWITCHES, only_logits=True)
+    assert LastBlock not in map(type, model.modules())
 
 
 def test_a_last_block_is_as_it_was_where_features_are_read_or_timms_layer_has_changed(
